@@ -1,0 +1,4531 @@
+// glmtune: fine-tunes the GLM family (ChatGLM2, ChatGLM3, GLM-4, GLM-4-0414, GLM-Edge) on a CPU.
+//
+// What it is: the whole of it in one file. Weight files and tokenizers as released, the transformer forward and
+// backward, LoRA and full tuning, AdamW, chat. It needs libc and libm; OpenMP if there is one.
+// What it is not: an inference server, or a framework. It knows one family of models, and knows it exactly.
+//
+// How to read it: from the top. Each section opens with what it does and why, and uses only what stands above it.
+// Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch,
+// H the hidden size, V the vocabulary; a prefix d marks a gradient; x_t is row t of x. All numbers that are
+// computed with are `real`: float, or double when built with -DGLMTUNE_DOUBLE (`make glmtune64`), which is what the
+// float build is measured against.
+//
+//      1  Basics             errors, memory, files, random numbers
+//      2  JSON               one small parser: configs, safetensors headers, data sets
+//      3  Tensor files       safetensors: mapped to read, atomic to write
+//      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks
+//      5  Kernels            forward/backward pairs on raw arrays; all that a port to other hardware replaces
+//      6  Model              config and weights by name, both released layouts
+//      7  Tuning methods     one table; what trains, and where it acts
+//      8  Forward, backward  the transformer layer by layer, and the memory it needs
+//      9  Optimizer          AdamW, schedules, clipping
+//     10  Data               chat layouts, loss mask, samples
+//     11  Generation         key/value cache, sampling, chat
+//     12  Files of a run     adapters as PEFT writes them, checkpoints, whole models
+//     13  Training           the loop, evaluation, log, gradient check
+//     14  Commands           one table of commands, one of options, main
+#ifndef GLMTUNE_C
+#define GLMTUNE_C
+
+#if !defined(__cplusplus) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE         // O_CLOEXEC, madvise and friends
+#endif
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef GLMTUNE_DOUBLE
+typedef double real;
+#else
+typedef float real;
+#endif
+
+// The types of numbers a weight file may hold. REAL is whichever of the first two `real` is.
+typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE,
+#ifdef GLMTUNE_DOUBLE
+    REAL = F64
+#else
+    REAL = F32
+#endif
+} Dtype;
+
+#ifndef GLMTUNE_KERNELS_ONLY    // section 5 closes this: a port sees the types above and the prototypes there
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // the omp lines below then say nothing, and that is right
+#endif
+
+// ================================================================================================================
+// 1  Basics
+// ================================================================================================================
+// What C leaves out: errors that say what to do, memory that is checked, files that are whole or not there, and random
+// numbers that do not depend on who drew before.
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+
+// ---- 1.1 Errors --------------------------------------------------------------------------------------------------
+// Every error is one line: what failed, where, and what to do about it. Bad input ends the program with 1, bad usage
+// with 2. Whatever was being written at that moment is removed (1.4), so that nothing half-written stays.
+
+static void discard_unfinished(void);
+
+static void stop_with(int status, const char *format, va_list args) {
+    fflush(stdout);
+    fputs("glmtune: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    discard_unfinished();
+    exit(status);
+}
+
+__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    stop_with(1, format, args);
+    __builtin_unreachable();
+}
+
+__attribute__((noreturn, format(printf, 1, 2))) static void fail_usage(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    stop_with(2, format, args);
+    __builtin_unreachable();
+}
+
+// Letters to insert, delete or change to turn a into b (Levenshtein), for "nearest: ..." in messages.
+static size_t edit_distance(const char *a, const char *b) {
+    size_t n = min_size(strlen(b), 63), row[64];
+    for (size_t j = 0; j <= n; j++) row[j] = j;
+    for (size_t i = 0; a[i]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 1; j <= n; j++) {
+            size_t substitute = diagonal + (a[i] != b[j-1]);
+            diagonal = row[j];
+            row[j] = min_size(substitute, 1 + min_size(row[j], row[j-1]));
+        }
+    }
+    return row[n];
+}
+
+// ---- 1.2 Memory --------------------------------------------------------------------------------------------------
+
+static size_t times(size_t a, size_t b) {
+    size_t product;
+    if (__builtin_mul_overflow(a, b, &product)) fail("a size of %zu x %zu passes what this machine can count", a, b);
+    return product;
+}
+
+static void *checked(void *p, size_t bytes) {
+    if (!p && bytes) fail("out of memory: %.3f GiB more were needed", (double)bytes / (1 << 30));
+    return p;
+}
+
+static void *take(size_t n, size_t size) { return checked(calloc(n ? n : 1, size), times(n, size)); }
+
+// Makes room for `want` elements in an array that grows.
+static void *grow(void *array, size_t *capacity, size_t want, size_t size) {
+    if (want <= *capacity) return array;
+    *capacity = max_size(want, *capacity + *capacity / 2 + 16);
+    return checked(realloc(array, times(*capacity, size)), times(*capacity, size));
+}
+
+// A text that grows; always ends in a NUL that `n` does not count, and may hold others.
+typedef struct { char *s; size_t n, capacity; } Text;
+
+static void text_add(Text *t, const char *s, size_t n) {
+    t->s = grow(t->s, &t->capacity, t->n + n + 1, 1);
+    if (n) memcpy(t->s + t->n, s, n);
+    t->n += n;
+    t->s[t->n] = 0;
+}
+
+__attribute__((format(printf, 2, 3))) static void text_print(Text *t, const char *format, ...) {
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, format, args);
+    t->s = grow(t->s, &t->capacity, t->n + (size_t)n + 1, 1);
+    vsnprintf(t->s + t->n, (size_t)n + 1, format, again);
+    t->n += (size_t)n;
+    va_end(args);
+    va_end(again);
+}
+
+#ifdef __SANITIZE_ADDRESS__
+const char *__asan_default_options(void);
+const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names and a model are never given back
+#endif
+
+// A formatted string of its own, for names and paths that live as long as the program.
+__attribute__((format(printf, 1, 2))) static char *name(const char *format, ...) {
+    va_list args;
+    char *s;
+    va_start(args, format);
+    if (vasprintf(&s, format, args) < 0) fail("out of memory for a name");
+    va_end(args);
+    return s;
+}
+
+// An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The same code
+// first runs on an arena without a block, which only counts: what the memory plan prints is what is then taken.
+typedef struct { char *block; size_t used, size; } Arena;
+
+static void *arena_take(Arena *a, size_t n, size_t size) {
+    size_t bytes = (times(n, size) + 63) & ~(size_t)63, at = a->used;
+    a->used += bytes;
+    if (a->block && a->used > a->size) fail("internal error: an arena of %zu bytes is too small", a->size);
+    return a->block ? a->block + at : NULL;
+}
+
+// ---- 1.3 Clock and progress --------------------------------------------------------------------------------------
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+// Progress goes to stderr: one line that is rewritten on a terminal, plain lines elsewhere.
+__attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...) {
+    bool terminal = isatty(2);
+    if (!terminal && !keep) return;
+    va_list args;
+    va_start(args, format);
+    if (terminal) fputs("\r\033[K", stderr);
+    vfprintf(stderr, format, args);
+    if (!terminal || keep) fputc('\n', stderr);
+    fflush(stderr);
+    va_end(args);
+}
+
+// ---- 1.4 Files ---------------------------------------------------------------------------------------------------
+// A file or folder is written under another name beside its own, synced, and renamed when it is complete. What was
+// begun and not finished is known here, and removed when the program stops with an error.
+
+static struct { char *temporary, *final; } unfinished[4];
+
+static void remove_tree(const char *path) {     // a file, or a folder that holds files
+    DIR *folder = opendir(path);
+    for (struct dirent *e; folder && (e = readdir(folder)); ) {
+        char *inner = name("%s/%s", path, e->d_name);
+        unlink(inner);
+        free(inner);
+    }
+    if (folder) closedir(folder);
+    remove(path);
+}
+
+static void discard_unfinished(void) {
+    for (size_t i = COUNT(unfinished); i-- > 0; )
+        if (unfinished[i].temporary) remove_tree(unfinished[i].temporary);
+}
+
+// Returns the temporary name under which `path` is to be written.
+static const char *begin_output(const char *path) {
+    for (size_t i = 0; i < COUNT(unfinished); i++)
+        if (!unfinished[i].temporary) {
+            unfinished[i].final = name("%s", path);
+            return unfinished[i].temporary = name("%s.tmp", path);
+        }
+    fail("internal error: more than %zu files are being written at once", COUNT(unfinished));
+}
+
+static void sync_path(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
+}
+
+// Gives what was written under `temporary` its name.
+static void finish_output(const char *temporary) {
+    for (size_t i = 0; i < COUNT(unfinished); i++) {
+        if (unfinished[i].temporary != temporary) continue;
+        char *final = unfinished[i].final, *slash = strrchr(final, '/');
+        sync_path(temporary);
+        if (rename(temporary, final)) fail("%s: cannot be given its name: %s", final, strerror(errno));
+        if (slash) *slash = 0;
+        sync_path(slash ? final : ".");
+        free(unfinished[i].temporary);
+        free(final);
+        unfinished[i].temporary = unfinished[i].final = NULL;
+    }
+}
+
+static FILE *open_to_write(const char *temporary) {
+    FILE *f = fopen(temporary, "wbe");
+    if (!f) fail("%s: cannot be written: %s", temporary, strerror(errno));
+    return f;
+}
+
+static void close_written(FILE *f, const char *path) {
+    bool bad = fflush(f) || fsync(fileno(f));
+    if (fclose(f) || bad) fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
+}
+
+static void write_file(const char *path, const char *bytes, size_t n) {
+    const char *temporary = begin_output(path);
+    FILE *f = open_to_write(temporary);
+    fwrite(bytes, 1, n, f);
+    close_written(f, path);
+    finish_output(temporary);
+}
+
+static bool exists(const char *path) { return access(path, F_OK) == 0; }
+
+static bool is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+// Makes a folder and those above it.
+static void make_folders(const char *path) {
+    char *p = name("%s", path);
+    for (char *slash = p + 1; ; slash++) {
+        if (*slash && *slash != '/') continue;
+        char kept = *slash;
+        *slash = 0;
+        if (mkdir(p, 0777) && errno != EEXIST) fail("%s: the folder cannot be made: %s", p, strerror(errno));
+        *slash = kept;
+        if (!kept) break;
+    }
+    if (!is_folder(path)) fail("%s: is a file, and a folder is needed", path);
+    free(p);
+}
+
+// Begins a folder that must not exist yet; files are written under the name returned, finish_output ends it.
+static const char *begin_folder(const char *path) {
+    const char *temporary = begin_output(path);
+    remove_tree(temporary);
+    make_folders(temporary);
+    return temporary;
+}
+
+// The whole of an open file; a NUL follows the last byte.
+static char *read_stream(FILE *f, const char *path, size_t *n) {
+    Text t = {0};
+    char block[1 << 16];
+    text_add(&t, "", 0);
+    for (size_t got; (got = fread(block, 1, sizeof block, f)) > 0; ) text_add(&t, block, got);
+    if (ferror(f)) fail("%s: cannot be read: %s", path, strerror(errno));
+    *n = t.n;
+    return t.s;
+}
+
+static char *read_file(const char *path, size_t *n) {
+    FILE *f = fopen(path, "rbe");
+    if (!f) fail("%s: cannot be opened: %s", path, strerror(errno));
+    char *bytes = read_stream(f, path, n);
+    fclose(f);
+    return bytes;
+}
+
+// ---- 1.5 Random numbers ------------------------------------------------------------------------------------------
+// A random number here is a function of what it is for: (seed, step, sample, token, site, feature) for dropout, (seed,
+// tensor, element) for a first weight, (seed, epoch, place) for shuffling. Nothing has to be stored or restored, and
+// neither threads nor accumulation can change it. Keys are folded one by one, then a counter is hashed: the finalizer
+// of splitmix64 (Steele, Lea, Flood 2014), whose increment is the golden ratio.
+
+#define GOLDEN 0x9E3779B97F4A7C15u
+
+static inline uint64_t mix64(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+static inline uint64_t rng_key(uint64_t key, uint64_t v) { return mix64(key ^ mix64(v + GOLDEN)); }
+static inline uint64_t rng_bits(uint64_t key, uint64_t i) { return mix64(key + GOLDEN * (i + 1)); }
+
+// Uniform on [0,1) with 24 bits, so that it is exact in float.
+static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_bits(key, i) >> 40) * 0x1p-24f; }
+
+// FNV-1a: turns a name into a key, a file's content into a fingerprint.
+static uint64_t hash_bytes(const void *bytes, size_t n) {
+    uint64_t h = 14695981039346656037u;
+    for (const uint8_t *p = bytes, *end = p + n; p < end; p++) h = (h ^ *p) * 1099511628211u;
+    return h;
+}
+
+static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
+
+// ================================================================================================================
+// 2  JSON
+// ================================================================================================================
+// Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value after
+// another, so that it reads JSON lines and one big array alike and holds one sample at a time. Values are trees of
+// nodes that live until the next value is asked for. Every node knows where it began: errors name file:line:column.
+
+enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
+
+typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
+
+typedef struct Json Json;
+struct Json {
+    JsonType type;
+    size_t at;                  // where it begins in the source
+    const char *key;            // its name, when it stands in an object
+    double number;              // JSON_NUMBER; JSON_BOOL: 0 or 1
+    const char *text;           // JSON_STRING: unescaped, followed by a NUL that `count` does not count
+    size_t count;               // bytes of a string, members of an array or object
+    Json *first, *next;         // members
+};
+
+typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512]; } JsonBlock;
+
+typedef struct {
+    const char *file;           // for messages
+    const char *source;
+    size_t n, at;
+    bool started, in_array;     // in_array: the file is one array, whose members are given one by one
+    char *strings;              // unescaped strings of the present value; never longer than the source
+    size_t strings_used;
+    JsonBlock *blocks, *block;  // nodes of the present value
+} JsonReader;
+
+static JsonReader json_open(const char *file, const char *source, size_t n) {
+    JsonReader r = { .file = file, .source = source, .n = n };
+    if (n >= 3 && !memcmp(source, "\xEF\xBB\xBF", 3)) r.at = 3;     // a byte order mark, as Windows editors leave it
+    r.strings = take(n + 1, 1);
+    r.blocks = r.block = take(1, sizeof(JsonBlock));
+    return r;
+}
+
+static void json_close(JsonReader *r) {
+    for (JsonBlock *b = r->blocks, *next; b; b = next) next = b->next, free(b);
+    free(r->strings);
+}
+
+// "file:line:column" of an offset; columns count characters, not bytes.
+static const char *json_where(const JsonReader *r, size_t at) {
+    size_t line = 1, column = 1;
+    for (size_t i = 0; i < at && i < r->n; i++) {
+        if (r->source[i] == '\n') line++, column = 1;
+        else if (((unsigned char)r->source[i] & 0xC0) != 0x80) column++;
+    }
+    return name("%s:%zu:%zu", r->file, line, column);
+}
+
+__attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
+    fail("%s: this is no JSON: %s", json_where(r, r->at), problem);
+}
+
+static Json *json_node(JsonReader *r, JsonType type) {
+    if (r->block->used == COUNT(r->block->nodes)) {
+        if (!r->block->next) r->block->next = take(1, sizeof(JsonBlock));
+        r->block = r->block->next;
+        r->block->used = 0;
+    }
+    Json *j = &r->block->nodes[r->block->used++];
+    *j = (Json){ .type = type, .at = r->at };
+    return j;
+}
+
+static void json_skip_space(JsonReader *r) {
+    while (r->at < r->n && r->source[r->at] && strchr(" \t\r\n", r->source[r->at])) r->at++;
+}
+
+static bool json_accept(JsonReader *r, char c) {
+    json_skip_space(r);
+    if (r->at >= r->n || r->source[r->at] != c) return false;
+    r->at++;
+    return true;
+}
+
+// Writes code point c at s as UTF-8; returns the number of bytes.
+static size_t utf8_put(char *s, uint32_t c) {
+    if (c < 0x80) return s[0] = (char)c, 1;
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
+    s[0] = (char)((0xF00 >> n) | c);
+    return n;
+}
+
+static uint32_t json_hex4(JsonReader *r) {
+    uint32_t c = 0;
+    for (int i = 0; i < 4; i++, r->at++) {
+        const char *digits = "0123456789abcdef", *d = NULL;
+        if (r->at < r->n && r->source[r->at]) d = strchr(digits, tolower((unsigned char)r->source[r->at]));
+        if (!d) json_fail(r, "\\u wants four hexadecimal digits");
+        c = c * 16 + (uint32_t)(d - digits);
+    }
+    return c;
+}
+
+// The character after a backslash; a pair of surrogates is one character, half a pair becomes U+FFFD.
+static size_t json_escape(JsonReader *r, char *out) {
+    const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t", *f;
+    char c = r->at < r->n ? r->source[r->at++] : 0;
+    if (c && (f = strchr(from, c))) return *out = to[f - from], 1;
+    if (c != 'u') r->at--, json_fail(r, "a backslash must be followed by one of \" \\ / b f n r t u");
+    uint32_t high = json_hex4(r);
+    if (high >= 0xD800 && high < 0xDC00 && r->at + 6 <= r->n && !memcmp(r->source + r->at, "\\u", 2)) {
+        size_t back = r->at;
+        r->at += 2;
+        uint32_t low = json_hex4(r);
+        if (low >= 0xDC00 && low < 0xE000) return utf8_put(out, 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00));
+        r->at = back;
+    }
+    return utf8_put(out, high >= 0xD800 && high < 0xE000 ? 0xFFFD : high);
+}
+
+// A string whose opening quote is behind us.
+static const char *json_string(JsonReader *r, size_t *count) {
+    char *start = r->strings + r->strings_used, *out = start;
+    for (;;) {
+        if (r->at >= r->n) json_fail(r, "the file ends inside a string");
+        unsigned char c = (unsigned char)r->source[r->at];
+        if (c < 0x20) json_fail(r, "a line break or control character inside a string; write it as \\n or \\u00XX");
+        r->at++;
+        if (c == '"') break;
+        if (c == '\\') out += json_escape(r, out);
+        else *out++ = (char)c;
+    }
+    *out = 0;
+    *count = (size_t)(out - start);
+    r->strings_used += *count + 1;
+    return start;
+}
+
+static Json *json_number(JsonReader *r) {
+    Json *j = json_node(r, JSON_NUMBER);
+    size_t p = r->at, digits;
+    if (p < r->n && r->source[p] == '-') p++;
+    size_t whole = p;
+    while (p < r->n && isdigit((unsigned char)r->source[p])) p++;
+    if (p == whole || (r->source[whole] == '0' && p > whole + 1)) json_fail(r, "a value was expected here");
+    if (p < r->n && r->source[p] == '.') {
+        for (digits = ++p; p < r->n && isdigit((unsigned char)r->source[p]); ) p++;
+        if (p == digits) json_fail(r, "digits must follow the decimal point");
+    }
+    if (p < r->n && (r->source[p] | 32) == 'e') {
+        p++;
+        if (p < r->n && (r->source[p] == '+' || r->source[p] == '-')) p++;
+        for (digits = p; p < r->n && isdigit((unsigned char)r->source[p]); ) p++;
+        if (p == digits) json_fail(r, "digits must follow the exponent's e");
+    }
+    char *copy = strndup(r->source + r->at, p - r->at);
+    j->number = strtod(checked(copy, p - r->at), NULL);
+    free(copy);
+    r->at = p;
+    return j;
+}
+
+static Json *json_value(JsonReader *r, int depth);
+
+static Json *json_members(JsonReader *r, JsonType type, int depth) {
+    Json *j = json_node(r, type), **end = &j->first;
+    char closing = type == JSON_OBJECT ? '}' : ']';
+    r->at++;
+    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
+    if (json_accept(r, closing)) return j;
+    do {
+        const char *key = NULL;
+        size_t key_length;
+        if (type == JSON_OBJECT) {
+            if (!json_accept(r, '"')) json_fail(r, "a name in double quotes was expected here");
+            key = json_string(r, &key_length);
+            if (!json_accept(r, ':')) json_fail(r, "a colon was expected here");
+        }
+        *end = json_value(r, depth + 1);
+        (*end)->key = key;
+        end = &(*end)->next;
+        j->count++;
+    } while (json_accept(r, ','));
+    if (!json_accept(r, closing)) json_fail(r, type == JSON_OBJECT ? "a comma or } was expected here"
+                                                                   : "a comma or ] was expected here");
+    return j;
+}
+
+static Json *json_value(JsonReader *r, int depth) {
+    static const struct { const char *word; JsonType type; double number; } words[] = {
+        { "null", JSON_NULL, 0 }, { "true", JSON_BOOL, 1 }, { "false", JSON_BOOL, 0 },
+        { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }      // as Python's json writes them
+    };
+    json_skip_space(r);
+    char c = r->at < r->n ? r->source[r->at] : 0;
+    if (c == '{') return json_members(r, JSON_OBJECT, depth);
+    if (c == '[') return json_members(r, JSON_ARRAY, depth);
+    if (c == '"') {
+        Json *j = json_node(r, JSON_STRING);
+        r->at++;
+        j->text = json_string(r, &j->count);
+        return j;
+    }
+    for (size_t i = 0; i < COUNT(words); i++) {
+        size_t n = strlen(words[i].word);
+        if (r->n - r->at < n || memcmp(r->source + r->at, words[i].word, n)) continue;
+        Json *j = json_node(r, words[i].type);
+        j->number = words[i].number;
+        r->at += n;
+        return j;
+    }
+    if (r->at >= r->n) json_fail(r, "the file ends where a value was expected");
+    return json_number(r);
+}
+
+// The next value of the file, NULL at its end. The one before is gone.
+static Json *json_next(JsonReader *r) {
+    r->block = r->blocks;
+    r->block->used = r->strings_used = 0;
+    if (!r->started) {
+        r->started = true;
+        r->in_array = json_accept(r, '[') && !json_accept(r, ']');
+    } else if (r->in_array && !json_accept(r, ',')) {
+        if (!json_accept(r, ']')) json_fail(r, "a comma or ] was expected here");
+        r->in_array = false;
+    }
+    json_skip_space(r);
+    if (r->at < r->n) return json_value(r, 0);
+    if (r->in_array) json_fail(r, "the file ends inside an array");
+    return NULL;
+}
+
+// The only value of a file.
+static Json *json_only(JsonReader *r) {
+    json_skip_space(r);
+    if (r->at >= r->n) json_fail(r, "the file is empty");
+    Json *j = json_value(r, 0);
+    json_skip_space(r);
+    if (r->at < r->n) json_fail(r, "something follows the end of the value");
+    return j;
+}
+
+static Json *json_get(const Json *object, const char *key) {
+    Json *found = NULL;
+    if (object && object->type == JSON_OBJECT)
+        for (Json *j = object->first; j; j = j->next) if (!strcmp(j->key, key)) found = j;     // the last one counts
+    return found;
+}
+
+static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
+
+static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON string, quotes included
+    text_add(t, "\"", 1);
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)s[i];
+        if (c == '"' || c == '\\') text_print(t, "\\%c", c);
+        else if (c < 0x20) text_print(t, "\\u%04x", c);
+        else text_add(t, s + i, 1);
+    }
+    text_add(t, "\"", 1);
+}
+
+// ================================================================================================================
+// 3  Tensor files
+// ================================================================================================================
+// safetensors: eight bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, then the
+// numbers, little endian, without gaps. A model is one such file, or several with an index that says which tensor lies
+// where. Files are mapped, not read: weights that nothing changes are never copied, and the system may drop and fetch
+// their pages as it likes. Every length, offset and shape is checked against the file before it is used.
+
+enum { MAX_DIMS = 4 };
+#define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
+
+static const struct { const char *name; Dtype dtype; size_t size; } dtypes[] = {    // the first six stand by number
+    { "F64", F64, 8 }, { "F32", F32, 4 }, { "F16", F16, 2 }, { "BF16", BF16, 2 }, { "I64", I64, 8 }, { "I32", I32, 4 },
+    { "I16", OTHER_DTYPE, 2 }, { "I8", OTHER_DTYPE, 1 }, { "U8", OTHER_DTYPE, 1 }, { "BOOL", OTHER_DTYPE, 1 },
+    { "F8_E4M3", OTHER_DTYPE, 1 }, { "F8_E5M2", OTHER_DTYPE, 1 },
+};
+
+static size_t dtype_size(Dtype d) { return dtypes[d].size; }
+
+typedef struct {
+    char *name;
+    const char *dtype_name, *file;
+    Dtype dtype;
+    size_t n_dims, shape[MAX_DIMS], n;      // n: number of elements
+    size_t begin, bytes;                    // in the file, behind the header
+    const void *data;
+} StoredTensor;
+
+typedef struct { StoredTensor *tensors; size_t n, capacity; Text metadata; } TensorSet;
+
+static const char *shape_text(const size_t *shape, size_t n_dims) {
+    Text t = {0};
+    text_print(&t, "[");
+    for (size_t i = 0; i < n_dims; i++) text_print(&t, "%s%zu", i ? ", " : "", shape[i]);
+    text_print(&t, "]");
+    return t.s;
+}
+
+static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted) {
+    for (size_t i = 0; i < s->n; i++) if (!strcmp(s->tensors[i].name, wanted)) return &s->tensors[i];
+    return NULL;
+}
+
+// ---- 3.1 Reading -------------------------------------------------------------------------------------------------
+
+// A JSON number that counts something.
+static bool json_size(const Json *j, size_t *out) {
+    if (!json_is(j, JSON_NUMBER) || !(j->number >= 0 && j->number <= 0x1p53)) return false;
+    *out = (size_t)j->number;
+    return (double)*out == j->number;
+}
+
+static StoredTensor read_tensor_entry(const char *file, const Json *j) {
+    StoredTensor t = { .file = file, .name = name("%s", j->key), .n = 1 };
+    const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
+    size_t end = 0, known = 0;
+    if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
+        fail("%s: '%s' lacks dtype, shape or data_offsets: the header is damaged, download the file again", file, t.name);
+    while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
+    if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
+    t.dtype = dtypes[known].dtype;
+    t.dtype_name = dtypes[known].name;
+    if (shape->count > MAX_DIMS) fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
+    for (const Json *d = shape->first; d; d = d->next) {
+        if (!json_size(d, &t.shape[t.n_dims])) fail("%s: '%s' has a size in its shape that is none", file, t.name);
+        t.n = times(t.n, t.shape[t.n_dims++]);
+    }
+    t.bytes = times(t.n, dtypes[known].size);
+    if (!json_size(range->first, &t.begin) || !json_size(range->first->next, &end) || end < t.begin ||
+        end - t.begin != t.bytes)
+        fail("%s: '%s' is %s of %s, %zu bytes, but its data_offsets say otherwise: download the file again", file, t.name,
+             shape_text(t.shape, t.n_dims), t.dtype_name, t.bytes);
+    return t;
+}
+
+static int by_begin(const void *a, const void *b) {
+    const StoredTensor *x = a, *y = b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
+}
+
+// The tensors of one file must fill it from `start` to its end.
+static void check_layout(const char *file, StoredTensor *t, size_t n, size_t data_bytes) {
+    size_t at = 0;
+    qsort(t, n, sizeof *t, by_begin);
+    for (size_t i = 0; i < n; i++) {
+        if (t[i].begin < at) fail("%s: '%s' and '%s' overlap: the header is damaged, download the file again", file,
+                                  t[i-1].name, t[i].name);
+        if (t[i].begin > at) fail("%s: there is a hole before '%s': the header is damaged, download the file again", file,
+                                  t[i].name);
+        at += t[i].bytes;
+        if (at > data_bytes) fail("%s: is cut off: '%s' ends %zu bytes past the end of the file; download it again", file,
+                                  t[i].name, at - data_bytes);
+    }
+    if (at < data_bytes) fail("%s: %zu bytes follow the last tensor: the header is damaged", file, data_bytes - at);
+}
+
+static const uint8_t *map_file(const char *path, size_t *n) {
+    struct stat s;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &s)) fail("%s: cannot be opened: %s", path, strerror(errno));
+    if (S_ISDIR(s.st_mode)) fail("%s: is a folder, a file was expected", path);
+    *n = (size_t)s.st_size;
+    void *p = *n ? mmap(NULL, *n, PROT_READ, MAP_SHARED, fd, 0) : NULL;
+    if (p == MAP_FAILED) fail("%s: cannot be mapped: %s", path, strerror(errno));
+    close(fd);
+    return p;
+}
+
+// Adds the tensors of one file to the set.
+static void read_tensor_file(TensorSet *set, const char *path) {
+    size_t n, first = set->n;
+    const char *file = name("%s", path);
+    const uint8_t *bytes = map_file(path, &n);
+    uint64_t header = 0;
+    for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
+    if (n < 8 || header > n - 8 || header > MAX_HEADER)
+        fail("%s: is no whole safetensors file: its header would be %llu bytes long, the file is %zu; download it again",
+             path, (unsigned long long)header, n);
+    JsonReader r = json_open(file, (const char *)bytes + 8, header);
+    const Json *root = json_only(&r);
+    if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
+    for (const Json *j = root->first; j; j = j->next) {
+        if (!strcmp(j->key, "__metadata__")) {
+            for (const Json *m = j->first; m; m = m->next)
+                if (m->type == JSON_STRING && j->type == JSON_OBJECT) text_print(&set->metadata, "%s=%s\n", m->key, m->text);
+            continue;
+        }
+        set->tensors = grow(set->tensors, &set->capacity, set->n + 1, sizeof *set->tensors);
+        set->tensors[set->n++] = read_tensor_entry(file, j);
+    }
+    json_close(&r);
+    check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
+    for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
+        const uint8_t *data = bytes + 8 + header + t->begin;
+        if ((uintptr_t)data % 8) {          // files of old libraries: numbers must lie on their own boundary
+            void *copy = take(t->bytes, 1);
+            if (t->bytes) memcpy(copy, data, t->bytes);
+            data = copy;
+        }
+        t->data = data;
+    }
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const StoredTensor *)a)->name, ((const StoredTensor *)b)->name);
+}
+
+static void check_duplicates(const TensorSet *s) {
+    StoredTensor *sorted = take(s->n, sizeof *sorted);
+    if (s->n) memcpy(sorted, s->tensors, s->n * sizeof *sorted);
+    qsort(sorted, s->n, sizeof *sorted, by_name);
+    for (size_t i = 1; i < s->n; i++)
+        if (!strcmp(sorted[i-1].name, sorted[i].name))
+            fail("'%s' stands twice, in %s and in %s", sorted[i].name, sorted[i-1].file, sorted[i].file);
+    free(sorted);
+}
+
+// Reads the shards that an index names, each once.
+static void read_shards(TensorSet *set, const char *folder, const char *index) {
+    size_t n;
+    char *source = read_file(index, &n);
+    JsonReader r = json_open(index, source, n);
+    const Json *map = json_get(json_only(&r), "weight_map");
+    if (!json_is(map, JSON_OBJECT)) fail("%s: has no \"weight_map\"", index);
+    for (const Json *j = map->first; j; j = j->next) {
+        bool seen = false;
+        if (j->type != JSON_STRING || strchr(j->text, '/')) fail("%s: '%s' names no file of this folder", index, j->key);
+        char *path = name("%s/%s", folder, j->text);
+        for (size_t i = 0; i < set->n && !seen; i++) seen = !strcmp(set->tensors[i].file, path);
+        if (!seen && !exists(path)) fail("%s: is missing, %s names it: download it again", path, index);
+        if (!seen) read_tensor_file(set, path);
+        const StoredTensor *t = find_tensor(set, j->key);
+        if (!t) fail("%s: '%s' is in none of its files", index, j->key);
+        free(path);
+    }
+    json_close(&r);
+    free(source);
+}
+
+// The tensors of a model folder, from model.safetensors or from the shards of its index.
+static TensorSet read_model_tensors(const char *folder) {
+    TensorSet set = {0};
+    char *single = name("%s/model.safetensors", folder), *index = name("%s/model.safetensors.index.json", folder);
+    if (exists(index)) read_shards(&set, folder, index);
+    else if (exists(single)) read_tensor_file(&set, single);
+    else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
+              "pytorch_model.bin files must be converted to safetensors first", folder);
+    check_duplicates(&set);
+    free(single);
+    return set;
+}
+
+// ---- 3.2 Writing -------------------------------------------------------------------------------------------------
+// The header is written first, from the names, types and shapes; the numbers follow tensor by tensor, in that order, so
+// that a file may be larger than memory.
+
+typedef struct { FILE *f; const char *path, *temporary; size_t expected, written; } TensorWriter;
+
+// `metadata` is the inside of a JSON object, such as "\"format\": \"pt\"".
+static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata) {
+    Text h = {0};
+    TensorWriter w = { .path = path, .temporary = begin_output(path) };
+    text_print(&h, "{\"__metadata__\":{%s}", metadata);
+    for (size_t i = 0; i < n; i++) {
+        size_t bytes = times(t[i].n, dtype_size(t[i].dtype));
+        text_print(&h, ",");
+        text_json(&h, t[i].name, strlen(t[i].name));
+        text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", dtypes[t[i].dtype].name,
+                   shape_text(t[i].shape, t[i].n_dims), w.expected, w.expected + bytes);
+        w.expected += bytes;
+    }
+    text_print(&h, "}");
+    while (h.n % 8) text_add(&h, " ", 1);
+    w.f = open_to_write(w.temporary);
+    for (int i = 0; i < 8; i++) fputc((int)(h.n >> (8 * i) & 255), w.f);
+    fwrite(h.s, 1, h.n, w.f);
+    free(h.s);
+    return w;
+}
+
+static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n) {
+    if (fwrite(bytes, 1, n, w->f) != n)
+        fail("%s: writing failed: %s; free some space or choose another folder", w->path, strerror(errno));
+    w->written += n;
+}
+
+static void finish_tensor_file(TensorWriter *w) {
+    if (w->written != w->expected) fail("internal error: %s: %zu bytes of %zu", w->path, w->written, w->expected);
+    close_written(w->f, w->path);
+    finish_output(w->temporary);
+}
+
+// ================================================================================================================
+// 4  Tokenizer
+// ================================================================================================================
+// Two kinds of byte pair encoding. ChatGLM2/3 (SentencePiece): the text is one sequence of characters, blanks become
+// U+2581 and one is put in front, and the neighbours whose joined piece has the best score are merged until none is in
+// the vocabulary; characters without a piece fall back to their bytes. GLM-4 and later (tiktoken): the text is split
+// into chunks by a pattern, and in each chunk bytes are merged, lowest rank first. Either way the priority of a merge
+// is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n).
+//
+// Role tokens such as <|user|> are no text: they have ids and names here, and text never turns into them (PITFALLS of
+// chat models: a user who types "<|user|>" must not open a turn).
+//
+// Each importer turns a released file into the bytes of a tokenizer.bin, and only those are parsed further:
+//     "GLMTOKEN", then as uint32: version, kind, flags, pieces, specials, bytes of text, lengths of the three class
+//     tables; length of each piece; rank of each piece; ids of specials; lengths of specials; the class tables (run
+//     lengths outside, inside, outside, ... the Unicode classes that the pattern needs); the text of all in order.
+
+enum { TOKENIZER_VERSION = 1, BYTE_BPE = 1, SENTENCEPIECE = 2, WHOLE_CHUNKS = 1 };
+enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
+
+#define RANK_NEVER UINT32_MAX           // a control piece such as </s>: text never becomes it
+#define RANK_BYTE (UINT32_MAX - 1)      // SentencePiece's <0x0A>: a byte without a piece of its own
+#define INVALID UINT32_MAX              // what stands for a byte that is no UTF-8
+
+typedef struct { const char *text; uint32_t n, rank; } Piece;
+typedef struct { const char *name; int32_t id; } Special;
+typedef struct { uint32_t n, previous, next; } Symbol;          // a run of bytes, in a list; n = 0: swallowed
+typedef struct { uint32_t rank, left, n; } Merge;               // bytes left .. left + n may become one piece
+
+typedef struct {
+    char *image;                        // the bytes of tokenizer.bin
+    size_t image_bytes;
+    uint32_t kind, flags, n_pieces, n_specials;
+    Piece *pieces;
+    Special *specials;
+    uint32_t *slots, slot_mask;         // hash table: piece + 1
+    int32_t byte_ids[256];
+    uint8_t *class_of;                  // of every code point
+    Symbol *symbols; size_t symbols_capacity;
+    Merge *heap; size_t heap_n, heap_capacity;
+} Tokenizer;
+
+typedef struct { int32_t *ids; size_t n, capacity; } Ids;
+
+static void ids_add(Ids *v, int32_t id) {
+    v->ids = grow(v->ids, &v->capacity, v->n + 1, sizeof *v->ids);
+    v->ids[v->n++] = id;
+}
+
+// ---- 4.1 Unicode -------------------------------------------------------------------------------------------------
+// What \p{L}, \p{N} and \s mean, from tests/make_unicode.py. A tokenizer.bin carries the tables it was made with.
+
+// Unicode 18.0.0: run lengths outside, inside, outside, ... each class, from U+0000 on
+static const uint32_t letter_runs[] = {
+    65,26,6,26,47,1,10,1,4,1,5,23,1,31,1,458,4,12,14,5,7,1,1,1,129,5,1,2,2,4,1,1,6,1,1,3,1,1,1,20,1,83,1,139,8,166,1,38,
+    1,2,6,41,2,2,67,27,4,4,45,43,35,2,1,99,1,1,15,2,7,2,10,3,2,1,16,1,1,30,29,89,11,1,24,33,9,2,4,1,5,22,4,1,9,1,3,1,23,
+    25,7,11,5,24,1,7,16,42,58,54,3,1,18,1,7,10,15,16,4,8,2,2,2,22,1,7,1,1,3,4,3,1,16,1,13,2,1,3,14,2,10,1,8,6,4,2,2,22,
+    1,7,1,2,1,2,1,2,31,4,1,1,19,3,16,9,1,3,1,22,1,7,1,2,1,5,3,1,18,1,15,2,23,1,11,8,2,2,2,22,1,7,1,2,1,5,3,1,30,2,1,3,
+    15,1,17,1,1,6,3,3,1,4,3,2,1,1,1,2,3,2,3,3,3,12,22,1,52,8,1,3,1,23,1,16,3,1,26,3,1,2,2,2,30,1,4,8,1,3,1,23,1,10,1,5,
+    3,1,30,3,1,2,15,2,17,9,1,3,1,41,2,1,16,1,5,3,8,3,24,6,5,18,3,24,1,9,1,1,2,7,58,48,1,2,12,7,58,2,1,1,1,5,1,24,1,1,1,
+    10,1,2,9,1,2,5,1,1,21,4,32,1,63,8,1,36,27,5,115,43,20,1,16,6,4,4,3,1,3,2,7,3,4,13,12,1,17,38,1,1,5,1,2,43,1,333,1,4,
+    2,7,1,1,1,4,2,41,1,4,2,33,1,4,2,7,1,1,1,4,2,15,1,57,1,4,2,67,37,16,16,86,2,6,3,620,2,17,1,26,5,75,6,8,7,18,13,19,14,
+    18,14,13,1,3,15,52,35,1,4,1,67,89,7,5,2,34,1,1,5,70,10,31,49,30,2,5,11,44,4,26,54,23,9,53,82,1,93,47,17,8,54,30,13,
+    2,10,44,26,36,41,3,10,36,2,11,5,43,2,3,41,4,1,6,1,2,3,1,5,192,64,278,2,6,2,38,2,6,2,8,1,1,1,1,1,1,1,31,2,53,1,7,1,1,
+    3,3,1,7,3,4,2,6,4,13,5,3,1,7,116,1,13,1,15,17,98,1,4,1,2,10,1,1,3,5,6,1,1,1,1,1,1,4,1,11,2,4,5,5,4,1,52,2,2683,229,
+    6,4,3,2,12,38,1,1,5,1,2,56,7,1,16,23,9,7,1,7,1,7,1,7,1,7,1,7,1,7,1,7,80,1,469,2,42,5,5,2,4,86,6,3,1,90,1,4,5,43,1,
+    94,17,32,48,16,512,6592,64,22157,67,46,2,269,3,16,10,2,20,47,16,31,2,70,49,9,2,103,2,83,4,1,14,17,1,3,1,4,1,23,29,
+    52,14,50,62,6,3,1,1,2,11,28,10,23,25,29,7,47,28,1,16,5,1,10,10,5,1,41,23,3,1,8,20,23,3,1,3,50,1,1,3,2,2,5,2,1,1,1,
+    24,3,2,11,7,3,12,6,2,6,2,6,9,7,1,7,1,43,1,14,2,2,2,115,29,11172,12,23,4,49,8452,366,2,106,38,7,12,5,5,1,1,10,1,13,1,
+    5,1,1,1,2,1,2,1,108,33,363,18,64,2,54,40,12,116,5,1,135,36,26,6,26,11,89,3,6,2,6,2,6,2,3,35,12,1,26,1,19,1,2,1,15,2,
+    14,34,123,389,29,3,49,47,32,13,20,1,8,6,38,10,30,2,36,4,8,48,158,18,36,4,36,4,40,8,52,12,11,1,15,1,7,1,2,1,11,1,15,
+    1,7,1,2,3,52,12,311,9,22,10,8,24,6,1,42,1,14,64,6,2,1,1,44,1,2,3,1,2,23,10,23,9,31,65,19,1,2,10,22,10,26,6,26,38,56,
+    6,2,64,1,15,4,1,3,1,29,42,29,3,29,35,8,1,28,27,54,10,22,10,19,13,18,110,73,55,51,13,51,13,36,38,28,9,23,250,42,6,2,
+    16,6,17,22,17,29,10,1,8,22,42,18,46,21,27,23,12,53,57,2,2,1,13,45,32,25,26,36,29,1,2,1,8,35,3,1,12,48,14,4,21,1,1,1,
+    35,18,1,25,19,2,63,7,1,1,1,4,1,15,1,10,7,47,38,8,2,2,2,22,1,7,1,2,1,5,3,1,18,1,12,5,30,10,1,1,2,1,1,38,1,1,25,1,1,1,
+    44,53,18,4,20,3,30,48,20,2,1,1,184,47,41,4,36,48,20,1,59,43,13,1,71,27,37,7,185,44,116,64,31,8,2,1,2,8,1,2,1,24,15,
+    1,1,1,94,8,2,39,16,1,1,1,28,1,10,40,7,1,21,1,11,46,19,1,18,73,17,1,181,33,31,9,1,37,17,1,49,30,112,7,1,2,1,38,21,1,
+    25,6,1,2,1,32,14,1,23,44,21,1,238,19,15,1,1,13,1,34,124,1,79,922,230,196,2636,97,15,1072,17,6,25,3995,5,583,6841,30,
+    1762,569,7,31,17,79,17,30,18,48,16,4,31,21,5,19,432,45,211,64,32,25,2,25,44,75,5,1,66,13,64,2,1,1,14,2,12,7387,36,
+    34,95,115,13,914,14,51,7709,4,1,7,1,2,1,297,9,1,29,3,2,1,14,5,7,396,2308,107,5,13,3,9,7,10,5990,85,1,71,1,2,2,1,2,2,
+    2,4,1,12,1,1,1,7,1,65,1,4,2,8,1,7,1,28,1,4,1,5,1,1,3,7,1,341,1,25,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,8,
+    1844,130,14,7,54,51,48,62,146,45,10,7,16,1,321,30,18,44,484,28,228,30,2,1,207,31,1,3,1,2,1,7,2,5,9,2,224,7,1,4,1,2,
+    1,15,1,197,59,68,7,1,1204,4,1,27,1,2,1,1,2,1,1,10,1,4,1,1,1,1,6,1,4,1,1,1,1,1,1,3,1,2,1,1,2,1,1,1,1,1,1,1,1,1,1,2,1,
+    1,2,4,1,7,1,4,1,4,1,1,1,10,1,17,5,3,1,5,1,17,4420,42720,32,4383,1,5774,2,7473,15,622,2466,542,1506,4939,5,8490,
+    39814,11328
+};
+static const uint32_t number_runs[] = {
+    48,10,120,2,5,1,2,3,1441,10,134,10,198,10,412,10,118,10,4,6,108,10,118,10,118,10,2,6,110,13,115,10,8,7,103,10,104,7,
+    7,19,109,10,96,10,118,10,70,20,268,10,70,10,719,20,881,3,239,10,6,10,22,10,300,10,128,11,165,10,6,10,182,10,86,10,
+    134,10,6,10,1046,1,3,6,6,10,198,51,2,5,726,60,78,22,630,30,1385,1,777,1,25,9,14,3,343,4,138,10,30,8,1,15,32,10,39,
+    15,29536,10,188,10,320,6,154,10,38,10,198,10,22,10,86,10,406,10,21270,10,493,45,12,57,17,2,341,27,36,4,29,1,8,1,134,
+    5,202,10,942,8,25,7,39,9,75,5,22,6,160,2,2,16,2,46,64,9,52,2,30,3,75,5,104,8,24,8,41,7,330,6,48,10,6,10,278,31,158,
+    10,42,4,112,7,134,30,128,10,60,10,144,10,7,20,251,10,342,10,118,10,374,10,102,10,6,20,76,12,420,19,93,10,662,10,86,
+    29,227,10,70,10,54,10,358,10,102,21,1067,112,5,11,208,311,15017,10,2342,10,86,10,134,10,1,7,526,10,262,23,349,3,
+    23801,10,1478,20,12,20,108,25,1109,50,2368,10,422,10,502,10,247,10,716,9,128,10,791,59,1,3,1,4,76,45,1,15,962,13,
+    2787,10
+};
+static const uint32_t space_runs[] = {
+    9,5,18,1,100,1,26,1,5599,1,2431,11,29,2,5,1,47,1,4000,1
+};
+
+// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
+static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
+    const unsigned char *u = (const unsigned char *)s;
+    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
+    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+    *c = INVALID;
+    if (!length || length > n) return 1;
+    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((u[i] & 0xC0) != 0x80) return 1;
+        value = value << 6 | (u[i] & 0x3F);
+    }
+    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
+    *c = value;
+    return length;
+}
+
+static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length) {
+    uint32_t c;
+    *length = utf8_get(s, n, &c);
+    return c == INVALID ? CLASS_OTHER : t->class_of[c];
+}
+
+// ---- 4.2 tokenizer.bin -------------------------------------------------------------------------------------------
+
+static void image_add(Text *t, uint32_t v) {
+    char bytes[4] = { (char)v, (char)(v >> 8), (char)(v >> 16), (char)(v >> 24) };
+    text_add(t, bytes, 4);
+}
+
+// The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
+static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s, size_t n_special) {
+    Text t = {0};
+    size_t text_bytes = 0;
+    for (size_t i = 0; i < n; i++) text_bytes += p[i].n;
+    for (size_t i = 0; i < n_special; i++) text_bytes += strlen(s[i].name);
+    if (text_bytes > UINT32_MAX || n > INT32_MAX) fail("a tokenizer of %zu pieces is too large", n);
+    text_add(&t, "GLMTOKEN", 8);
+    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_special, text_bytes,
+                              COUNT(letter_runs), COUNT(number_runs), COUNT(space_runs) };
+    for (size_t i = 0; i < COUNT(header); i++) image_add(&t, (uint32_t)header[i]);
+    for (size_t i = 0; i < n; i++) image_add(&t, p[i].n);
+    for (size_t i = 0; i < n; i++) image_add(&t, p[i].rank);
+    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)s[i].id);
+    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)strlen(s[i].name));
+    for (size_t i = 0; i < COUNT(letter_runs); i++) image_add(&t, letter_runs[i]);
+    for (size_t i = 0; i < COUNT(number_runs); i++) image_add(&t, number_runs[i]);
+    for (size_t i = 0; i < COUNT(space_runs); i++) image_add(&t, space_runs[i]);
+    for (size_t i = 0; i < n; i++) text_add(&t, p[i].text, p[i].n);
+    for (size_t i = 0; i < n_special; i++) text_add(&t, s[i].name, strlen(s[i].name));
+    return t;
+}
+
+static uint32_t image_get(const char *p) {
+    const unsigned char *u = (const unsigned char *)p;
+    return u[0] | (uint32_t)u[1] << 8 | (uint32_t)u[2] << 16 | (uint32_t)u[3] << 24;
+}
+
+// The piece of exactly these bytes, or -1.
+static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
+    for (uint32_t slot = (uint32_t)hash_bytes(s, n) & t->slot_mask; t->slots[slot]; slot = (slot + 1) & t->slot_mask) {
+        const Piece *p = &t->pieces[t->slots[slot] - 1];
+        if (p->n == n && !memcmp(p->text, s, n)) return t->slots[slot] - 1;
+    }
+    return -1;
+}
+
+static void index_pieces(Tokenizer *t, const char *file) {
+    uint32_t size = 16;
+    while (size < 2 * t->n_pieces) size *= 2;
+    t->slots = take(size, sizeof *t->slots);
+    t->slot_mask = size - 1;
+    for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
+    for (uint32_t i = 0; i < t->n_pieces; i++) {
+        const Piece *p = &t->pieces[i];
+        bool is_byte = p->n == 1 && (t->kind == BYTE_BPE || p->rank == RANK_BYTE);
+        if (is_byte) t->byte_ids[(unsigned char)p->text[0]] = (int32_t)i;
+        if (p->rank >= RANK_BYTE) continue;
+        if (!p->n || find_piece(t, p->text, p->n) >= 0) fail("%s: piece %u is empty or stands twice", file, i);
+        uint32_t slot = (uint32_t)hash_bytes(p->text, p->n) & t->slot_mask;
+        while (t->slots[slot]) slot = (slot + 1) & t->slot_mask;
+        t->slots[slot] = i + 1;
+    }
+    for (int b = 0; b < 256; b++)
+        if (t->byte_ids[b] < 0) fail("%s: has no piece for the byte %d, so it cannot encode every text", file, b);
+}
+
+static const char *read_runs(Tokenizer *t, const char *file, const char *p, uint32_t n, uint8_t class) {
+    uint32_t c = 0;
+    for (uint32_t i = 0; i < n; i++, p += 4) {
+        uint32_t run = image_get(p);
+        if (run > 0x110000 - c) fail("%s: a table of Unicode classes is damaged", file);
+        if (i % 2) memset(t->class_of + c, class, run);
+        c += run;
+    }
+    return p;
+}
+
+// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps. `file` is for messages.
+static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
+    enum { HEADER = 8 + 9*4 };
+    Tokenizer *t = take(1, sizeof *t);
+    if (bytes < HEADER || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
+    uint32_t h[9];
+    for (size_t i = 0; i < 9; i++) h[i] = image_get(image + 8 + 4*i);
+    if (h[0] != TOKENIZER_VERSION) fail("%s: has format version %u, this program reads %d", file, h[0], TOKENIZER_VERSION);
+    uint64_t want = HEADER + 8 * ((uint64_t)h[3] + h[4]) + 4 * ((uint64_t)h[6] + h[7] + h[8]) + h[5];
+    if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
+    if (h[1] != BYTE_BPE && h[1] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[1]);
+    *t = (Tokenizer){ .image = image, .image_bytes = bytes, .kind = h[1], .flags = h[2], .n_pieces = h[3],
+                      .n_specials = h[4] };
+    t->pieces = take(h[3], sizeof *t->pieces);
+    t->specials = take(h[4], sizeof *t->specials);
+    t->class_of = take(0x110000, 1);
+    const char *lengths = image + HEADER, *ranks = lengths + 4*(size_t)h[3], *ids = ranks + 4*(size_t)h[3];
+    const char *special_lengths = ids + 4*(size_t)h[4], *p = special_lengths + 4*(size_t)h[4];
+    p = read_runs(t, file, p, h[6], CLASS_LETTER);
+    p = read_runs(t, file, p, h[7], CLASS_NUMBER);
+    p = read_runs(t, file, p, h[8], CLASS_SPACE);
+    size_t left = h[5];
+    for (size_t i = 0; i < (size_t)h[3] + h[4]; i++) {
+        bool piece = i < h[3];
+        size_t k = piece ? i : i - h[3];
+        uint32_t n = image_get((piece ? lengths : special_lengths) + 4*k);
+        if (n > left) fail("%s: its pieces are longer than its text", file);
+        if (piece) t->pieces[k] = (Piece){ p, n, image_get(ranks + 4*k) };
+        else t->specials[k] = (Special){ strndup(p, n), (int32_t)image_get(ids + 4*k) };
+        p += n, left -= n;
+    }
+    index_pieces(t, file);
+    return t;
+}
+
+static int32_t special_id(const Tokenizer *t, const char *wanted) {     // -1: there is none of that name
+    for (uint32_t i = 0; i < t->n_specials; i++) if (!strcmp(t->specials[i].name, wanted)) return t->specials[i].id;
+    return -1;
+}
+
+static int32_t largest_id(const Tokenizer *t) {
+    int32_t largest = (int32_t)t->n_pieces - 1;
+    for (uint32_t i = 0; i < t->n_specials; i++) if (t->specials[i].id > largest) largest = t->specials[i].id;
+    return largest;
+}
+
+// ---- 4.3 Import: SentencePiece -----------------------------------------------------------------------------------
+// tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2 bytes
+// with their length, 5 four bytes (sentencepiece_model.proto). Of its many fields we need the pieces (1: text 1, score 2,
+// type 3), the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4 extra blanks).
+
+typedef struct { const char *file; const unsigned char *p, *end; } Wire;
+typedef struct { uint64_t number, value; int type; Wire inside; } Field;    // value: a varint, or a float's bits
+
+static uint64_t wire_varint(Wire *w) {
+    uint64_t v = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+        if (w->p >= w->end) break;
+        unsigned char b = *w->p++;
+        v |= (uint64_t)(b & 127) << shift;
+        if (b < 128) return v;
+    }
+    fail("%s: is cut off or no SentencePiece model", w->file);
+}
+
+static bool wire_next(Wire *w, Field *f) {
+    if (w->p >= w->end) return false;
+    uint64_t tag = wire_varint(w), n = 0;
+    *f = (Field){ .number = tag >> 3, .type = (int)(tag & 7), .inside = { w->file, w->p, w->p } };
+    switch (f->type) {
+        case 0: f->value = wire_varint(w); return true;
+        case 1: n = 8; break;
+        case 2: n = wire_varint(w); break;
+        case 5: n = 4; break;
+        default: fail("%s: is no SentencePiece model", w->file);
+    }
+    if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
+    f->inside = (Wire){ w->file, w->p, w->p + n };
+    if (n == 4) f->value = image_get((const char *)w->p);
+    w->p += n;
+    return true;
+}
+
+typedef struct { Piece piece; float score; uint64_t type; uint32_t id; } ScoredPiece;
+enum { SP_NORMAL = 1, SP_UNKNOWN, SP_CONTROL, SP_USER, SP_UNUSED, SP_BYTE };
+
+static ScoredPiece read_piece(Wire w, uint32_t id) {
+    ScoredPiece s = { .type = SP_NORMAL, .id = id, .piece = { .text = "" } };
+    for (Field f; wire_next(&w, &f); ) {
+        if (f.number == 1 && f.type == 2) {
+            s.piece.text = (const char *)f.inside.p;
+            s.piece.n = (uint32_t)(f.inside.end - f.inside.p);
+        }
+        if (f.number == 2 && f.type == 5) {
+            uint32_t bits = (uint32_t)f.value;
+            memcpy(&s.score, &bits, 4);
+        }
+        if (f.number == 3) s.type = f.value;
+    }
+    return s;
+}
+
+static void check_sentencepiece(Wire w) {
+    uint64_t model_type = 1, dummy_prefix = 1, strip_blanks = 1;
+    const char *file = w.file;
+    bool charsmap = false;
+    for (Field f, g; wire_next(&w, &f); ) {
+        if (f.number == 2 && f.type == 2)
+            while (wire_next(&f.inside, &g)) if (g.number == 3) model_type = g.value;
+        if (f.number == 3 && f.type == 2)
+            while (wire_next(&f.inside, &g)) {
+                if (g.number == 2) charsmap = g.inside.end > g.inside.p;
+                if (g.number == 3) dummy_prefix = g.value;
+                if (g.number == 4) strip_blanks = g.value;
+            }
+    }
+    if (model_type != 2 || charsmap || !dummy_prefix || strip_blanks)
+        fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", file);
+}
+
+static int by_score(const void *a, const void *b) {
+    const ScoredPiece *x = a, *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static Text import_sentencepiece(const char *file, const char *bytes, size_t n) {
+    static const char *const added[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
+                                         "<|assistant|>", "<|observation|>" };      // as the models' tokenizer adds them
+    Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n };
+    ScoredPiece *scored = NULL;
+    size_t capacity = 0;
+    uint32_t count = 0, n_specials = 0;
+    check_sentencepiece(w);
+    for (Field f; wire_next(&w, &f); ) {
+        if (f.number != 1 || f.type != 2) continue;
+        scored = grow(scored, &capacity, (size_t)count + 1, sizeof *scored);
+        scored[count] = read_piece(f.inside, count);
+        count++;
+    }
+    Piece *pieces = take(count, sizeof *pieces);
+    Special *specials = take(count + COUNT(added), sizeof *specials);
+    qsort(scored, count, sizeof *scored, by_score);
+    for (uint32_t rank = 0; rank < count; rank++) {
+        ScoredPiece *s = &scored[rank];
+        unsigned byte;
+        s->piece.rank = s->type == SP_NORMAL ? rank : RANK_NEVER;
+        if (s->type == SP_BYTE && s->piece.n == 6 && sscanf(s->piece.text, "<0x%2X>", &byte) == 1) {
+            char c = (char)byte;
+            s->piece = (Piece){ strndup(&c, 1), 1, RANK_BYTE };
+        }
+        if (s->type == SP_UNKNOWN || s->type == SP_CONTROL)
+            specials[n_specials++] = (Special){ strndup(s->piece.text, s->piece.n), (int32_t)s->id };
+        pieces[s->id] = s->piece;
+    }
+    for (size_t i = 0; i < COUNT(added); i++) specials[n_specials++] = (Special){ added[i], (int32_t)(count + i) };
+    Text image = tokenizer_image(SENTENCEPIECE, 0, pieces, count, specials, n_specials);
+    free(scored), free(pieces), free(specials);
+    return image;
+}
+
+// ---- 4.4 Import: tiktoken ----------------------------------------------------------------------------------------
+// tokenizer.model of GLM-4: lines "base64 rank", the ranks in order; the special tokens follow the last.
+
+static uint32_t base64_decode(const char *s, const char *end, char *out) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    uint32_t bits = 0, n = 0, held = 0;
+    for (; s < end && *s != '='; s++) {
+        const char *d = *s ? strchr(digits, *s) : NULL;
+        if (!d) return 0;
+        bits = bits << 6 | (uint32_t)(d - digits);
+        held += 6;
+        if (held >= 8) out[n++] = (char)(bits >> (held -= 8));
+    }
+    return n;
+}
+
+static Text import_tiktoken(const char *file, const char *bytes, size_t n) {
+    static const char *const added[] = {
+        "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
+        "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>" };
+    Special specials[COUNT(added)];
+    Piece *pieces = NULL;
+    size_t capacity = 0, count = 0;
+    char *text = take(n, 1), *out = text;
+    for (const char *p = bytes, *end = bytes + n; p < end; ) {
+        const char *line = memchr(p, '\n', (size_t)(end - p)), *blank = memchr(p, ' ', (size_t)(end - p));
+        if (!line) line = end;
+        uint32_t length = blank && blank < line ? base64_decode(p, blank, out) : 0;
+        if (!length || strtoull(blank + 1, NULL, 10) != count)
+            fail("%s:%zu: is no line of a tiktoken vocabulary (base64, blank, rank in order)", file, count + 1);
+        pieces = grow(pieces, &capacity, count + 1, sizeof *pieces);
+        pieces[count] = (Piece){ out, length, (uint32_t)count };
+        count++;
+        out += length;
+        p = line + 1;
+    }
+    for (size_t i = 0; i < COUNT(added); i++) specials[i] = (Special){ added[i], (int32_t)(count + i) };
+    Text image = tokenizer_image(BYTE_BPE, WHOLE_CHUNKS, pieces, count, specials, COUNT(added));
+    free(pieces), free(text);
+    return image;
+}
+
+// ---- 4.5 Finding the tokenizer of a model ------------------------------------------------------------------------
+
+static const char *beside_program(const char *file) {
+    char path[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    char *slash = n > 0 ? memrchr(path, '/', (size_t)n) : NULL;
+    return slash ? name("%.*s/%s", (int)(slash - path), path, file) : file;
+}
+
+// A tokenizer from its file, whichever of the known kinds it is.
+static Tokenizer *load_tokenizer_file(const char *path) {
+    size_t n;
+    char *bytes = read_file(path, &n);
+    if (n >= 8 && !memcmp(bytes, "GLMTOKEN", 8)) return parse_tokenizer(path, bytes, n);
+    if (!n) fail("%s: the file is empty", path);
+    Text image = bytes[0] == '\n' ? import_sentencepiece(path, bytes, n) : import_tiktoken(path, bytes, n);
+    free(bytes);
+    return parse_tokenizer(path, image.s, image.n);
+}
+
+// The tokenizer of a folder; NULL where only ready input_ids can be used, which `why` then explains.
+static Tokenizer *load_tokenizer(const char *folder, const char **why) {
+    static const char *const files[] = { "tokenizer.bin", "tokenizer.model" };
+    for (size_t i = 0; i < COUNT(files); i++) {
+        const char *path = name("%s/%s", folder, files[i]);
+        if (exists(path)) return load_tokenizer_file(path);
+    }
+    if (exists(name("%s/tokenizer.json", folder))) {
+        *why = name("%s: has its tokenizer as tokenizer.json only, which is not read yet: give ready \"input_ids\" and "
+                    "\"labels\"", folder);
+        return NULL;
+    }
+    const char *own = beside_program("tokenizer.bin");
+    *why = name("%s: has no tokenizer (tokenizer.bin, tokenizer.model), and there is no %s", folder, own);
+    return exists(own) ? load_tokenizer_file(own) : NULL;
+}
+
+// ---- 4.6 Encoding ------------------------------------------------------------------------------------------------
+
+static bool merge_before(Merge a, Merge b) { return a.rank != b.rank ? a.rank < b.rank : a.left < b.left; }
+
+static void heap_push(Tokenizer *t, Merge m) {
+    t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
+    size_t i = t->heap_n++;
+    for (; i > 0 && merge_before(m, t->heap[(i-1)/2]); i = (i-1)/2) t->heap[i] = t->heap[(i-1)/2];
+    t->heap[i] = m;
+}
+
+static Merge heap_pop(Tokenizer *t) {
+    Merge top = t->heap[0], last = t->heap[--t->heap_n];
+    size_t i = 0;
+    for (size_t child; (child = 2*i + 1) < t->heap_n; i = child) {
+        if (child + 1 < t->heap_n && merge_before(t->heap[child+1], t->heap[child])) child++;
+        if (!merge_before(t->heap[child], last)) break;
+        t->heap[i] = t->heap[child];
+    }
+    if (t->heap_n) t->heap[i] = last;
+    return top;
+}
+
+// Notes that the symbol at `left` and the one after it may be merged, if together they are a piece.
+static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
+    uint32_t right = t->symbols[left].next;
+    if (right >= end) return;
+    uint32_t n = t->symbols[left].n + t->symbols[right].n;
+    int64_t piece = find_piece(t, s + left, n);
+    if (piece >= 0) heap_push(t, (Merge){ t->pieces[piece].rank, left, n });
+}
+
+// Merges the n bytes at s and adds the ids. A symbol stands at the place of its first byte.
+static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
+    if (n >= UINT32_MAX) fail("a text of %zu bytes is too long for one piece of work", n);
+    uint32_t end = (uint32_t)n, unused;
+    t->symbols = grow(t->symbols, &t->symbols_capacity, n, sizeof *t->symbols);
+    t->heap_n = 0;
+    for (uint32_t at = 0, previous = end, length; at < end; previous = at, at += length) {
+        length = t->kind == BYTE_BPE ? 1 : (uint32_t)utf8_get(s + at, n - at, &unused);
+        t->symbols[at] = (Symbol){ length, previous, at + length };
+    }
+    for (uint32_t at = 0; at < end; at = t->symbols[at].next) propose(t, s, at, end);
+    while (t->heap_n) {
+        Merge m = heap_pop(t);
+        Symbol *left = &t->symbols[m.left];
+        uint32_t right = left->next;
+        // Out of date when either symbol has been merged since: then the lengths no longer add up.
+        if (!left->n || right >= end || left->n + t->symbols[right].n != m.n) continue;
+        left->n = m.n;
+        left->next = t->symbols[right].next;
+        t->symbols[right].n = 0;
+        if (left->next < end) t->symbols[left->next].previous = m.left;
+        if (left->previous < end) propose(t, s, left->previous, end);
+        propose(t, s, m.left, end);
+    }
+    for (uint32_t at = 0; at < end; at = t->symbols[at].next) {
+        int64_t piece = find_piece(t, s + at, t->symbols[at].n);
+        if (piece >= 0) ids_add(out, (int32_t)piece);
+        else for (uint32_t i = 0; i < t->symbols[at].n; i++) ids_add(out, t->byte_ids[(unsigned char)s[at + i]]);
+    }
+}
+
+// The length of the run of characters of one class (or not of it) that begins at s.
+static size_t class_run(const Tokenizer *t, const char *s, size_t n, int class, size_t at_most) {
+    size_t at = 0, length;
+    while (at < n && at_most-- && class_at(t, s + at, n - at, &length) == class) at += length;
+    return at;
+}
+
+static size_t newline_run(const char *s, size_t n) {
+    size_t at = 0;
+    while (at < n && (s[at] == '\r' || s[at] == '\n')) at++;
+    return at;
+}
+
+// 's 't 're 've 'm 'll 'd in either case. U+017F, the long s, is another case of s.
+static size_t contraction(const char *s, size_t n) {
+    static const char *const suffixes[] = { "s", "t", "re", "ve", "m", "ll", "d", "\xC5\xBF" };
+    for (size_t i = 0; *s == '\'' && i < COUNT(suffixes); i++) {
+        size_t length = strlen(suffixes[i]);
+        if (length < n && !strncasecmp(s + 1, suffixes[i], length)) return 1 + length;
+    }
+    return 0;
+}
+
+// GLM-4's split pattern; each alternative is tried in this order:
+//     (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,3} |  ?[^\s\p{L}\p{N}]+[\r\n]* |
+//     \s*[\r\n]+ | \s+(?!\S) | \s+
+// Returns the length of the first chunk of the n > 0 bytes at s.
+static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
+    size_t first, run, length = contraction(s, n), last_newline = 0;
+    if (length) return length;
+    int class = class_at(t, s, n, &first);
+    if (class == CLASS_LETTER) return class_run(t, s, n, CLASS_LETTER, n);
+    bool newline = *s == '\r' || *s == '\n';
+    if (class != CLASS_NUMBER && !newline && (run = class_run(t, s + first, n - first, CLASS_LETTER, n)))
+        return first + run;
+    if (class == CLASS_NUMBER) return class_run(t, s, n, CLASS_NUMBER, 3);
+    size_t blank = *s == ' ';
+    if ((run = class_run(t, s + blank, n - blank, CLASS_OTHER, n)))
+        return blank + run + newline_run(s + blank + run, n - blank - run);
+    run = class_run(t, s, n, CLASS_SPACE, n);
+    for (size_t i = 0; i < run; i++) if (s[i] == '\r' || s[i] == '\n') last_newline = i + 1;
+    if (last_newline) return last_newline;
+    if (run == n || run == first) return run;
+    for (length = run - 1; ((unsigned char)s[length] & 0xC0) == 0x80; ) length--;   // leave the last space to what follows
+    return length;
+}
+
+// Adds the ids of a text. Nothing is put in front or behind, and no text becomes a special token.
+static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
+    if (t->kind == SENTENCEPIECE) {
+        Text escaped = {0};
+        if (!n) return;
+        text_add(&escaped, "\xE2\x96\x81", 3);
+        for (size_t i = 0; i < n; i++) text_add(&escaped, s[i] == ' ' ? "\xE2\x96\x81" : s + i, s[i] == ' ' ? 3 : 1);
+        encode_chunk(t, escaped.s, escaped.n, out);
+        free(escaped.s);
+        return;
+    }
+    for (size_t at = 0, length; at < n; at += length) {
+        length = next_chunk(t, s + at, n - at);
+        int64_t whole = t->flags & WHOLE_CHUNKS ? find_piece(t, s + at, length) : -1;
+        if (whole >= 0) ids_add(out, (int32_t)whole);
+        else encode_chunk(t, s + at, length, out);
+    }
+}
+
+// ---- 4.7 Decoding ------------------------------------------------------------------------------------------------
+
+// Adds the text of one id; a special token gives its name.
+static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
+    for (uint32_t i = 0; i < t->n_specials; i++)
+        if (t->specials[i].id == id) { text_print(out, "%s", t->specials[i].name); return; }
+    if (id < 0 || (uint32_t)id >= t->n_pieces) return;
+    const Piece *p = &t->pieces[id];
+    for (uint32_t i = 0; i < p->n; i++) {
+        bool blank = t->kind == SENTENCEPIECE && p->rank < RANK_BYTE && p->n - i >= 3 && !memcmp(p->text + i, "\xE2\x96\x81", 3);
+        text_add(out, blank ? " " : p->text + i, 1);
+        if (blank) i += 2;
+    }
+}
+
+// The text of n ids. SentencePiece's blank in front of a text is its own addition and is taken off.
+static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
+    Text out = {0};
+    text_add(&out, "", 0);
+    for (size_t i = 0; i < n; i++) decode_one(t, ids[i], &out);
+    if (t->kind == SENTENCEPIECE && out.n && out.s[0] == ' ' && special_id(t, "</s>") != ids[0])
+        memmove(out.s, out.s + 1, out.n--);
+    return out;
+}
+
+#endif  // GLMTUNE_KERNELS_ONLY
+
+// ================================================================================================================
+// 5  Kernels
+// ================================================================================================================
+// Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
+// X_backward stands under X_forward, takes what the forward saved, and adds to its gradients. A kernel never prints,
+// never allocates, and knows no model. A port to other hardware replaces the bodies of this section, behind the
+// prototypes of 5.1, and is done when tests/test_kernels.c passes on it; sections 6 to 14 hold model memory only as
+// pointers that they hand back to a kernel.
+//
+// On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it, in an
+// order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast, the matrix
+// product (5.3), for that is where the time goes.
+
+// ---- 5.1 Prototypes ----------------------------------------------------------------------------------------------
+// Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just these. T tokens, H features.
+// `starts` [n_sequences+1] are the rows at which the sequences of a ragged batch begin, the last entry being T.
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// memory on the device that computes; NULL when there is not enough
+void *memory_take(size_t bytes);
+void memory_give(void *p);
+void memory_copy_in(void *device, const void *host, size_t bytes);
+void memory_copy_out(void *host, const void *device, size_t bytes);
+const void *memory_mapped(const void *host, size_t bytes);      // a weight in a mapped file, where kernels can read it
+void zero(real *x, size_t n);
+void widen(real *out, const void *in, Dtype dtype, size_t n);
+void narrow(void *out, Dtype dtype, const real *in, size_t n);
+void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n);
+
+// matrix products
+void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out, size_t n_in);
+void linear_backward_input(real *dx, const real *dy, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+                           size_t n_in);
+void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in);
+
+// pieces of the transformer
+void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t T, size_t H);
+void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H);
+void bias_forward(real *y, const real *bias, size_t T, size_t n);
+void bias_backward(real *dbias, const real *dy, size_t T, size_t n);
+void add(real *out, const real *a, const real *b, size_t n);
+void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H);
+void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, const real *gain, const real *rms, size_t T,
+                      size_t H);
+void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions);
+void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
+                  size_t n_rotated);
+void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
+                   size_t n_rotated);
+
+// shapes of one attention call; every sequence sees its own keys and, before them, the prefix
+typedef struct {
+    size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
+    const size_t *starts, *kv_starts;   // [n_sequences+1] rows of q and of k, v; queries are the last of their sequence
+} AttentionShape;
+void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
+                       const real *prefix_v, AttentionShape s);
+void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout, const real *out,
+                        const real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
+                        const real *prefix_v, AttentionShape s);
+
+void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F);
+void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F);
+void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
+void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
+void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H);
+void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H);
+void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V);
+
+// optimizer
+void adamw_step(real *w, const real *grad, real *m, real *v, real lr, real decay, real beta1, real beta2, real eps,
+                real correction1, real correction2, size_t n);
+void scale_by(real *x, real factor, size_t n);
+double sum_of_squares(const real *x, size_t n);
+size_t first_not_finite(const real *x, size_t n);       // n when all are finite
+
+#ifdef __cplusplus
+}
+#endif
+
+#ifndef GLMTUNE_KERNELS_ONLY    // the end of the file closes this
+#ifndef GLMTUNE_CUDA            // the end of section 5 closes this
+
+// ---- 5.2 Vectors and memory --------------------------------------------------------------------------------------
+// GCC's and Clang's vector types, as wide as the machine that is compiled for. A loop whose iterations are independent
+// is vectorized by the compiler as it stands; a sum is not, since that would change its order, so sums say their order:
+// LANES partial sums, joined by halves.
+
+#if defined __AVX512F__
+#define VECTOR_BYTES 64
+#elif defined __AVX__
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+enum { LANES = VECTOR_BYTES / sizeof(real) };
+
+// Waking the other threads costs as much as some thousand operations: less work than this stays on one.
+enum { WORTH_THREADS = 1 << 15 };
+
+#ifdef GLMTUNE_DOUBLE
+#define real_exp exp
+#define real_log log
+#define real_sqrt sqrt
+#else
+#define real_exp expf
+#define real_log logf
+#define real_sqrt sqrtf
+#endif
+
+static inline real dot(const real *a, const real *b, size_t n) {
+    vec sums = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) sums += *(const vec *)(a + i) * *(const vec *)(b + i);
+    for (size_t lane = 0; i < n; i++, lane++) sums[lane] += a[i] * b[i];
+    for (size_t half = LANES / 2; half; half /= 2)
+        for (size_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
+    return sums[0];
+}
+
+static inline void axpy(real *y, real a, const real *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+void *memory_take(size_t bytes) {
+    void *p = NULL;
+    bytes = bytes ? bytes : 1;
+    if (posix_memalign(&p, 64, bytes)) return NULL;
+    return memset(p, 0, bytes);
+}
+
+void memory_give(void *p) { free(p); }
+void memory_copy_in(void *device, const void *host, size_t bytes) { if (bytes) memcpy(device, host, bytes); }
+void memory_copy_out(void *host, const void *device, size_t bytes) { if (bytes) memcpy(host, device, bytes); }
+const void *memory_mapped(const void *host, size_t bytes) { (void)bytes; return host; }
+void zero(real *x, size_t n) { if (n) memset(x, 0, n * sizeof *x); }
+
+static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; } x = { bits }; return x.f; }
+static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
+
+static inline float half_to_float(uint16_t h) {
+    // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and the
+    // multiplication is exact, for subnormal numbers too.
+    uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
+    float f = bits_to_float(magnitude << 13) * 0x1p112f;
+    return bits_to_float((magnitude >= 0x7C00u ? 0x7F800000u | magnitude << 13 : float_to_bits(f)) | sign);
+}
+
+static uint16_t float_to_half(float f) {        // to nearest, ties to even
+    uint32_t bits = float_to_bits(f), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    if (magnitude > 0x7F800000u) return (uint16_t)(sign | 0x7E00u);
+    if (magnitude >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);            // 65520 and more round to infinity
+    if (magnitude < 0x38800000u)                                                // subnormal: let an addition round
+        return (uint16_t)(sign | (float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3F000000u));
+    return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1)) >> 13));
+}
+
+static uint16_t float_to_bf16(float f) {        // to nearest, ties to even
+    uint32_t bits = float_to_bits(f);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(bits >> 16 | 0x40u);
+    return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+
+// One loop per type, so that each is a simple one; `out` and `in` hold n numbers.
+#define WIDEN(function, type, expression) static void function(real *out, const void *in, size_t n) { \
+        const type *p = in; for (size_t i = 0; i < n; i++) out[i] = (real)(expression); }
+#define NARROW(function, type, expression) static void function(void *out, const real *p, size_t n) { \
+        type *to = out; for (size_t i = 0; i < n; i++) to[i] = expression; }
+WIDEN(widen_f64, double, p[i])
+WIDEN(widen_f32, float, p[i])
+WIDEN(widen_f16, uint16_t, half_to_float(p[i]))
+WIDEN(widen_bf16, uint16_t, bits_to_float((uint32_t)p[i] << 16))
+NARROW(narrow_f64, double, (double)p[i])
+NARROW(narrow_f32, float, (float)p[i])
+NARROW(narrow_f16, uint16_t, float_to_half((float)p[i]))
+NARROW(narrow_bf16, uint16_t, float_to_bf16((float)p[i]))
+
+static void (*const wideners[])(real *, const void *, size_t) = { widen_f64, widen_f32, widen_f16, widen_bf16 };
+static void (*const narrowers[])(void *, const real *, size_t) = { narrow_f64, narrow_f32, narrow_f16, narrow_bf16 };
+static const size_t sizes[] = { 8, 4, 2, 2 };
+
+void widen(real *out, const void *in, Dtype dtype, size_t n) { wideners[dtype](out, in, n); }       // exact
+void narrow(void *out, Dtype dtype, const real *in, size_t n) { narrowers[dtype](out, in, n); }     // rounds once
+
+void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n) {
+    // out [n] uniform on [center - spread, center + spread), element i a function of (key, i), computed in float
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        float unit = (float)((int32_t)(rng_bits(key, i) >> 40) - (1 << 23)) * 0x1p-23f;
+        out[i] = (real)(center + spread * unit);
+    }
+}
+
+// ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
+// One routine for the three products of training, C [M,N] += scale A B:
+//     forward  Y = X W^T          backward  dX = dY W          dW = dY^T X
+// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column of
+// B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of high-performance
+// matrix multiplication"): a tile of C, TILE_M rows by two vectors, stays in registers while k runs, so each number that
+// is loaded is used many times; for that, A and B are first copied ("packed") into panels in the very order in which the
+// tile reads them, and widened to `real` on the way, whatever type the file has; blocks of BLOCK_K x BLOCK_M and
+// BLOCK_K x BLOCK_N numbers fit in the second-level cache. Blocks are chosen by shape, never by the number of threads.
+
+enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_M = 40 * TILE_M, BLOCK_N = 8 * TILE_N };
+
+typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
+
+static void pack(real *panel, View v, size_t line0, size_t n_lines, size_t width, size_t k0, size_t n_k) {
+    // panel [n_k, width]: lines line0 .. line0 + n_lines of v, k0 .. k0 + n_k; columns past n_lines become zero
+    const char *data = v.data;
+    size_t size = sizes[v.dtype];
+    real run[BLOCK_K];
+    if (n_lines < width) memset(panel, 0, n_k * width * sizeof *panel);
+    if (v.line_stride == 1)
+        for (size_t k = 0; k < n_k; k++)
+            wideners[v.dtype](panel + k*width, data + ((k0 + k) * v.k_stride + line0) * size, n_lines);
+    else
+        for (size_t line = 0; line < n_lines; line++) {
+            wideners[v.dtype](run, data + ((line0 + line) * v.line_stride + k0) * size, n_k);
+            for (size_t k = 0; k < n_k; k++) panel[k*width + line] = run[k];
+        }
+}
+
+static void tile(real *c, size_t row_stride, const real *a, const real *b, real scale, size_t m, size_t n, size_t n_k) {
+    // c [m,n] += scale a^T b, with panels a [n_k,TILE_M] and b [n_k,TILE_N]
+    vec sum[TILE_M][2] = {{{0}}};
+    for (size_t k = 0; k < n_k; k++, a += TILE_M, b += TILE_N) {
+        vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
+        #pragma GCC unroll 6
+        for (int i = 0; i < TILE_M; i++) {
+            sum[i][0] += a[i] * b0;
+            sum[i][1] += a[i] * b1;
+        }
+    }
+    if (m == TILE_M && n == TILE_N) {
+        #pragma GCC unroll 6
+        for (int i = 0; i < TILE_M; i++, c += row_stride) {
+            *(vec *)c += scale * sum[i][0];
+            *(vec *)(c + LANES) += scale * sum[i][1];
+        }
+        return;
+    }
+    real edge[TILE_M][TILE_N];
+    memcpy(edge, sum, sizeof edge);
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) c[i*row_stride + j] += scale * edge[i][j];
+}
+
+static void block(real *c, View a, View b, real scale, size_t i0, size_t m, size_t j0, size_t n, size_t N, size_t K) {
+    // rows i0 .. i0 + m, columns j0 .. j0 + n of c [.,N], all of k
+    static _Thread_local real packed_a[BLOCK_M * BLOCK_K] __attribute__((aligned(64)));
+    static _Thread_local real packed_b[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
+    for (size_t k0 = 0; k0 < K; k0 += BLOCK_K) {
+        size_t n_k = min_size(BLOCK_K, K - k0);
+        for (size_t i = 0; i < m; i += TILE_M)
+            pack(packed_a + i*n_k, a, i0 + i, min_size(TILE_M, m - i), TILE_M, k0, n_k);
+        for (size_t j = 0; j < n; j += TILE_N)
+            pack(packed_b + j*n_k, b, j0 + j, min_size(TILE_N, n - j), TILE_N, k0, n_k);
+        for (size_t j = 0; j < n; j += TILE_N)
+            for (size_t i = 0; i < m; i += TILE_M)
+                tile(c + (i0 + i)*N + j0 + j, N, packed_a + i*n_k, packed_b + j*n_k, scale, min_size(TILE_M, m - i),
+                     min_size(TILE_N, n - j), n_k);
+    }
+}
+
+static void product(real *c, View a, View b, real scale, size_t M, size_t N, size_t K) {
+    // c [M,N] is added to
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (M * N * K > WORTH_THREADS)
+    for (size_t i = 0; i < M; i += BLOCK_M)
+        for (size_t j = 0; j < N; j += BLOCK_N)
+            block(c, a, b, scale, i, min_size(BLOCK_M, M - i), j, min_size(BLOCK_N, N - j), N, K);
+}
+
+static void one_row(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t n_out, size_t n_in) {
+    // y [n_out] += scale W x, W [n_out,n_in] read once, as it lies: decoding is bound by memory, not by arithmetic
+    #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
+    for (size_t j = 0; j < n_out; j++) {
+        const char *w_j = (const char *)w + j * n_in * sizes[dtype];
+        real run[512], sum = 0;
+        for (size_t k = 0; k < n_in; k += COUNT(run)) {
+            size_t n = min_size(COUNT(run), n_in - k);
+            wideners[dtype](run, w_j + k * sizes[dtype], n);
+            sum += dot(run, x + k, n);
+        }
+        y[j] += scale * sum;
+    }
+}
+
+// y [T,n_out] is added to, x [T,n_in], w [n_out,n_in] of any dtype: y_tj += scale sum_k x_tk w_jk
+void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out, size_t n_in) {
+    if (T == 1) one_row(y, x, w, dtype, scale, n_out, n_in);
+    else product(y, (View){ x, REAL, n_in, 1 }, (View){ w, dtype, n_in, 1 }, scale, T, n_out, n_in);
+}
+
+// dx [T,n_in] is added to, dy [T,n_out]: dx_tk += scale sum_j dy_tj w_jk
+void linear_backward_input(real *dx, const real *dy, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+                           size_t n_in) {
+    product(dx, (View){ dy, REAL, n_out, 1 }, (View){ w, dtype, 1, n_in }, scale, T, n_in, n_out);
+}
+
+// dw [n_out,n_in] is added to, dy [T,n_out], x [T,n_in]: dw_jk += scale sum_t dy_tj x_tk
+void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in) {
+    product(dw, (View){ dy, REAL, 1, n_out }, (View){ x, REAL, 1, n_in }, scale, n_out, n_in, T);
+}
+
+// ---- 5.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
+
+enum { FEATURES = 64 };     // features that one thread owns when rows are added up: every sum then has one order
+
+// x [T,H] the rows ids [T] of table [V,H]
+void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t T, size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++)
+        wideners[dtype](x + t*H, (const char *)table + (size_t)ids[t] * H * sizes[dtype], H);
+}
+
+// dtable [V,H] is added to at rows ids [T]; a token that occurs twice adds twice
+void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t i = 0; i < H; i += FEATURES)
+        for (size_t t = 0; t < T; t++)
+            axpy(dtable + (size_t)ids[t]*H + i, 1, dx + t*H + i, min_size(FEATURES, H - i));
+}
+
+// out [R,H] the rows `rows` [R] of x: the positions that have a target, mostly a minority
+void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
+    for (size_t r = 0; r < R; r++) memcpy(out + r*H, x + (size_t)rows[r]*H, H * sizeof *x);
+}
+
+void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H) {
+    embedding_backward(dx, dout, rows, R, H);
+}
+
+// y [T,n] += bias [n]
+void bias_forward(real *y, const real *bias, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) axpy(y + t*n, 1, bias, n);
+}
+
+// dbias [n] += the sum of the rows of dy [T,n]
+void bias_backward(real *dbias, const real *dy, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i += FEATURES)
+        for (size_t t = 0; t < T; t++) axpy(dbias + i, 1, dy + t*n + i, min_size(FEATURES, n - i));
+}
+
+// out [n] = a + b; out may be either
+void add(real *out, const real *a, const real *b, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) out[i] = a[i] + b[i];
+}
+
+// ---- 5.5 RMSNorm -------------------------------------------------------------------------------------------------
+// Scales each token to unit root mean square, then by a learned gain (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4):
+//     r_t = 1 / sqrt(mean_i x_ti^2 + eps)        y_ti = x_ti r_t g_i
+// GLM uses it before attention, before the MLP and at the end; GLM-4-0414 also after each of the two.
+
+// y [T,H] normalized, rms [T] the factors r_t (kept for the backward), x [T,H], gain [H]
+void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *x_t = x + t*H;
+        real *y_t = y + t*H, r = 1 / real_sqrt(dot(x_t, x_t, H) / (real)H + eps);
+        rms[t] = r;
+        for (size_t i = 0; i < H; i++) y_t[i] = x_t[i] * r * gain[i];
+    }
+}
+
+// dx [T,H] and dgain [H] are added to; dgain NULL: frozen. x, gain, rms as the forward had them.
+//     y_ti = x_ti r_t g_i,  d r_t / d x_ti = -r_t^3 x_ti / H
+//     dx_ti = r_t ( g_i dy_ti  -  x_ti r_t^2 / H  sum_j g_j dy_tj x_tj )
+void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, const real *gain, const real *rms, size_t T,
+                      size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *x_t = x + t*H, *dy_t = dy + t*H;
+        real *dx_t = dx + t*H, r = rms[t];
+        vec sums = {0};
+        for (size_t i = 0; i < H; i++) sums[i % LANES] += gain[i] * dy_t[i] * x_t[i];
+        real sum = 0;
+        for (size_t lane = 0; lane < LANES; lane++) sum += sums[lane];
+        real factor = r * r / (real)H * sum;
+        for (size_t i = 0; i < H; i++) dx_t[i] += r * (gain[i] * dy_t[i] - x_t[i] * factor);
+    }
+    if (!dgain) return;
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t block0 = 0; block0 < H; block0 += FEATURES)
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = block0; i < H && i < block0 + FEATURES; i++) dgain[i] += dy[t*H + i] * x[t*H + i] * rms[t];
+}
+
+// ---- 5.6 Rotary positions ----------------------------------------------------------------------------------------
+// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position (Su et
+// al. 2021, arXiv:2104.09864):   angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
+// A query and a key then meet at the difference of their positions. The rest of the head passes through.
+// In float the angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq):
+// exact cosines would differ from its own by 5e-7 at position 33 and by 1e-4 at 8192. In double it is exact.
+
+// table [n_positions, n_rotated]: cos, sin of pair 0, cos, sin of pair 1, ...
+void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
+    for (size_t j = 0; j < n_rotated / 2; j++) {
+        real exponent = (real)(2 * j) / (real)n_rotated;
+        real inv_freq = 1 / (real)pow(theta, (double)exponent);
+        for (size_t p = 0; p < n_positions; p++) {
+            real angle = (real)p * inv_freq;
+            table[p*n_rotated + 2*j] = (real)cos((double)angle);
+            table[p*n_rotated + 2*j + 1] = (real)sin((double)angle);
+        }
+    }
+}
+
+static void rotate(real *x, const int32_t *positions, const real *table, real sign, size_t T, size_t n_heads,
+                   size_t head_dim, size_t n_rotated) {
+    #pragma omp parallel for if (T * n_heads * head_dim > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *table_t = table + (size_t)positions[t] * n_rotated;
+        for (real *x_th = x + t*n_heads*head_dim, *end = x_th + n_heads*head_dim; x_th < end; x_th += head_dim)
+            for (size_t j = 0; j < n_rotated; j += 2) {
+                real a = x_th[j], b = x_th[j+1], c = table_t[j], s = sign * table_t[j+1];
+                x_th[j] = a*c - b*s;
+                x_th[j+1] = b*c + a*s;
+            }
+    }
+}
+
+// x [T,n_heads,head_dim] in place, positions [T], table from rope_table
+void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
+                  size_t n_rotated) {
+    rotate(x, positions, table, 1, T, n_heads, head_dim, n_rotated);
+}
+
+// dx in place: a rotation is undone by the opposite one, and so is its gradient
+void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
+                   size_t n_rotated) {
+    rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
+}
+
+// ---- 5.7 Attention -----------------------------------------------------------------------------------------------
+// Causal attention with grouped heads: query head h reads key/value head h / (n_heads / n_kv_heads).
+//     s_ij = q_i . k_j / sqrt(head_dim)      p_ij = exp(s_ij - lse_i)      out_i = sum_j p_ij v_j
+// over the keys j <= i of i's own sequence and all prefix keys. No T x T array is kept: a row runs over the keys in blocks
+// with a running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward computes the
+// probabilities again from lse_i = log sum_j exp(s_ij) (Dao et al. 2022, arXiv:2205.14135).
+
+enum { KEYS = 64, MAX_HEAD_DIM = 512 };     // keys of a block; head_dim is checked when a config is read
+
+// Row j of keys or values of one head: the prefix first, then the sequence's own. All are [.,n_kv_heads,head_dim].
+static inline const real *key_row(const real *prefix, const real *own, size_t j, size_t n_prefix, size_t stride) {
+    return j < n_prefix ? prefix + j*stride : own + (j - n_prefix)*stride;
+}
+
+static real attend(real *out_i, const real *q_i, const real *k, const real *v, const real *prefix_k, const real *prefix_v,
+                   size_t n_keys, AttentionShape s) {
+    // out_i [head_dim] of one query over n_keys keys, prefix included; returns lse
+    size_t d = s.head_dim, stride = s.n_kv_heads * d;
+    real scale = 1 / real_sqrt((real)d), largest = -(real)INFINITY, sum = 0, score[KEYS];
+    for (size_t c = 0; c < d; c++) out_i[c] = 0;
+    for (size_t j0 = 0; j0 < n_keys; j0 += KEYS) {
+        size_t n = min_size(KEYS, n_keys - j0);
+        real before = largest;
+        for (size_t j = 0; j < n; j++) {
+            score[j] = scale * dot(q_i, key_row(prefix_k, k, j0 + j, s.n_prefix, stride), d);
+            largest = score[j] > largest ? score[j] : largest;
+        }
+        real shrink = real_exp(before - largest);
+        sum *= shrink;
+        for (size_t c = 0; c < d; c++) out_i[c] *= shrink;
+        for (size_t j = 0; j < n; j++) {
+            real p = real_exp(score[j] - largest);
+            sum += p;
+            axpy(out_i, p, key_row(prefix_v, v, j0 + j, s.n_prefix, stride), d);
+        }
+    }
+    for (size_t c = 0; c < d; c++) out_i[c] /= sum;
+    return largest + real_log(sum);
+}
+
+// out [T,n_heads,head_dim], lse [T,n_heads], q as out, k and v [kv rows,n_kv_heads,head_dim], prefix_k and prefix_v
+// [n_prefix,n_kv_heads,head_dim] (not rotated; the same for every sequence) or NULL
+void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
+                       const real *prefix_v, AttentionShape s) {
+    size_t d = s.head_dim, stride = s.n_kv_heads * d;
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
+    for (size_t b = 0; b < s.n_sequences; b++)
+        for (size_t h = 0; h < s.n_heads; h++) {
+            size_t at = h / (s.n_heads / s.n_kv_heads) * d, past;       // the head's place in a row of keys
+            past = (s.kv_starts[b+1] - s.kv_starts[b]) - (s.starts[b+1] - s.starts[b]);
+            const real *own_k = k + s.kv_starts[b]*stride + at, *own_v = v + s.kv_starts[b]*stride + at;
+            for (size_t t = s.starts[b]; t < s.starts[b+1]; t++) {
+                size_t th = (t*s.n_heads + h), n_keys = s.n_prefix + past + t - s.starts[b] + 1;
+                lse[th] = attend(out + th*d, q + th*d, own_k, own_v, s.n_prefix ? prefix_k + at : NULL,
+                                 s.n_prefix ? prefix_v + at : NULL, n_keys, s);
+            }
+        }
+}
+
+// One query's share. With D_i = out_i . dout_i, the derivative of the softmax is ds_ij = p_ij (dout_i . v_j - D_i), so
+//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += ds_ij q_i / sqrt(d)      dv_j += p_ij dout_i
+// Pointers named own are rows of the sequence's keys, the others of the prefix (dprefix NULL: frozen).
+typedef struct { const real *own_k, *own_v, *prefix_k, *prefix_v; real *own_dk, *own_dv, *dprefix_k, *dprefix_v; } KeyRows;
+
+static void attend_backward(real *dq_i, const real *dout_i, const real *out_i, real lse_i, const real *q_i, KeyRows r,
+                            size_t n_keys, AttentionShape s) {
+    size_t d = s.head_dim, stride = s.n_kv_heads * d;
+    real scale = 1 / real_sqrt((real)d), D_i = dot(dout_i, out_i, d);
+    for (size_t j = 0; j < n_keys; j++) {
+        const real *k_j = key_row(r.prefix_k, r.own_k, j, s.n_prefix, stride);
+        const real *v_j = key_row(r.prefix_v, r.own_v, j, s.n_prefix, stride);
+        real p = real_exp(scale * dot(q_i, k_j, d) - lse_i);
+        real ds = p * (dot(dout_i, v_j, d) - D_i) * scale;
+        axpy(dq_i, ds, k_j, d);
+        bool own = j >= s.n_prefix;
+        if (!own && !r.dprefix_k) continue;
+        axpy(own ? r.own_dk + (j - s.n_prefix)*stride : r.dprefix_k + j*stride, ds, q_i, d);
+        axpy(own ? r.own_dv + (j - s.n_prefix)*stride : r.dprefix_v + j*stride, p, dout_i, d);
+    }
+}
+
+// dq, dk, dv and the prefix's gradients (NULL: frozen) are added to; out, lse as the forward left them. Here all keys
+// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in order.
+void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout, const real *out,
+                        const real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
+                        const real *prefix_v, AttentionShape s) {
+    size_t d = s.head_dim, stride = s.n_kv_heads * d, group = s.n_heads / s.n_kv_heads;
+    size_t together = dprefix_k ? s.n_sequences : 1;    // sequences share the prefix, so one thread must take them all
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
+    for (size_t b0 = 0; b0 < s.n_sequences; b0 += together)
+        for (size_t g = 0; g < s.n_kv_heads; g++)
+            for (size_t b = b0; b < b0 + together; b++) {
+                size_t at = g*d, row0 = s.kv_starts[b]*stride + at;
+                KeyRows r = { k + row0, v + row0, NULL, NULL, dk + row0, dv + row0, NULL, NULL };
+                if (s.n_prefix) r.prefix_k = prefix_k + at, r.prefix_v = prefix_v + at;
+                if (dprefix_k) r.dprefix_k = dprefix_k + at, r.dprefix_v = dprefix_v + at;
+                for (size_t h = g*group; h < (g + 1)*group; h++)
+                    for (size_t t = s.starts[b]; t < s.starts[b+1]; t++) {
+                        size_t th = t*s.n_heads + h;
+                        attend_backward(dq + th*d, dout + th*d, out + th*d, lse[th], q + th*d, r,
+                                        s.n_prefix + t - s.starts[b] + 1, s);
+                    }
+            }
+}
+
+// ---- 5.8 SwiGLU --------------------------------------------------------------------------------------------------
+// The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the value u
+// come from one map, the gate's F rows first.
+
+// h [T,F], gate_up [T,2F]
+void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
+    #pragma omp parallel for if (T * F > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *g = gate_up + t*2*F, *u = g + F;
+        for (size_t i = 0; i < F; i++) h[t*F + i] = g[i] / (1 + real_exp(-g[i])) * u[i];
+    }
+}
+
+// dgate_up [T,2F] is added to; with z = sigmoid(g):  dg = dh u z (1 + g (1 - z)),  du = dh g z
+void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F) {
+    #pragma omp parallel for if (T * F > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *g = gate_up + t*2*F, *u = g + F, *dh_t = dh + t*F;
+        real *dg = dgate_up + t*2*F, *du = dg + F;
+        for (size_t i = 0; i < F; i++) {
+            real z = 1 / (1 + real_exp(-g[i]));
+            dg[i] += dh_t[i] * u[i] * z * (1 + g[i] * (1 - z));
+            du[i] += dh_t[i] * g[i] * z;
+        }
+    }
+}
+
+// ---- 5.9 Dropout -------------------------------------------------------------------------------------------------
+// Sets each number to zero with probability p and scales the others by 1/(1-p) (Srivastava et al. 2014). The mask is a
+// function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the feature, so
+// it is never stored: the backward asks for it again.
+
+static void drop(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, real keep_old, size_t T,
+                 size_t n) {
+    float least = (float)p;
+    real scale = 1 / (1 - p);
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        uint64_t key = rng_key(token_keys[t], site);
+        for (size_t i = 0; i < n; i++) {
+            real kept = rng_uniform(key, i) >= least ? scale * x[t*n + i] : 0;
+            y[t*n + i] = keep_old * y[t*n + i] + kept;
+        }
+    }
+}
+
+// y [T,n] dropped out, x [T,n], token_keys [T]
+void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
+    zero(y, T*n);
+    drop(y, x, token_keys, site, p, 0, T, n);
+}
+
+// dx [T,n] is added to
+void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
+    drop(dx, dy, token_keys, site, p, 1, T, n);
+}
+
+// ---- 5.10 Cross-entropy ------------------------------------------------------------------------------------------
+// loss_r = (1-e) (-log p_r,target) + e mean_v (-log p_rv), p = softmax(logits), e the label smoothing (Szegedy et al. 2016).
+// Forward and backward in one pass, because the logits of a row are needed for both and never again:
+//     dlogits_rv = scale (p_rv - (1-e) [v = target] - e/V)
+
+// loss [R]; logits [R,V] become their own gradient times scale (with scale 0 they are spent); targets [R]
+void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V) {
+    #pragma omp parallel for if (R * V > WORTH_THREADS)
+    for (size_t r = 0; r < R; r++) {
+        real *z = logits + r*V, largest = z[0], at_target = z[targets[r]];
+        double sum = 0, total = 0;          // over up to 151,552 numbers: a float would lose the last digits
+        for (size_t v = 0; v < V; v++) {
+            largest = z[v] > largest || z[v] != z[v] ? z[v] : largest;
+            total += smoothing > 0 ? (double)z[v] : 0;
+        }
+        for (size_t v = 0; v < V; v++) {
+            z[v] = real_exp(z[v] - largest);
+            sum += (double)z[v];
+        }
+        double lse = (double)largest + log(sum), mean = total / (double)V, e = (double)smoothing;
+        loss[r] = (real)((1 - e) * (lse - (double)at_target) + (e > 0 ? e * (lse - mean) : 0));
+        real factor = scale / (real)sum, spread = scale * smoothing / (real)V;
+        for (size_t v = 0; v < V; v++) z[v] = z[v] * factor - spread;
+        z[targets[r]] -= scale * (1 - smoothing);
+    }
+}
+
+// ---- 5.11 Optimizer steps ----------------------------------------------------------------------------------------
+
+// AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory; all arrays [n]:
+//     w *= decay      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
+// decay = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ...
+void adamw_step(real *w, const real *grad, real *m, real *v, real lr, real decay, real beta1, real beta2, real eps,
+                real correction1, real correction2, size_t n) {
+    real step = lr / correction1, root = real_sqrt(correction2);
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        m[i] += (1 - beta1) * (grad[i] - m[i]);
+        v[i] = beta2 * v[i] + (1 - beta2) * grad[i] * grad[i];
+        w[i] = decay * w[i] - step * m[i] / (real_sqrt(v[i]) / root + eps);
+    }
+}
+
+void scale_by(real *x, real factor, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+// In double, over a fixed number of parts, so that the order does not depend on the threads.
+double sum_of_squares(const real *x, size_t n) {
+    enum { PARTS = 256 };
+    double part[PARTS] = {0}, sum = 0;
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t p = 0; p < PARTS; p++)
+        for (size_t i = n * p / PARTS; i < n * (p + 1) / PARTS; i++) part[p] += (double)x[i] * (double)x[i];
+    for (size_t p = 0; p < PARTS; p++) sum += part[p];
+    return sum;
+}
+
+size_t first_not_finite(const real *x, size_t n) {
+    size_t i = 0;
+    while (i < n && isfinite(x[i])) i++;
+    return i;
+}
+
+#endif  // GLMTUNE_CUDA
+
+// ================================================================================================================
+// 6  Model
+// ================================================================================================================
+// A GLM is a stack of equal layers: x + attention(norm(x)), then x + mlp(norm(x)), between an embedding and a head. Sizes
+// come from config.json. The models were released under two sets of names: "remote" (model_type chatglm: ChatGLM2/3 and
+// GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps; glm4 has two more
+// norms a layer). The rest of the program knows neither: it sees maps that have parts, and both give the same bits.
+
+// ---- 6.1 Config --------------------------------------------------------------------------------------------------
+
+typedef struct {
+    size_t vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, max_positions, n_rotated;
+    double rope_theta, rms_norm_eps;
+    bool remote, post_norms, qkv_bias, tied;
+    const char *file, *model_type, *layout, *name_or_path, *source;     // source: the text of config.json
+} Config;
+
+#define REQUIRED 0
+static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
+    { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
+    { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED },
+    { "num_layers", "num_hidden_layers", offsetof(Config, n_layers), 1 << 12, REQUIRED },
+    { "num_attention_heads", "num_attention_heads", offsetof(Config, n_heads), 1 << 12, REQUIRED },
+    { "multi_query_group_num", "num_key_value_heads", offsetof(Config, n_kv_heads), 1 << 12, 1 },
+    { "kv_channels", "head_dim", offsetof(Config, head_dim), MAX_HEAD_DIM, 128 },
+    { "ffn_hidden_size", "intermediate_size", offsetof(Config, ffn_dim), 1 << 20, REQUIRED },
+    { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
+};
+
+static double config_number(const Config *c, const Json *root, const char *key, double least, double most, double missing) {
+    const Json *j = json_get(root, key);
+    if (!j || j->type == JSON_NULL) return missing;
+    if (j->type != JSON_NUMBER || !(j->number >= least && j->number <= most))
+        fail("%s: \"%s\" must be a number from %g to %g", c->file, key, least, most);
+    return j->number;
+}
+
+static bool config_flag(const Json *root, const char *key, bool missing) {
+    const Json *j = json_get(root, key);
+    return !j || j->type == JSON_NULL ? missing : j->type == JSON_BOOL && j->number != 0;
+}
+
+static const char *config_text(const Json *root, const char *key) {
+    const Json *j = json_get(root, key);
+    return json_is(j, JSON_STRING) ? name("%s", j->text) : NULL;
+}
+
+static void read_sizes(Config *c, const Json *root) {
+    for (size_t i = 0; i < COUNT(config_sizes); i++) {
+        const char *first = c->remote ? config_sizes[i].remote : config_sizes[i].hf;
+        const char *second = c->remote ? config_sizes[i].hf : config_sizes[i].remote;
+        const char *key = json_get(root, first) || !json_get(root, second) ? first : second;
+        const Json *j = json_get(root, key);
+        size_t value = c->remote ? config_sizes[i].remote_default : REQUIRED;
+        if (!j && value == REQUIRED) fail("%s: \"%s\" is missing; is this the config.json of a GLM?", c->file, key);
+        if (j && (!json_size(j, &value) || !value || value > config_sizes[i].most))
+            fail("%s: \"%s\" must be a whole number from 1 to %zu", c->file, key, config_sizes[i].most);
+        memcpy((char *)c + config_sizes[i].offset, &value, sizeof value);
+    }
+}
+
+// What a remote config may switch on and no released model does: refused rather than computed wrongly.
+static void check_remote_flags(const Config *c, const Json *root) {
+    static const struct { const char *key; bool missing, wanted; } flags[] = {
+        { "multi_query_attention", false, true }, { "rmsnorm", true, true }, { "post_layer_norm", true, true },
+        { "add_bias_linear", false, false }, { "apply_residual_connection_post_layernorm", false, false },
+        { "original_rope", true, true },
+    };
+    if (json_get(root, "inner_hidden_size") || json_get(root, "position_encoding_2d"))
+        fail("%s: is the first ChatGLM-6B, which is another architecture; take ChatGLM2-6B or later", c->file);
+    for (size_t i = 0; i < COUNT(flags); i++)
+        if (config_flag(root, flags[i].key, flags[i].missing) != flags[i].wanted)
+            fail("%s: \"%s\" is %s, which no released GLM has and glmtune does not compute", c->file, flags[i].key,
+                 flags[i].wanted ? "false" : "true");
+}
+
+static void check_supported(const Config *c, const Json *root) {
+    const Json *bits = json_get(root, "quantization_bit"), *scaling = json_get(root, "rope_scaling");
+    const Json *act = json_get(root, "hidden_act"), *rope = json_get(json_get(root, "rope_parameters"), "rope_type");
+    if ((json_is(bits, JSON_NUMBER) && bits->number != 0) || json_is(json_get(root, "quantization_config"), JSON_OBJECT))
+        fail("%s: these weights are quantised, which cannot be tuned yet; download the release in fp16 or bf16", c->file);
+    if (json_is(scaling, JSON_OBJECT) || (json_is(rope, JSON_STRING) && strcmp(rope->text, "default")))
+        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones", c->file);
+    if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
+        fail("%s: \"hidden_act\" is '%s', a GLM has silu", c->file, act->text);
+    if (c->n_heads % c->n_kv_heads)
+        fail("%s: %zu attention heads cannot share %zu key/value heads evenly", c->file, c->n_heads, c->n_kv_heads);
+    if (c->n_rotated % 2 || c->n_rotated > c->head_dim)
+        fail("%s: %zu rotary features do not fit a head of %zu in pairs", c->file, c->n_rotated, c->head_dim);
+}
+
+// Reads the text of a config.json; `path` is for messages.
+static Config parse_config(const char *path, const char *source) {
+    JsonReader r = json_open(path, source, strlen(source));
+    const Json *root = json_only(&r), *rope = json_get(root, "rope_parameters");
+    Config c = { .file = name("%s", path), .source = source };
+    c.model_type = config_text(root, "model_type");
+    const char *t = c.model_type ? c.model_type : "";
+    if (strcmp(t, "chatglm") && strcmp(t, "glm") && strcmp(t, "glm4"))
+        fail("%s: model_type is '%s'; glmtune tunes chatglm, glm and glm4", path, t);
+    c.remote = !strcmp(t, "chatglm");
+    c.post_norms = !strcmp(t, "glm4");
+    if (c.remote) check_remote_flags(&c, root);
+    read_sizes(&c, root);
+    const Json *from = json_is(rope, JSON_OBJECT) ? rope : root;
+    double theta = config_number(&c, from, "rope_theta", 1, 1e12, 10000);
+    double partial = config_number(&c, from, "partial_rotary_factor", 0, 1, 0.5);
+    if (from == rope) partial = config_number(&c, root, "partial_rotary_factor", 0, 1, partial);
+    c.rope_theta = c.remote ? 10000 * config_number(&c, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
+    c.n_rotated = c.remote ? c.head_dim / 2 : (size_t)((double)c.head_dim * partial);
+    c.rms_norm_eps = config_number(&c, root, c.remote ? "layernorm_epsilon" : "rms_norm_eps", 0, 1,
+                                   c.remote ? 1e-5 : 1.5625e-7);
+    c.qkv_bias = config_flag(root, c.remote ? "add_qkv_bias" : "attention_bias", !c.remote);
+    c.tied = config_flag(root, "tie_word_embeddings", false);
+    c.layout = config_text(root, "glmtune.layout");
+    c.name_or_path = config_text(root, "_name_or_path");
+    check_supported(&c, root);
+    json_close(&r);
+    return c;
+}
+
+static Config read_config(const char *path) {
+    size_t n;
+    if (!exists(path)) fail("%s: is missing; MODEL must be a folder with config.json, weights and tokenizer", path);
+    return parse_config(path, read_file(path, &n));
+}
+
+// ---- 6.2 Tensors, maps, layers -----------------------------------------------------------------------------------
+
+// A tensor of the model, or one that a tuning method adds. Frozen matrices stay as they lie in the file; gains, biases and
+// whatever trains are `real`. `depth` says how far up it acts: gradients stop at the lowest depth that trains.
+typedef struct {
+    const char *name;
+    size_t n_dims, shape[2], n;
+    size_t depth;
+    bool vector;                    // a gain or bias
+    bool of_base, trained;          // of_base: in the model's files; otherwise a method added it
+    float init_spread;              // of a tensor that a method adds: uniform on +-spread
+    Dtype dtype, file_dtype;
+    const void *data;               // what kernels read
+    const void *file_data;          // in the mapped file; NULL where there is none
+    real *value, *grad, *m, *v;     // when trained; value is data
+} Tensor;
+
+// A linear map, in one to three parts that give separate outputs: query_key_value gives q, k, v.
+enum { MAX_PARTS = 3, MAX_MAPS = 6 };
+typedef struct {
+    const char *path, *short_name;  // model.layers.3.self_attn.q_proj, q_proj
+    Tensor *weight, *bias;          // bias NULL: none
+    size_t n_out, n_in, n_parts, part_rows[MAX_PARTS];
+    size_t depth;
+    uint64_t site;                  // for dropout: one number per map of the model
+    Tensor *lora_a, *lora_b;        // section 7; NULL: none
+    real lora_scale, lora_dropout;
+} Map;
+
+typedef struct {
+    Tensor *input_norm, *mlp_norm, *attention_post_norm, *mlp_post_norm;    // the last two: glm4 only
+    Map maps[MAX_MAPS];             // query, key, value in n_qkv maps, then o, gate_up, down
+    size_t n_maps, n_qkv;
+    Map *o, *gate_up, *down;
+} Layer;
+
+typedef struct {
+    Config config;
+    Tensor *embedding, *final_norm, *head;          // head is embedding when tied
+    Layer *layers;
+    Tensor **tensors; size_t n_tensors, capacity;   // of the files, in the order of the model
+    Tensor **trained; size_t n_trained, trained_capacity;
+    size_t lowest;                                  // depth of the lowest trained tensor
+    Arena trainables;
+} Model;
+
+// Depths of a layer's parts, in the order in which they act; a layer has STAGES of them, the embedding comes before.
+enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_MLP_NORM, AT_GATE_UP, AT_DOWN, AT_MLP_POST_NORM, STAGES };
+
+static size_t depth_of(size_t layer, size_t stage) { return 1 + layer * STAGES + stage; }
+
+static const struct { const char *remote, *hf; } tensor_names[] = {
+    { "transformer.embedding.word_embeddings", "model.embed_tokens" },
+    { "transformer.encoder.final_layernorm", "model.norm" },
+    { "transformer.output_layer", "lm_head" },
+    { "transformer.encoder.layers.%zu.input_layernorm", "model.layers.%zu.input_layernorm" },
+    { "transformer.encoder.layers.%zu.post_attention_layernorm", "model.layers.%zu.post_attention_layernorm" },
+    { "transformer.encoder.layers.%zu.post_self_attn_layernorm", "model.layers.%zu.post_self_attn_layernorm" },
+    { "transformer.encoder.layers.%zu.post_mlp_layernorm", "model.layers.%zu.post_mlp_layernorm" },
+    { "transformer.encoder.layers.%zu.self_attention.query_key_value", NULL },
+    { NULL, "model.layers.%zu.self_attn.q_proj" },
+    { NULL, "model.layers.%zu.self_attn.k_proj" },
+    { NULL, "model.layers.%zu.self_attn.v_proj" },
+    { "transformer.encoder.layers.%zu.self_attention.dense", "model.layers.%zu.self_attn.o_proj" },
+    { "transformer.encoder.layers.%zu.mlp.dense_h_to_4h", "model.layers.%zu.mlp.gate_up_proj" },
+    { "transformer.encoder.layers.%zu.mlp.dense_4h_to_h", "model.layers.%zu.mlp.down_proj" },
+};
+enum { N_EMBEDDING, N_FINAL_NORM, N_HEAD, N_INPUT_NORM, N_MLP_NORM, N_ATTENTION_POST_NORM, N_MLP_POST_NORM, N_QKV, N_Q, N_K,
+       N_V, N_O, N_GATE_UP, N_DOWN };
+
+static const char *path_of(const Model *m, int which, size_t layer) {
+    const char *form = m->config.remote ? tensor_names[which].remote : tensor_names[which].hf;
+    const char *number = strstr(form, "%zu");
+    return number ? name("%.*s%zu%s", (int)(number - form), form, layer, number + 3) : form;
+}
+
+// A tensor [rows, columns], or a vector [rows] when columns is 0.
+static Tensor *describe(const char *tensor_name, size_t rows, size_t columns, size_t depth) {
+    Tensor *t = take(1, sizeof *t);
+    *t = (Tensor){ .name = tensor_name, .n_dims = columns ? 2 : 1, .shape = { rows, columns }, .depth = depth,
+                   .vector = !columns, .n = times(rows, columns ? columns : 1) };
+    return t;
+}
+
+static Tensor *describe_own(Model *m, const char *tensor_name, size_t rows, size_t columns, size_t depth) {
+    m->tensors = grow(m->tensors, &m->capacity, m->n_tensors + 1, sizeof *m->tensors);
+    Tensor *t = m->tensors[m->n_tensors++] = describe(tensor_name, rows, columns, depth);
+    t->of_base = true;
+    return t;
+}
+
+static Tensor *describe_norm(Model *m, int which, size_t layer, size_t stage) {
+    return describe_own(m, name("%s.weight", path_of(m, which, layer)), m->config.hidden_size, 0, depth_of(layer, stage));
+}
+
+static Map *describe_map(Model *m, size_t layer, int which, const size_t *rows, size_t n_parts, size_t n_in, size_t stage,
+                         bool bias) {
+    Layer *l = &m->layers[layer];
+    Map *map = &l->maps[l->n_maps];
+    *map = (Map){ .path = path_of(m, which, layer), .n_in = n_in, .n_parts = n_parts, .depth = depth_of(layer, stage),
+                  .site = layer * MAX_MAPS + l->n_maps };
+    for (size_t i = 0; i < n_parts; i++) map->n_out += map->part_rows[i] = rows[i];
+    map->short_name = strrchr(map->path, '.') + 1;
+    map->weight = describe_own(m, name("%s.weight", map->path), map->n_out, n_in, map->depth);
+    if (bias) map->bias = describe_own(m, name("%s.bias", map->path), map->n_out, 0, map->depth);
+    l->n_maps++;
+    return map;
+}
+
+static void describe_layer(Model *m, size_t i) {
+    const Config *c = &m->config;
+    Layer *l = &m->layers[i];
+    size_t H = c->hidden_size, kv = c->n_kv_heads * c->head_dim, qkv[] = { c->n_heads * c->head_dim, kv, kv };
+    size_t two_ffn = 2 * c->ffn_dim;
+    l->input_norm = describe_norm(m, N_INPUT_NORM, i, AT_INPUT_NORM);
+    if (c->remote) describe_map(m, i, N_QKV, qkv, 3, H, AT_QKV, c->qkv_bias);
+    else for (int p = 0; p < 3; p++) describe_map(m, i, N_Q + p, qkv + p, 1, H, AT_QKV, c->qkv_bias);
+    l->n_qkv = l->n_maps;
+    l->o = describe_map(m, i, N_O, &H, 1, qkv[0], AT_O, false);
+    if (c->post_norms) l->attention_post_norm = describe_norm(m, N_ATTENTION_POST_NORM, i, AT_ATTENTION_POST_NORM);
+    l->mlp_norm = describe_norm(m, N_MLP_NORM, i, AT_MLP_NORM);
+    l->gate_up = describe_map(m, i, N_GATE_UP, &two_ffn, 1, H, AT_GATE_UP, false);
+    l->down = describe_map(m, i, N_DOWN, &H, 1, c->ffn_dim, AT_DOWN, false);
+    if (c->post_norms) l->mlp_post_norm = describe_norm(m, N_MLP_POST_NORM, i, AT_MLP_POST_NORM);
+}
+
+// The model that a config describes: every tensor by name and shape, no numbers yet.
+static Model *describe_model(Config c) {
+    Model *m = take(1, sizeof *m);
+    m->config = c;
+    m->lowest = SIZE_MAX;
+    m->layers = take(c.n_layers, sizeof *m->layers);
+    m->embedding = describe_own(m, name("%s.weight", path_of(m, N_EMBEDDING, 0)), c.vocab_size, c.hidden_size, 0);
+    for (size_t i = 0; i < c.n_layers; i++) describe_layer(m, i);
+    m->final_norm = describe_own(m, name("%s.weight", path_of(m, N_FINAL_NORM, 0)), c.hidden_size, 0, depth_of(c.n_layers, 0));
+    m->head = c.tied ? m->embedding : describe_own(m, name("%s.weight", path_of(m, N_HEAD, 0)), c.vocab_size, c.hidden_size,
+                                                   depth_of(c.n_layers, 1));
+    return m;
+}
+
+static size_t count_parameters(Tensor *const *t, size_t n) {
+    size_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += t[i]->n;
+    return sum;
+}
+
+// ---- 6.3 Numbers -------------------------------------------------------------------------------------------------
+
+static void *device_take(size_t n, size_t size, const char *what) {
+    void *p = memory_take(times(n, size));
+    if (!p) fail("out of memory: %.3f GiB for %s are not to be had; lower --max_input_length, --max_output_length or "
+                 "--per_device_train_batch_size", (double)times(n, size) / (1 << 30), what);
+    return p;
+}
+
+// Points a tensor at its numbers in a file; vectors are widened into memory of their own.
+static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
+    t->file_data = data;
+    t->file_dtype = t->dtype = dtype;
+    t->data = memory_mapped(data, t->n * dtype_size(dtype));
+    if (!t->vector || dtype == REAL) return;
+    real *copy = device_take(t->n, sizeof *copy, t->name);
+    widen(copy, t->data, dtype, t->n);
+    t->data = copy;
+    t->dtype = REAL;
+}
+
+static void check_stored(const Tensor *t, const StoredTensor *s) {
+    bool same = s->n_dims == t->n_dims;
+    for (size_t i = 0; i < t->n_dims && same; i++) same = s->shape[i] == t->shape[i];
+    if (!same) fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
+                    t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
+    if (s->dtype > BF16) fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16",
+                              s->file, t->name, s->dtype_name);
+}
+
+// Tensors that releases carry and that hold nothing: a table of rotary frequencies, the head of a tied model once more.
+static bool may_be_ignored(const Model *m, const char *tensor_name) {
+    size_t n = strlen(tensor_name), tail = strlen("inv_freq");
+    if (n >= tail && !strcmp(tensor_name + n - tail, "inv_freq")) return true;
+    return m->config.tied && !strcmp(tensor_name, name("%s.weight", path_of(m, N_HEAD, 0)));
+}
+
+static void bind_files(Model *m, const char *folder) {
+    TensorSet set = read_model_tensors(folder);
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const StoredTensor *s = find_tensor(&set, m->tensors[i]->name);
+        if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, m->tensors[i]->name);
+        check_stored(m->tensors[i], s);
+        bind_tensor(m->tensors[i], s->data, s->dtype);
+    }
+    for (size_t i = 0; i < set.n; i++) {
+        size_t k = 0;
+        while (k < m->n_tensors && strcmp(m->tensors[k]->name, set.tensors[i].name)) k++;
+        if (k == m->n_tensors && !may_be_ignored(m, set.tensors[i].name))
+            fail("%s: '%s' has no place in the model that config.json describes", set.tensors[i].file, set.tensors[i].name);
+    }
+    free(set.tensors);
+}
+
+static Model *load_model(const char *folder) {
+    Model *m = describe_model(read_config(name("%s/config.json", folder)));
+    bind_files(m, folder);
+    return m;
+}
+
+// First numbers of a model trained from scratch: matrices uniform with this standard deviation, gains 1, biases 0. With
+// `rough`, gains and biases are random as well, so that a gradient check sees them all.
+static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
+    float spread = (float)(std * 1.7320508075688772);
+    float center = t->vector && strstr(t->name, "norm") ? 1 : 0;
+    fill_uniform(out, rng_key(seed, hash_name(t->name)), center, t->vector && !rough ? 0 : spread, t->n);
+}
+
+static void bind_random(Model *m, uint64_t seed, double std) {
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        real *numbers = device_take(m->tensors[i]->n, sizeof *numbers, m->tensors[i]->name);
+        random_tensor(numbers, m->tensors[i], seed, std, true);
+        bind_tensor(m->tensors[i], numbers, REAL);
+    }
+}
+
+// ================================================================================================================
+// 7  Tuning methods
+// ================================================================================================================
+// A method says which tensors of the base train, which new ones there are and how they start (`setup`), and what it does
+// beside a linear map (`map_forward`, `map_backward`). Each is one block: the math, the setup, forward, backward. To add
+// one, write a block and give it a row in the table of 7.3.
+
+// ---- 7.1 What the user may set -----------------------------------------------------------------------------------
+// The table in section 14 says what each means, its default and its limits. Names are Hugging Face's where it has one.
+
+typedef struct {
+    const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
+    const char *prompt, *system, *out;
+    bool use_rslora, official_mask, combine, decode, force;
+    int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
+    int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens, max_context;
+    int64_t threads, elements;
+    double lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay, adam_beta1, adam_beta2;
+    double adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p, val_size, std, max_shard_size;
+} Options;
+
+// What a method sees of the pass that is under way.
+typedef struct {
+    size_t T;
+    const uint64_t *token_keys;     // [T] for dropout; NULL: dropout is off
+    real *scratch;                  // [T, the widest input of a map]
+    real *narrow_scratch;           // [T, the largest number that keeps_per_token gives]
+} Pass;
+
+typedef struct {
+    const char *name, *help;
+    double learning_rate;           // the default; the reason stands in the method's comment
+    void (*setup)(Model *, const Options *);
+    size_t (*keeps_per_token)(const Map *);     // numbers that map_forward keeps for map_backward, for each token
+    void (*map_forward)(const Map *, real *const *y, const real *x, real *kept, Pass);
+    void (*map_backward)(const Map *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
+} Method;
+
+// Marks a tensor as trained; its memory is taken when all are known.
+static void train_tensor(Model *m, Tensor *t) {
+    t->trained = true;
+    m->lowest = min_size(m->lowest, t->depth);
+    m->trained = grow(m->trained, &m->trained_capacity, m->n_trained + 1, sizeof *m->trained);
+    m->trained[m->n_trained++] = t;
+}
+
+// ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
+// Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
+//     y = W x + s B A dropout(x),    A [r,in] ~ U(+-1/sqrt(in)),  B [out,r] = 0,  s = alpha / r  (rsLoRA: alpha / sqrt(r))
+// B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
+// query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
+// Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
+
+// Whether `list` ("q_proj,v_proj") holds this name.
+static bool list_has(const char *list, const char *wanted) {
+    size_t n = strlen(wanted);
+    for (const char *p = list; p; p = strchr(p, ','), p += p ? 1 : 0)
+        if (!strncmp(p, wanted, n) && (!p[n] || p[n] == ',')) return true;
+    return false;
+}
+
+static void lora_check_targets(const Model *m, const char *targets) {
+    Text known = {0};
+    const Layer *l = &m->layers[0];
+    for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
+    for (char *copy = name("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one; one = strtok_r(NULL, ",", &rest))
+        if (!list_has(known.s, one)) fail("target module '%s' is not in this model; it has %s", one, known.s);
+    free(known.s);
+}
+
+static void lora_setup(Model *m, const Options *o) {
+    const char *targets = o->target_modules ? o->target_modules : m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj";
+    double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
+    lora_check_targets(m, targets);
+    for (size_t i = 0; i < m->config.n_layers; i++)
+        for (Map *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
+            if (!list_has(targets, w->short_name)) continue;
+            w->lora_a = describe(name("base_model.model.%s.lora_A.weight", w->path), (size_t)o->r, w->n_in, w->depth);
+            w->lora_b = describe(name("base_model.model.%s.lora_B.weight", w->path), w->n_out, (size_t)o->r, w->depth);
+            w->lora_a->init_spread = (float)(1 / sqrt((double)w->n_in));
+            w->lora_scale = (real)scale;
+            w->lora_dropout = (real)o->lora_dropout;
+            train_tensor(m, w->lora_a);
+            train_tensor(m, w->lora_b);
+        }
+}
+
+static size_t lora_rank(const Map *w) { return w->lora_a ? w->lora_a->shape[0] : 0; }
+
+// The input of A: x, or x with some of it dropped.
+static const real *lora_input(const Map *w, const real *x, Pass p) {
+    if (!p.token_keys || !(w->lora_dropout > 0)) return x;
+    dropout_forward(p.scratch, x, p.token_keys, w->site, w->lora_dropout, p.T, w->n_in);
+    return p.scratch;
+}
+
+// y[part] [T,rows of the part] are added to, x [T,in]; keeps z = A dropout(x) [T,r]
+static void lora_forward(const Map *w, real *const *y, const real *x, real *z, Pass p) {
+    size_t r = lora_rank(w);
+    if (!r) return;
+    zero(z, p.T * r);
+    linear_forward(z, lora_input(w, x, p), w->lora_a->data, REAL, 1, p.T, r, w->n_in);
+    const real *b = w->lora_b->data;
+    for (size_t i = 0; i < w->n_parts; b += w->part_rows[i++] * r)
+        linear_forward(y[i], z, b, REAL, w->lora_scale, p.T, w->part_rows[i], r);
+}
+
+// dx [T,in] is added to, NULL: nothing below trains; dy[part] [T,rows of the part]
+//     dz = s B^T dy,  dB += s dy z^T,  dA += dz dropout(x)^T,  dx += dropout'(A^T dz)
+static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x, const real *z, Pass p) {
+    size_t r = lora_rank(w), at = 0;
+    if (!r) return;
+    real *dz = p.narrow_scratch;
+    zero(dz, p.T * r);
+    for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r) {
+        linear_backward_input(dz, dy[i], w->lora_b->value + at, REAL, w->lora_scale, p.T, w->part_rows[i], r);
+        linear_backward_weight(w->lora_b->grad + at, dy[i], z, w->lora_scale, p.T, w->part_rows[i], r);
+    }
+    const real *dropped = lora_input(w, x, p);
+    linear_backward_weight(w->lora_a->grad, dz, dropped, 1, p.T, r, w->n_in);
+    if (!dx) return;
+    if (dropped == x) {
+        linear_backward_input(dx, dz, w->lora_a->data, REAL, 1, p.T, r, w->n_in);
+        return;
+    }
+    zero(p.scratch, p.T * w->n_in);
+    linear_backward_input(p.scratch, dz, w->lora_a->data, REAL, 1, p.T, r, w->n_in);
+    dropout_backward(dx, p.scratch, p.token_keys, w->site, w->lora_dropout, p.T, w->n_in);
+}
+
+// ---- 7.3 Full tuning, and the table ------------------------------------------------------------------------------
+// Full: every tensor of the base trains. Four numbers of 4 bytes per parameter (weight, gradient, two moments).
+// Learning rate 5e-5: the official `sft` recipes; every weight moves, so each must move little.
+
+static void full_setup(Model *m, const Options *o) {
+    (void)o;
+    for (size_t i = 0; i < m->n_tensors; i++) train_tensor(m, m->tensors[i]);
+}
+
+static const Method methods[] = {
+    { "lora", "a low-rank change beside chosen linear maps", 5e-4, lora_setup, lora_rank, lora_forward, lora_backward },
+    { "full", "every weight of the base", 5e-5, full_setup, NULL, NULL, NULL },
+};
+
+static const Method *find_method(const char *wanted) {
+    for (size_t i = 0; i < COUNT(methods); i++) if (!strcmp(methods[i].name, wanted)) return &methods[i];
+    fail_usage("--method %s: there are lora and full", wanted);
+}
+
+// ---- 7.4 Memory of what trains -----------------------------------------------------------------------------------
+
+// Numbers for each number that trains: weight, gradient, two moments. Without training only the weight.
+enum { PLACES = 4 };
+
+static size_t trainable_bytes(const Model *m, bool trains) {
+    Arena count = {0};
+    for (size_t i = 0; i < m->n_trained; i++)
+        for (size_t k = 0; k < (trains ? PLACES : 1); k++) arena_take(&count, m->trained[i]->n, sizeof(real));
+    return count.used;
+}
+
+static void lay_out_trainables(Model *m, Arena *a, bool trains) {
+    for (size_t i = 0; i < m->n_trained; i++) {
+        Tensor *t = m->trained[i];
+        real **places[PLACES] = { &t->value, &t->grad, &t->m, &t->v };
+        for (size_t k = 0; k < (trains ? PLACES : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
+    }
+}
+
+// Takes the memory and sets the first values: tensors of the base as they are in the file, new ones random from the seed.
+static void start_trainables(Model *m, uint64_t seed, bool trains) {
+    m->trainables.size = trainable_bytes(m, trains);
+    m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
+    lay_out_trainables(m, &m->trainables, trains);
+    for (size_t i = 0; i < m->n_trained; i++) {
+        Tensor *t = m->trained[i];
+        if (t->data) widen(t->value, t->data, t->dtype, t->n);
+        else fill_uniform(t->value, rng_key(seed, hash_name(t->name)), 0, t->init_spread, t->n);
+        t->data = t->value;
+        t->dtype = REAL;
+    }
+}
+
+// ================================================================================================================
+// 8  Forward and backward
+// ================================================================================================================
+// A batch is ragged: sequences one after another, with the rows at which they start; there is no padding anywhere. The
+// forward goes through a layer in nine numbered steps and keeps what the backward needs; the backward undoes them by the
+// same numbers, upwards. Gradients flow only as far down as something trains, the head and the loss are computed only at
+// positions that have a target, and frozen weights get no gradient.
+
+enum { HEAD_ROWS = 128, NO_TARGET = -100 };     // rows x vocabulary is the largest block of logits there ever is
+
+typedef struct {                    // on the host
+    int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
+    uint64_t *token_keys;           // [T] for dropout
+    size_t *starts, n, T;           // [n+1]
+} Batch;
+
+typedef struct {                    // of one layer, in the order in which they come about
+    real *x, *rms1, *a, *q, *k, *v, *att, *lse, *o, *rms_o, *mid, *rms2, *m, *gate_up, *h, *down, *rms_down;
+    real *beside[MAX_MAPS];         // what the method keeps beside each map
+} Kept;
+
+typedef struct {
+    Model *model;
+    const Method *method;           // NULL: the base alone
+    bool trains;                    // layers keep their own activations; otherwise they share them, keys and values apart
+    size_t max_T, max_kv;           // tokens of a batch; rows of keys and values (a cache holds more than a batch)
+    Arena kept_arena, scratch_arena;
+    // the batch under way
+    size_t T, R, past;              // R targets; past: tokens already in the cache
+    bool dropout;
+    size_t *starts, *kv_starts, n_sequences;
+    int32_t *ids, *positions, *rows, *targets;
+    uint64_t *token_keys;
+    // activations
+    Kept *layers;
+    real *rope, *x_final;
+    // scratch
+    real *picked, *picked_rms, *final, *logits, *loss, *scratch, *narrow;
+    real *dx, *dy, *dn, *dgate_up, *dh, *datt, *dq, *dk, *dv, *dfinal, *dpicked;
+} Run;
+
+// ---- 8.1 The memory of a run -------------------------------------------------------------------------------------
+
+static size_t widest_input(const Config *c) {
+    return max_size(max_size(c->hidden_size, c->ffn_dim), c->n_heads * c->head_dim);
+}
+
+static size_t keeps_per_token(const Run *r, const Map *w) {
+    return r->method && r->method->keeps_per_token ? r->method->keeps_per_token(w) : 0;
+}
+
+static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a, times(rows, columns), sizeof(real)); }
+
+static void lay_out_layer(Run *r, size_t l, Arena *a) {
+    const Config *c = &r->model->config;
+    size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
+    Kept *k = &r->layers[l];
+    if (!r->trains && l > 0) {
+        *k = r->layers[0];
+    } else {
+        k->x = reals(a, T, H), k->rms1 = reals(a, T, 1), k->a = reals(a, T, H);
+        k->q = reals(a, T, qd), k->att = reals(a, T, qd), k->lse = reals(a, T, c->n_heads);
+        k->o = reals(a, T, H), k->rms_o = reals(a, T, 1);
+        k->mid = reals(a, T, H), k->rms2 = reals(a, T, 1), k->m = reals(a, T, H);
+        k->gate_up = reals(a, T, 2 * F), k->h = reals(a, T, F);
+        k->down = reals(a, T, H), k->rms_down = reals(a, T, 1);
+        for (size_t i = 0; i < r->model->layers[l].n_maps; i++)
+            k->beside[i] = reals(a, T, keeps_per_token(r, &r->model->layers[l].maps[i]));
+    }
+    k->k = reals(a, r->max_kv, kvd), k->v = reals(a, r->max_kv, kvd);
+}
+
+static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
+    const Config *c = &r->model->config;
+    size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim, beside = 0;
+    for (size_t l = 0; l < c->n_layers; l++) {
+        lay_out_layer(r, l, kept);
+        for (size_t i = 0; i < r->model->layers[l].n_maps; i++)
+            beside = max_size(beside, keeps_per_token(r, &r->model->layers[l].maps[i]));
+    }
+    r->x_final = r->trains ? reals(kept, T, H) : r->layers[0].x;
+    r->rope = reals(kept, r->max_kv, c->n_rotated);
+    r->ids = arena_take(scratch, T, sizeof *r->ids), r->positions = arena_take(scratch, T, sizeof *r->positions);
+    r->rows = arena_take(scratch, T, sizeof *r->rows), r->targets = arena_take(scratch, T, sizeof *r->targets);
+    r->token_keys = arena_take(scratch, T, sizeof *r->token_keys);
+    r->starts = arena_take(scratch, T + 2, sizeof *r->starts);
+    r->kv_starts = arena_take(scratch, T + 2, sizeof *r->kv_starts);
+    r->picked = reals(scratch, T, H), r->picked_rms = reals(scratch, T, 1), r->final = reals(scratch, T, H);
+    r->logits = reals(scratch, min_size(HEAD_ROWS, T), c->vocab_size), r->loss = reals(scratch, T, 1);
+    r->scratch = reals(scratch, T, widest_input(c)), r->narrow = reals(scratch, T, beside);
+    if (!r->trains) return;
+    r->dx = reals(scratch, T, H), r->dy = reals(scratch, T, H), r->dn = reals(scratch, T, H);
+    r->dgate_up = reals(scratch, T, 2 * c->ffn_dim), r->dh = reals(scratch, T, c->ffn_dim);
+    r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
+    r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd);
+    r->dfinal = reals(scratch, T, H), r->dpicked = reals(scratch, T, H);
+}
+
+// A run that is described but not yet taken: its arenas only count.
+static Run describe_run(Model *m, const Method *method, bool trains, size_t max_T, size_t max_kv) {
+    Run r = { .model = m, .method = method, .trains = trains, .max_T = max_T, .max_kv = max_kv };
+    r.layers = take(m->config.n_layers, sizeof *r.layers);
+    lay_out_run(&r, &r.kept_arena, &r.scratch_arena);
+    return r;
+}
+
+static void take_run(Run *r) {
+    Arena *arenas[] = { &r->kept_arena, &r->scratch_arena };
+    const char *what[] = { "activations", "scratch" };
+    for (size_t i = 0; i < COUNT(arenas); i++)
+        *arenas[i] = (Arena){ .block = device_take(arenas[i]->used, 1, what[i]), .size = arenas[i]->used };
+    lay_out_run(r, &r->kept_arena, &r->scratch_arena);
+    rope_table(r->rope, r->model->config.rope_theta, r->model->config.n_rotated, r->max_kv);
+}
+
+static void give_run(Run *r) {
+    memory_give(r->kept_arena.block);
+    memory_give(r->scratch_arena.block);
+    free(r->layers);
+}
+
+// Puts a batch into a run. Position i of a sequence predicts its label i + 1; where there is one, the row is a target row.
+static void load_batch(Run *r, const Batch *b, bool dropout) {
+    int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows), *targets = take(b->T, sizeof *rows);
+    if (b->T > r->max_T || b->T + r->past > r->max_kv) fail("internal error: a batch of %zu tokens is too large", b->T);
+    r->T = b->T, r->n_sequences = b->n, r->R = 0, r->dropout = dropout;
+    for (size_t s = 0; s < b->n; s++)
+        for (size_t t = b->starts[s]; t < b->starts[s+1]; t++) {
+            positions[t] = (int32_t)(r->past + t - b->starts[s]);
+            if (!b->labels || t + 1 == b->starts[s+1] || b->labels[t+1] == NO_TARGET) continue;
+            rows[r->R] = (int32_t)t;
+            targets[r->R++] = b->labels[t+1];
+        }
+    memory_copy_in(r->ids, b->ids, b->T * sizeof *b->ids);
+    memory_copy_in(r->positions, positions, b->T * sizeof *positions);
+    memory_copy_in(r->rows, rows, r->R * sizeof *rows);
+    memory_copy_in(r->targets, targets, r->R * sizeof *targets);
+    memory_copy_in(r->starts, b->starts, (b->n + 1) * sizeof *b->starts);
+    if (dropout) memory_copy_in(r->token_keys, b->token_keys, b->T * sizeof *b->token_keys);
+    size_t one_cache[] = { 0, r->past + b->T };     // with a past there is one sequence
+    memory_copy_in(r->kv_starts, r->past ? one_cache : b->starts, (b->n + 1) * sizeof *b->starts);
+    free(positions), free(rows), free(targets);
+}
+
+// ---- 8.2 A linear map with what stands beside it -----------------------------------------------------------------
+
+static Pass pass_of(const Run *r) { return (Pass){ r->T, r->dropout ? r->token_keys : NULL, r->scratch, r->narrow }; }
+
+static const void *part_weight(const Map *w, size_t row) {
+    return (const char *)w->weight->data + row * w->n_in * dtype_size(w->weight->dtype);
+}
+
+// y[part] [T,rows of the part] = W x + b, and what the method adds
+static void map_forward(const Run *r, const Map *w, real *const *y, const real *x, real *kept) {
+    for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
+        zero(y[i], r->T * w->part_rows[i]);
+        linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->T, w->part_rows[i], w->n_in);
+        if (w->bias) bias_forward(y[i], (const real *)w->bias->data + row, r->T, w->part_rows[i]);
+    }
+    if (r->method && r->method->map_forward) r->method->map_forward(w, y, x, kept, pass_of(r));
+}
+
+// dx [T,in] is added to; NULL: nothing below trains
+static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, const real *x, const real *kept) {
+    for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
+        if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->T, w->part_rows[i]);
+        if (w->weight->grad)
+            linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, r->T, w->part_rows[i], w->n_in);
+        if (dx) linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->T, w->part_rows[i], w->n_in);
+    }
+    if (r->method && r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
+}
+
+static void norm_forward(const Run *r, real *y, real *rms, const real *x, const Tensor *gain, size_t T) {
+    rmsnorm_forward(y, rms, x, gain->data, (real)r->model->config.rms_norm_eps, T, r->model->config.hidden_size);
+}
+
+static void norm_backward(const Run *r, real *dx, const real *dy, const real *x, const Tensor *gain, const real *rms, size_t T) {
+    rmsnorm_backward(dx, gain->grad, dy, x, gain->data, rms, T, r->model->config.hidden_size);
+}
+
+// ---- 8.3 A layer -------------------------------------------------------------------------------------------------
+
+static AttentionShape attention_shape(const Run *r) {
+    const Config *c = &r->model->config;
+    return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, 0, r->starts, r->kv_starts };
+}
+
+// What a branch adds to the residual stream: its output, normalized where the layer has a post norm.
+static const real *branch_forward(const Run *r, const real *branch, const Tensor *post_norm, real *rms) {
+    if (!post_norm) return branch;
+    norm_forward(r, r->picked, rms, branch, post_norm, r->T);
+    return r->picked;
+}
+
+// Runs over the maps of q, k and v: one with three parts, or three with one; `part` is the first part of a map.
+#define FOR_QKV_MAPS(layer, map, part) \
+    for (size_t map = 0, part = 0; map < (layer)->n_qkv; part += (layer)->maps[map].n_parts, map++)
+
+static void layer_forward(Run *r, size_t l) {
+    const Layer *L = &r->model->layers[l];
+    const Config *c = &r->model->config;
+    Kept *k = &r->layers[l];
+    size_t T = r->T, H = c->hidden_size, kvd = c->n_kv_heads * c->head_dim;
+    real *k_new = k->k + r->past * kvd, *v_new = k->v + r->past * kvd, *qkv[] = { k->q, k_new, v_new };
+    real *out = l + 1 < c->n_layers ? r->layers[l+1].x : r->x_final;
+    // 1. a = norm(x)
+    norm_forward(r, k->a, k->rms1, k->x, L->input_norm, T);
+    // 2. q, k, v = W a + b
+    FOR_QKV_MAPS(L, i, part) map_forward(r, &L->maps[i], qkv + part, k->a, k->beside[i]);
+    // 3. q, k turned by their positions
+    rope_forward(k->q, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
+    rope_forward(k_new, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
+    // 4. att = attention(q, k, v)
+    attention_forward(k->att, k->lse, k->q, k->k, k->v, NULL, NULL, attention_shape(r));
+    // 5. mid = x + [norm] (Wo att)
+    map_forward(r, L->o, &k->o, k->att, k->beside[L->o - L->maps]);
+    add(k->mid, k->x, branch_forward(r, k->o, L->attention_post_norm, k->rms_o), T * H);
+    // 6. m = norm(mid)
+    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm, T);
+    // 7. gate, up = W m
+    map_forward(r, L->gate_up, &k->gate_up, k->m, k->beside[L->gate_up - L->maps]);
+    // 8. h = silu(gate) up
+    swiglu_forward(k->h, k->gate_up, T, c->ffn_dim);
+    // 9. out = mid + [norm] (W h)
+    map_forward(r, L->down, &k->down, k->h, k->beside[L->down - L->maps]);
+    add(out, k->mid, branch_forward(r, k->down, L->mlp_post_norm, k->rms_down), T * H);
+}
+
+// Whether anything trains below a stage of a layer, so that gradients must go on.
+static bool flows_below(const Run *r, size_t l, size_t stage) { return r->model->lowest < depth_of(l, stage); }
+
+// A zeroed array to collect a gradient in, or NULL when nothing below the stage trains.
+static real *collect(const Run *r, real *array, size_t columns, size_t l, size_t stage) {
+    if (!flows_below(r, l, stage)) return NULL;
+    zero(array, r->T * columns);
+    return array;
+}
+
+// The gradient of a branch before its post norm: dx itself where the layer has none.
+static real *branch_backward(const Run *r, const real *branch, const Tensor *post_norm, const real *rms) {
+    if (!post_norm) return r->dx;
+    zero(r->dy, r->T * r->model->config.hidden_size);
+    norm_backward(r, r->dy, r->dx, branch, post_norm, rms, r->T);
+    return r->dy;
+}
+
+static bool mlp_backward(const Run *r, size_t l) {
+    // r->dx holds the gradient of the layer's output and becomes that of mid; false: nothing further down trains
+    const Layer *L = &r->model->layers[l];
+    const Config *c = &r->model->config;
+    const Kept *k = &r->layers[l];
+    // 9. out = mid + [norm] (W h)
+    real *dy = branch_backward(r, k->down, L->mlp_post_norm, k->rms_down);
+    if (!flows_below(r, l, AT_MLP_POST_NORM)) return false;
+    real *dh = collect(r, r->dh, c->ffn_dim, l, AT_DOWN);
+    map_backward(r, L->down, dh, &dy, k->h, k->beside[L->down - L->maps]);
+    if (!dh) return false;
+    // 8. h = silu(gate) up
+    zero(r->dgate_up, r->T * 2 * c->ffn_dim);
+    swiglu_backward(r->dgate_up, dh, k->gate_up, r->T, c->ffn_dim);
+    // 7. gate, up = W m
+    real *dm = collect(r, r->dn, c->hidden_size, l, AT_GATE_UP), *dgate_up = r->dgate_up;
+    map_backward(r, L->gate_up, dm, &dgate_up, k->m, k->beside[L->gate_up - L->maps]);
+    if (!dm) return false;
+    // 6. m = norm(mid)
+    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2, r->T);
+    return flows_below(r, l, AT_MLP_NORM);
+}
+
+static bool self_attention_backward(const Run *r, size_t l) {
+    // r->dx holds the gradient of mid and becomes that of the layer's input
+    const Layer *L = &r->model->layers[l];
+    const Config *c = &r->model->config;
+    const Kept *k = &r->layers[l];
+    size_t T = r->T, kvd = c->n_kv_heads * c->head_dim, qd = c->n_heads * c->head_dim;
+    // 5. mid = x + [norm] (Wo att)
+    real *dy = branch_backward(r, k->o, L->attention_post_norm, k->rms_o);
+    if (!flows_below(r, l, AT_ATTENTION_POST_NORM)) return false;
+    real *datt = collect(r, r->datt, qd, l, AT_O);
+    map_backward(r, L->o, datt, &dy, k->att, k->beside[L->o - L->maps]);
+    if (!datt) return false;
+    // 4. att = attention(q, k, v)
+    zero(r->dq, T * qd), zero(r->dk, T * kvd), zero(r->dv, T * kvd);
+    attention_backward(r->dq, r->dk, r->dv, NULL, NULL, datt, k->att, k->lse, k->q, k->k, k->v, NULL, NULL,
+                       attention_shape(r));
+    // 3. q, k turned by their positions
+    rope_backward(r->dq, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
+    rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
+    // 2. q, k, v = W a + b
+    real *da = collect(r, r->dn, c->hidden_size, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
+    FOR_QKV_MAPS(L, i, part) map_backward(r, &L->maps[i], da, dqkv + part, k->a, k->beside[i]);
+    if (!da) return false;
+    // 1. a = norm(x)
+    norm_backward(r, r->dx, da, k->x, L->input_norm, k->rms1, T);
+    return flows_below(r, l, AT_INPUT_NORM);
+}
+
+// ---- 8.4 Head and loss -------------------------------------------------------------------------------------------
+
+// final [n,H]: the last norm at n rows
+static void pick_rows(Run *r, const int32_t *rows, size_t n) {
+    gather_forward(r->picked, r->x_final, rows, n, r->model->config.hidden_size);
+    norm_forward(r, r->final, r->picked_rms, r->picked, r->model->final_norm, n);
+}
+
+static void head_forward(const Run *r, const real *final, size_t n) {       // r->logits [n,V], n <= HEAD_ROWS
+    const Tensor *head = r->model->head;
+    zero(r->logits, n * head->shape[0]);
+    linear_forward(r->logits, final, head->data, head->dtype, 1, n, head->shape[0], head->shape[1]);
+}
+
+// The sum of the losses at all targets. With scale > 0 also the gradients of scale x that sum, of the head and of x_final,
+// in r->dx, which is zeroed first.
+static double head_loss(Run *r, real smoothing, real scale) {
+    const Tensor *head = r->model->head;
+    size_t H = head->shape[1], V = head->shape[0];
+    bool down = scale > 0 && r->model->lowest < depth_of(r->model->config.n_layers, 1);
+    pick_rows(r, r->rows, r->R);
+    if (down) zero(r->dfinal, r->R * H), zero(r->dpicked, r->R * H), zero(r->dx, r->T * H);
+    for (size_t row = 0; row < r->R; row += HEAD_ROWS) {
+        size_t n = min_size(HEAD_ROWS, r->R - row);
+        const real *final = r->final + row*H;
+        head_forward(r, final, n);
+        cross_entropy(r->loss + row, r->logits, r->targets + row, smoothing, scale, n, V);
+        if (down) linear_backward_input(r->dfinal + row*H, r->logits, head->data, head->dtype, 1, n, V, H);
+        if (scale > 0 && head->grad) linear_backward_weight(head->grad, r->logits, final, 1, n, V, H);
+    }
+    if (down) {
+        norm_backward(r, r->dpicked, r->dfinal, r->picked, r->model->final_norm, r->picked_rms, r->R);
+        gather_backward(r->dx, r->dpicked, r->rows, r->R, H);
+    }
+    real *loss = take(r->R, sizeof *loss);
+    double sum = 0;
+    memory_copy_out(loss, r->loss, r->R * sizeof *loss);
+    for (size_t i = 0; i < r->R; i++) sum += (double)loss[i];
+    free(loss);
+    return sum;
+}
+
+// ---- 8.5 The whole model -----------------------------------------------------------------------------------------
+
+static void forward(Run *r, const Batch *b, bool dropout) {
+    const Tensor *e = r->model->embedding;
+    load_batch(r, b, dropout);
+    embedding_forward(r->layers[0].x, r->ids, e->data, e->dtype, r->T, e->shape[1]);
+    for (size_t l = 0; l < r->model->config.n_layers; l++) layer_forward(r, l);
+}
+
+// The sum of the losses at the targets of a batch.
+static double forward_loss(Run *r, const Batch *b) {
+    forward(r, b, false);
+    return head_loss(r, 0, 0);
+}
+
+// The same, with label smoothing, and dropout where asked for; gradients of (sum of losses / n_targets) are added to what
+// trains. n_targets are those of the whole optimizer step, so that micro-batches add up to one batch.
+static double forward_backward(Run *r, const Batch *b, size_t n_targets, double smoothing, bool dropout) {
+    forward(r, b, dropout);
+    double sum = head_loss(r, (real)smoothing, 1 / (real)n_targets);
+    size_t l = r->model->config.n_layers;
+    bool more = r->model->lowest < depth_of(l, 0);
+    while (more && l-- > 0) more = mlp_backward(r, l) && self_attention_backward(r, l);
+    Tensor *e = r->model->embedding;
+    if (more && e->grad) embedding_backward(e->grad, r->dx, r->ids, r->T, e->shape[1]);
+    return sum;
+}
+
+static void zero_gradients(Model *m) {
+    for (size_t i = 0; i < m->n_trained; i++) zero(m->trained[i]->grad, m->trained[i]->n);
+}
+
+// ================================================================================================================
+// 9  Optimizer
+// ================================================================================================================
+// Where programs differ in a formula, this is ours; each is also what Hugging Face and PyTorch compute.
+
+// The learning rate of step s = 0 .. T-1, with w steps of warm-up (the first of which has rate 0):
+//     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/(T-w))) / 2    linear: lr (T-s)/(T-w)    constant: lr
+static double scheduled_rate(const char *schedule, double lr, int64_t s, int64_t w, int64_t T) {
+    double left = (double)(T - w > 1 ? T - w : 1);
+    if (s < w) return lr * (double)s / (double)(w > 1 ? w : 1);
+    if (!strcmp(schedule, "cosine")) return lr * (1 + cos(acos(-1.0) * (double)(s - w) / left)) / 2;
+    if (!strcmp(schedule, "linear")) return lr * fmax(0, (double)(T - s) / left);
+    return lr;
+}
+
+static int64_t warmup_of(const Options *o, int64_t total_steps) {
+    return o->warmup_steps > 0 ? o->warmup_steps : (int64_t)ceil((double)total_steps * o->warmup_ratio);
+}
+
+// The norm over all trained tensors; gradients are scaled down to max_norm when it is above: g min(1, max_norm/(norm+1e-6)).
+// A norm that is not finite is returned as it is, with the gradients untouched.
+static double clip_gradients(Model *m, double max_norm) {
+    double sum = 0;
+    for (size_t i = 0; i < m->n_trained; i++) sum += sum_of_squares(m->trained[i]->grad, m->trained[i]->n);
+    double norm = sqrt(sum), factor = max_norm / (norm + 1e-6);
+    if (isfinite(norm) && max_norm > 0 && factor < 1)
+        for (size_t i = 0; i < m->n_trained; i++) scale_by(m->trained[i]->grad, (real)factor, m->trained[i]->n);
+    return norm;
+}
+
+// Step t = 1, 2, ... of AdamW over everything that trains. Gains and biases do not decay.
+static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
+    double correction1 = 1 - pow(o->adam_beta1, (double)t), correction2 = 1 - pow(o->adam_beta2, (double)t);
+    for (size_t i = 0; i < m->n_trained; i++) {
+        Tensor *w = m->trained[i];
+        double decay = w->vector ? 1 : 1 - lr * o->weight_decay;
+        adamw_step(w->value, w->grad, w->m, w->v, (real)lr, (real)decay, (real)o->adam_beta1, (real)o->adam_beta2,
+                   (real)o->adam_epsilon, (real)correction1, (real)correction2, w->n);
+    }
+}
+
+// ================================================================================================================
+// 10  Data
+// ================================================================================================================
+// A conversation becomes one row of token ids in the layout that the model was pretrained on, and labels that say which of
+// them it shall learn to produce. Training, evaluation and chat all use the encoder below, so that what is learned is what
+// is asked for later. Role tokens go in by id; what stands in a message is always plain text.
+
+// ---- 10.1 Chat layouts -------------------------------------------------------------------------------------------
+
+enum { SYSTEM, USER, ASSISTANT, OBSERVATION, ROLES };
+static const char *const role_names[ROLES] = { "system", "user", "assistant", "observation" };
+static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
+
+// A row is the prefix, then for each message its role token, metadata and a line break, and the text; then `end`.
+typedef struct { const char *name, *prefix[2], *end, *stops[3]; } Layout;
+
+static const Layout layouts[] = {
+    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" } },
+    { "glm4-chat", { "[gMASK]", "<sop>" }, "<|user|>", { "<|endoftext|>", "<|user|>", "<|observation|>" } },
+};
+
+// A layout with a tokenizer: all that encoding a conversation needs.
+typedef struct {
+    const Layout *layout;
+    Tokenizer *tokenizer;
+    const char *why;                // when layout or tokenizer is missing: why text cannot be used
+    int32_t prefix[2], roles[ROLES], end, stops[3];
+} ChatFormat;
+
+static bool file_contains(const char *path, const char *wanted) {
+    if (!exists(path)) return false;
+    size_t n;
+    char *text = read_file(path, &n);
+    bool found = memmem(text, n, wanted, strlen(wanted)) != NULL;
+    free(text);
+    return found;
+}
+
+// The name of the layout, by the first rule that fits; NULL: none does.
+static const char *layout_name(const Options *o, const Config *c, const char *folder) {
+    if (o->layout) return o->layout;
+    if (c->layout) return c->layout;
+    bool thinks = file_contains(name("%s/tokenizer_config.json", folder), "<think>") ||
+                  file_contains(name("%s/chat_template.jinja", folder), "<think>");
+    if (!strcmp(c->model_type, "glm4")) return thinks ? "z1" : "0414";
+    if (c->vocab_size == 59264) return "edge";
+    if (!c->remote || c->vocab_size == 151552) return "glm4-chat";
+    if (c->vocab_size != 65024) return NULL;
+    static const char *const files[] = { "tokenizer_config.json", "added_tokens.json", "tokenization_chatglm.py" };
+    for (size_t i = 0; i < COUNT(files); i++)
+        if (file_contains(name("%s/%s", folder, files[i]), role_tokens[ASSISTANT])) return "chatglm3";
+    if (c->name_or_path && strstr(c->name_or_path, "chatglm3")) return "chatglm3";
+    return c->name_or_path && strstr(c->name_or_path, "chatglm2") ? "chatglm2" : NULL;
+}
+
+static int32_t need_special(const Tokenizer *t, const char *token, const Layout *l) {
+    int32_t id = special_id(t, token);
+    if (id < 0) fail("the tokenizer has no token %s, which the chat layout %s needs; set another with --layout", token, l->name);
+    return id;
+}
+
+static ChatFormat choose_format(const Options *o, const Config *c, const char *folder) {
+    ChatFormat f = { .tokenizer = load_tokenizer(folder, &f.why) };
+    const char *wanted = layout_name(o, c, folder);
+    for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
+    if (!wanted) f.why = name("%s: its chat layout cannot be told from its files; set --layout chatglm3 or glm4-chat", folder);
+    else if (!f.layout) f.why = name("chat layout '%s' is not written yet; give ready \"input_ids\" and \"labels\"", wanted);
+    if (f.tokenizer && largest_id(f.tokenizer) >= (int64_t)c->vocab_size)
+        fail("%s: the tokenizer has ids up to %d, the model only %zu: they do not belong together", folder,
+             largest_id(f.tokenizer), c->vocab_size);
+    if (!f.tokenizer || !f.layout) return f;
+    for (int i = 0; i < 2; i++) f.prefix[i] = need_special(f.tokenizer, f.layout->prefix[i], f.layout);
+    for (int i = 0; i < ROLES; i++) f.roles[i] = need_special(f.tokenizer, role_tokens[i], f.layout);
+    for (int i = 0; i < 3; i++) f.stops[i] = need_special(f.tokenizer, f.layout->stops[i], f.layout);
+    f.end = need_special(f.tokenizer, f.layout->end, f.layout);
+    return f;
+}
+
+// ---- 10.2 From a conversation to ids and labels ------------------------------------------------------------------
+// Each token carries a flag: whether the token after it shall be learned. All tokens of an assistant's turn carry it, its
+// role token included, so the targets are everything after the role token and the token that ends the turn: the next role
+// token, or the layout's end. That is how a model learns to stop.
+
+typedef struct { Ids ids, teaches; } Row;       // teaches[i]: token i + 1 is a target
+
+static void row_add(Row *row, int32_t id, bool teaches) {
+    ids_add(&row->ids, id);
+    ids_add(&row->teaches, teaches);
+}
+
+static void row_add_text(Row *row, Tokenizer *t, const char *s, size_t n, bool teaches) {
+    encode(t, s, n, &row->ids);
+    while (row->teaches.n < row->ids.n) ids_add(&row->teaches, teaches);
+}
+
+static void row_begin(Row *row, const ChatFormat *f) {
+    for (int i = 0; i < 2; i++) row_add(row, f->prefix[i], false);
+}
+
+static void row_add_message(Row *row, const ChatFormat *f, int role, const char *metadata, const char *content, size_t n,
+                            bool teaches) {
+    Text header = {0};
+    text_print(&header, "%s\n", metadata);
+    row_add(row, f->roles[role], teaches);
+    row_add_text(row, f->tokenizer, header.s, header.n, teaches);
+    row_add_text(row, f->tokenizer, content, n, teaches);
+    free(header.s);
+}
+
+// ---- 10.3 Samples ------------------------------------------------------------------------------------------------
+
+typedef struct { int32_t *ids, *labels; size_t n, n_targets, number; } Sample;     // number: its place in the file, from 1
+typedef struct { Sample *samples; size_t n, capacity, n_tokens, n_targets, n_dropped, longest; } Dataset;
+
+typedef struct {
+    JsonReader *reader;
+    const ChatFormat *format;
+    const Options *options;
+    size_t vocab_size;
+} DataReader;
+
+static const char *where(const DataReader *d, const Json *j) { return json_where(d->reader, j->at); }
+
+static const Json *want(const DataReader *d, const Json *object, const char *key, JsonType type, const char *what) {
+    const Json *j = json_get(object, key);
+    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", where(d, j ? j : object), key, what);
+    return j;
+}
+
+static void read_message(const DataReader *d, const Json *message, Row *row) {
+    if (message->type != JSON_OBJECT) fail("%s: a message must be an object with \"role\" and \"content\"", where(d, message));
+    const Json *role = want(d, message, "role", JSON_STRING, "a string");
+    const Json *content = want(d, message, "content", JSON_STRING, "a string");
+    const Json *metadata = json_get(message, "metadata"), *loss = json_get(message, "loss");
+    int r = 0;
+    while (r < ROLES && strcmp(role->text, role_names[r])) r++;
+    if (r == ROLES) fail("%s: role '%s' is not one of system, user, assistant, observation", where(d, role), role->text);
+    if (json_get(message, "tools")) fail("%s: \"tools\" are not supported yet", where(d, message));
+    if (metadata && metadata->type != JSON_STRING && metadata->type != JSON_NULL)
+        fail("%s: \"metadata\" must be a string", where(d, metadata));
+    if (loss && loss->type != JSON_BOOL) fail("%s: \"loss\" must be true or false", where(d, loss));
+    bool teaches = r == ASSISTANT && !(loss && loss->number == 0);
+    if (d->options->official_mask) teaches = r == ASSISTANT || (r == OBSERVATION && d->format->layout == &layouts[0]);
+    row_add_message(row, d->format, r, json_is(metadata, JSON_STRING) ? metadata->text : "", content->text, content->count,
+                    teaches);
+}
+
+// GLM-4's official script with `combine: true` learns the last assistant turn alone, without the line break before it.
+static void keep_last_turn(const ChatFormat *f, Row *row) {
+    size_t last = row->ids.n;
+    for (size_t i = 0; i < row->ids.n; i++) if (row->ids.ids[i] == f->roles[ASSISTANT]) last = i;
+    for (size_t i = 0; i < row->ids.n; i++) row->teaches.ids[i] = i > last;
+}
+
+static Sample read_conversation(const DataReader *d, const Json *root, const Json *messages) {
+    Row row = {0};
+    if (!d->format->tokenizer || !d->format->layout) fail("%s: text needs a tokenizer and a chat layout: %s", where(d, root), d->format->why);
+    if (!json_is(messages, JSON_ARRAY)) fail("%s: \"%s\" must be an array of messages", where(d, messages), messages->key);
+    if (json_get(root, "tools")) fail("%s: \"tools\" are not supported yet", where(d, root));
+    row_begin(&row, d->format);
+    for (const Json *m = messages->first; m; m = m->next) read_message(d, m, &row);
+    row_add(&row, d->format->end, false);
+    if (d->options->official_mask && d->options->combine) keep_last_turn(d->format, &row);
+    Sample s = { .n = row.ids.n, .ids = row.ids.ids, .labels = take(row.ids.n, sizeof *s.labels) };
+    for (size_t i = 0; i < s.n; i++) s.labels[i] = i > 0 && row.teaches.ids[i-1] ? s.ids[i] : NO_TARGET;
+    free(row.teaches.ids);
+    return s;
+}
+
+static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
+    int32_t *ids = take(array->count, sizeof *ids), *out = ids;
+    for (const Json *j = array->first; j; j = j->next) {
+        bool whole = j->type == JSON_NUMBER && j->number >= -1e9 && j->number <= 1e9 && floor(j->number) == j->number;
+        bool inside = whole && j->number >= 0 && j->number < (double)d->vocab_size;
+        if (!inside && !(whole && labels && j->number == NO_TARGET))
+            fail("%s: is no token id of this model, which has 0 to %zu%s", where(d, j), d->vocab_size - 1,
+                 labels ? "; -100 marks a token that is no target" : "");
+        *out++ = (int32_t)j->number;
+    }
+    return ids;
+}
+
+static Sample read_ready(const DataReader *d, const Json *root) {
+    const Json *ids = want(d, root, "input_ids", JSON_ARRAY, "an array of token ids");
+    const Json *labels = want(d, root, "labels", JSON_ARRAY, "an array of token ids and -100");
+    if (labels->count != ids->count)
+        fail("%s: there are %zu labels for %zu input_ids; they must be as many", where(d, labels), labels->count, ids->count);
+    return (Sample){ .ids = read_ids(d, ids, false), .labels = read_ids(d, labels, true), .n = ids->count };
+}
+
+static Sample read_sample(const DataReader *d, const Json *root) {
+    if (root->type != JSON_OBJECT) fail("%s: a sample must be an object", where(d, root));
+    const Json *messages = json_get(root, "messages"), *conversations = json_get(root, "conversations");
+    if (messages || conversations) return read_conversation(d, root, messages ? messages : conversations);
+    if (json_get(root, "input_ids")) return read_ready(d, root);
+    fail("%s: a sample must have \"messages\", \"conversations\" or \"input_ids\" and \"labels\"", where(d, root));
+}
+
+static void dataset_add(Dataset *set, Sample s) {
+    set->samples = grow(set->samples, &set->capacity, set->n + 1, sizeof *set->samples);
+    set->samples[set->n++] = s;
+    set->n_tokens += s.n;
+    set->n_targets += s.n_targets;
+    set->longest = max_size(set->longest, s.n);
+}
+
+// Reads a data file. Every sample fits, and has a target where it must, or the file and line are named.
+static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size, bool need_targets) {
+    size_t n, most = (size_t)(o->max_input_length + o->max_output_length + 1);
+    char *source = read_file(path, &n);
+    JsonReader r = json_open(path, source, n);
+    DataReader d = { &r, f, o, vocab_size };
+    Dataset set = {0};
+    for (const Json *root; (root = json_next(&r)); ) {
+        Sample s = read_sample(&d, root);
+        s.number = set.n + set.n_dropped + 1;
+        for (size_t i = 1; i < s.n; i++) s.n_targets += s.labels[i] != NO_TARGET;
+        if (!s.n_targets && need_targets)
+            fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100", where(&d, root));
+        if (s.n <= most) { dataset_add(&set, s); continue; }
+        if (strcmp(o->overlong, "drop"))
+            fail("%s: the sample has %zu tokens, more than max_input_length + max_output_length + 1 = %zu; raise one of them, "
+                 "or --overlong drop", where(&d, root), s.n, most);
+        free(s.ids), free(s.labels);
+        set.n_dropped++;
+    }
+    if (!set.n) fail("%s: holds no sample%s", path, set.n_dropped ? " that is short enough" : "");
+    json_close(&r);
+    free(source);
+    return set;
+}
+
+// The file of a data folder: train.json or train.jsonl, dev.json or dev.jsonl. NULL: there is none.
+static const char *data_file(const char *data, const char *part) {
+    static const char *const endings[] = { "json", "jsonl" };
+    for (size_t i = 0; i < COUNT(endings); i++) {
+        const char *path = name("%s/%s.%s", data, part, endings[i]);
+        if (exists(path)) return path;
+    }
+    return NULL;
+}
+
+// ---- 10.4 Splits and batches -------------------------------------------------------------------------------------
+
+static double split_place(const Sample *s, uint64_t seed) {     // in [0,1), the same for equal samples
+    uint64_t h = hash_bytes(s->ids, s->n * sizeof *s->ids) ^ mix64(hash_bytes(s->labels, s->n * sizeof *s->labels));
+    return (double)rng_uniform(rng_key(seed, h), 0);
+}
+
+// Moves a share of the samples to a validation set, by their content, so that equal samples stay together. At least one
+// moves, unless that would leave nothing to train on.
+static Dataset split_off(Dataset *set, double share, uint64_t seed) {
+    Dataset train = {0}, validation = {0};
+    double lowest = 1, highest = 0;
+    for (size_t i = 0; i < set->n; i++) {
+        double place = split_place(&set->samples[i], seed);
+        lowest = fmin(lowest, place), highest = fmax(highest, place);
+    }
+    if (!(share > 0) || lowest == highest) return validation;
+    double limit = fmin(fmax(share, nextafter(lowest, 1)), highest);
+    for (size_t i = 0; i < set->n; i++)
+        dataset_add(split_place(&set->samples[i], seed) < limit ? &validation : &train, set->samples[i]);
+    train.n_dropped = set->n_dropped;
+    free(set->samples);
+    *set = train;
+    return validation;
+}
+
+// The order of the samples in one epoch (Fisher-Yates).
+static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
+    size_t *order = take(n, sizeof *order);
+    uint64_t key = rng_key(rng_key(seed, 0x0EDE), epoch);
+    for (size_t i = 0; i < n; i++) {
+        size_t j = (size_t)(rng_bits(key, i) % (i + 1));
+        order[i] = order[j];
+        order[j] = i;
+    }
+    return order;
+}
+
+// One batch of the samples chosen[0 .. n-1]; `first` is the place of the first within its optimizer step.
+static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
+    Batch b = { .n = n, .starts = take(n + 1, sizeof *b.starts) };
+    for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen[i]].n;
+    b.ids = take(b.T, sizeof *b.ids), b.labels = take(b.T, sizeof *b.labels), b.token_keys = take(b.T, sizeof *b.token_keys);
+    for (size_t i = 0; i < n; i++) {
+        const Sample *s = &set->samples[chosen[i]];
+        memcpy(b.ids + b.starts[i], s->ids, s->n * sizeof *s->ids);
+        memcpy(b.labels + b.starts[i], s->labels, s->n * sizeof *s->labels);
+        uint64_t key = rng_key(step_key, first + i);
+        for (size_t t = 0; t < s->n; t++) b.token_keys[b.starts[i] + t] = rng_key(key, t);
+    }
+    return b;
+}
+
+static void free_batch(Batch *b) { free(b->ids), free(b->labels), free(b->token_keys), free(b->starts); }
+
+// The tokens of the largest batch that can come up: the longest samples together.
+static int by_length_down(const void *a, const void *b) {
+    size_t x = *(const size_t *)a, y = *(const size_t *)b;
+    return (x < y) - (x > y);
+}
+
+static size_t most_tokens(const Dataset *set, size_t batch_size) {
+    size_t *lengths = take(set->n, sizeof *lengths), sum = 0;
+    for (size_t i = 0; i < set->n; i++) lengths[i] = set->samples[i].n;
+    qsort(lengths, set->n, sizeof *lengths, by_length_down);
+    for (size_t i = 0; i < min_size(batch_size, set->n); i++) sum += lengths[i];
+    free(lengths);
+    return sum;
+}
+
+// ================================================================================================================
+// 11  Generation
+// ================================================================================================================
+// A token at a time: the keys and values of all tokens so far are kept, so each new one costs one row of every product.
+// The run of section 8 does it, with rows of keys and values for the whole conversation and activations for a few tokens.
+
+enum { PREFILL = 256 };             // tokens of a prompt that go through the model at once
+
+typedef struct { Run run; real *logits; size_t n_drawn; } Generator;
+
+static Generator make_generator(Model *m, const Method *method, size_t longest) {
+    Generator g = { .run = describe_run(m, method, false, min_size(PREFILL, longest), longest) };
+    take_run(&g.run);
+    g.logits = take(m->config.vocab_size, sizeof *g.logits);
+    return g;
+}
+
+// Runs the tokens through the model after those that it has; afterwards g->logits are those of the next token.
+static void feed(Generator *g, const int32_t *ids, size_t n) {
+    size_t H = g->run.model->config.hidden_size;
+    for (size_t at = 0, part; at < n; at += part) {
+        part = min_size(g->run.max_T, n - at);
+        size_t starts[] = { 0, part };
+        Batch b = { .ids = (int32_t *)ids + at, .starts = starts, .n = 1, .T = part };
+        forward(&g->run, &b, false);
+        g->run.past += part;
+        if (at + part < n) continue;
+        norm_forward(&g->run, g->run.final, g->run.picked_rms, g->run.x_final + (part - 1)*H, g->run.model->final_norm, 1);
+        head_forward(&g->run, g->run.final, 1);
+        memory_copy_out(g->logits, g->run.logits, g->run.model->config.vocab_size * sizeof(real));
+    }
+}
+
+typedef struct { real p; int32_t id; } Choice;
+
+static int by_probability_down(const void *a, const void *b) {
+    const Choice *x = a, *y = b;
+    if (x->p != y->p) return x->p < y->p ? 1 : -1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+// Draws from softmax(logits / temperature), cut to the likeliest tokens that together have probability top_p (Holtzman et
+// al. 2019, arXiv:1904.09751). Temperature 0: the likeliest, the first of equals.
+static int32_t draw_token(const real *logits, size_t V, double temperature, double top_p, float uniform) {
+    size_t best = 0;
+    for (size_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
+    if (!(temperature > 0)) return (int32_t)best;
+    Choice *c = take(V, sizeof *c);
+    double sum = 0, kept = 0, passed = 0;
+    for (size_t v = 0; v < V; v++) {
+        c[v] = (Choice){ (real)exp((double)(logits[v] - logits[best]) / temperature), (int32_t)v };
+        sum += (double)c[v].p;
+    }
+    qsort(c, V, sizeof *c, by_probability_down);
+    size_t n = 0;
+    while (n < V && (!n || kept < top_p * sum)) kept += (double)c[n++].p;
+    size_t chosen = 0;
+    for (; chosen + 1 < n; chosen++) if ((passed += (double)c[chosen].p) > (double)uniform * kept) break;
+    int32_t id = c[chosen].id;
+    free(c);
+    return id;
+}
+
+static bool is_stop(const ChatFormat *f, int32_t id) {
+    for (size_t i = 0; i < COUNT(f->stops); i++) if (f->stops[i] == id) return true;
+    return false;
+}
+
+// Where the text before `n` can be cut without splitting a character that may still be completed.
+static size_t whole_characters(const char *s, size_t n) {
+    for (size_t back = 1; back <= 3 && back <= n; back++) {
+        unsigned char c = (unsigned char)s[n - back];
+        if (c >= 0xC0) return back < (c < 0xE0 ? 2u : c < 0xF0 ? 3u : 4u) ? n - back : n;
+        if (c < 0x80) break;
+    }
+    return n;
+}
+
+// Generates until a stop token or `most` tokens, adding them to `answer`; with a stream, the text is written to it as it
+// comes. Blanks and the line break that begin an answer are the layout's and are not shown. Returns whether it stopped.
+static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t most, Ids *answer, FILE *stream) {
+    size_t shown = 0, skipped = 0;
+    uint64_t key = rng_key(rng_key((uint64_t)o->seed, 0xC4A7), g->n_drawn++);
+    for (size_t i = 0; i < most && g->run.past < g->run.max_kv; i++) {
+        int32_t id = draw_token(g->logits, g->run.model->config.vocab_size, o->temperature, o->top_p, rng_uniform(key, i));
+        if (is_stop(f, id)) return true;
+        ids_add(answer, id);
+        feed(g, &id, 1);
+        if (!stream) continue;
+        Text text = decode(f->tokenizer, answer->ids, answer->n);
+        size_t end = whole_characters(text.s, text.n);
+        if (shown == skipped) while (skipped < end && isspace((unsigned char)text.s[skipped])) shown = ++skipped;
+        if (end > shown) fwrite(text.s + shown, 1, end - shown, stream), fflush(stream), shown = end;
+        free(text.s);
+    }
+    return false;
+}
+
+// ================================================================================================================
+// 12  Files of a run
+// ================================================================================================================
+// An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, under the
+// names that Hugging Face's PEFT gives them, so that either program reads the other's. Full tuning has no PEFT name; it is
+// saved the same way as "GLMTUNE_FULL". `merge` makes a model folder of base and adapter.
+
+static const struct { const char *peft_type, *method; } peft_types[] = { { "LORA", "lora" }, { "GLMTUNE_FULL", "full" } };
+
+// ---- 12.1 Model folders ------------------------------------------------------------------------------------------
+
+// Gives the numbers of one tensor: out [t->n].
+typedef void (*TensorSource)(real *out, const Tensor *t, const void *context);
+
+static void write_numbers(TensorWriter *w, const real *numbers, size_t n, Dtype dtype) {
+    enum { CHUNK = 1 << 18 };
+    size_t bytes = CHUNK * dtype_size(dtype);
+    void *narrowed = device_take(bytes, 1, "writing"), *host = take(bytes, 1);
+    for (size_t i = 0; i < n; i += CHUNK) {
+        size_t part = min_size(CHUNK, n - i);
+        narrow(narrowed, dtype, numbers + i, part);
+        memory_copy_out(host, narrowed, part * dtype_size(dtype));
+        write_tensor_bytes(w, host, part * dtype_size(dtype));
+    }
+    memory_give(narrowed);
+    free(host);
+}
+
+static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
+    StoredTensor s = { .name = (char *)t->name, .dtype = dtype, .n_dims = t->n_dims, .n = t->n };
+    memcpy(s.shape, t->shape, sizeof t->shape);
+    return s;
+}
+
+// Writes the tensors first .. last - 1 of a model to one file.
+static void write_shard(const char *path, const Model *m, size_t first, size_t last, Dtype dtype, TensorSource source,
+                        const void *context) {
+    StoredTensor *s = take(last - first, sizeof *s);
+    for (size_t i = first; i < last; i++) s[i - first] = stored_as(m->tensors[i], dtype);
+    TensorWriter w = begin_tensor_file(path, s, last - first, "\"format\":\"pt\"");
+    for (size_t i = first; i < last; i++) {
+        real *numbers = device_take(m->tensors[i]->n, sizeof *numbers, m->tensors[i]->name);
+        source(numbers, m->tensors[i], context);
+        write_numbers(&w, numbers, m->tensors[i]->n, dtype);
+        memory_give(numbers);
+    }
+    finish_tensor_file(&w);
+    free(s);
+}
+
+// Writes model.safetensors, or shards of at most max_shard bytes with their index.
+static void write_weights(const char *folder, const Model *m, Dtype dtype, double max_shard, TensorSource source,
+                          const void *context) {
+    size_t *ends = take(m->n_tensors, sizeof *ends), n_shards = 0, bytes = 0, total = 0;
+    Text index = {0};
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        size_t more = times(m->tensors[i]->n, dtype_size(dtype));
+        if (bytes && (double)(bytes + more) > max_shard) ends[n_shards++] = i, bytes = 0;
+        bytes += more, total += more;
+    }
+    ends[n_shards++] = m->n_tensors;
+    text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {", total);
+    for (size_t s = 0, first = 0; s < n_shards; first = ends[s++]) {
+        const char *file = n_shards == 1 ? "model.safetensors" : name("model-%05zu-of-%05zu.safetensors", s + 1, n_shards);
+        write_shard(name("%s/%s", folder, file), m, first, ends[s], dtype, source, context);
+        for (size_t i = first; i < ends[s]; i++) text_print(&index, "%s\n\"%s\": \"%s\"", i ? "," : "", m->tensors[i]->name, file);
+    }
+    text_print(&index, "}}\n");
+    if (n_shards > 1) write_file(name("%s/model.safetensors.index.json", folder), index.s, index.n);
+    free(index.s), free(ends);
+}
+
+static void copy_if_there(const char *from, const char *to, const char *file) {
+    const char *path = name("%s/%s", from, file);
+    if (!exists(path)) return;
+    size_t n;
+    char *bytes = read_file(path, &n);
+    write_file(name("%s/%s", to, file), bytes, n);
+    free(bytes);
+}
+
+// ---- 12.2 Writing an adapter -------------------------------------------------------------------------------------
+
+static void text_names_of_targets(Text *t, const Model *m) {
+    const Layer *l = &m->layers[0];
+    size_t n = 0;
+    for (size_t i = 0; i < l->n_maps; i++)
+        if (l->maps[i].lora_a) text_print(t, "%s\"%s\"", n++ ? ", " : "", l->maps[i].short_name);
+}
+
+static Text adapter_config(const Model *m, const Method *method, const Options *o, const char *base) {
+    Text t = {0};
+    size_t k = 0;
+    while (strcmp(peft_types[k].method, method->name)) k++;
+    text_print(&t, "{\n  \"peft_type\": \"%s\",\n  \"base_model_name_or_path\": ", peft_types[k].peft_type);
+    text_json(&t, base, strlen(base));
+    text_print(&t, ",\n  \"task_type\": \"CAUSAL_LM\",\n  \"inference_mode\": true");
+    if (!strcmp(method->name, "lora")) {
+        text_print(&t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %.9g,\n  \"lora_dropout\": %.9g,\n  \"use_rslora\": %s",
+                   (long long)o->r, o->lora_alpha, o->lora_dropout, o->use_rslora ? "true" : "false");
+        text_print(&t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
+        text_print(&t, ",\n  \"target_modules\": [");
+        text_names_of_targets(&t, m);
+        text_print(&t, "]");
+    }
+    text_print(&t, "\n}\n");
+    return t;
+}
+
+// Writes an adapter or checkpoint folder; it appears under its name when it is complete.
+static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
+    const char *temporary = begin_folder(folder);
+    StoredTensor *s = take(m->n_trained, sizeof *s);
+    for (size_t i = 0; i < m->n_trained; i++) s[i] = stored_as(m->trained[i], REAL);
+    TensorWriter w = begin_tensor_file(name("%s/adapter_model.safetensors", temporary), s, m->n_trained, "\"format\":\"pt\"");
+    for (size_t i = 0; i < m->n_trained; i++) write_numbers(&w, m->trained[i]->value, m->trained[i]->n, REAL);
+    finish_tensor_file(&w);
+    Text config = adapter_config(m, method, o, base);
+    write_file(name("%s/adapter_config.json", temporary), config.s, config.n);
+    finish_output(temporary);
+    free(config.s), free(s);
+}
+
+// ---- 12.3 Reading one --------------------------------------------------------------------------------------------
+
+// What PEFT can do to LoRA and glmtune does not: each must be absent, or have this harmless value.
+static void check_lora_config(const char *path, const Json *root) {
+    static const char *const unwanted[] = { "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save",
+        "rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters",
+        "trainable_token_indices" };
+    const Json *bias = json_get(root, "bias");
+    for (size_t i = 0; i < COUNT(unwanted); i++) {
+        const Json *j = json_get(root, unwanted[i]);
+        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
+                     (j->type >= JSON_ARRAY && !j->count);
+        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
+    }
+    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none")) fail("%s: \"bias\" is '%s', not supported", path, bias->text);
+}
+
+static double config_double(const char *path, const Json *root, const char *key, double missing) {
+    const Json *j = json_get(root, key);
+    if (!j || j->type == JSON_NULL) return missing;
+    if (j->type != JSON_NUMBER || !isfinite(j->number)) fail("%s: \"%s\" must be a number", path, key);
+    return j->number;
+}
+
+static void read_lora_config(const char *path, const Json *root, Options *o) {
+    const Json *targets = json_get(root, "target_modules");
+    Text list = {0};
+    check_lora_config(path, root);
+    double r = config_double(path, root, "r", 8);
+    if (!(r >= 1 && r <= 1 << 16) || floor(r) != r) fail("%s: \"r\" must be a whole number from 1", path);
+    o->r = (int64_t)r;
+    o->lora_alpha = config_double(path, root, "lora_alpha", 8);
+    o->lora_dropout = config_double(path, root, "lora_dropout", 0);
+    if (!(o->lora_dropout >= 0 && o->lora_dropout < 1)) fail("%s: \"lora_dropout\" must be from 0 to below 1", path);
+    o->use_rslora = config_flag(root, "use_rslora", false);
+    if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
+    for (const Json *j = targets->first; j; j = j->next) {
+        if (j->type != JSON_STRING) fail("%s: \"target_modules\" must be a list of names", path);
+        const char *dot = strrchr(j->text, '.');
+        text_print(&list, "%s%s", list.n ? "," : "", dot ? dot + 1 : j->text);
+    }
+    o->target_modules = list.s;
+}
+
+// Reads adapter_config.json into the options; returns its method, and the base folder that it names in *base.
+static const Method *read_adapter_config(const char *folder, Options *o, const char **base) {
+    const char *path = name("%s/adapter_config.json", folder);
+    size_t n, k = 0;
+    char *source = read_file(path, &n);
+    JsonReader r = json_open(path, source, n);
+    const Json *root = json_only(&r), *type = json_get(root, "peft_type"), *named = json_get(root, "base_model_name_or_path");
+    while (k < COUNT(peft_types) && !(json_is(type, JSON_STRING) && !strcmp(type->text, peft_types[k].peft_type))) k++;
+    if (k == COUNT(peft_types))
+        fail("%s: peft_type '%s' is not supported; LORA is", path, json_is(type, JSON_STRING) ? type->text : "");
+    o->method = peft_types[k].method;
+    if (!strcmp(o->method, "lora")) read_lora_config(path, root, o);
+    *base = o->base;
+    if (!*base && json_is(named, JSON_STRING)) *base = named->text[0] == '/' ? name("%s", named->text) : name("%s/%s", folder, named->text);
+    if (!*base || !is_folder(*base))
+        fail("%s: its base model '%s' is no folder here; name it with --base DIR", path, json_is(named, JSON_STRING) ? named->text : "");
+    json_close(&r);
+    free(source);
+    return find_method(o->method);
+}
+
+static void read_adapter_tensors(const char *folder, Model *m) {
+    TensorSet set = {0};
+    read_tensor_file(&set, name("%s/adapter_model.safetensors", folder));
+    for (size_t i = 0; i < m->n_trained; i++) {
+        Tensor *t = m->trained[i];
+        const StoredTensor *s = find_tensor(&set, t->name);
+        if (!s) fail("%s: '%s' is missing", folder, t->name);
+        check_stored(t, s);
+        widen(t->value, memory_mapped(s->data, s->bytes), s->dtype, t->n);
+    }
+    for (size_t i = 0; i < set.n; i++) {
+        size_t k = 0;
+        while (k < m->n_trained && strcmp(m->trained[k]->name, set.tensors[i].name)) k++;
+        if (k == m->n_trained) fail("%s: '%s' has no place in its base", set.tensors[i].file, set.tensors[i].name);
+    }
+}
+
+// A model as the command line names it: a model folder, or an adapter folder with its base.
+typedef struct { Model *model; const Method *method; const char *folder; } Opened;     // folder: the base's
+
+static Opened open_model(const char *path, Options *o, bool trains) {
+    Opened m = { .folder = path };
+    bool adapter = exists(name("%s/adapter_config.json", path));
+    if (!is_folder(path)) fail("%s: is no folder; MODEL must be one with config.json and weights, or an adapter's", path);
+    if (adapter) m.method = read_adapter_config(path, o, &m.folder);
+    m.model = load_model(m.folder);
+    if (!adapter) return m;
+    m.method->setup(m.model, o);
+    start_trainables(m.model, 0, trains);
+    read_adapter_tensors(path, m.model);
+    return m;
+}
+
+// ---- 12.4 Merging ------------------------------------------------------------------------------------------------
+
+// The numbers of a base tensor with what was tuned: its own when it trained, W + s B A beside LoRA.
+static void merged_tensor(real *out, const Tensor *t, const void *context) {
+    const Model *m = context;
+    widen(out, t->data, t->dtype, t->n);
+    for (size_t l = 0; l < m->config.n_layers; l++)
+        for (const Map *w = m->layers[l].maps, *end = w + m->layers[l].n_maps; w < end; w++) {
+            if (w->weight != t || !w->lora_a) continue;
+            // out [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
+            linear_backward_input(out, w->lora_b->value, w->lora_a->value, REAL, w->lora_scale, w->n_out, lora_rank(w), w->n_in);
+        }
+}
+
+static void merge(const char *adapter, const char *out, Options *o) {
+    static const char *const files[] = { "config.json", "generation_config.json", "tokenizer.bin", "tokenizer.model",
+                                         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja" };
+    if (!exists(name("%s/adapter_config.json", adapter))) fail("%s: is no adapter or checkpoint folder", adapter);
+    if (exists(out)) fail("%s: exists already; name a new folder", out);
+    Opened m = open_model(adapter, o, false);
+    const char *temporary = begin_folder(out);
+    write_weights(temporary, m.model, m.model->embedding->file_dtype, o->max_shard_size * 1e9, merged_tensor, m.model);
+    for (size_t i = 0; i < COUNT(files); i++) copy_if_there(m.folder, temporary, files[i]);
+    finish_output(temporary);
+    printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
+}
+
+// ================================================================================================================
+// 13  Training
+// ================================================================================================================
+// The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
+// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order; its loss is the sum over all its
+// targets divided by their number, however it is cut into batches. Whatever is not finite stops the run at once.
+
+// ---- 13.1 The memory plan ----------------------------------------------------------------------------------------
+
+static double gib(size_t bytes) { return (double)bytes / (1 << 30); }
+
+// Memory that may still be taken: what the system calls available, or less where a limit is set.
+static size_t available_bytes(void) {
+    size_t kib, available = SIZE_MAX;
+    char line[256];
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f && fgets(line, sizeof line, f)) if (sscanf(line, "MemAvailable: %zu", &kib) == 1) available = times(kib, 1024);
+    if (f) fclose(f);
+    struct rlimit limit;
+    if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY) available = min_size(available, limit.rlim_cur);
+    return available;
+}
+
+static size_t run_bytes(Model *m, const Method *method, bool trains, size_t T) {
+    Run r = describe_run(m, method, trains, T, T);
+    free(r.layers);
+    return r.kept_arena.used + r.scratch_arena.used;
+}
+
+// Prints what will be taken. Own memory that cannot be had is refused, with the largest batch that could.
+static void plan_memory(FILE *out, Model *m, const Method *method, size_t T, bool refuse) {
+    Run r = describe_run(m, method, true, T, T);
+    size_t mapped = 0, trainables = trainable_bytes(m, true), available = available_bytes();
+    for (size_t i = 0; i < m->n_tensors; i++) mapped += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
+    size_t own = trainables + r.kept_arena.used + r.scratch_arena.used;
+    fprintf(out, "memory: %.3f GiB mapped (base); own %.3f GiB: trained %.3f, activations %.3f, scratch %.3f for %zu tokens\n",
+            gib(mapped), gib(own), gib(trainables), gib(r.kept_arena.used), gib(r.scratch_arena.used), T);
+    free(r.layers);
+    if (!refuse || own <= available) return;
+    size_t fits = T;
+    while (fits && trainables + run_bytes(m, method, true, fits) > available) fits = fits * 7 / 8;
+    if (!fits) fail("not enough memory: %.3f GiB are needed, %.3f are to be had, and what trains alone takes %.3f; "
+                    "choose --method lora", gib(own), gib(available), gib(trainables));
+    fail("not enough memory: %.3f GiB are needed for batches of %zu tokens, %.3f are to be had; batches of %zu tokens fit: "
+         "lower --per_device_train_batch_size or the lengths", gib(own), T, gib(available), fits);
+}
+
+// ---- 13.2 One step -----------------------------------------------------------------------------------------------
+
+static uint64_t key_of_step(const Options *o, int64_t step) { return rng_key(rng_key((uint64_t)o->seed, 0x57E9), (uint64_t)step); }
+
+// Gradients of the mean loss over all targets of the chosen samples, computed in batches; returns that loss.
+static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size, const Options *o,
+                         int64_t step) {
+    size_t targets = 0;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
+    zero_gradients(r->model);
+    for (size_t i = 0; i < n; i += batch_size) {
+        Batch b = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
+        sum += forward_backward(r, &b, targets, o->label_smoothing_factor, true);
+        free_batch(&b);
+    }
+    return sum / (double)targets;
+}
+
+// The first number of a tensor that is not finite; n when all are.
+static size_t bad_number(const Tensor *t) {
+    enum { CHUNK = 1 << 16 };
+    real *numbers = device_take(CHUNK, sizeof *numbers, "a check");
+    size_t i = 0, bad = 0, part = 0;
+    for (; i < t->n && bad == part; i += part) {
+        part = min_size(CHUNK, t->n - i);
+        widen(numbers, (const char *)t->data + i * dtype_size(t->dtype), t->dtype, part);
+        bad = first_not_finite(numbers, part);
+        if (bad < part) break;
+    }
+    memory_give(numbers);
+    return i < t->n ? i + bad : t->n;
+}
+
+// Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
+__attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen, size_t n,
+                                                      int64_t step, double loss, double norm) {
+    Text samples = {0};
+    for (size_t i = 0; i < n; i++) text_print(&samples, "%s%zu", i ? ", " : "", set->samples[chosen[i]].number);
+    const char *head = name("step %lld: loss %g, gradient norm %g, with samples %s", (long long)step + 1, loss, norm, samples.s);
+    for (size_t i = 0; i < m->n_tensors + m->n_trained; i++) {
+        const Tensor *t = i < m->n_tensors ? m->tensors[i] : m->trained[i - m->n_tensors];
+        size_t bad = bad_number(t);
+        if (bad < t->n)
+            fail("%s: '%s' has a number that is not finite, the %zu-th: %s", head, t->name, bad + 1,
+                 t->trained ? "training diverged, lower --learning_rate" : "the file is damaged, download it again");
+    }
+    for (size_t i = 0; i < m->n_trained; i++)
+        if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
+            fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head, m->trained[i]->name);
+    fail("%s: the loss is not finite; lower --learning_rate", head);
+}
+
+// The mean loss over the targets of a data set, without dropout or smoothing.
+static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
+    double sum = 0;
+    size_t *all = take(set->n, sizeof *all);
+    for (size_t i = 0; i < set->n; i++) all[i] = i;
+    for (size_t i = 0; i < set->n; i += batch_size) {
+        Batch b = make_batch(set, all + i, min_size(batch_size, set->n - i), 0, 0);
+        sum += forward_loss(r, &b);
+        free_batch(&b);
+    }
+    free(all);
+    return sum / (double)set->n_targets;
+}
+
+// ---- 13.3 The run ------------------------------------------------------------------------------------------------
+
+typedef struct {
+    Opened base;
+    const Method *method;
+    const Options *o;
+    Dataset train, validation;
+    Run run;
+    FILE *log;
+    const char *log_path;
+    int64_t steps, steps_per_epoch;
+    size_t batch_size, samples_per_step, tokens, tokens_logged;
+    double began, logged_at;
+} Trainer;
+
+static void read_data(Trainer *t, const char *data, const ChatFormat *f) {
+    const Options *o = t->o;
+    size_t V = t->base.model->config.vocab_size;
+    const char *train = is_folder(data) ? data_file(data, "train") : data;
+    const char *dev = o->eval_file ? o->eval_file : is_folder(data) ? data_file(data, "dev") : NULL;
+    if (!train) fail("%s: holds neither train.json nor train.jsonl", data);
+    if (!exists(train)) fail("%s: there is no such file", train);
+    t->train = read_data_file(train, f, o, V, true);
+    if (dev) t->validation = read_data_file(dev, f, o, V, true);
+    else t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
+    const Dataset *sets[] = { &t->train, &t->validation };
+    for (size_t i = 0; i < COUNT(sets); i++)
+        fprintf(stderr, "%s: %zu samples, %zu tokens, %zu of them targets, longest %zu%s\n", i ? "validation" : "training",
+                sets[i]->n, sets[i]->n_tokens, sets[i]->n_targets, sets[i]->longest,
+                sets[i]->n_dropped ? name(", %zu too long and dropped", sets[i]->n_dropped) : "");
+}
+
+static void plan_steps(Trainer *t) {
+    const Options *o = t->o;
+    t->batch_size = (size_t)o->per_device_train_batch_size;
+    t->samples_per_step = t->batch_size * (size_t)o->gradient_accumulation_steps;
+    t->steps_per_epoch = (int64_t)((t->train.n + t->samples_per_step - 1) / t->samples_per_step);
+    t->steps = o->max_steps > 0 ? o->max_steps : (int64_t)ceil(o->num_train_epochs * (double)t->steps_per_epoch);
+    if (t->steps < 1) t->steps = 1;
+}
+
+static const char *time_text(double s) {
+    long long n = (long long)s;
+    return name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
+}
+
+static void log_step(Trainer *t, int64_t step, double loss, double lr, double norm) {
+    double now = seconds(), speed = (double)(t->tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
+    bool due = (step + 1) % t->o->logging_steps == 0 || step + 1 == t->steps;
+    progress(due, "step %lld/%lld  loss %.4f  lr %.3g  grad norm %.3g  %.0f tokens/s  %s left", (long long)step + 1,
+             (long long)t->steps, loss, lr, norm, speed, time_text((now - t->began) / (double)(step + 1) * (double)(t->steps - step - 1)));
+    if (!due) return;
+    fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %zu, "
+            "\"tokens_per_s\": %.9g}\n", (long long)step + 1, loss, lr, norm, t->tokens, speed);
+    if (fflush(t->log)) fail("%s: writing failed: %s; free some space", t->log_path, strerror(errno));
+    t->tokens_logged = t->tokens;
+    t->logged_at = now;
+}
+
+static void log_evaluation(Trainer *t, int64_t step) {
+    double loss = evaluate(&t->run, &t->validation, t->batch_size);
+    progress(true, "step %lld/%lld  validation loss %.4f", (long long)step, (long long)t->steps, loss);
+    fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g}\n", (long long)step, loss);
+    if (fflush(t->log)) fail("%s: writing failed: %s; free some space", t->log_path, strerror(errno));
+    t->logged_at = seconds();       // evaluation does not count as training time
+}
+
+static void save_checkpoint(const Trainer *t, int64_t step) {
+    const Options *o = t->o;
+    save_adapter(name("%s/checkpoint-%lld", o->output_dir, (long long)step), t->base.model, t->method, o, t->base.folder);
+    int64_t old = step - o->save_total_limit * o->save_steps;
+    if (o->save_total_limit > 0 && old > 0) remove_tree(name("%s/checkpoint-%lld", o->output_dir, (long long)(old - old % o->save_steps)));
+}
+
+static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n) {
+    const Options *o = t->o;
+    Model *m = t->base.model;
+    double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, step, warmup_of(o, t->steps), t->steps);
+    double loss = accumulate(&t->run, &t->train, chosen, n, t->batch_size, o, step);
+    double norm = clip_gradients(m, o->max_grad_norm);
+    if (!isfinite(loss) || !isfinite(norm)) stop_not_finite(m, &t->train, chosen, n, step, loss, norm);
+    optimizer_step(m, o, lr, step + 1);
+    for (size_t i = 0; i < n; i++) t->tokens += t->train.samples[chosen[i]].n;
+    log_step(t, step, loss, lr, norm);
+}
+
+static void train_loop(Trainer *t) {
+    const Options *o = t->o;
+    size_t *order = NULL;
+    int64_t eval_every = o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch;
+    t->began = t->logged_at = seconds();
+    for (int64_t step = 0; step < t->steps; step++) {
+        size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
+        if (!at) free(order), order = epoch_order(t->train.n, (uint64_t)o->seed, (uint64_t)(step / t->steps_per_epoch));
+        train_step(t, step, order + at, min_size(t->samples_per_step, t->train.n - at));
+        bool last = step + 1 == t->steps;
+        if (t->validation.n && ((step + 1) % eval_every == 0 || last)) log_evaluation(t, step + 1);
+        if ((step + 1) % o->save_steps == 0 || last) save_checkpoint(t, step + 1);
+    }
+    free(order);
+}
+
+static void open_log(Trainer *t) {
+    make_folders(t->o->output_dir);
+    t->log_path = name("%s/log.jsonl", t->o->output_dir);
+    if (exists(t->log_path) && !t->o->force)
+        fail("%s: a run is in this folder already; choose another --output_dir, or --force to write over it", t->log_path);
+    t->log = fopen(t->log_path, "we");
+    if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
+}
+
+static void remove_old_checkpoints(const char *folder) {        // only ever reached with --force
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d)); )
+        if (!strncmp(e->d_name, "checkpoint-", 11)) remove_tree(name("%s/%s", folder, e->d_name));
+    if (d) closedir(d);
+}
+
+static void train(const char *data, const char *model, Options *o) {
+    Trainer t = { .base = open_model(model, o, true), .o = o };
+    Model *m = t.base.model;
+    ChatFormat format = choose_format(o, &m->config, t.base.folder);
+    t.method = t.base.method ? t.base.method : find_method(o->method);
+    if (!(o->learning_rate >= 0)) o->learning_rate = t.method->learning_rate;
+    read_data(&t, data, &format);
+    plan_steps(&t);
+    if (!t.base.method) t.method->setup(m, o);
+    size_t T = max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
+    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu of them; chat layout %s\n", t.base.folder,
+            count_parameters(m->tensors, m->n_tensors), t.method->name, count_parameters(m->trained, m->n_trained),
+            format.layout ? format.layout->name : "none");
+    plan_memory(stderr, m, t.method, T, true);
+    if (!t.base.method) start_trainables(m, (uint64_t)o->seed, true);
+    t.run = describe_run(m, t.method, true, T, T);
+    take_run(&t.run);
+    open_log(&t);
+    remove_old_checkpoints(o->output_dir);
+    t.base.folder = checked(realpath(t.base.folder, NULL), PATH_MAX);
+    train_loop(&t);
+    close_written(t.log, t.log_path);
+    fprintf(stderr, "done in %s; the result is %s/checkpoint-%lld; try: glmtune chat %s/checkpoint-%lld\n",
+            time_text(seconds() - t.began), o->output_dir, (long long)t.steps, o->output_dir, (long long)t.steps);
+}
+
+// ---- 13.4 Dump: every activation and every gradient of one batch -------------------------------------------------
+
+// All samples of a file as one batch, in order.
+static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
+    Options o = { .max_input_length = INT32_MAX, .max_output_length = INT32_MAX, .overlong = "error" };
+    ChatFormat none = { .why = "a batch must hold ready \"input_ids\" and \"labels\"" };
+    Dataset set = read_data_file(path, &none, &o, c->vocab_size, false);
+    if (!set.n_targets) fail("%s: has no target in any sample, so no loss", path);
+    size_t *all = take(set.n, sizeof *all);
+    for (size_t i = 0; i < set.n; i++) all[i] = i;
+    *n_targets = set.n_targets;
+    return make_batch(&set, all, set.n, 0, 0);
+}
+
+typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // data: on the host
+
+static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t rows, size_t columns, const void *data) {
+    l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
+    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name, .dtype = dtype, .n_dims = columns ? 2 : 1, .data = data,
+        .shape = { rows, columns }, .n = rows * (columns ? columns : 1) };
+}
+
+static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, size_t columns, const real *device) {
+    size_t n = rows * (columns ? columns : 1);
+    real *host = take(n, sizeof *host);
+    memory_copy_out(host, device, n * sizeof *host);
+    list_add(l, tensor_name, REAL, rows, columns, host);
+}
+
+// The last norm and the logits at every position, not only at targets.
+static void list_add_logits(TensorList *l, Run *r) {
+    size_t T = r->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size;
+    real *logits = take(T * V, sizeof *logits);
+    int32_t *rows = take(T, sizeof *rows);
+    for (size_t t = 0; t < T; t++) rows[t] = (int32_t)t;
+    memory_copy_in(r->rows, rows, T * sizeof *rows);
+    pick_rows(r, r->rows, T);
+    for (size_t t = 0; t < T; t += HEAD_ROWS) {
+        size_t n = min_size(HEAD_ROWS, T - t);
+        head_forward(r, r->final + t*H, n);
+        memory_copy_out(logits + t*V, r->logits, n * V * sizeof *logits);
+    }
+    list_add_reals(l, "final_norm", T, H, r->final);
+    list_add(l, "logits", REAL, T, V, logits);
+    free(rows);
+}
+
+static void write_list(const char *path, const TensorList *l) {
+    TensorWriter w = begin_tensor_file(path, l->tensors, l->n, "\"format\":\"pt\"");
+    for (size_t i = 0; i < l->n; i++) write_tensor_bytes(&w, l->tensors[i].data, l->tensors[i].n * dtype_size(l->tensors[i].dtype));
+    finish_tensor_file(&w);
+}
+
+static void dump(const char *model, const char *batch, const char *out, Options *o) {
+    Opened opened = open_model(model, o, true);
+    Model *m = opened.model;
+    const Method *method = opened.method ? opened.method : find_method("full");
+    size_t n_targets, L = m->config.n_layers, H = m->config.hidden_size;
+    Batch b = read_batch(batch, &m->config, &n_targets);
+    if (!opened.method) method->setup(m, o);
+    plan_memory(stderr, m, method, b.T, true);
+    if (!opened.method) start_trainables(m, 0, true);
+    Run r = describe_run(m, method, true, b.T, b.T);
+    take_run(&r);
+    double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
+    real mean = (real)loss;
+    TensorList l = {0};
+    list_add(&l, "ids", I32, b.T, 0, b.ids);
+    list_add(&l, "labels", I32, b.T, 0, b.labels);
+    list_add(&l, "loss", REAL, 1, 0, &mean);
+    for (size_t i = 0; i <= L; i++) list_add_reals(&l, name("hidden.%zu", i), b.T, H, i < L ? r.layers[i].x : r.x_final);
+    list_add_logits(&l, &r);
+    for (size_t i = 0; i < m->n_trained; i++) {
+        const Tensor *t = m->trained[i];
+        list_add_reals(&l, name("grad.%s", t->name), t->shape[0], t->shape[1], t->grad);
+    }
+    write_list(out, &l);
+    printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
+}
+
+// ---- 13.5 Gradient check -----------------------------------------------------------------------------------------
+// Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
+//     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
+// error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor). Where all gradients of a tensor are zero (a key bias before
+// a softmax that no position distinguishes), the slope must be below 1e-10 itself.
+
+static const char *const gradcheck_configs[] = {    // small models of each kind: grouped heads, tied, post norms, odd sizes
+    ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2, \"kv_channels\": 8,"
+     " \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2, \"ffn_hidden_size\": 10,"
+     " \"add_qkv_bias\": true, \"rope_ratio\": 50}"),
+    ("{\"model_type\": \"glm\", \"vocab_size\": 29, \"hidden_size\": 14, \"num_hidden_layers\": 2, \"head_dim\": 6,"
+     " \"num_attention_heads\": 3, \"num_key_value_heads\": 1, \"intermediate_size\": 9, \"attention_bias\": false,"
+     " \"partial_rotary_factor\": 1.0, \"tie_word_embeddings\": true, \"max_position_embeddings\": 64}"),
+    ("{\"model_type\": \"glm4\", \"vocab_size\": 23, \"hidden_size\": 26, \"num_hidden_layers\": 2, \"head_dim\": 12,"
+     " \"num_attention_heads\": 2, \"num_key_value_heads\": 2, \"intermediate_size\": 35, \"attention_bias\": true,"
+     " \"max_position_embeddings\": 64}"),
+};
+
+static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
+    static const size_t starts[] = { 0, 7, 8, 19, 21 };
+    enum { N = COUNT(starts) - 1, T = 21 };
+    Batch b = { .n = N, .T = T, .starts = take(N + 1, sizeof *b.starts), .ids = take(T, sizeof *b.ids),
+                .labels = take(T, sizeof *b.labels), .token_keys = take(T, sizeof *b.token_keys) };
+    memcpy(b.starts, starts, sizeof starts);
+    *n_targets = 0;
+    for (size_t t = 0; t < T; t++) {
+        b.ids[t] = (int32_t)(rng_bits(seed, t) % V);
+        b.labels[t] = rng_bits(seed, T + t) % 4 ? b.ids[t] : NO_TARGET;
+        b.token_keys[t] = rng_bits(seed, 2*T + t);
+    }
+    for (size_t s = 0; s < N; s++)
+        for (size_t t = starts[s] + 1; t < starts[s+1]; t++) *n_targets += b.labels[t] != NO_TARGET;
+    return b;
+}
+
+typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;
+
+static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
+    memory_copy_in(t->value + i, &value, sizeof value);
+    forward(s->run, s->batch, true);
+    return head_loss(s->run, (real)s->smoothing, 0) / (double)s->n_targets;
+}
+
+static double finite_difference(const Slope *s, const Tensor *t, size_t i) {
+    static const double factor[] = { 1, -8, 8, -1 }, place[] = { -2, -1, 1, 2 };
+    real x, h = (real)1e-3;
+    double slope = 0;
+    memory_copy_out(&x, t->value + i, sizeof x);
+    for (size_t k = 0; k < COUNT(place); k++) slope += factor[k] * loss_at(s, t, i, x + (real)place[k] * h);
+    memory_copy_in(t->value + i, &x, sizeof x);
+    return slope / (12 * (double)h);
+}
+
+// Checks up to `elements` numbers of a tensor, spread over it, and prints its row; returns whether it passed.
+static bool check_tensor(const Slope *s, const Tensor *t, size_t elements) {
+    real *g = take(t->n, sizeof *g);
+    double largest = 0, worst = 0;
+    memory_copy_out(g, t->grad, t->n * sizeof *g);
+    for (size_t i = 0; i < t->n; i++) largest = fmax(largest, fabs((double)g[i]));
+    size_t n = min_size(elements, t->n);
+    for (size_t k = 0; k < n; k++) {
+        size_t i = t->n * k / n;
+        double fd = finite_difference(s, t, i), scale = fmax(fmax(fabs(fd), fabs((double)g[i])), 0.01 * largest);
+        double error = largest < 1e-12 ? fabs(fd) * 1e4 : fabs(fd - (double)g[i]) / scale;     // 1e-10 counts as 1e-6
+        worst = error <= worst ? worst : error;
+    }
+    free(g);
+    bool passed = worst <= 1e-6;
+    printf("%-75s %8zu %10.2e  %s\n", t->name, t->n, worst, passed ? "ok" : "WRONG");
+    return passed;
+}
+
+// Returns the number of tensors that failed.
+static size_t gradcheck_model(Model *m, const Method *method, const Options *o) {
+    size_t n_targets, failed = 0;
+    Batch b = random_batch(m->config.vocab_size, (uint64_t)o->seed, &n_targets);
+    Run r = describe_run(m, method, true, b.T, b.T);
+    Slope slope = { &r, &b, n_targets, o->label_smoothing_factor };
+    take_run(&r);
+    zero_gradients(m);
+    forward_backward(&r, &b, n_targets, o->label_smoothing_factor, true);
+    for (size_t i = 0; i < m->n_trained; i++) failed += !check_tensor(&slope, m->trained[i], (size_t)o->elements);
+    give_run(&r);
+    free_batch(&b);
+    return failed;
+}
+
+// A method on a model whose tensors are all random, those that the method adds included.
+static size_t gradcheck_method(Model *m, const Method *method, const Options *o) {
+    method->setup(m, o);
+    start_trainables(m, (uint64_t)o->seed, true);
+    for (size_t i = 0; i < m->n_trained; i++)
+        if (!m->trained[i]->of_base)
+            random_tensor(m->trained[i]->value, m->trained[i], (uint64_t)o->seed, o->std, true);
+    return gradcheck_model(m, method, o);
+}
+
+static int gradcheck(const char *folder, Options *o) {
+    size_t failed = 0;
+    if (sizeof(real) < 8) fail("gradcheck needs double precision: use glmtune64 (make glmtune64)");
+    const Method *method = find_method(o->method);
+    if (folder) failed = gradcheck_method(load_model(folder), method, o);
+    for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
+        Model *m = describe_model(parse_config(name("small model %zu", i + 1), gradcheck_configs[i]));
+        printf("%s, method %s\n", m->config.model_type, method->name);
+        bind_random(m, (uint64_t)o->seed, o->std);
+        failed += gradcheck_method(m, method, o);
+    }
+    printf("%s\n", failed ? "the gradients are WRONG" : "all gradients agree with finite differences");
+    return failed > 0;
+}
+
+// ================================================================================================================
+// 14  Commands
+// ================================================================================================================
+// Two tables: the commands, and the options with their types, defaults, limits and meaning. Help, parsing and checks all
+// come from them.
+
+// ---- 14.1 The smaller commands -----------------------------------------------------------------------------------
+
+typedef struct { Options *o; size_t n; const char **words; } Call;     // the words of a command line that are no options
+
+static const char *word(const Call *c, size_t i) { return i < c->n ? c->words[i] : NULL; }
+
+static int train_command(const Call *c) { return train(word(c, 0), word(c, 1), c->o), 0; }
+static int dump_command(const Call *c) { return dump(word(c, 0), word(c, 1), word(c, 2), c->o), 0; }
+static int merge_command(const Call *c) { return merge(word(c, 0), word(c, 1), c->o), 0; }
+static int gradcheck_command(const Call *c) { return gradcheck(word(c, 0), c->o); }
+
+static const struct { const char *name, *torch; Dtype dtype; } dtype_options[] = {
+    { "f64", "float64", F64 }, { "f32", "float32", F32 }, { "f16", "float16", F16 }, { "bf16", "bfloat16", BF16 } };
+
+static Dtype choose_dtype(const Options *o, const Config *c) {
+    for (size_t i = 0; o->dtype && i < COUNT(dtype_options); i++)
+        if (!strcmp(o->dtype, dtype_options[i].name)) return dtype_options[i].dtype;
+    for (size_t i = 0; i < COUNT(dtype_options); i++)
+        if (strstr(c->source, name("dtype\": \"%s\"", dtype_options[i].torch))) return dtype_options[i].dtype;
+    return BF16;
+}
+
+static void initial_tensor(real *out, const Tensor *t, const void *options) {
+    const Options *o = options;
+    random_tensor(out, t, (uint64_t)o->seed, o->std, false);
+}
+
+static int init_command(const Call *c) {
+    const char *out = word(c, 1);
+    Config config = read_config(word(c, 0));
+    Text text = {0};
+    if (exists(out)) fail("%s: exists already; name a new folder", out);
+    Model *m = describe_model(config);
+    const char *closing = strrchr(config.source, '}');
+    text_add(&text, config.source, (size_t)(closing - config.source));
+    while (text.n && isspace((unsigned char)text.s[text.n - 1])) text.n--;
+    if (c->o->layout) text_print(&text, ",\n  \"glmtune.layout\": \"%s\"", c->o->layout);
+    text_print(&text, "\n}\n");
+    const char *temporary = begin_folder(out);
+    write_weights(temporary, m, choose_dtype(c->o, &config), c->o->max_shard_size * 1e9, initial_tensor, c->o);
+    write_file(name("%s/config.json", temporary), text.s, text.n);
+    finish_output(temporary);
+    printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
+    return 0;
+}
+
+static int info_command(const Call *c) {
+    const char *path = word(c, 0), *base = path;
+    Options *o = c->o;
+    const Method *method = exists(name("%s/adapter_config.json", path)) ? read_adapter_config(path, o, &base)
+                                                                        : find_method(o->method);
+    Config config = read_config(is_folder(base) ? name("%s/config.json", base) : base);
+    Model *m = describe_model(config);
+    Dtype dtype = choose_dtype(o, &config);
+    const char *layout = layout_name(o, &config, base);
+    for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
+    method->setup(m, o);
+    printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n", config.model_type,
+           config.n_layers, config.hidden_size, config.n_heads, config.head_dim, config.n_kv_heads, config.ffn_dim,
+           config.vocab_size, config.tied ? ", tied" : "");
+    printf("rotary: %zu of %zu features, theta %g; norm eps %g; %zu positions; qkv bias: %s; post norms: %s\n", config.n_rotated,
+           config.head_dim, config.rope_theta, config.rms_norm_eps, config.max_positions, config.qkv_bias ? "yes" : "no",
+           config.post_norms ? "yes" : "no");
+    printf("chat layout: %s\n", layout ? layout : "cannot be told; set --layout");
+    size_t base_n = count_parameters(m->tensors, m->n_tensors), n = count_parameters(m->trained, m->n_trained);
+    size_t added = 0;
+    for (size_t i = 0; i < m->n_trained; i++) added += m->trained[i]->of_base ? 0 : m->trained[i]->n;
+    printf("parameters: %zu in %zu tensors\n", base_n, m->n_tensors);
+    printf("method %s trains %zu of %zu\n", method->name, n, base_n + added);
+    plan_memory(stdout, m, method, (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)), false);
+    return 0;
+}
+
+static int tokenize_command(const Call *c) {
+    const char *path = word(c, 0), *why = NULL;
+    Tokenizer *t = is_folder(path) ? load_tokenizer(path, &why) : load_tokenizer_file(path);
+    if (!t) fail("%s", why);
+    if (c->o->out) {
+        write_file(c->o->out, t->image, t->image_bytes);
+        return 0;
+    }
+    size_t n;
+    char *text = read_stream(stdin, "standard input", &n), *end = text;
+    Ids ids = {0};
+    if (!c->o->decode) {
+        encode(t, text, n, &ids);
+        for (size_t i = 0; i < ids.n; i++) printf("%s%d", i ? " " : "", ids.ids[i]);
+        putchar('\n');
+        return 0;
+    }
+    for (char *p = text; ; p = end) {
+        long id = strtol(p, &end, 10);
+        if (end == p) break;
+        if (id < 0 || id > largest_id(t)) fail("standard input: %ld is no id of this tokenizer, which has 0 to %d", id, largest_id(t));
+        ids_add(&ids, (int32_t)id);
+    }
+    while (isspace((unsigned char)*end)) end++;
+    if (*end) fail("standard input: '%.20s' is no token id", end);
+    Text decoded = decode(t, ids.ids, ids.n);
+    fwrite(decoded.s, 1, decoded.n, stdout);
+    return 0;
+}
+
+// ---- 14.2 Chat ---------------------------------------------------------------------------------------------------
+
+// One turn: the user's text goes in, the answer comes out on stdout as it is made.
+static void chat_turn(Generator *g, const ChatFormat *f, const Options *o, const char *text, size_t n) {
+    Row row = {0};
+    Ids answer = {0};
+    if (!g->run.past) {
+        row_begin(&row, f);
+        if (o->system) row_add_message(&row, f, SYSTEM, "", o->system, strlen(o->system), false);
+    }
+    row_add_message(&row, f, USER, "", text, n, false);
+    row_add(&row, f->roles[ASSISTANT], true);
+    if (row.ids.n >= g->run.max_kv) fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, g->run.max_kv);
+    if (g->run.past + row.ids.n >= g->run.max_kv) {
+        fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", g->run.max_kv);
+        g->run.past = 0;
+        free(row.ids.ids), free(row.teaches.ids);
+        chat_turn(g, f, o, text, n);
+        return;
+    }
+    feed(g, row.ids.ids, row.ids.n);
+    bool stopped = generate(g, f, o, (size_t)o->max_new_tokens, &answer, stdout);
+    putchar('\n');
+    if (!stopped) fprintf(stderr, "(cut off after %zu tokens: see --max_new_tokens)\n", answer.n);
+    free(row.ids.ids), free(row.teaches.ids), free(answer.ids);
+}
+
+static int chat_command(const Call *c) {
+    Options *o = c->o;
+    Opened m = open_model(word(c, 0), o, false);
+    ChatFormat f = choose_format(o, &m.model->config, m.folder);
+    if (!f.tokenizer || !f.layout) fail("chat needs a tokenizer and a chat layout: %s", f.why);
+    Generator g = make_generator(m.model, m.method, min_size((size_t)o->max_context, m.model->config.max_positions));
+    if (o->prompt) {
+        chat_turn(&g, &f, o, o->prompt, strlen(o->prompt));
+        return 0;
+    }
+    char *line = NULL;
+    size_t capacity = 0;
+    fprintf(stderr, "chat layout %s; an empty line or ctrl-D ends\n", f.layout->name);
+    for (;;) {
+        if (isatty(0)) fputs("> ", stderr);
+        ssize_t n = getline(&line, &capacity, stdin);
+        while (n > 0 && (line[n-1] == '\n' || line[n-1] == '\r')) n--;
+        if (n <= 0) break;
+        chat_turn(&g, &f, o, line, (size_t)n);
+        fflush(stdout);
+    }
+    free(line);
+    return 0;
+}
+
+// ---- 14.3 The tables ---------------------------------------------------------------------------------------------
+
+enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, ALL = 255 };
+
+static const struct { const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help; } commands[] = {
+    { "train", TRAIN, 2, 2, train_command, "DATA MODEL", "tune a model (or go on with an adapter) on a file of conversations" },
+    { "chat", CHAT, 1, 1, chat_command, "MODEL", "talk to a model or an adapter" },
+    { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT", "write base and adapter as one model folder, in the base's type" },
+    { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE", "text on stdin to token ids, or back with --decode" },
+    { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT", "logits, loss, hidden states and every gradient of one batch, as safetensors" },
+    { "gradcheck", GRADCHECK, 0, 1, gradcheck_command, "[MODEL]", "every gradient against finite differences (in glmtune64)" },
+    { "info", INFO, 1, 1, info_command, "PATH", "what a config.json, model or adapter is: sizes, trainable counts, memory plan" },
+    { "init", INIT, 2, 2, init_command, "CONFIG OUT", "write a randomly initialised model folder" },
+};
+
+typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE } OptionType;
+#define FIELD(field) #field, offsetof(Options, field)
+
+// CHOICE: `text` holds the choices, the default first. A default of NULL: not set. Limits concern numbers.
+static const struct {
+    const char *name; size_t offset; OptionType type; int commands; const char *text; double least, most; const char *help;
+} options[] = {
+    { FIELD(method), CHOICE, TRAIN | GRADCHECK | INFO, "lora|full", 0, 0, "what trains: a low-rank change beside some maps, or every weight" },
+    { FIELD(r), INTEGER, TRAIN | GRADCHECK | INFO, "8", 1, 65536, "lora: rank of the change; parameters and memory grow with it" },
+    { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK, "32", 0, 1e6, "lora: the change is scaled by lora_alpha / r" },
+    { FIELD(lora_dropout), REAL_NUMBER, TRAIN | GRADCHECK, "0.1", 0, 0.99, "lora: share of its input that is dropped in training" },
+    { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK, "false", 0, 0, "lora: scale by lora_alpha / sqrt(r) instead" },
+    { FIELD(target_modules), STRING, TRAIN | GRADCHECK | INFO, NULL, 0, 0, "lora: linear maps by name, comma between; default: query, key and value" },
+    { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, 0, 1e3, "highest step size; default by method: lora 5e-4, full 5e-5" },
+    { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine|linear|constant", 0, 0, "how the rate falls after the warm-up" },
+    { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", 0, 1, "share of the steps in which the rate rises from 0" },
+    { FIELD(warmup_steps), INTEGER, TRAIN, "0", 0, 1e9, "the same in steps; above 0 it counts instead" },
+    { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", 0, 1e6, "how often each sample is seen" },
+    { FIELD(max_steps), INTEGER, TRAIN, "0", 0, 1e9, "optimizer steps; above 0 it counts instead of epochs" },
+    { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0", 0, 1e3, "pull of matrices towards 0, times the rate; gains and biases feel none" },
+    { FIELD(adam_beta1), REAL_NUMBER, TRAIN, "0.9", 0, 0.999999, "memory of AdamW's mean gradient" },
+    { FIELD(adam_beta2), REAL_NUMBER, TRAIN, "0.999", 0, 0.999999, "memory of AdamW's mean square gradient" },
+    { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", 0, 1, "keeps AdamW from dividing by 0" },
+    { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1", 0, 1e9, "gradients are scaled down to this norm; 0: never" },
+    { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0", 0, 0.99, "share of a target spread over the whole vocabulary" },
+    { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", 1, 1e6, "samples computed together; activations grow with it" },
+    { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6, "batches that make one step; costs no memory" },
+    { FIELD(max_input_length), INTEGER, TRAIN | INFO, "512", 1, 1e7, "a sample may have max_input_length + max_output_length + 1 tokens" },
+    { FIELD(max_output_length), INTEGER, TRAIN | INFO, "512", 1, 1e7, "see max_input_length" },
+    { FIELD(overlong), CHOICE, TRAIN, "error|drop", 0, 0, "what to do with a longer sample" },
+    { FIELD(official_mask), FLAG, TRAIN, "false", 0, 0, "labels exactly as the official script of the layout sets them" },
+    { FIELD(combine), FLAG, TRAIN, "false", 0, 0, "with official_mask: GLM-4's combine, the last answer alone" },
+    { FIELD(eval_file), STRING, TRAIN, NULL, 0, 0, "validation samples; default: dev.json[l] of a data folder, else val_size" },
+    { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", 0, 0.9, "share of the samples that validates instead of training" },
+    { FIELD(eval_steps), INTEGER, TRAIN, "0", 0, 1e9, "steps between validations; 0: once an epoch" },
+    { FIELD(output_dir), STRING, TRAIN, "output", 0, 0, "folder of the log and the checkpoints" },
+    { FIELD(logging_steps), INTEGER, TRAIN, "10", 1, 1e9, "steps between lines of log.jsonl" },
+    { FIELD(save_steps), INTEGER, TRAIN, "500", 1, 1e9, "steps between checkpoints; the last step is always saved" },
+    { FIELD(save_total_limit), INTEGER, TRAIN, "0", 0, 1e6, "checkpoints to keep; 0: all" },
+    { FIELD(force), FLAG, TRAIN, "false", 0, 0, "write over a run that is in output_dir" },
+    { FIELD(layout), STRING, TRAIN | CHAT | INIT | INFO, NULL, 0, 0, "chat layout: chatglm3 or glm4-chat; default: told from the model" },
+    { FIELD(base), STRING, TRAIN | CHAT | MERGE | DUMP | INFO, NULL, 0, 0, "base model of an adapter; default: the one that it names" },
+    { FIELD(prompt), STRING, CHAT, NULL, 0, 0, "answer this one text and end" },
+    { FIELD(system), STRING, CHAT, NULL, 0, 0, "system message that opens the conversation" },
+    { FIELD(temperature), REAL_NUMBER, CHAT, "0", 0, 100, "0: always the likeliest token; 1: as the model has it; more: wilder" },
+    { FIELD(top_p), REAL_NUMBER, CHAT, "1", 0, 1, "draw only from the likeliest tokens with this probability together" },
+    { FIELD(max_new_tokens), INTEGER, CHAT, "512", 1, 1e9, "tokens of an answer at most" },
+    { FIELD(max_context), INTEGER, CHAT, "4096", 2, 1e9, "tokens of a conversation at most; the cache grows with it" },
+    { FIELD(decode), FLAG, TOKENIZE, "false", 0, 0, "ids on stdin to text" },
+    { FIELD(out), STRING, TOKENIZE, NULL, 0, 0, "write the tokenizer as this tokenizer.bin" },
+    { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0, "f64, f32, f16 or bf16; default: what config.json says, else bf16" },
+    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, 0, 10, "standard deviation of random weights; default 0.02, in gradcheck 0.1" },
+    { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", 1e-6, 1e6, "largest file in GB" },
+    { FIELD(elements), INTEGER, GRADCHECK, "200", 1, 1e9, "numbers to check in each tensor" },
+    { FIELD(seed), INTEGER, TRAIN | CHAT | INIT | GRADCHECK, "42", 0, 9e15, "of every random number" },
+    { FIELD(threads), INTEGER, ALL, "0", 0, 4096, "cores to use; 0: all. The result is the same bits" },
+};
+
+// ---- 14.4 Parsing ------------------------------------------------------------------------------------------------
+
+static void set_option(Options *o, size_t i, const char *value) {
+    void *field = (char *)o + options[i].offset;
+    char *end;
+    if (options[i].type == STRING) *(const char **)field = value;
+    if (options[i].type == FLAG) {
+        if (strcmp(value, "true") && strcmp(value, "false")) fail_usage("--%s is true or false, not '%s'", options[i].name, value);
+        *(bool *)field = value[0] == 't';
+    }
+    if (options[i].type == CHOICE) {
+        const char *choices = options[i].text ? options[i].text : "f64|f32|f16|bf16";
+        char *list = name("%s", choices);
+        for (char *p = list; *p; p++) if (*p == '|') *p = ',';
+        if (!list_has(list, value)) fail_usage("--%s is one of %s, not '%s'", options[i].name, list, value);
+        *(const char **)field = value;
+    }
+    if (options[i].type != INTEGER && options[i].type != REAL_NUMBER) return;
+    double number = strtod(value, &end);
+    bool whole = floor(number) == number && !strpbrk(value, "xXnN");
+    if (end == value || *end || isspace((unsigned char)*value) || (options[i].type == INTEGER && !whole))
+        fail_usage("--%s wants a %s, not '%s'", options[i].name, options[i].type == INTEGER ? "whole number" : "number", value);
+    if (!(number >= options[i].least && number <= options[i].most))
+        fail_usage("--%s must be from %g to %g, not %s", options[i].name, options[i].least, options[i].most, value);
+    if (options[i].type == INTEGER) *(int64_t *)field = (int64_t)number;
+    else *(double *)field = number;
+}
+
+static Options default_options(void) {
+    Options o = { .learning_rate = NAN, .std = NAN };
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (options[i].text) set_option(&o, i, options[i].type == CHOICE ? strndup(options[i].text, strcspn(options[i].text, "|"))
+                                                                         : options[i].text);
+    return o;
+}
+
+__attribute__((noreturn)) static void unknown_option(const char *given, size_t command) {
+    size_t nearest = 0, best = SIZE_MAX;
+    for (size_t i = 0; i < COUNT(options); i++) {
+        size_t d = edit_distance(given, options[i].name);
+        if (options[i].commands & commands[command].bit && d < best) best = d, nearest = i;
+    }
+    fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, commands[command].name,
+               options[nearest].name, commands[command].name);
+}
+
+static void command_help(size_t command) {
+    printf("glmtune %s %s [--option value ...]\n    %s\n", commands[command].name, commands[command].words, commands[command].help);
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (options[i].commands & commands[command].bit)
+            printf("  --%-28s %s%s%s%s\n", options[i].name, options[i].help, options[i].text ? " [" : "",
+                   options[i].text ? options[i].text : "", options[i].text ? "]" : "");
+}
+
+static void general_help(void) {
+    printf("glmtune fine-tunes the GLM family of language models.\n\n");
+    for (size_t i = 0; i < COUNT(commands); i++)
+        printf("  glmtune %-9s %-16s %s\n", commands[i].name, commands[i].words, commands[i].help);
+    printf("\nglmtune COMMAND --help: its options. MODEL is a model folder (config.json, safetensors, tokenizer) or an adapter's.\n");
+}
+
+// Reads "--name value", "--name=value" or, for a flag, "--name" at argv[i]; returns how many words it took.
+static size_t parse_option(Options *o, size_t command, char **words, size_t left) {
+    const char *given = words[0] + 2, *equals = strchr(given, '=');
+    char *option_name = equals ? strndup(given, (size_t)(equals - given)) : strdup(given);
+    size_t i = 0;
+    while (i < COUNT(options) && (strcmp(options[i].name, option_name) || !(options[i].commands & commands[command].bit))) i++;
+    if (i == COUNT(options)) unknown_option(option_name, command);
+    free(option_name);
+    if (equals) return set_option(o, i, equals + 1), 1;
+    bool value_follows = left > 1 && (options[i].type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
+    if (options[i].type == FLAG && !value_follows) return set_option(o, i, "true"), 1;
+    if (!value_follows) fail_usage("--%s wants a value", options[i].name);
+    return set_option(o, i, words[1]), 2;
+}
+
+static void use_threads(int64_t threads) {
+#ifdef _OPENMP
+    if (threads > 0) omp_set_num_threads((int)threads);
+#else
+    if (threads > 1) fprintf(stderr, "glmtune: --threads %lld: built without OpenMP, so it runs on one core\n", (long long)threads);
+#endif
+}
+
+#ifndef GLMTUNE_NO_MAIN
+int main(int argc, char **argv) {
+    Options o = default_options();
+    Call call = { .o = &o, .words = take((size_t)argc, sizeof *call.words) };
+    size_t n = (size_t)argc, command = 0, nearest = 0;
+    if (n < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) return general_help(), n < 2 ? 2 : 0;
+    while (command < COUNT(commands) && strcmp(commands[command].name, argv[1])) command++;
+    for (size_t i = 0; i < COUNT(commands); i++)
+        if (edit_distance(argv[1], commands[i].name) < edit_distance(argv[1], commands[nearest].name)) nearest = i;
+    if (command == COUNT(commands)) fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], commands[nearest].name);
+    for (size_t i = 2; i < n; ) {
+        if (!strcmp(argv[i], "--help")) return command_help(command), 0;
+        if (!strncmp(argv[i], "--", 2)) i += parse_option(&o, command, argv + i, n - i);
+        else call.words[call.n++] = argv[i++];
+    }
+    if (call.n < commands[command].least || call.n > commands[command].most)
+        fail_usage("usage: glmtune %s %s [--option value ...]", commands[command].name, commands[command].words);
+    if (isnan(o.std)) o.std = commands[command].bit == GRADCHECK ? 0.1 : 0.02;
+    use_threads(o.threads);
+    int status = commands[command].run(&call);
+    if (fflush(stdout) || ferror(stdout)) fail("standard output: writing failed: %s", strerror(errno));
+    return status;
+}
+#endif
+
+#endif // GLMTUNE_KERNELS_ONLY
+#endif // GLMTUNE_C
