@@ -187,6 +187,14 @@ __attribute__((format(printf, 1, 2))) static char *name(const char *format, ...)
     return s;
 }
 
+// Whether `list` ("q_proj,v_proj") holds this name.
+static bool list_has(const char *list, const char *wanted) {
+    size_t n = strlen(wanted);
+    for (const char *p = list; p; p = strchr(p, ','), p += p ? 1 : 0)
+        if (!strncmp(p, wanted, n) && (!p[n] || p[n] == ',')) return true;
+    return false;
+}
+
 // An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The same code
 // first runs on an arena without a block, which only counts: what the memory plan prints is what is then taken.
 typedef struct { char *block; size_t used, size; } Arena;
@@ -2145,7 +2153,7 @@ typedef struct {
     size_t vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, max_positions, n_rotated;
     double rope_theta, rms_norm_eps;
     bool remote, post_norms, qkv_bias, tied;
-    const char *file, *model_type, *layout, *name_or_path, *source;     // source: the text of config.json
+    const char *file, *model_type, *layout, *name_or_path, *torch_dtype, *source;  // source: the text of config.json
 } Config;
 
 #define REQUIRED 0
@@ -2160,11 +2168,11 @@ static const struct { const char *remote, *hf; size_t offset, most, remote_defau
     { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
 };
 
-static double config_number(const Config *c, const Json *root, const char *key, double least, double most, double missing) {
+static double config_number(const char *path, const Json *root, const char *key, double least, double most, double missing) {
     const Json *j = json_get(root, key);
     if (!j || j->type == JSON_NULL) return missing;
     if (j->type != JSON_NUMBER || !(j->number >= least && j->number <= most))
-        fail("%s: \"%s\" must be a number from %g to %g", c->file, key, least, most);
+        fail("%s: \"%s\" must be a number from %g to %g", path, key, least, most);
     return j->number;
 }
 
@@ -2236,17 +2244,18 @@ static Config parse_config(const char *path, const char *source) {
     if (c.remote) check_remote_flags(&c, root);
     read_sizes(&c, root);
     const Json *from = json_is(rope, JSON_OBJECT) ? rope : root;
-    double theta = config_number(&c, from, "rope_theta", 1, 1e12, 10000);
-    double partial = config_number(&c, from, "partial_rotary_factor", 0, 1, 0.5);
-    if (from == rope) partial = config_number(&c, root, "partial_rotary_factor", 0, 1, partial);
-    c.rope_theta = c.remote ? 10000 * config_number(&c, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
+    double theta = config_number(path, from, "rope_theta", 1, 1e12, 10000);
+    double partial = config_number(path, from, "partial_rotary_factor", 0, 1, 0.5);
+    if (from == rope) partial = config_number(path, root, "partial_rotary_factor", 0, 1, partial);
+    c.rope_theta = c.remote ? 10000 * config_number(path, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
     c.n_rotated = c.remote ? c.head_dim / 2 : (size_t)((double)c.head_dim * partial);
-    c.rms_norm_eps = config_number(&c, root, c.remote ? "layernorm_epsilon" : "rms_norm_eps", 0, 1,
+    c.rms_norm_eps = config_number(path, root, c.remote ? "layernorm_epsilon" : "rms_norm_eps", 0, 1,
                                    c.remote ? 1e-5 : 1.5625e-7);
     c.qkv_bias = config_flag(root, c.remote ? "add_qkv_bias" : "attention_bias", !c.remote);
     c.tied = config_flag(root, "tie_word_embeddings", false);
     c.layout = config_text(root, "glmtune.layout");
     c.name_or_path = config_text(root, "_name_or_path");
+    c.torch_dtype = config_text(root, json_get(root, "torch_dtype") ? "torch_dtype" : "dtype");
     check_supported(&c, root);
     json_close(&r);
     return c;
@@ -2532,14 +2541,6 @@ static void train_tensor(Model *m, Tensor *t) {
 // B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
 // query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
 // Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
-
-// Whether `list` ("q_proj,v_proj") holds this name.
-static bool list_has(const char *list, const char *wanted) {
-    size_t n = strlen(wanted);
-    for (const char *p = list; p; p = strchr(p, ','), p += p ? 1 : 0)
-        if (!strncmp(p, wanted, n) && (!p[n] || p[n] == ',')) return true;
-    return false;
-}
 
 static void lora_check_targets(const Model *m, const char *targets) {
     Text known = {0};
@@ -3089,12 +3090,13 @@ enum { SYSTEM, USER, ASSISTANT, OBSERVATION, ROLES };
 static const char *const role_names[ROLES] = { "system", "user", "assistant", "observation" };
 static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
 
-// A row is the prefix, then for each message its role token, metadata and a line break, and the text; then `end`.
-typedef struct { const char *name, *prefix[2], *end, *stops[3]; } Layout;
+// A row is the prefix, then for each message its role token, metadata and a line break, and the text; then `end`. The flags
+// say what the official script of the layout does: learn observations too; know `combine`.
+typedef struct { const char *name, *prefix[2], *end, *stops[3]; bool official_observations, official_combine; } Layout;
 
 static const Layout layouts[] = {
-    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" } },
-    { "glm4-chat", { "[gMASK]", "<sop>" }, "<|user|>", { "<|endoftext|>", "<|user|>", "<|observation|>" } },
+    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" }, true, false },
+    { "glm4-chat", { "[gMASK]", "<sop>" }, "<|user|>", { "<|endoftext|>", "<|user|>", "<|observation|>" }, false, true },
 };
 
 // A layout with a tokenizer: all that encoding a conversation needs.
@@ -3218,7 +3220,7 @@ static void read_message(const DataReader *d, const Json *message, Row *row) {
         fail("%s: \"metadata\" must be a string", where(d, metadata));
     if (loss && loss->type != JSON_BOOL) fail("%s: \"loss\" must be true or false", where(d, loss));
     bool teaches = r == ASSISTANT && !(loss && loss->number == 0);
-    if (d->options->official_mask) teaches = r == ASSISTANT || (r == OBSERVATION && d->format->layout == &layouts[0]);
+    if (d->options->official_mask) teaches = r == ASSISTANT || (r == OBSERVATION && d->format->layout->official_observations);
     row_add_message(row, d->format, r, json_is(metadata, JSON_STRING) ? metadata->text : "", content->text, content->count,
                     teaches);
 }
@@ -3238,7 +3240,7 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
     row_begin(&row, d->format);
     for (const Json *m = messages->first; m; m = m->next) read_message(d, m, &row);
     row_add(&row, d->format->end, false);
-    if (d->options->official_mask && d->options->combine) keep_last_turn(d->format, &row);
+    if (d->options->official_mask && d->options->combine && d->format->layout->official_combine) keep_last_turn(d->format, &row);
     Sample s = { .n = row.ids.n, .ids = row.ids.ids, .labels = take(row.ids.n, sizeof *s.labels) };
     for (size_t i = 0; i < s.n; i++) s.labels[i] = i > 0 && row.teaches.ids[i-1] ? s.ids[i] : NO_TARGET;
     free(row.teaches.ids);
@@ -3626,23 +3628,15 @@ static void check_lora_config(const char *path, const Json *root) {
     if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none")) fail("%s: \"bias\" is '%s', not supported", path, bias->text);
 }
 
-static double config_double(const char *path, const Json *root, const char *key, double missing) {
-    const Json *j = json_get(root, key);
-    if (!j || j->type == JSON_NULL) return missing;
-    if (j->type != JSON_NUMBER || !isfinite(j->number)) fail("%s: \"%s\" must be a number", path, key);
-    return j->number;
-}
-
 static void read_lora_config(const char *path, const Json *root, Options *o) {
     const Json *targets = json_get(root, "target_modules");
     Text list = {0};
     check_lora_config(path, root);
-    double r = config_double(path, root, "r", 8);
-    if (!(r >= 1 && r <= 1 << 16) || floor(r) != r) fail("%s: \"r\" must be a whole number from 1", path);
+    double r = config_number(path, root, "r", 1, 65536, 8);
+    if (floor(r) != r) fail("%s: \"r\" must be a whole number", path);
     o->r = (int64_t)r;
-    o->lora_alpha = config_double(path, root, "lora_alpha", 8);
-    o->lora_dropout = config_double(path, root, "lora_dropout", 0);
-    if (!(o->lora_dropout >= 0 && o->lora_dropout < 1)) fail("%s: \"lora_dropout\" must be from 0 to below 1", path);
+    o->lora_alpha = config_number(path, root, "lora_alpha", 0, 1e6, 8);
+    o->lora_dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
     o->use_rslora = config_flag(root, "use_rslora", false);
     if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
     for (const Json *j = targets->first; j; j = j->next) {
@@ -3743,7 +3737,13 @@ static void merge(const char *adapter, const char *out, Options *o) {
 
 // ---- 13.1 The memory plan ----------------------------------------------------------------------------------------
 
-static double gib(size_t bytes) { return (double)bytes / (1 << 30); }
+static const char *size_text(size_t bytes) {
+    static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
+    double n = (double)bytes;
+    size_t unit = 0;
+    for (; n >= 1000 && unit + 1 < COUNT(units); unit++) n /= 1024;
+    return name("%.3g %s", n, units[unit]);
+}
 
 // Memory that may still be taken: what the system calls available, or less where a limit is set.
 static size_t available_bytes(void) {
@@ -3769,16 +3769,17 @@ static void plan_memory(FILE *out, Model *m, const Method *method, size_t T, boo
     size_t mapped = 0, trainables = trainable_bytes(m, true), available = available_bytes();
     for (size_t i = 0; i < m->n_tensors; i++) mapped += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
     size_t own = trainables + r.kept_arena.used + r.scratch_arena.used;
-    fprintf(out, "memory: %.3f GiB mapped (base); own %.3f GiB: trained %.3f, activations %.3f, scratch %.3f for %zu tokens\n",
-            gib(mapped), gib(own), gib(trainables), gib(r.kept_arena.used), gib(r.scratch_arena.used), T);
+    fprintf(out, "memory: %s mapped (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens\n",
+            size_text(mapped), size_text(own), size_text(trainables), size_text(r.kept_arena.used),
+            size_text(r.scratch_arena.used), T);
     free(r.layers);
     if (!refuse || own <= available) return;
     size_t fits = T;
     while (fits && trainables + run_bytes(m, method, true, fits) > available) fits = fits * 7 / 8;
-    if (!fits) fail("not enough memory: %.3f GiB are needed, %.3f are to be had, and what trains alone takes %.3f; "
-                    "choose --method lora", gib(own), gib(available), gib(trainables));
-    fail("not enough memory: %.3f GiB are needed for batches of %zu tokens, %.3f are to be had; batches of %zu tokens fit: "
-         "lower --per_device_train_batch_size or the lengths", gib(own), T, gib(available), fits);
+    if (!fits) fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; choose --method lora",
+                    size_text(own), size_text(available), size_text(trainables));
+    fail("not enough memory: %s are needed for batches of %zu tokens, %s are to be had; batches of %zu tokens fit: lower "
+         "--per_device_train_batch_size or the lengths", size_text(own), T, size_text(available), fits);
 }
 
 // ---- 13.2 One step -----------------------------------------------------------------------------------------------
@@ -3800,19 +3801,20 @@ static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_
     return sum / (double)targets;
 }
 
-// The first number of a tensor that is not finite; n when all are.
+// The place of the first number of a tensor that is not finite; t->n when all are.
 static size_t bad_number(const Tensor *t) {
     enum { CHUNK = 1 << 16 };
     real *numbers = device_take(CHUNK, sizeof *numbers, "a check");
-    size_t i = 0, bad = 0, part = 0;
-    for (; i < t->n && bad == part; i += part) {
-        part = min_size(CHUNK, t->n - i);
-        widen(numbers, (const char *)t->data + i * dtype_size(t->dtype), t->dtype, part);
-        bad = first_not_finite(numbers, part);
-        if (bad < part) break;
+    size_t at = 0;
+    while (at < t->n) {
+        size_t n = min_size(CHUNK, t->n - at);
+        widen(numbers, (const char *)t->data + at * dtype_size(t->dtype), t->dtype, n);
+        size_t good = first_not_finite(numbers, n);
+        at += good;
+        if (good < n) break;
     }
     memory_give(numbers);
-    return i < t->n ? i + bad : t->n;
+    return at;
 }
 
 // Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
@@ -3915,11 +3917,40 @@ static void log_evaluation(Trainer *t, int64_t step) {
     t->logged_at = seconds();       // evaluation does not count as training time
 }
 
+// The steps of the checkpoints in a folder, in no order.
+static size_t list_checkpoints(const char *folder, int64_t **steps) {
+    size_t n = 0, capacity = 0;
+    DIR *d = opendir(folder);
+    *steps = NULL;
+    for (struct dirent *e; d && (e = readdir(d)); ) {
+        long long step;
+        int end = 0;
+        if (sscanf(e->d_name, "checkpoint-%lld%n", &step, &end) != 1 || e->d_name[end]) continue;
+        *steps = grow(*steps, &capacity, n + 1, sizeof **steps);
+        (*steps)[n++] = step;
+    }
+    if (d) closedir(d);
+    return n;
+}
+
+static int by_number_down(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x < y) - (x > y);
+}
+
+// Removes all checkpoints of a folder but the newest `keep`.
+static void remove_checkpoints(const char *folder, size_t keep) {
+    int64_t *steps;
+    size_t n = list_checkpoints(folder, &steps);
+    if (n) qsort(steps, n, sizeof *steps, by_number_down);
+    for (size_t i = keep; i < n; i++) remove_tree(name("%s/checkpoint-%lld", folder, (long long)steps[i]));
+    free(steps);
+}
+
 static void save_checkpoint(const Trainer *t, int64_t step) {
     const Options *o = t->o;
     save_adapter(name("%s/checkpoint-%lld", o->output_dir, (long long)step), t->base.model, t->method, o, t->base.folder);
-    int64_t old = step - o->save_total_limit * o->save_steps;
-    if (o->save_total_limit > 0 && old > 0) remove_tree(name("%s/checkpoint-%lld", o->output_dir, (long long)(old - old % o->save_steps)));
+    if (o->save_total_limit > 0) remove_checkpoints(o->output_dir, (size_t)o->save_total_limit);
 }
 
 static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n) {
@@ -3959,13 +3990,6 @@ static void open_log(Trainer *t) {
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
 }
 
-static void remove_old_checkpoints(const char *folder) {        // only ever reached with --force
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d)); )
-        if (!strncmp(e->d_name, "checkpoint-", 11)) remove_tree(name("%s/%s", folder, e->d_name));
-    if (d) closedir(d);
-}
-
 static void train(const char *data, const char *model, Options *o) {
     Trainer t = { .base = open_model(model, o, true), .o = o };
     Model *m = t.base.model;
@@ -3984,7 +4008,7 @@ static void train(const char *data, const char *model, Options *o) {
     t.run = describe_run(m, t.method, true, T, T);
     take_run(&t.run);
     open_log(&t);
-    remove_old_checkpoints(o->output_dir);
+    remove_checkpoints(o->output_dir, 0);      // of a run that --force writes over
     t.base.folder = checked(realpath(t.base.folder, NULL), PATH_MAX);
     train_loop(&t);
     close_written(t.log, t.log_path);
@@ -4208,7 +4232,7 @@ static Dtype choose_dtype(const Options *o, const Config *c) {
     for (size_t i = 0; o->dtype && i < COUNT(dtype_options); i++)
         if (!strcmp(o->dtype, dtype_options[i].name)) return dtype_options[i].dtype;
     for (size_t i = 0; i < COUNT(dtype_options); i++)
-        if (strstr(c->source, name("dtype\": \"%s\"", dtype_options[i].torch))) return dtype_options[i].dtype;
+        if (c->torch_dtype && !strcmp(c->torch_dtype, dtype_options[i].torch)) return dtype_options[i].dtype;
     return BF16;
 }
 
