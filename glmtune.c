@@ -289,7 +289,8 @@ static FILE *open_to_write(const char *temporary) {
 
 static void close_written(FILE *f, const char *path) {
     bool bad = fflush(f) || fsync(fileno(f));
-    if (fclose(f) || bad) fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
+    if (fclose(f) || bad)
+        fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
 }
 
 static void write_file(const char *path, const char *bytes, size_t n) {
@@ -381,9 +382,10 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // ================================================================================================================
 // 2  JSON
 // ================================================================================================================
-// Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value after
-// another, so that it reads JSON lines and one big array alike and holds one sample at a time. Values are trees of
-// nodes that live until the next value is asked for. Every node knows where it began: errors name file:line:column.
+// Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value
+// after another, so that it reads JSON lines and one big array alike and holds one sample at a time. Values are trees
+// of nodes that live until the next value is asked for. Every node knows where it began: errors name
+// file:line:column.
 
 enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
 
@@ -697,12 +699,14 @@ static StoredTensor read_tensor_entry(const char *file, const Json *j) {
     const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
     size_t end = 0, known = 0;
     if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
-        fail("%s: '%s' lacks dtype, shape or data_offsets: the header is damaged, download the file again", file, t.name);
+        fail("%s: '%s' lacks dtype, shape or data_offsets: the header is damaged, download the file again", file,
+             t.name);
     while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
     if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
     t.dtype = dtypes[known].dtype;
     t.dtype_name = dtypes[known].name;
-    if (shape->count > MAX_DIMS) fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
+    if (shape->count > MAX_DIMS)
+        fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
     for (const Json *d = shape->first; d; d = d->next) {
         if (!json_size(d, &t.shape[t.n_dims])) fail("%s: '%s' has a size in its shape that is none", file, t.name);
         t.n = times(t.n, t.shape[t.n_dims++]);
@@ -710,8 +714,8 @@ static StoredTensor read_tensor_entry(const char *file, const Json *j) {
     t.bytes = times(t.n, dtypes[known].size);
     if (!json_size(range->first, &t.begin) || !json_size(range->first->next, &end) || end < t.begin ||
         end - t.begin != t.bytes)
-        fail("%s: '%s' is %s of %s, %zu bytes, but its data_offsets say otherwise: download the file again", file, t.name,
-             shape_text(t.shape, t.n_dims), t.dtype_name, t.bytes);
+        fail("%s: '%s' is %s of %s, %zu bytes, but its data_offsets say otherwise: download the file again", file,
+             t.name, shape_text(t.shape, t.n_dims), t.dtype_name, t.bytes);
     return t;
 }
 
@@ -728,11 +732,12 @@ static void check_layout(const char *file, StoredTensor *t, size_t n, size_t dat
     for (size_t i = 0; i < n; i++) {
         if (t[i].begin < at) fail("%s: '%s' and '%s' overlap: the header is damaged, download the file again", file,
                                   t[i-1].name, t[i].name);
-        if (t[i].begin > at) fail("%s: there is a hole before '%s': the header is damaged, download the file again", file,
-                                  t[i].name);
+        if (t[i].begin > at)
+            fail("%s: there is a hole before '%s': the header is damaged, download the file again", file, t[i].name);
         at += t[i].bytes;
-        if (at > data_bytes) fail("%s: is cut off: '%s' ends %zu bytes past the end of the file; download it again", file,
-                                  t[i].name, at - data_bytes);
+        if (at > data_bytes)
+            fail("%s: is cut off: '%s' ends %zu bytes past the end of the file; download it again", file, t[i].name,
+                 at - data_bytes);
     }
     if (at < data_bytes) fail("%s: %zu bytes follow the last tensor: the header is damaged", file, data_bytes - at);
 }
@@ -757,15 +762,16 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     uint64_t header = 0;
     for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
     if (n < 8 || header > n - 8 || header > MAX_HEADER)
-        fail("%s: is no whole safetensors file: its header would be %llu bytes long, the file is %zu; download it again",
-             path, (unsigned long long)header, n);
+        fail("%s: is no whole safetensors file: its header would be %llu bytes long, the file is %zu; download it "
+             "again", path, (unsigned long long)header, n);
     JsonReader r = json_open(file, (const char *)bytes + 8, header);
     const Json *root = json_only(&r);
     if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
     for (const Json *j = root->first; j; j = j->next) {
         if (!strcmp(j->key, "__metadata__")) {
             for (const Json *m = j->first; m; m = m->next)
-                if (m->type == JSON_STRING && j->type == JSON_OBJECT) text_print(&set->metadata, "%s=%s\n", m->key, m->text);
+                if (m->type == JSON_STRING && j->type == JSON_OBJECT)
+                    text_print(&set->metadata, "%s=%s\n", m->key, m->text);
             continue;
         }
         set->tensors = grow(set->tensors, &set->capacity, set->n + 1, sizeof *set->tensors);
@@ -807,7 +813,8 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
     if (!json_is(map, JSON_OBJECT)) fail("%s: has no \"weight_map\"", index);
     for (const Json *j = map->first; j; j = j->next) {
         bool seen = false;
-        if (j->type != JSON_STRING || strchr(j->text, '/')) fail("%s: '%s' names no file of this folder", index, j->key);
+        if (j->type != JSON_STRING || strchr(j->text, '/'))
+            fail("%s: '%s' names no file of this folder", index, j->key);
         char *path = name("%s/%s", folder, j->text);
         for (size_t i = 0; i < set->n && !seen; i++) seen = !strcmp(set->tensors[i].file, path);
         if (!seen && !exists(path)) fail("%s: is missing, %s names it: download it again", path, index);
@@ -1005,7 +1012,8 @@ static void image_add(Text *t, uint32_t v) {
 }
 
 // The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
-static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s, size_t n_special) {
+static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s,
+                            size_t n_special) {
     Text t = {0};
     size_t text_bytes = 0;
     for (size_t i = 0; i < n; i++) text_bytes += p[i].n;
@@ -1079,7 +1087,8 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     if (bytes < HEADER || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
     uint32_t h[9];
     for (size_t i = 0; i < 9; i++) h[i] = image_get(image + 8 + 4*i);
-    if (h[0] != TOKENIZER_VERSION) fail("%s: has format version %u, this program reads %d", file, h[0], TOKENIZER_VERSION);
+    if (h[0] != TOKENIZER_VERSION)
+        fail("%s: has format version %u, this program reads %d", file, h[0], TOKENIZER_VERSION);
     uint64_t want = HEADER + 8 * ((uint64_t)h[3] + h[4]) + 4 * ((uint64_t)h[6] + h[7] + h[8]) + h[5];
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
     if (h[1] != BYTE_BPE && h[1] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[1]);
@@ -1119,9 +1128,10 @@ static int32_t largest_id(const Tokenizer *t) {
 }
 
 // ---- 4.3 Import: SentencePiece -----------------------------------------------------------------------------------
-// tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2 bytes
-// with their length, 5 four bytes (sentencepiece_model.proto). Of its many fields we need the pieces (1: text 1, score 2,
-// type 3), the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4 extra blanks).
+// tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2
+// bytes with their length, 5 four bytes (sentencepiece_model.proto). Of its many fields we need the pieces (1: text
+// 1, score 2, type 3), the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4
+// extra blanks).
 
 typedef struct { const char *file; const unsigned char *p, *end; } Wire;
 typedef struct { uint64_t number, value; int type; Wire inside; } Field;    // value: a varint, or a float's bits
@@ -1200,7 +1210,8 @@ static int by_score(const void *a, const void *b) {
 
 static Text import_sentencepiece(const char *file, const char *bytes, size_t n) {
     static const char *const added[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
-                                         "<|assistant|>", "<|observation|>" };      // as the models' tokenizer adds them
+                                         // as the models' tokenizer adds them
+                                         "<|assistant|>", "<|observation|>" };
     Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n };
     ScoredPiece *scored = NULL;
     size_t capacity = 0;
@@ -1418,7 +1429,8 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     for (size_t i = 0; i < run; i++) if (s[i] == '\r' || s[i] == '\n') last_newline = i + 1;
     if (last_newline) return last_newline;
     if (run == n || run == first) return run;
-    for (length = run - 1; ((unsigned char)s[length] & 0xC0) == 0x80; ) length--;   // leave the last space to what follows
+    // leave the last space to what follows
+    for (length = run - 1; ((unsigned char)s[length] & 0xC0) == 0x80; ) length--;
     return length;
 }
 
@@ -1450,7 +1462,8 @@ static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
     if (id < 0 || (uint32_t)id >= t->n_pieces) return;
     const Piece *p = &t->pieces[id];
     for (uint32_t i = 0; i < p->n; i++) {
-        bool blank = t->kind == SENTENCEPIECE && p->rank < RANK_BYTE && p->n - i >= 3 && !memcmp(p->text + i, "\xE2\x96\x81", 3);
+        bool blank =
+            t->kind == SENTENCEPIECE && p->rank < RANK_BYTE && p->n - i >= 3 && !memcmp(p->text + i, "\xE2\x96\x81", 3);
         text_add(out, blank ? " " : p->text + i, 1);
         if (blank) i += 2;
     }
@@ -1477,9 +1490,9 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
 // prototypes of 5.1, and is done when tests/test_kernels.c passes on it; sections 6 to 14 hold model memory only as
 // pointers that they hand back to a kernel.
 //
-// On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it, in an
-// order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast, the matrix
-// product (5.3), for that is where the time goes.
+// On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it,
+// in an order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast,
+// the matrix product (5.3), for that is where the time goes.
 
 // ---- 5.1 Prototypes ----------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just these. T tokens, H features.
@@ -1501,7 +1514,8 @@ void narrow(void *out, Dtype dtype, const real *in, size_t n);
 void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n);
 
 // matrix products
-void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out, size_t n_in);
+void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+                    size_t n_in);
 void linear_backward_input(real *dx, const real *dy, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
                            size_t n_in);
 void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in);
@@ -1528,9 +1542,9 @@ typedef struct {
 } AttentionShape;
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s);
-void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout, const real *out,
-                        const real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
-                        const real *prefix_v, AttentionShape s);
+void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout,
+                        const real *out, const real *lse, const real *q, const real *k, const real *v,
+                        const real *prefix_k, const real *prefix_v, AttentionShape s);
 
 void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F);
 void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F);
@@ -1614,8 +1628,8 @@ static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; 
 static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
 
 static inline float half_to_float(uint16_t h) {
-    // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and the
-    // multiplication is exact, for subnormal numbers too.
+    // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and
+    // the multiplication is exact, for subnormal numbers too.
     uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
     float f = bits_to_float(magnitude << 13) * 0x1p112f;
     return bits_to_float((magnitude >= 0x7C00u ? 0x7F800000u | magnitude << 13 : float_to_bits(f)) | sign);
@@ -1669,12 +1683,13 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
 // ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
 // One routine for the three products of training, C [M,N] += scale A B:
 //     forward  Y = X W^T          backward  dX = dY W          dW = dY^T X
-// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column of
-// B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of high-performance
-// matrix multiplication"): a tile of C, TILE_M rows by two vectors, stays in registers while k runs, so each number that
-// is loaded is used many times; for that, A and B are first copied ("packed") into panels in the very order in which the
-// tile reads them, and widened to `real` on the way, whatever type the file has; blocks of BLOCK_K x BLOCK_M and
-// BLOCK_K x BLOCK_N numbers fit in the second-level cache. Blocks are chosen by shape, never by the number of threads.
+// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a
+// column of B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of
+// high-performance matrix multiplication"): a tile of C, TILE_M rows by two vectors, stays in registers while k runs,
+// so each number that is loaded is used many times; for that, A and B are first copied ("packed") into panels in the
+// very order in which the tile reads them, and widened to `real` on the way, whatever type the file has; blocks of
+// BLOCK_K x BLOCK_M and BLOCK_K x BLOCK_N numbers fit in the second-level cache. Blocks are chosen by shape, never by
+// the number of threads.
 
 enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_M = 40 * TILE_M, BLOCK_N = 8 * TILE_N };
 
@@ -1762,7 +1777,8 @@ static void one_row(real *y, const real *x, const void *w, Dtype dtype, real sca
 }
 
 // y [T,n_out] is added to, x [T,n_in], w [n_out,n_in] of any dtype: y_tj += scale sum_k x_tk w_jk
-void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out, size_t n_in) {
+void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+                    size_t n_in) {
     if (T == 1) one_row(y, x, w, dtype, scale, n_out, n_in);
     else product(y, (View){ x, REAL, n_in, 1 }, (View){ w, dtype, n_in, 1 }, scale, T, n_out, n_in);
 }
@@ -1865,11 +1881,12 @@ void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, cons
 }
 
 // ---- 5.6 Rotary positions ----------------------------------------------------------------------------------------
-// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position (Su et
-// al. 2021, arXiv:2104.09864):   angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
-// A query and a key then meet at the difference of their positions. The rest of the head passes through.
-// In float the angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq):
-// exact cosines would differ from its own by 5e-7 at position 33 and by 1e-4 at 8192. In double it is exact.
+// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
+// (Su et al. 2021, arXiv:2104.09864):
+//     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
+// A query and a key then meet at the difference of their positions. The rest of the head passes through. In float the
+// angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq): exact
+// cosines would differ from its own by 5e-7 at position 33 and by 1e-4 at 8192. In double it is exact.
 
 // table [n_positions, n_rotated]: cos, sin of pair 0, cos, sin of pair 1, ...
 void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
@@ -1913,8 +1930,8 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 // ---- 5.7 Attention -----------------------------------------------------------------------------------------------
 // Causal attention with grouped heads: query head h reads key/value head h / (n_heads / n_kv_heads).
 //     s_ij = q_i . k_j / sqrt(head_dim)      p_ij = exp(s_ij - lse_i)      out_i = sum_j p_ij v_j
-// over the keys j <= i of i's own sequence and all prefix keys. No T x T array is kept: a row runs over the keys in blocks
-// with a running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward computes the
+// over the keys j <= i of i's own sequence and all prefix keys. No T x T array is kept: a row runs over the keys in
+// blocks with a running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward computes the
 // probabilities again from lse_i = log sum_j exp(s_ij) (Dao et al. 2022, arXiv:2205.14135).
 
 enum { KEYS = 64, MAX_HEAD_DIM = 512 };     // keys of a block; head_dim is checked when a config is read
@@ -1924,8 +1941,8 @@ static inline const real *key_row(const real *prefix, const real *own, size_t j,
     return j < n_prefix ? prefix + j*stride : own + (j - n_prefix)*stride;
 }
 
-static real attend(real *out_i, const real *q_i, const real *k, const real *v, const real *prefix_k, const real *prefix_v,
-                   size_t n_keys, AttentionShape s) {
+static real attend(real *out_i, const real *q_i, const real *k, const real *v, const real *prefix_k,
+                   const real *prefix_v, size_t n_keys, AttentionShape s) {
     // out_i [head_dim] of one query over n_keys keys, prefix included; returns lse
     size_t d = s.head_dim, stride = s.n_kv_heads * d;
     real scale = 1 / real_sqrt((real)d), largest = -(real)INFINITY, sum = 0, score[KEYS];
@@ -1972,7 +1989,10 @@ void attention_forward(real *out, real *lse, const real *q, const real *k, const
 // One query's share. With D_i = out_i . dout_i, the derivative of the softmax is ds_ij = p_ij (dout_i . v_j - D_i), so
 //     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += ds_ij q_i / sqrt(d)      dv_j += p_ij dout_i
 // Pointers named own are rows of the sequence's keys, the others of the prefix (dprefix NULL: frozen).
-typedef struct { const real *own_k, *own_v, *prefix_k, *prefix_v; real *own_dk, *own_dv, *dprefix_k, *dprefix_v; } KeyRows;
+typedef struct {
+    const real *own_k, *own_v, *prefix_k, *prefix_v;
+    real *own_dk, *own_dv, *dprefix_k, *dprefix_v;
+} KeyRows;
 
 static void attend_backward(real *dq_i, const real *dout_i, const real *out_i, real lse_i, const real *q_i, KeyRows r,
                             size_t n_keys, AttentionShape s) {
@@ -1992,10 +2012,11 @@ static void attend_backward(real *dq_i, const real *dout_i, const real *out_i, r
 }
 
 // dq, dk, dv and the prefix's gradients (NULL: frozen) are added to; out, lse as the forward left them. Here all keys
-// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in order.
-void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout, const real *out,
-                        const real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
-                        const real *prefix_v, AttentionShape s) {
+// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in
+// order.
+void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout,
+                        const real *out, const real *lse, const real *q, const real *k, const real *v,
+                        const real *prefix_k, const real *prefix_v, AttentionShape s) {
     size_t d = s.head_dim, stride = s.n_kv_heads * d, group = s.n_heads / s.n_kv_heads;
     size_t together = dprefix_k ? s.n_sequences : 1;    // sequences share the prefix, so one thread must take them all
     #pragma omp parallel for collapse(2) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
@@ -2016,8 +2037,8 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
 }
 
 // ---- 5.8 SwiGLU --------------------------------------------------------------------------------------------------
-// The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the value u
-// come from one map, the gate's F rows first.
+// The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the
+// value u come from one map, the gate's F rows first.
 
 // h [T,F], gate_up [T,2F]
 void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
@@ -2044,8 +2065,8 @@ void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t
 
 // ---- 5.9 Dropout -------------------------------------------------------------------------------------------------
 // Sets each number to zero with probability p and scales the others by 1/(1-p) (Srivastava et al. 2014). The mask is a
-// function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the feature, so
-// it is never stored: the backward asks for it again.
+// function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
+// feature, so it is never stored: the backward asks for it again.
 
 static void drop(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, real keep_old, size_t T,
                  size_t n) {
@@ -2073,8 +2094,8 @@ void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint
 }
 
 // ---- 5.10 Cross-entropy ------------------------------------------------------------------------------------------
-// loss_r = (1-e) (-log p_r,target) + e mean_v (-log p_rv), p = softmax(logits), e the label smoothing (Szegedy et al. 2016).
-// Forward and backward in one pass, because the logits of a row are needed for both and never again:
+// loss_r = (1-e) (-log p_r,target) + e mean_v (-log p_rv), p = softmax(logits), e the label smoothing (Szegedy et al.
+// 2016). Forward and backward in one pass, because the logits of a row are needed for both and never again:
 //     dlogits_rv = scale (p_rv - (1-e) [v = target] - e/V)
 
 // loss [R]; logits [R,V] become their own gradient times scale (with scale 0 they are spent); targets [R]
@@ -2142,10 +2163,11 @@ size_t first_not_finite(const real *x, size_t n) {
 // ================================================================================================================
 // 6  Model
 // ================================================================================================================
-// A GLM is a stack of equal layers: x + attention(norm(x)), then x + mlp(norm(x)), between an embedding and a head. Sizes
-// come from config.json. The models were released under two sets of names: "remote" (model_type chatglm: ChatGLM2/3 and
-// GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps; glm4 has two more
-// norms a layer). The rest of the program knows neither: it sees maps that have parts, and both give the same bits.
+// A GLM is a stack of equal layers: x + attention(norm(x)), then x + mlp(norm(x)), between an embedding and a head.
+// Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
+// ChatGLM2/3 and GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps;
+// glm4 has two more norms a layer). The rest of the program knows neither: it sees maps that have parts, and both
+// give the same bits.
 
 // ---- 6.1 Config --------------------------------------------------------------------------------------------------
 
@@ -2168,7 +2190,8 @@ static const struct { const char *remote, *hf; size_t offset, most, remote_defau
     { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
 };
 
-static double config_number(const char *path, const Json *root, const char *key, double least, double most, double missing) {
+static double config_number(const char *path, const Json *root, const char *key, double least, double most,
+                            double missing) {
     const Json *j = json_get(root, key);
     if (!j || j->type == JSON_NULL) return missing;
     if (j->type != JSON_NUMBER || !(j->number >= least && j->number <= most))
@@ -2218,10 +2241,13 @@ static void check_remote_flags(const Config *c, const Json *root) {
 static void check_supported(const Config *c, const Json *root) {
     const Json *bits = json_get(root, "quantization_bit"), *scaling = json_get(root, "rope_scaling");
     const Json *act = json_get(root, "hidden_act"), *rope = json_get(json_get(root, "rope_parameters"), "rope_type");
-    if ((json_is(bits, JSON_NUMBER) && bits->number != 0) || json_is(json_get(root, "quantization_config"), JSON_OBJECT))
-        fail("%s: these weights are quantised, which cannot be tuned yet; download the release in fp16 or bf16", c->file);
+    if ((json_is(bits, JSON_NUMBER) && bits->number != 0) ||
+        json_is(json_get(root, "quantization_config"), JSON_OBJECT))
+        fail("%s: these weights are quantised, which cannot be tuned yet; download the release in fp16 or bf16",
+             c->file);
     if (json_is(scaling, JSON_OBJECT) || (json_is(rope, JSON_STRING) && strcmp(rope->text, "default")))
-        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones", c->file);
+        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones",
+             c->file);
     if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
         fail("%s: \"hidden_act\" is '%s', a GLM has silu", c->file, act->text);
     if (c->n_heads % c->n_kv_heads)
@@ -2269,8 +2295,9 @@ static Config read_config(const char *path) {
 
 // ---- 6.2 Tensors, maps, layers -----------------------------------------------------------------------------------
 
-// A tensor of the model, or one that a tuning method adds. Frozen matrices stay as they lie in the file; gains, biases and
-// whatever trains are `real`. `depth` says how far up it acts: gradients stop at the lowest depth that trains.
+// A tensor of the model, or one that a tuning method adds. Frozen matrices stay as they lie in the file; gains,
+// biases and whatever trains are `real`. `depth` says how far up it acts: gradients stop at the lowest depth that
+// trains.
 typedef struct {
     const char *name;
     size_t n_dims, shape[2], n;
@@ -2314,7 +2341,8 @@ typedef struct {
 } Model;
 
 // Depths of a layer's parts, in the order in which they act; a layer has STAGES of them, the embedding comes before.
-enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_MLP_NORM, AT_GATE_UP, AT_DOWN, AT_MLP_POST_NORM, STAGES };
+enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_MLP_NORM, AT_GATE_UP, AT_DOWN, AT_MLP_POST_NORM,
+       STAGES };
 
 static size_t depth_of(size_t layer, size_t stage) { return 1 + layer * STAGES + stage; }
 
@@ -2334,8 +2362,8 @@ static const struct { const char *remote, *hf; } tensor_names[] = {
     { "transformer.encoder.layers.%zu.mlp.dense_h_to_4h", "model.layers.%zu.mlp.gate_up_proj" },
     { "transformer.encoder.layers.%zu.mlp.dense_4h_to_h", "model.layers.%zu.mlp.down_proj" },
 };
-enum { N_EMBEDDING, N_FINAL_NORM, N_HEAD, N_INPUT_NORM, N_MLP_NORM, N_ATTENTION_POST_NORM, N_MLP_POST_NORM, N_QKV, N_Q, N_K,
-       N_V, N_O, N_GATE_UP, N_DOWN };
+enum { N_EMBEDDING, N_FINAL_NORM, N_HEAD, N_INPUT_NORM, N_MLP_NORM, N_ATTENTION_POST_NORM, N_MLP_POST_NORM, N_QKV,
+       N_Q, N_K, N_V, N_O, N_GATE_UP, N_DOWN };
 
 static const char *path_of(const Model *m, int which, size_t layer) {
     const char *form = m->config.remote ? tensor_names[which].remote : tensor_names[which].hf;
@@ -2359,11 +2387,12 @@ static Tensor *describe_own(Model *m, const char *tensor_name, size_t rows, size
 }
 
 static Tensor *describe_norm(Model *m, int which, size_t layer, size_t stage) {
-    return describe_own(m, name("%s.weight", path_of(m, which, layer)), m->config.hidden_size, 0, depth_of(layer, stage));
+    return describe_own(m, name("%s.weight", path_of(m, which, layer)), m->config.hidden_size, 0,
+                        depth_of(layer, stage));
 }
 
-static Map *describe_map(Model *m, size_t layer, int which, const size_t *rows, size_t n_parts, size_t n_in, size_t stage,
-                         bool bias) {
+static Map *describe_map(Model *m, size_t layer, int which, const size_t *rows, size_t n_parts, size_t n_in,
+                         size_t stage, bool bias) {
     Layer *l = &m->layers[layer];
     Map *map = &l->maps[l->n_maps];
     *map = (Map){ .path = path_of(m, which, layer), .n_in = n_in, .n_parts = n_parts, .depth = depth_of(layer, stage),
@@ -2401,9 +2430,11 @@ static Model *describe_model(Config c) {
     m->layers = take(c.n_layers, sizeof *m->layers);
     m->embedding = describe_own(m, name("%s.weight", path_of(m, N_EMBEDDING, 0)), c.vocab_size, c.hidden_size, 0);
     for (size_t i = 0; i < c.n_layers; i++) describe_layer(m, i);
-    m->final_norm = describe_own(m, name("%s.weight", path_of(m, N_FINAL_NORM, 0)), c.hidden_size, 0, depth_of(c.n_layers, 0));
-    m->head = c.tied ? m->embedding : describe_own(m, name("%s.weight", path_of(m, N_HEAD, 0)), c.vocab_size, c.hidden_size,
-                                                   depth_of(c.n_layers, 1));
+    m->final_norm =
+        describe_own(m, name("%s.weight", path_of(m, N_FINAL_NORM, 0)), c.hidden_size, 0, depth_of(c.n_layers, 0));
+    m->head = c.tied ? m->embedding
+                     : describe_own(m, name("%s.weight", path_of(m, N_HEAD, 0)), c.vocab_size, c.hidden_size,
+                                    depth_of(c.n_layers, 1));
     return m;
 }
 
@@ -2437,10 +2468,12 @@ static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
 static void check_stored(const Tensor *t, const StoredTensor *s) {
     bool same = s->n_dims == t->n_dims;
     for (size_t i = 0; i < t->n_dims && same; i++) same = s->shape[i] == t->shape[i];
-    if (!same) fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
-                    t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
-    if (s->dtype > BF16) fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16",
-                              s->file, t->name, s->dtype_name);
+    if (!same)
+        fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
+             t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
+    if (s->dtype > BF16)
+        fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16", s->file,
+             t->name, s->dtype_name);
 }
 
 // Tensors that releases carry and that hold nothing: a table of rotary frequencies, the head of a tied model once more.
@@ -2454,7 +2487,9 @@ static void bind_files(Model *m, const char *folder) {
     TensorSet set = read_model_tensors(folder);
     for (size_t i = 0; i < m->n_tensors; i++) {
         const StoredTensor *s = find_tensor(&set, m->tensors[i]->name);
-        if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, m->tensors[i]->name);
+        if (!s)
+            fail("%s: '%s' is in none of its files; a file is missing or of another model", folder,
+                 m->tensors[i]->name);
         check_stored(m->tensors[i], s);
         bind_tensor(m->tensors[i], s->data, s->dtype);
     }
@@ -2462,7 +2497,8 @@ static void bind_files(Model *m, const char *folder) {
         size_t k = 0;
         while (k < m->n_tensors && strcmp(m->tensors[k]->name, set.tensors[i].name)) k++;
         if (k == m->n_tensors && !may_be_ignored(m, set.tensors[i].name))
-            fail("%s: '%s' has no place in the model that config.json describes", set.tensors[i].file, set.tensors[i].name);
+            fail("%s: '%s' has no place in the model that config.json describes", set.tensors[i].file,
+                 set.tensors[i].name);
     }
     free(set.tensors);
 }
@@ -2492,9 +2528,9 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 // ================================================================================================================
 // 7  Tuning methods
 // ================================================================================================================
-// A method says which tensors of the base train, which new ones there are and how they start (`setup`), and what it does
-// beside a linear map (`map_forward`, `map_backward`). Each is one block: the math, the setup, forward, backward. To add
-// one, write a block and give it a row in the table of 7.3.
+// A method says which tensors of the base train, which new ones there are and how they start (`setup`), and what it
+// does beside a linear map (`map_forward`, `map_backward`). Each is one block: the math, the setup, forward,
+// backward. To add one, write a block and give it a row in the table of 7.3.
 
 // ---- 7.1 What the user may set -----------------------------------------------------------------------------------
 // The table in section 14 says what each means, its default and its limits. Names are Hugging Face's where it has one.
@@ -2504,9 +2540,11 @@ typedef struct {
     const char *prompt, *system, *out;
     bool use_rslora, official_mask, combine, decode, force;
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
-    int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens, max_context;
+    int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
+        max_context;
     int64_t threads, elements;
-    double lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay, adam_beta1, adam_beta2;
+    double lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay, adam_beta1,
+        adam_beta2;
     double adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p, val_size, std, max_shard_size;
 } Options;
 
@@ -2537,7 +2575,7 @@ static void train_tensor(Model *m, Tensor *t) {
 
 // ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
 // Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
-//     y = W x + s B A dropout(x),    A [r,in] ~ U(+-1/sqrt(in)),  B [out,r] = 0,  s = alpha / r  (rsLoRA: alpha / sqrt(r))
+//     y = W x + s B A dropout(x)       A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
 // B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
 // query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
 // Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
@@ -2546,13 +2584,16 @@ static void lora_check_targets(const Model *m, const char *targets) {
     Text known = {0};
     const Layer *l = &m->layers[0];
     for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
-    for (char *copy = name("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one; one = strtok_r(NULL, ",", &rest))
+    for (char *copy = name("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one;
+         one = strtok_r(NULL, ",", &rest))
         if (!list_has(known.s, one)) fail("target module '%s' is not in this model; it has %s", one, known.s);
     free(known.s);
 }
 
 static void lora_setup(Model *m, const Options *o) {
-    const char *targets = o->target_modules ? o->target_modules : m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj";
+    const char *targets = o->target_modules  ? o->target_modules
+                          : m->config.remote ? "query_key_value"
+                                             : "q_proj,k_proj,v_proj";
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
     lora_check_targets(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
@@ -2650,7 +2691,8 @@ static void lay_out_trainables(Model *m, Arena *a, bool trains) {
     }
 }
 
-// Takes the memory and sets the first values: tensors of the base as they are in the file, new ones random from the seed.
+// Takes the memory and sets the first values: tensors of the base as they are in the file, new ones random from the
+// seed.
 static void start_trainables(Model *m, uint64_t seed, bool trains) {
     m->trainables.size = trainable_bytes(m, trains);
     m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
@@ -2668,9 +2710,9 @@ static void start_trainables(Model *m, uint64_t seed, bool trains) {
 // 8  Forward and backward
 // ================================================================================================================
 // A batch is ragged: sequences one after another, with the rows at which they start; there is no padding anywhere. The
-// forward goes through a layer in nine numbered steps and keeps what the backward needs; the backward undoes them by the
-// same numbers, upwards. Gradients flow only as far down as something trains, the head and the loss are computed only at
-// positions that have a target, and frozen weights get no gradient.
+// forward goes through a layer in nine numbered steps and keeps what the backward needs; the backward undoes them by
+// the same numbers, upwards. Gradients flow only as far down as something trains, the head and the loss are computed
+// only at positions that have a target, and frozen weights get no gradient.
 
 enum { HEAD_ROWS = 128, NO_TARGET = -100 };     // rows x vocabulary is the largest block of logits there ever is
 
@@ -2688,7 +2730,8 @@ typedef struct {                    // of one layer, in the order in which they 
 typedef struct {
     Model *model;
     const Method *method;           // NULL: the base alone
-    bool trains;                    // layers keep their own activations; otherwise they share them, keys and values apart
+    // layers keep their own activations; otherwise they share them, keys and values apart
+    bool trains;
     size_t max_T, max_kv;           // tokens of a batch; rows of keys and values (a cache holds more than a batch)
     Arena kept_arena, scratch_arena;
     // the batch under way
@@ -2719,7 +2762,8 @@ static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a,
 
 static void lay_out_layer(Run *r, size_t l, Arena *a) {
     const Config *c = &r->model->config;
-    size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
+    size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim,
+           kvd = c->n_kv_heads * c->head_dim;
     Kept *k = &r->layers[l];
     if (!r->trains && l > 0) {
         *k = r->layers[0];
@@ -2738,7 +2782,8 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
 
 static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
-    size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim, beside = 0;
+    size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim,
+           beside = 0;
     for (size_t l = 0; l < c->n_layers; l++) {
         lay_out_layer(r, l, kept);
         for (size_t i = 0; i < r->model->layers[l].n_maps; i++)
@@ -2785,9 +2830,11 @@ static void give_run(Run *r) {
     free(r->layers);
 }
 
-// Puts a batch into a run. Position i of a sequence predicts its label i + 1; where there is one, the row is a target row.
+// Puts a batch into a run. Position i of a sequence predicts its label i + 1; where there is one, the row is a target
+// row.
 static void load_batch(Run *r, const Batch *b, bool dropout) {
-    int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows), *targets = take(b->T, sizeof *rows);
+    int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows),
+            *targets = take(b->T, sizeof *rows);
     if (b->T > r->max_T || b->T + r->past > r->max_kv) fail("internal error: a batch of %zu tokens is too large", b->T);
     r->T = b->T, r->n_sequences = b->n, r->R = 0, r->dropout = dropout;
     for (size_t s = 0; s < b->n; s++)
@@ -2832,7 +2879,8 @@ static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, 
         if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->T, w->part_rows[i]);
         if (w->weight->grad)
             linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, r->T, w->part_rows[i], w->n_in);
-        if (dx) linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->T, w->part_rows[i], w->n_in);
+        if (dx)
+            linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->T, w->part_rows[i], w->n_in);
     }
     if (r->method && r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
 }
@@ -2841,7 +2889,8 @@ static void norm_forward(const Run *r, real *y, real *rms, const real *x, const 
     rmsnorm_forward(y, rms, x, gain->data, (real)r->model->config.rms_norm_eps, T, r->model->config.hidden_size);
 }
 
-static void norm_backward(const Run *r, real *dx, const real *dy, const real *x, const Tensor *gain, const real *rms, size_t T) {
+static void norm_backward(const Run *r, real *dx, const real *dy, const real *x, const Tensor *gain, const real *rms,
+                          size_t T) {
     rmsnorm_backward(dx, gain->grad, dy, x, gain->data, rms, T, r->model->config.hidden_size);
 }
 
@@ -2976,8 +3025,8 @@ static void head_forward(const Run *r, const real *final, size_t n) {       // r
     linear_forward(r->logits, final, head->data, head->dtype, 1, n, head->shape[0], head->shape[1]);
 }
 
-// The sum of the losses at all targets. With scale > 0 also the gradients of scale x that sum, of the head and of x_final,
-// in r->dx, which is zeroed first.
+// The sum of the losses at all targets. With scale > 0 also the gradients of scale x that sum, of the head and of
+// x_final, in r->dx, which is zeroed first.
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
@@ -3019,8 +3068,8 @@ static double forward_loss(Run *r, const Batch *b) {
     return head_loss(r, 0, 0);
 }
 
-// The same, with label smoothing, and dropout where asked for; gradients of (sum of losses / n_targets) are added to what
-// trains. n_targets are those of the whole optimizer step, so that micro-batches add up to one batch.
+// The same, with label smoothing, and dropout where asked for; gradients of (sum of losses / n_targets) are added to
+// what trains. n_targets are those of the whole optimizer step, so that micro-batches add up to one batch.
 static double forward_backward(Run *r, const Batch *b, size_t n_targets, double smoothing, bool dropout) {
     forward(r, b, dropout);
     double sum = head_loss(r, (real)smoothing, 1 / (real)n_targets);
@@ -3055,8 +3104,8 @@ static int64_t warmup_of(const Options *o, int64_t total_steps) {
     return o->warmup_steps > 0 ? o->warmup_steps : (int64_t)ceil((double)total_steps * o->warmup_ratio);
 }
 
-// The norm over all trained tensors; gradients are scaled down to max_norm when it is above: g min(1, max_norm/(norm+1e-6)).
-// A norm that is not finite is returned as it is, with the gradients untouched.
+// The norm over all trained tensors; gradients are scaled down to max_norm when it is above: g min(1,
+// max_norm/(norm+1e-6)). A norm that is not finite is returned as it is, with the gradients untouched.
 static double clip_gradients(Model *m, double max_norm) {
     double sum = 0;
     for (size_t i = 0; i < m->n_trained; i++) sum += sum_of_squares(m->trained[i]->grad, m->trained[i]->n);
@@ -3080,9 +3129,9 @@ static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
 // ================================================================================================================
 // 10  Data
 // ================================================================================================================
-// A conversation becomes one row of token ids in the layout that the model was pretrained on, and labels that say which of
-// them it shall learn to produce. Training, evaluation and chat all use the encoder below, so that what is learned is what
-// is asked for later. Role tokens go in by id; what stands in a message is always plain text.
+// A conversation becomes one row of token ids in the layout that the model was pretrained on, and labels that say
+// which of them it shall learn to produce. Training, evaluation and chat all use the encoder below, so that what is
+// learned is what is asked for later. Role tokens go in by id; what stands in a message is always plain text.
 
 // ---- 10.1 Chat layouts -------------------------------------------------------------------------------------------
 
@@ -3090,13 +3139,15 @@ enum { SYSTEM, USER, ASSISTANT, OBSERVATION, ROLES };
 static const char *const role_names[ROLES] = { "system", "user", "assistant", "observation" };
 static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
 
-// A row is the prefix, then for each message its role token, metadata and a line break, and the text; then `end`. The flags
-// say what the official script of the layout does: learn observations too; know `combine`.
+// A row is the prefix, then for each message its role token, metadata and a line break, and the text; then `end`. The
+// flags say what the official script of the layout does: learn observations too; know `combine`.
 typedef struct { const char *name, *prefix[2], *end, *stops[3]; bool official_observations, official_combine; } Layout;
 
 static const Layout layouts[] = {
-    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" }, true, false },
-    { "glm4-chat", { "[gMASK]", "<sop>" }, "<|user|>", { "<|endoftext|>", "<|user|>", "<|observation|>" }, false, true },
+    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" },
+      true, false },
+    { "glm4-chat", { "[gMASK]", "<sop>" }, "<|user|>", { "<|endoftext|>", "<|user|>", "<|observation|>" },
+      false, true },
 };
 
 // A layout with a tokenizer: all that encoding a conversation needs.
@@ -3135,7 +3186,9 @@ static const char *layout_name(const Options *o, const Config *c, const char *fo
 
 static int32_t need_special(const Tokenizer *t, const char *token, const Layout *l) {
     int32_t id = special_id(t, token);
-    if (id < 0) fail("the tokenizer has no token %s, which the chat layout %s needs; set another with --layout", token, l->name);
+    if (id < 0)
+        fail("the tokenizer has no token %s, which the chat layout %s needs; set another with --layout", token,
+             l->name);
     return id;
 }
 
@@ -3143,8 +3196,10 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
     ChatFormat f = { .tokenizer = load_tokenizer(folder, &f.why) };
     const char *wanted = layout_name(o, c, folder);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
-    if (!wanted) f.why = name("%s: its chat layout cannot be told from its files; set --layout chatglm3 or glm4-chat", folder);
-    else if (!f.layout) f.why = name("chat layout '%s' is not written yet; give ready \"input_ids\" and \"labels\"", wanted);
+    if (!wanted)
+        f.why = name("%s: its chat layout cannot be told from its files; set --layout chatglm3 or glm4-chat", folder);
+    else if (!f.layout)
+        f.why = name("chat layout '%s' is not written yet; give ready \"input_ids\" and \"labels\"", wanted);
     if (f.tokenizer && largest_id(f.tokenizer) >= (int64_t)c->vocab_size)
         fail("%s: the tokenizer has ids up to %d, the model only %zu: they do not belong together", folder,
              largest_id(f.tokenizer), c->vocab_size);
@@ -3157,9 +3212,9 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
 }
 
 // ---- 10.2 From a conversation to ids and labels ------------------------------------------------------------------
-// Each token carries a flag: whether the token after it shall be learned. All tokens of an assistant's turn carry it, its
-// role token included, so the targets are everything after the role token and the token that ends the turn: the next role
-// token, or the layout's end. That is how a model learns to stop.
+// Each token carries a flag: whether the token after it shall be learned. All tokens of an assistant's turn carry it,
+// its role token included, so the targets are everything after the role token and the token that ends the turn: the
+// next role token, or the layout's end. That is how a model learns to stop.
 
 typedef struct { Ids ids, teaches; } Row;       // teaches[i]: token i + 1 is a target
 
@@ -3177,8 +3232,8 @@ static void row_begin(Row *row, const ChatFormat *f) {
     for (int i = 0; i < 2; i++) row_add(row, f->prefix[i], false);
 }
 
-static void row_add_message(Row *row, const ChatFormat *f, int role, const char *metadata, const char *content, size_t n,
-                            bool teaches) {
+static void row_add_message(Row *row, const ChatFormat *f, int role, const char *metadata, const char *content,
+                            size_t n, bool teaches) {
     Text header = {0};
     text_print(&header, "%s\n", metadata);
     row_add(row, f->roles[role], teaches);
@@ -3189,7 +3244,8 @@ static void row_add_message(Row *row, const ChatFormat *f, int role, const char 
 
 // ---- 10.3 Samples ------------------------------------------------------------------------------------------------
 
-typedef struct { int32_t *ids, *labels; size_t n, n_targets, number; } Sample;     // number: its place in the file, from 1
+// number: its place in the file, from 1
+typedef struct { int32_t *ids, *labels; size_t n, n_targets, number; } Sample;
 typedef struct { Sample *samples; size_t n, capacity, n_tokens, n_targets, n_dropped, longest; } Dataset;
 
 typedef struct {
@@ -3208,21 +3264,24 @@ static const Json *want(const DataReader *d, const Json *object, const char *key
 }
 
 static void read_message(const DataReader *d, const Json *message, Row *row) {
-    if (message->type != JSON_OBJECT) fail("%s: a message must be an object with \"role\" and \"content\"", where(d, message));
+    if (message->type != JSON_OBJECT)
+        fail("%s: a message must be an object with \"role\" and \"content\"", where(d, message));
     const Json *role = want(d, message, "role", JSON_STRING, "a string");
     const Json *content = want(d, message, "content", JSON_STRING, "a string");
     const Json *metadata = json_get(message, "metadata"), *loss = json_get(message, "loss");
     int r = 0;
     while (r < ROLES && strcmp(role->text, role_names[r])) r++;
-    if (r == ROLES) fail("%s: role '%s' is not one of system, user, assistant, observation", where(d, role), role->text);
+    if (r == ROLES)
+        fail("%s: role '%s' is not one of system, user, assistant, observation", where(d, role), role->text);
     if (json_get(message, "tools")) fail("%s: \"tools\" are not supported yet", where(d, message));
     if (metadata && metadata->type != JSON_STRING && metadata->type != JSON_NULL)
         fail("%s: \"metadata\" must be a string", where(d, metadata));
     if (loss && loss->type != JSON_BOOL) fail("%s: \"loss\" must be true or false", where(d, loss));
     bool teaches = r == ASSISTANT && !(loss && loss->number == 0);
-    if (d->options->official_mask) teaches = r == ASSISTANT || (r == OBSERVATION && d->format->layout->official_observations);
-    row_add_message(row, d->format, r, json_is(metadata, JSON_STRING) ? metadata->text : "", content->text, content->count,
-                    teaches);
+    if (d->options->official_mask)
+        teaches = r == ASSISTANT || (r == OBSERVATION && d->format->layout->official_observations);
+    row_add_message(row, d->format, r, json_is(metadata, JSON_STRING) ? metadata->text : "", content->text,
+                    content->count, teaches);
 }
 
 // GLM-4's official script with `combine: true` learns the last assistant turn alone, without the line break before it.
@@ -3234,13 +3293,16 @@ static void keep_last_turn(const ChatFormat *f, Row *row) {
 
 static Sample read_conversation(const DataReader *d, const Json *root, const Json *messages) {
     Row row = {0};
-    if (!d->format->tokenizer || !d->format->layout) fail("%s: text needs a tokenizer and a chat layout: %s", where(d, root), d->format->why);
-    if (!json_is(messages, JSON_ARRAY)) fail("%s: \"%s\" must be an array of messages", where(d, messages), messages->key);
+    if (!d->format->tokenizer || !d->format->layout)
+        fail("%s: text needs a tokenizer and a chat layout: %s", where(d, root), d->format->why);
+    if (!json_is(messages, JSON_ARRAY))
+        fail("%s: \"%s\" must be an array of messages", where(d, messages), messages->key);
     if (json_get(root, "tools")) fail("%s: \"tools\" are not supported yet", where(d, root));
     row_begin(&row, d->format);
     for (const Json *m = messages->first; m; m = m->next) read_message(d, m, &row);
     row_add(&row, d->format->end, false);
-    if (d->options->official_mask && d->options->combine && d->format->layout->official_combine) keep_last_turn(d->format, &row);
+    if (d->options->official_mask && d->options->combine && d->format->layout->official_combine)
+        keep_last_turn(d->format, &row);
     Sample s = { .n = row.ids.n, .ids = row.ids.ids, .labels = take(row.ids.n, sizeof *s.labels) };
     for (size_t i = 0; i < s.n; i++) s.labels[i] = i > 0 && row.teaches.ids[i-1] ? s.ids[i] : NO_TARGET;
     free(row.teaches.ids);
@@ -3264,7 +3326,8 @@ static Sample read_ready(const DataReader *d, const Json *root) {
     const Json *ids = want(d, root, "input_ids", JSON_ARRAY, "an array of token ids");
     const Json *labels = want(d, root, "labels", JSON_ARRAY, "an array of token ids and -100");
     if (labels->count != ids->count)
-        fail("%s: there are %zu labels for %zu input_ids; they must be as many", where(d, labels), labels->count, ids->count);
+        fail("%s: there are %zu labels for %zu input_ids; they must be as many", where(d, labels), labels->count,
+             ids->count);
     return (Sample){ .ids = read_ids(d, ids, false), .labels = read_ids(d, labels, true), .n = ids->count };
 }
 
@@ -3285,7 +3348,8 @@ static void dataset_add(Dataset *set, Sample s) {
 }
 
 // Reads a data file. Every sample fits, and has a target where it must, or the file and line are named.
-static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size, bool need_targets) {
+static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size,
+                              bool need_targets) {
     size_t n, most = (size_t)(o->max_input_length + o->max_output_length + 1);
     char *source = read_file(path, &n);
     JsonReader r = json_open(path, source, n);
@@ -3299,8 +3363,9 @@ static Dataset read_data_file(const char *path, const ChatFormat *f, const Optio
             fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100", where(&d, root));
         if (s.n <= most) { dataset_add(&set, s); continue; }
         if (strcmp(o->overlong, "drop"))
-            fail("%s: the sample has %zu tokens, more than max_input_length + max_output_length + 1 = %zu; raise one of them, "
-                 "or --overlong drop", where(&d, root), s.n, most);
+            fail("%s: the sample has %zu tokens, more than max_input_length + max_output_length + 1 = %zu; raise one "
+                 "of them, or --overlong drop",
+                 where(&d, root), s.n, most);
         free(s.ids), free(s.labels);
         set.n_dropped++;
     }
@@ -3362,7 +3427,8 @@ static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
 static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
     Batch b = { .n = n, .starts = take(n + 1, sizeof *b.starts) };
     for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen[i]].n;
-    b.ids = take(b.T, sizeof *b.ids), b.labels = take(b.T, sizeof *b.labels), b.token_keys = take(b.T, sizeof *b.token_keys);
+    b.ids = take(b.T, sizeof *b.ids), b.labels = take(b.T, sizeof *b.labels),
+    b.token_keys = take(b.T, sizeof *b.token_keys);
     for (size_t i = 0; i < n; i++) {
         const Sample *s = &set->samples[chosen[i]];
         memcpy(b.ids + b.starts[i], s->ids, s->n * sizeof *s->ids);
@@ -3394,7 +3460,8 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
 // 11  Generation
 // ================================================================================================================
 // A token at a time: the keys and values of all tokens so far are kept, so each new one costs one row of every product.
-// The run of section 8 does it, with rows of keys and values for the whole conversation and activations for a few tokens.
+// The run of section 8 does it, with rows of keys and values for the whole conversation and activations for a few
+// tokens.
 
 enum { PREFILL = 256 };             // tokens of a prompt that go through the model at once
 
@@ -3417,7 +3484,8 @@ static void feed(Generator *g, const int32_t *ids, size_t n) {
         forward(&g->run, &b, false);
         g->run.past += part;
         if (at + part < n) continue;
-        norm_forward(&g->run, g->run.final, g->run.picked_rms, g->run.x_final + (part - 1)*H, g->run.model->final_norm, 1);
+        norm_forward(&g->run, g->run.final, g->run.picked_rms, g->run.x_final + (part - 1) * H,
+                     g->run.model->final_norm, 1);
         head_forward(&g->run, g->run.final, 1);
         memory_copy_out(g->logits, g->run.logits, g->run.model->config.vocab_size * sizeof(real));
     }
@@ -3431,8 +3499,8 @@ static int by_probability_down(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
-// Draws from softmax(logits / temperature), cut to the likeliest tokens that together have probability top_p (Holtzman et
-// al. 2019, arXiv:1904.09751). Temperature 0: the likeliest, the first of equals.
+// Draws from softmax(logits / temperature), cut to the likeliest tokens that together have probability top_p
+// (Holtzman et al. 2019, arXiv:1904.09751). Temperature 0: the likeliest, the first of equals.
 static int32_t draw_token(const real *logits, size_t V, double temperature, double top_p, float uniform) {
     size_t best = 0;
     for (size_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
@@ -3468,13 +3536,15 @@ static size_t whole_characters(const char *s, size_t n) {
     return n;
 }
 
-// Generates until a stop token or `most` tokens, adding them to `answer`; with a stream, the text is written to it as it
-// comes. Blanks and the line break that begin an answer are the layout's and are not shown. Returns whether it stopped.
+// Generates until a stop token or `most` tokens, adding them to `answer`; with a stream, the text is written to it as
+// it comes. Blanks and the line break that begin an answer are the layout's and are not shown. Returns whether it
+// stopped.
 static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t most, Ids *answer, FILE *stream) {
     size_t shown = 0, skipped = 0;
     uint64_t key = rng_key(rng_key((uint64_t)o->seed, 0xC4A7), g->n_drawn++);
     for (size_t i = 0; i < most && g->run.past < g->run.max_kv; i++) {
-        int32_t id = draw_token(g->logits, g->run.model->config.vocab_size, o->temperature, o->top_p, rng_uniform(key, i));
+        int32_t id =
+            draw_token(g->logits, g->run.model->config.vocab_size, o->temperature, o->top_p, rng_uniform(key, i));
         if (is_stop(f, id)) return true;
         ids_add(answer, id);
         feed(g, &id, 1);
@@ -3491,11 +3561,14 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
 // ================================================================================================================
 // 12  Files of a run
 // ================================================================================================================
-// An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, under the
-// names that Hugging Face's PEFT gives them, so that either program reads the other's. Full tuning has no PEFT name; it is
-// saved the same way as "GLMTUNE_FULL". `merge` makes a model folder of base and adapter.
+// An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, under
+// the names that Hugging Face's PEFT gives them, so that either program reads the other's. Full tuning has no PEFT
+// name; it is saved the same way as "GLMTUNE_FULL". `merge` makes a model folder of base and adapter.
 
-static const struct { const char *peft_type, *method; } peft_types[] = { { "LORA", "lora" }, { "GLMTUNE_FULL", "full" } };
+static const struct { const char *peft_type, *method; } peft_types[] = {
+    { "LORA", "lora" },
+    { "GLMTUNE_FULL", "full" },
+};
 
 // ---- 12.1 Model folders ------------------------------------------------------------------------------------------
 
@@ -3551,9 +3624,11 @@ static void write_weights(const char *folder, const Model *m, Dtype dtype, doubl
     ends[n_shards++] = m->n_tensors;
     text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {", total);
     for (size_t s = 0, first = 0; s < n_shards; first = ends[s++]) {
-        const char *file = n_shards == 1 ? "model.safetensors" : name("model-%05zu-of-%05zu.safetensors", s + 1, n_shards);
+        const char *file =
+            n_shards == 1 ? "model.safetensors" : name("model-%05zu-of-%05zu.safetensors", s + 1, n_shards);
         write_shard(name("%s/%s", folder, file), m, first, ends[s], dtype, source, context);
-        for (size_t i = first; i < ends[s]; i++) text_print(&index, "%s\n\"%s\": \"%s\"", i ? "," : "", m->tensors[i]->name, file);
+        for (size_t i = first; i < ends[s]; i++)
+            text_print(&index, "%s\n\"%s\": \"%s\"", i ? "," : "", m->tensors[i]->name, file);
     }
     text_print(&index, "}}\n");
     if (n_shards > 1) write_file(name("%s/model.safetensors.index.json", folder), index.s, index.n);
@@ -3602,7 +3677,8 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
     const char *temporary = begin_folder(folder);
     StoredTensor *s = take(m->n_trained, sizeof *s);
     for (size_t i = 0; i < m->n_trained; i++) s[i] = stored_as(m->trained[i], REAL);
-    TensorWriter w = begin_tensor_file(name("%s/adapter_model.safetensors", temporary), s, m->n_trained, "\"format\":\"pt\"");
+    TensorWriter w =
+        begin_tensor_file(name("%s/adapter_model.safetensors", temporary), s, m->n_trained, "\"format\":\"pt\"");
     for (size_t i = 0; i < m->n_trained; i++) write_numbers(&w, m->trained[i]->value, m->trained[i]->n, REAL);
     finish_tensor_file(&w);
     Text config = adapter_config(m, method, o, base);
@@ -3615,9 +3691,10 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
 
 // What PEFT can do to LoRA and glmtune does not: each must be absent, or have this harmless value.
 static void check_lora_config(const char *path, const Json *root) {
-    static const char *const unwanted[] = { "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save",
-        "rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters",
-        "trainable_token_indices" };
+    static const char *const unwanted[] = { "use_dora",          "fan_in_fan_out",      "lora_bias",
+                                            "use_qalora",        "modules_to_save",     "rank_pattern",
+                                            "alpha_pattern",     "layers_to_transform", "exclude_modules",
+                                            "layer_replication", "target_parameters",   "trainable_token_indices" };
     const Json *bias = json_get(root, "bias");
     for (size_t i = 0; i < COUNT(unwanted); i++) {
         const Json *j = json_get(root, unwanted[i]);
@@ -3625,7 +3702,8 @@ static void check_lora_config(const char *path, const Json *root) {
                      (j->type >= JSON_ARRAY && !j->count);
         if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
     }
-    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none")) fail("%s: \"bias\" is '%s', not supported", path, bias->text);
+    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
+        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
 }
 
 static void read_lora_config(const char *path, const Json *root, Options *o) {
@@ -3653,16 +3731,19 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     size_t n, k = 0;
     char *source = read_file(path, &n);
     JsonReader r = json_open(path, source, n);
-    const Json *root = json_only(&r), *type = json_get(root, "peft_type"), *named = json_get(root, "base_model_name_or_path");
+    const Json *root = json_only(&r), *type = json_get(root, "peft_type"),
+               *named = json_get(root, "base_model_name_or_path");
     while (k < COUNT(peft_types) && !(json_is(type, JSON_STRING) && !strcmp(type->text, peft_types[k].peft_type))) k++;
     if (k == COUNT(peft_types))
         fail("%s: peft_type '%s' is not supported; LORA is", path, json_is(type, JSON_STRING) ? type->text : "");
     o->method = peft_types[k].method;
     if (!strcmp(o->method, "lora")) read_lora_config(path, root, o);
     *base = o->base;
-    if (!*base && json_is(named, JSON_STRING)) *base = named->text[0] == '/' ? name("%s", named->text) : name("%s/%s", folder, named->text);
+    if (!*base && json_is(named, JSON_STRING))
+        *base = named->text[0] == '/' ? name("%s", named->text) : name("%s/%s", folder, named->text);
     if (!*base || !is_folder(*base))
-        fail("%s: its base model '%s' is no folder here; name it with --base DIR", path, json_is(named, JSON_STRING) ? named->text : "");
+        fail("%s: its base model '%s' is no folder here; name it with --base DIR", path,
+             json_is(named, JSON_STRING) ? named->text : "");
     json_close(&r);
     free(source);
     return find_method(o->method);
@@ -3691,7 +3772,8 @@ typedef struct { Model *model; const Method *method; const char *folder; } Opene
 static Opened open_model(const char *path, Options *o, bool trains) {
     Opened m = { .folder = path };
     bool adapter = exists(name("%s/adapter_config.json", path));
-    if (!is_folder(path)) fail("%s: is no folder; MODEL must be one with config.json and weights, or an adapter's", path);
+    if (!is_folder(path))
+        fail("%s: is no folder; MODEL must be one with config.json and weights, or an adapter's", path);
     if (adapter) m.method = read_adapter_config(path, o, &m.folder);
     m.model = load_model(m.folder);
     if (!adapter) return m;
@@ -3711,7 +3793,8 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
         for (const Map *w = m->layers[l].maps, *end = w + m->layers[l].n_maps; w < end; w++) {
             if (w->weight != t || !w->lora_a) continue;
             // out [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
-            linear_backward_input(out, w->lora_b->value, w->lora_a->value, REAL, w->lora_scale, w->n_out, lora_rank(w), w->n_in);
+            linear_backward_input(out, w->lora_b->value, w->lora_a->value, REAL, w->lora_scale, w->n_out, lora_rank(w),
+                                  w->n_in);
         }
 }
 
@@ -3732,8 +3815,9 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // 13  Training
 // ================================================================================================================
 // The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
-// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order; its loss is the sum over all its
-// targets divided by their number, however it is cut into batches. Whatever is not finite stops the run at once.
+// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order; its loss is the sum over
+// all its targets divided by their number, however it is cut into batches. Whatever is not finite stops the run at
+// once.
 
 // ---- 13.1 The memory plan ----------------------------------------------------------------------------------------
 
@@ -3750,10 +3834,12 @@ static size_t available_bytes(void) {
     size_t kib, available = SIZE_MAX;
     char line[256];
     FILE *f = fopen("/proc/meminfo", "re");
-    while (f && fgets(line, sizeof line, f)) if (sscanf(line, "MemAvailable: %zu", &kib) == 1) available = times(kib, 1024);
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu", &kib) == 1) available = times(kib, 1024);
     if (f) fclose(f);
     struct rlimit limit;
-    if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY) available = min_size(available, limit.rlim_cur);
+    if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY)
+        available = min_size(available, limit.rlim_cur);
     return available;
 }
 
@@ -3776,19 +3862,23 @@ static void plan_memory(FILE *out, Model *m, const Method *method, size_t T, boo
     if (!refuse || own <= available) return;
     size_t fits = T;
     while (fits && trainables + run_bytes(m, method, true, fits) > available) fits = fits * 7 / 8;
-    if (!fits) fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; choose --method lora",
-                    size_text(own), size_text(available), size_text(trainables));
-    fail("not enough memory: %s are needed for batches of %zu tokens, %s are to be had; batches of %zu tokens fit: lower "
-         "--per_device_train_batch_size or the lengths", size_text(own), T, size_text(available), fits);
+    if (!fits)
+        fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; choose --method lora",
+             size_text(own), size_text(available), size_text(trainables));
+    fail("not enough memory: %s are needed for batches of %zu tokens, %s are to be had; batches of %zu tokens fit: "
+         "lower --per_device_train_batch_size or the lengths",
+         size_text(own), T, size_text(available), fits);
 }
 
 // ---- 13.2 One step -----------------------------------------------------------------------------------------------
 
-static uint64_t key_of_step(const Options *o, int64_t step) { return rng_key(rng_key((uint64_t)o->seed, 0x57E9), (uint64_t)step); }
+static uint64_t key_of_step(const Options *o, int64_t step) {
+    return rng_key(rng_key((uint64_t)o->seed, 0x57E9), (uint64_t)step);
+}
 
 // Gradients of the mean loss over all targets of the chosen samples, computed in batches; returns that loss.
-static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size, const Options *o,
-                         int64_t step) {
+static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size,
+                         const Options *o, int64_t step) {
     size_t targets = 0;
     double sum = 0;
     for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
@@ -3818,11 +3908,12 @@ static size_t bad_number(const Tensor *t) {
 }
 
 // Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
-__attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen, size_t n,
-                                                      int64_t step, double loss, double norm) {
+__attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen,
+                                                      size_t n, int64_t step, double loss, double norm) {
     Text samples = {0};
     for (size_t i = 0; i < n; i++) text_print(&samples, "%s%zu", i ? ", " : "", set->samples[chosen[i]].number);
-    const char *head = name("step %lld: loss %g, gradient norm %g, with samples %s", (long long)step + 1, loss, norm, samples.s);
+    const char *head =
+        name("step %lld: loss %g, gradient norm %g, with samples %s", (long long)step + 1, loss, norm, samples.s);
     for (size_t i = 0; i < m->n_tensors + m->n_trained; i++) {
         const Tensor *t = i < m->n_tensors ? m->tensors[i] : m->trained[i - m->n_tensors];
         size_t bad = bad_number(t);
@@ -3832,7 +3923,8 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
     }
     for (size_t i = 0; i < m->n_trained; i++)
         if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
-            fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head, m->trained[i]->name);
+            fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head,
+                 m->trained[i]->name);
     fail("%s: the loss is not finite; lower --learning_rate", head);
 }
 
@@ -3877,8 +3969,8 @@ static void read_data(Trainer *t, const char *data, const ChatFormat *f) {
     else t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
     const Dataset *sets[] = { &t->train, &t->validation };
     for (size_t i = 0; i < COUNT(sets); i++)
-        fprintf(stderr, "%s: %zu samples, %zu tokens, %zu of them targets, longest %zu%s\n", i ? "validation" : "training",
-                sets[i]->n, sets[i]->n_tokens, sets[i]->n_targets, sets[i]->longest,
+        fprintf(stderr, "%s: %zu samples, %zu tokens, %zu of them targets, longest %zu%s\n",
+                i ? "validation" : "training", sets[i]->n, sets[i]->n_tokens, sets[i]->n_targets, sets[i]->longest,
                 sets[i]->n_dropped ? name(", %zu too long and dropped", sets[i]->n_dropped) : "");
 }
 
@@ -3900,7 +3992,8 @@ static void log_step(Trainer *t, int64_t step, double loss, double lr, double no
     double now = seconds(), speed = (double)(t->tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
     bool due = (step + 1) % t->o->logging_steps == 0 || step + 1 == t->steps;
     progress(due, "step %lld/%lld  loss %.4f  lr %.3g  grad norm %.3g  %.0f tokens/s  %s left", (long long)step + 1,
-             (long long)t->steps, loss, lr, norm, speed, time_text((now - t->began) / (double)(step + 1) * (double)(t->steps - step - 1)));
+             (long long)t->steps, loss, lr, norm, speed,
+             time_text((now - t->began) / (double)(step + 1) * (double)(t->steps - step - 1)));
     if (!due) return;
     fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %zu, "
             "\"tokens_per_s\": %.9g}\n", (long long)step + 1, loss, lr, norm, t->tokens, speed);
@@ -3949,7 +4042,8 @@ static void remove_checkpoints(const char *folder, size_t keep) {
 
 static void save_checkpoint(const Trainer *t, int64_t step) {
     const Options *o = t->o;
-    save_adapter(name("%s/checkpoint-%lld", o->output_dir, (long long)step), t->base.model, t->method, o, t->base.folder);
+    save_adapter(name("%s/checkpoint-%lld", o->output_dir, (long long)step), t->base.model, t->method, o,
+                 t->base.folder);
     if (o->save_total_limit > 0) remove_checkpoints(o->output_dir, (size_t)o->save_total_limit);
 }
 
@@ -3985,7 +4079,8 @@ static void open_log(Trainer *t) {
     make_folders(t->o->output_dir);
     t->log_path = name("%s/log.jsonl", t->o->output_dir);
     if (exists(t->log_path) && !t->o->force)
-        fail("%s: a run is in this folder already; choose another --output_dir, or --force to write over it", t->log_path);
+        fail("%s: a run is in this folder already; choose another --output_dir, or --force to write over it",
+             t->log_path);
     t->log = fopen(t->log_path, "we");
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
 }
@@ -3999,7 +4094,8 @@ static void train(const char *data, const char *model, Options *o) {
     read_data(&t, data, &format);
     plan_steps(&t);
     if (!t.base.method) t.method->setup(m, o);
-    size_t T = max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
+    size_t T =
+        max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
     fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu of them; chat layout %s\n", t.base.folder,
             count_parameters(m->tensors, m->n_tensors), t.method->name, count_parameters(m->trained, m->n_trained),
             format.layout ? format.layout->name : "none");
@@ -4032,10 +4128,15 @@ static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
 
 typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // data: on the host
 
-static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t rows, size_t columns, const void *data) {
+static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t rows, size_t columns,
+                     const void *data) {
     l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
-    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name, .dtype = dtype, .n_dims = columns ? 2 : 1, .data = data,
-        .shape = { rows, columns }, .n = rows * (columns ? columns : 1) };
+    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name,
+                                         .dtype = dtype,
+                                         .n_dims = columns ? 2 : 1,
+                                         .data = data,
+                                         .shape = { rows, columns },
+                                         .n = rows * (columns ? columns : 1) };
 }
 
 static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, size_t columns, const real *device) {
@@ -4065,7 +4166,8 @@ static void list_add_logits(TensorList *l, Run *r) {
 
 static void write_list(const char *path, const TensorList *l) {
     TensorWriter w = begin_tensor_file(path, l->tensors, l->n, "\"format\":\"pt\"");
-    for (size_t i = 0; i < l->n; i++) write_tensor_bytes(&w, l->tensors[i].data, l->tensors[i].n * dtype_size(l->tensors[i].dtype));
+    for (size_t i = 0; i < l->n; i++)
+        write_tensor_bytes(&w, l->tensors[i].data, l->tensors[i].n * dtype_size(l->tensors[i].dtype));
     finish_tensor_file(&w);
 }
 
@@ -4086,7 +4188,8 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     list_add(&l, "ids", I32, b.T, 0, b.ids);
     list_add(&l, "labels", I32, b.T, 0, b.labels);
     list_add(&l, "loss", REAL, 1, 0, &mean);
-    for (size_t i = 0; i <= L; i++) list_add_reals(&l, name("hidden.%zu", i), b.T, H, i < L ? r.layers[i].x : r.x_final);
+    for (size_t i = 0; i <= L; i++)
+        list_add_reals(&l, name("hidden.%zu", i), b.T, H, i < L ? r.layers[i].x : r.x_final);
     list_add_logits(&l, &r);
     for (size_t i = 0; i < m->n_trained; i++) {
         const Tensor *t = m->trained[i];
@@ -4099,12 +4202,15 @@ static void dump(const char *model, const char *batch, const char *out, Options 
 // ---- 13.5 Gradient check -----------------------------------------------------------------------------------------
 // Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
 //     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
-// error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor). Where all gradients of a tensor are zero (a key bias before
-// a softmax that no position distinguishes), the slope must be below 1e-10 itself.
+// error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor). Where all gradients of a tensor are zero (a key bias
+// before a softmax that no position distinguishes), the slope must be below 1e-10 itself.
 
-static const char *const gradcheck_configs[] = {    // small models of each kind: grouped heads, tied, post norms, odd sizes
-    ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2, \"kv_channels\": 8,"
-     " \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2, \"ffn_hidden_size\": 10,"
+// small models of each kind: grouped heads, tied, post norms, odd sizes
+static const char *const gradcheck_configs[] = {
+    ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2, "
+     "\"kv_channels\": 8,"
+     " \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2, \"ffn_hidden_size\": "
+     "10,"
      " \"add_qkv_bias\": true, \"rope_ratio\": 50}"),
     ("{\"model_type\": \"glm\", \"vocab_size\": 29, \"hidden_size\": 14, \"num_hidden_layers\": 2, \"head_dim\": 6,"
      " \"num_attention_heads\": 3, \"num_key_value_heads\": 1, \"intermediate_size\": 9, \"attention_bias\": false,"
@@ -4211,12 +4317,13 @@ static int gradcheck(const char *folder, Options *o) {
 // ================================================================================================================
 // 14  Commands
 // ================================================================================================================
-// Two tables: the commands, and the options with their types, defaults, limits and meaning. Help, parsing and checks all
-// come from them.
+// Two tables: the commands, and the options with their types, defaults, limits and meaning. Help, parsing and checks
+// all come from them.
 
 // ---- 14.1 The smaller commands -----------------------------------------------------------------------------------
 
-typedef struct { Options *o; size_t n; const char **words; } Call;     // the words of a command line that are no options
+// the words of a command line that are no options
+typedef struct { Options *o; size_t n; const char **words; } Call;
 
 static const char *word(const Call *c, size_t i) { return i < c->n ? c->words[i] : NULL; }
 
@@ -4271,19 +4378,20 @@ static int info_command(const Call *c) {
     const char *layout = layout_name(o, &config, base);
     for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
     method->setup(m, o);
-    printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n", config.model_type,
-           config.n_layers, config.hidden_size, config.n_heads, config.head_dim, config.n_kv_heads, config.ffn_dim,
-           config.vocab_size, config.tied ? ", tied" : "");
-    printf("rotary: %zu of %zu features, theta %g; norm eps %g; %zu positions; qkv bias: %s; post norms: %s\n", config.n_rotated,
-           config.head_dim, config.rope_theta, config.rms_norm_eps, config.max_positions, config.qkv_bias ? "yes" : "no",
-           config.post_norms ? "yes" : "no");
+    printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n",
+           config.model_type, config.n_layers, config.hidden_size, config.n_heads, config.head_dim, config.n_kv_heads,
+           config.ffn_dim, config.vocab_size, config.tied ? ", tied" : "");
+    printf("rotary: %zu of %zu features, theta %g; norm eps %g; %zu positions; qkv bias: %s; post norms: %s\n",
+           config.n_rotated, config.head_dim, config.rope_theta, config.rms_norm_eps, config.max_positions,
+           config.qkv_bias ? "yes" : "no", config.post_norms ? "yes" : "no");
     printf("chat layout: %s\n", layout ? layout : "cannot be told; set --layout");
     size_t base_n = count_parameters(m->tensors, m->n_tensors), n = count_parameters(m->trained, m->n_trained);
     size_t added = 0;
     for (size_t i = 0; i < m->n_trained; i++) added += m->trained[i]->of_base ? 0 : m->trained[i]->n;
     printf("parameters: %zu in %zu tensors\n", base_n, m->n_tensors);
     printf("method %s trains %zu of %zu\n", method->name, n, base_n + added);
-    plan_memory(stdout, m, method, (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)), false);
+    plan_memory(stdout, m, method,
+                (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)), false);
     return 0;
 }
 
@@ -4307,7 +4415,8 @@ static int tokenize_command(const Call *c) {
     for (char *p = text; ; p = end) {
         long id = strtol(p, &end, 10);
         if (end == p) break;
-        if (id < 0 || id > largest_id(t)) fail("standard input: %ld is no id of this tokenizer, which has 0 to %d", id, largest_id(t));
+        if (id < 0 || id > largest_id(t))
+            fail("standard input: %ld is no id of this tokenizer, which has 0 to %d", id, largest_id(t));
         ids_add(&ids, (int32_t)id);
     }
     while (isspace((unsigned char)*end)) end++;
@@ -4329,7 +4438,8 @@ static void chat_turn(Generator *g, const ChatFormat *f, const Options *o, const
     }
     row_add_message(&row, f, USER, "", text, n, false);
     row_add(&row, f->roles[ASSISTANT], true);
-    if (row.ids.n >= g->run.max_kv) fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, g->run.max_kv);
+    if (row.ids.n >= g->run.max_kv)
+        fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, g->run.max_kv);
     if (g->run.past + row.ids.n >= g->run.max_kv) {
         fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", g->run.max_kv);
         g->run.past = 0;
@@ -4373,15 +4483,25 @@ static int chat_command(const Call *c) {
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, ALL = 255 };
 
-static const struct { const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help; } commands[] = {
-    { "train", TRAIN, 2, 2, train_command, "DATA MODEL", "tune a model (or go on with an adapter) on a file of conversations" },
-    { "chat", CHAT, 1, 1, chat_command, "MODEL", "talk to a model or an adapter" },
-    { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT", "write base and adapter as one model folder, in the base's type" },
-    { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE", "text on stdin to token ids, or back with --decode" },
-    { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT", "logits, loss, hidden states and every gradient of one batch, as safetensors" },
-    { "gradcheck", GRADCHECK, 0, 1, gradcheck_command, "[MODEL]", "every gradient against finite differences (in glmtune64)" },
-    { "info", INFO, 1, 1, info_command, "PATH", "what a config.json, model or adapter is: sizes, trainable counts, memory plan" },
-    { "init", INIT, 2, 2, init_command, "CONFIG OUT", "write a randomly initialised model folder" },
+static const struct {
+    const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
+} commands[] = {
+    { "train", TRAIN, 2, 2, train_command, "DATA MODEL",
+      "tune a model (or go on with an adapter) on a file of conversations" },
+    { "chat", CHAT, 1, 1, chat_command, "MODEL",
+      "talk to a model or an adapter" },
+    { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT",
+      "write base and adapter as one model folder, in the base's type" },
+    { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE",
+      "text on stdin to token ids, or back with --decode" },
+    { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT",
+      "logits, loss, hidden states and every gradient of one batch, as safetensors" },
+    { "gradcheck", GRADCHECK, 0, 1, gradcheck_command, "[MODEL]",
+      "every gradient against finite differences (in glmtune64)" },
+    { "info", INFO, 1, 1, info_command, "PATH",
+      "what a config.json, model or adapter is: sizes, trainable counts, memory plan" },
+    { "init", INIT, 2, 2, init_command, "CONFIG OUT",
+      "write a randomly initialised model folder" },
 };
 
 typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE } OptionType;
@@ -4389,57 +4509,112 @@ typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE } OptionType;
 
 // CHOICE: `text` holds the choices, the default first. A default of NULL: not set. Limits concern numbers.
 static const struct {
-    const char *name; size_t offset; OptionType type; int commands; const char *text; double least, most; const char *help;
+    const char *name;
+    size_t offset;
+    OptionType type;
+    int commands;
+    const char *text;
+    double least, most;
+    const char *help;
 } options[] = {
-    { FIELD(method), CHOICE, TRAIN | GRADCHECK | INFO, "lora|full", 0, 0, "what trains: a low-rank change beside some maps, or every weight" },
-    { FIELD(r), INTEGER, TRAIN | GRADCHECK | INFO, "8", 1, 65536, "lora: rank of the change; parameters and memory grow with it" },
-    { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK, "32", 0, 1e6, "lora: the change is scaled by lora_alpha / r" },
-    { FIELD(lora_dropout), REAL_NUMBER, TRAIN | GRADCHECK, "0.1", 0, 0.99, "lora: share of its input that is dropped in training" },
-    { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK, "false", 0, 0, "lora: scale by lora_alpha / sqrt(r) instead" },
-    { FIELD(target_modules), STRING, TRAIN | GRADCHECK | INFO, NULL, 0, 0, "lora: linear maps by name, comma between; default: query, key and value" },
-    { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, 0, 1e3, "highest step size; default by method: lora 5e-4, full 5e-5" },
-    { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine|linear|constant", 0, 0, "how the rate falls after the warm-up" },
-    { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", 0, 1, "share of the steps in which the rate rises from 0" },
-    { FIELD(warmup_steps), INTEGER, TRAIN, "0", 0, 1e9, "the same in steps; above 0 it counts instead" },
-    { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", 0, 1e6, "how often each sample is seen" },
-    { FIELD(max_steps), INTEGER, TRAIN, "0", 0, 1e9, "optimizer steps; above 0 it counts instead of epochs" },
-    { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0", 0, 1e3, "pull of matrices towards 0, times the rate; gains and biases feel none" },
-    { FIELD(adam_beta1), REAL_NUMBER, TRAIN, "0.9", 0, 0.999999, "memory of AdamW's mean gradient" },
-    { FIELD(adam_beta2), REAL_NUMBER, TRAIN, "0.999", 0, 0.999999, "memory of AdamW's mean square gradient" },
-    { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", 0, 1, "keeps AdamW from dividing by 0" },
-    { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1", 0, 1e9, "gradients are scaled down to this norm; 0: never" },
-    { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0", 0, 0.99, "share of a target spread over the whole vocabulary" },
-    { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", 1, 1e6, "samples computed together; activations grow with it" },
-    { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6, "batches that make one step; costs no memory" },
-    { FIELD(max_input_length), INTEGER, TRAIN | INFO, "512", 1, 1e7, "a sample may have max_input_length + max_output_length + 1 tokens" },
-    { FIELD(max_output_length), INTEGER, TRAIN | INFO, "512", 1, 1e7, "see max_input_length" },
-    { FIELD(overlong), CHOICE, TRAIN, "error|drop", 0, 0, "what to do with a longer sample" },
-    { FIELD(official_mask), FLAG, TRAIN, "false", 0, 0, "labels exactly as the official script of the layout sets them" },
-    { FIELD(combine), FLAG, TRAIN, "false", 0, 0, "with official_mask: GLM-4's combine, the last answer alone" },
-    { FIELD(eval_file), STRING, TRAIN, NULL, 0, 0, "validation samples; default: dev.json[l] of a data folder, else val_size" },
-    { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", 0, 0.9, "share of the samples that validates instead of training" },
-    { FIELD(eval_steps), INTEGER, TRAIN, "0", 0, 1e9, "steps between validations; 0: once an epoch" },
-    { FIELD(output_dir), STRING, TRAIN, "output", 0, 0, "folder of the log and the checkpoints" },
-    { FIELD(logging_steps), INTEGER, TRAIN, "10", 1, 1e9, "steps between lines of log.jsonl" },
-    { FIELD(save_steps), INTEGER, TRAIN, "500", 1, 1e9, "steps between checkpoints; the last step is always saved" },
-    { FIELD(save_total_limit), INTEGER, TRAIN, "0", 0, 1e6, "checkpoints to keep; 0: all" },
-    { FIELD(force), FLAG, TRAIN, "false", 0, 0, "write over a run that is in output_dir" },
-    { FIELD(layout), STRING, TRAIN | CHAT | INIT | INFO, NULL, 0, 0, "chat layout: chatglm3 or glm4-chat; default: told from the model" },
-    { FIELD(base), STRING, TRAIN | CHAT | MERGE | DUMP | INFO, NULL, 0, 0, "base model of an adapter; default: the one that it names" },
-    { FIELD(prompt), STRING, CHAT, NULL, 0, 0, "answer this one text and end" },
-    { FIELD(system), STRING, CHAT, NULL, 0, 0, "system message that opens the conversation" },
-    { FIELD(temperature), REAL_NUMBER, CHAT, "0", 0, 100, "0: always the likeliest token; 1: as the model has it; more: wilder" },
-    { FIELD(top_p), REAL_NUMBER, CHAT, "1", 0, 1, "draw only from the likeliest tokens with this probability together" },
-    { FIELD(max_new_tokens), INTEGER, CHAT, "512", 1, 1e9, "tokens of an answer at most" },
-    { FIELD(max_context), INTEGER, CHAT, "4096", 2, 1e9, "tokens of a conversation at most; the cache grows with it" },
-    { FIELD(decode), FLAG, TOKENIZE, "false", 0, 0, "ids on stdin to text" },
-    { FIELD(out), STRING, TOKENIZE, NULL, 0, 0, "write the tokenizer as this tokenizer.bin" },
-    { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0, "f64, f32, f16 or bf16; default: what config.json says, else bf16" },
-    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, 0, 10, "standard deviation of random weights; default 0.02, in gradcheck 0.1" },
-    { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", 1e-6, 1e6, "largest file in GB" },
-    { FIELD(elements), INTEGER, GRADCHECK, "200", 1, 1e9, "numbers to check in each tensor" },
-    { FIELD(seed), INTEGER, TRAIN | CHAT | INIT | GRADCHECK, "42", 0, 9e15, "of every random number" },
-    { FIELD(threads), INTEGER, ALL, "0", 0, 4096, "cores to use; 0: all. The result is the same bits" },
+    { FIELD(method), CHOICE, TRAIN | GRADCHECK | INFO, "lora|full", 0, 0,
+      "what trains: a low-rank change beside some maps, or every weight" },
+    { FIELD(r), INTEGER, TRAIN | GRADCHECK | INFO, "8", 1, 65536,
+      "lora: rank of the change; parameters and memory grow with it" },
+    { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK, "32", 0, 1e6,
+      "lora: the change is scaled by lora_alpha / r" },
+    { FIELD(lora_dropout), REAL_NUMBER, TRAIN | GRADCHECK, "0.1", 0, 0.99,
+      "lora: share of its input that is dropped in training" },
+    { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK, "false", 0, 0,
+      "lora: scale by lora_alpha / sqrt(r) instead" },
+    { FIELD(target_modules), STRING, TRAIN | GRADCHECK | INFO, NULL, 0, 0,
+      "lora: linear maps by name, comma between; default: query, key and value" },
+    { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, 0, 1e3,
+      "highest step size; default by method: lora 5e-4, full 5e-5" },
+    { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine|linear|constant", 0, 0,
+      "how the rate falls after the warm-up" },
+    { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", 0, 1,
+      "share of the steps in which the rate rises from 0" },
+    { FIELD(warmup_steps), INTEGER, TRAIN, "0", 0, 1e9,
+      "the same in steps; above 0 it counts instead" },
+    { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", 0, 1e6,
+      "how often each sample is seen" },
+    { FIELD(max_steps), INTEGER, TRAIN, "0", 0, 1e9,
+      "optimizer steps; above 0 it counts instead of epochs" },
+    { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0", 0, 1e3,
+      "pull of matrices towards 0, times the rate; gains and biases feel none" },
+    { FIELD(adam_beta1), REAL_NUMBER, TRAIN, "0.9", 0, 0.999999,
+      "memory of AdamW's mean gradient" },
+    { FIELD(adam_beta2), REAL_NUMBER, TRAIN, "0.999", 0, 0.999999,
+      "memory of AdamW's mean square gradient" },
+    { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", 0, 1,
+      "keeps AdamW from dividing by 0" },
+    { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1", 0, 1e9,
+      "gradients are scaled down to this norm; 0: never" },
+    { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0", 0, 0.99,
+      "share of a target spread over the whole vocabulary" },
+    { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", 1, 1e6,
+      "samples computed together; activations grow with it" },
+    { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6,
+      "batches that make one step; costs no memory" },
+    { FIELD(max_input_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,
+      "a sample may have max_input_length + max_output_length + 1 tokens" },
+    { FIELD(max_output_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,
+      "see max_input_length" },
+    { FIELD(overlong), CHOICE, TRAIN, "error|drop", 0, 0,
+      "what to do with a longer sample" },
+    { FIELD(official_mask), FLAG, TRAIN, "false", 0, 0,
+      "labels exactly as the official script of the layout sets them" },
+    { FIELD(combine), FLAG, TRAIN, "false", 0, 0,
+      "with official_mask: GLM-4's combine, the last answer alone" },
+    { FIELD(eval_file), STRING, TRAIN, NULL, 0, 0,
+      "validation samples; default: dev.json[l] of a data folder, else val_size" },
+    { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", 0, 0.9,
+      "share of the samples that validates instead of training" },
+    { FIELD(eval_steps), INTEGER, TRAIN, "0", 0, 1e9,
+      "steps between validations; 0: once an epoch" },
+    { FIELD(output_dir), STRING, TRAIN, "output", 0, 0,
+      "folder of the log and the checkpoints" },
+    { FIELD(logging_steps), INTEGER, TRAIN, "10", 1, 1e9,
+      "steps between lines of log.jsonl" },
+    { FIELD(save_steps), INTEGER, TRAIN, "500", 1, 1e9,
+      "steps between checkpoints; the last step is always saved" },
+    { FIELD(save_total_limit), INTEGER, TRAIN, "0", 0, 1e6,
+      "checkpoints to keep; 0: all" },
+    { FIELD(force), FLAG, TRAIN, "false", 0, 0,
+      "write over a run that is in output_dir" },
+    { FIELD(layout), STRING, TRAIN | CHAT | INIT | INFO, NULL, 0, 0,
+      "chat layout: chatglm3 or glm4-chat; default: told from the model" },
+    { FIELD(base), STRING, TRAIN | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
+      "base model of an adapter; default: the one that it names" },
+    { FIELD(prompt), STRING, CHAT, NULL, 0, 0,
+      "answer this one text and end" },
+    { FIELD(system), STRING, CHAT, NULL, 0, 0,
+      "system message that opens the conversation" },
+    { FIELD(temperature), REAL_NUMBER, CHAT, "0", 0, 100,
+      "0: always the likeliest token; 1: as the model has it; more: wilder" },
+    { FIELD(top_p), REAL_NUMBER, CHAT, "1", 0, 1,
+      "draw only from the likeliest tokens with this probability together" },
+    { FIELD(max_new_tokens), INTEGER, CHAT, "512", 1, 1e9,
+      "tokens of an answer at most" },
+    { FIELD(max_context), INTEGER, CHAT, "4096", 2, 1e9,
+      "tokens of a conversation at most; the cache grows with it" },
+    { FIELD(decode), FLAG, TOKENIZE, "false", 0, 0,
+      "ids on stdin to text" },
+    { FIELD(out), STRING, TOKENIZE, NULL, 0, 0,
+      "write the tokenizer as this tokenizer.bin" },
+    { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0,
+      "f64, f32, f16 or bf16; default: what config.json says, else bf16" },
+    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, 0, 10,
+      "standard deviation of random weights; default 0.02, in gradcheck 0.1" },
+    { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", 1e-6, 1e6,
+      "largest file in GB" },
+    { FIELD(elements), INTEGER, GRADCHECK, "200", 1, 1e9,
+      "numbers to check in each tensor" },
+    { FIELD(seed), INTEGER, TRAIN | CHAT | INIT | GRADCHECK, "42", 0, 9e15,
+      "of every random number" },
+    { FIELD(threads), INTEGER, ALL, "0", 0, 4096,
+      "cores to use; 0: all. The result is the same bits" },
 };
 
 // ---- 14.4 Parsing ------------------------------------------------------------------------------------------------
@@ -4449,7 +4624,8 @@ static void set_option(Options *o, size_t i, const char *value) {
     char *end;
     if (options[i].type == STRING) *(const char **)field = value;
     if (options[i].type == FLAG) {
-        if (strcmp(value, "true") && strcmp(value, "false")) fail_usage("--%s is true or false, not '%s'", options[i].name, value);
+        if (strcmp(value, "true") && strcmp(value, "false"))
+            fail_usage("--%s is true or false, not '%s'", options[i].name, value);
         *(bool *)field = value[0] == 't';
     }
     if (options[i].type == CHOICE) {
@@ -4463,7 +4639,8 @@ static void set_option(Options *o, size_t i, const char *value) {
     double number = strtod(value, &end);
     bool whole = floor(number) == number && !strpbrk(value, "xXnN");
     if (end == value || *end || isspace((unsigned char)*value) || (options[i].type == INTEGER && !whole))
-        fail_usage("--%s wants a %s, not '%s'", options[i].name, options[i].type == INTEGER ? "whole number" : "number", value);
+        fail_usage("--%s wants a %s, not '%s'", options[i].name, options[i].type == INTEGER ? "whole number" : "number",
+                   value);
     if (!(number >= options[i].least && number <= options[i].most))
         fail_usage("--%s must be from %g to %g, not %s", options[i].name, options[i].least, options[i].most, value);
     if (options[i].type == INTEGER) *(int64_t *)field = (int64_t)number;
@@ -4473,8 +4650,10 @@ static void set_option(Options *o, size_t i, const char *value) {
 static Options default_options(void) {
     Options o = { .learning_rate = NAN, .std = NAN };
     for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].text) set_option(&o, i, options[i].type == CHOICE ? strndup(options[i].text, strcspn(options[i].text, "|"))
-                                                                         : options[i].text);
+        if (options[i].text)
+            set_option(&o, i,
+                       options[i].type == CHOICE ? strndup(options[i].text, strcspn(options[i].text, "|"))
+                                                 : options[i].text);
     return o;
 }
 
@@ -4489,7 +4668,8 @@ __attribute__((noreturn)) static void unknown_option(const char *given, size_t c
 }
 
 static void command_help(size_t command) {
-    printf("glmtune %s %s [--option value ...]\n    %s\n", commands[command].name, commands[command].words, commands[command].help);
+    printf("glmtune %s %s [--option value ...]\n    %s\n", commands[command].name, commands[command].words,
+           commands[command].help);
     for (size_t i = 0; i < COUNT(options); i++)
         if (options[i].commands & commands[command].bit)
             printf("  --%-28s %s%s%s%s\n", options[i].name, options[i].help, options[i].text ? " [" : "",
@@ -4500,7 +4680,8 @@ static void general_help(void) {
     printf("glmtune fine-tunes the GLM family of language models.\n\n");
     for (size_t i = 0; i < COUNT(commands); i++)
         printf("  glmtune %-9s %-16s %s\n", commands[i].name, commands[i].words, commands[i].help);
-    printf("\nglmtune COMMAND --help: its options. MODEL is a model folder (config.json, safetensors, tokenizer) or an adapter's.\n");
+    printf("\nglmtune COMMAND --help: its options. MODEL is a model folder (config.json, safetensors, tokenizer) or an "
+           "adapter's.\n");
 }
 
 // Reads "--name value", "--name=value" or, for a flag, "--name" at argv[i]; returns how many words it took.
@@ -4508,11 +4689,14 @@ static size_t parse_option(Options *o, size_t command, char **words, size_t left
     const char *given = words[0] + 2, *equals = strchr(given, '=');
     char *option_name = equals ? strndup(given, (size_t)(equals - given)) : strdup(given);
     size_t i = 0;
-    while (i < COUNT(options) && (strcmp(options[i].name, option_name) || !(options[i].commands & commands[command].bit))) i++;
+    while (i < COUNT(options) &&
+           (strcmp(options[i].name, option_name) || !(options[i].commands & commands[command].bit)))
+        i++;
     if (i == COUNT(options)) unknown_option(option_name, command);
     free(option_name);
     if (equals) return set_option(o, i, equals + 1), 1;
-    bool value_follows = left > 1 && (options[i].type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
+    bool value_follows =
+        left > 1 && (options[i].type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
     if (options[i].type == FLAG && !value_follows) return set_option(o, i, "true"), 1;
     if (!value_follows) fail_usage("--%s wants a value", options[i].name);
     return set_option(o, i, words[1]), 2;
@@ -4522,7 +4706,8 @@ static void use_threads(int64_t threads) {
 #ifdef _OPENMP
     if (threads > 0) omp_set_num_threads((int)threads);
 #else
-    if (threads > 1) fprintf(stderr, "glmtune: --threads %lld: built without OpenMP, so it runs on one core\n", (long long)threads);
+    if (threads > 1)
+        fprintf(stderr, "glmtune: --threads %lld: built without OpenMP, so it runs on one core\n", (long long)threads);
 #endif
 }
 
@@ -4535,7 +4720,8 @@ int main(int argc, char **argv) {
     while (command < COUNT(commands) && strcmp(commands[command].name, argv[1])) command++;
     for (size_t i = 0; i < COUNT(commands); i++)
         if (edit_distance(argv[1], commands[i].name) < edit_distance(argv[1], commands[nearest].name)) nearest = i;
-    if (command == COUNT(commands)) fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], commands[nearest].name);
+    if (command == COUNT(commands))
+        fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], commands[nearest].name);
     for (size_t i = 2; i < n; ) {
         if (!strcmp(argv[i], "--help")) return command_help(command), 0;
         if (!strncmp(argv[i], "--", 2)) i += parse_option(&o, command, argv + i, n - i);
