@@ -2575,7 +2575,7 @@ static void train_tensor(Model *m, Tensor *t) {
 
 // ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
 // Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
-//     y = W x + s B A dropout(x)       A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
+//     y = W x + s B A dropout(x)      A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
 // B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
 // query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
 // Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
