@@ -39,6 +39,7 @@ static bool check_true(const char *what, bool condition) {
     if (condition) checks_passed++;
     else checks_failed++;
     if (!condition || check_verbose()) printf("%-6s %s\n", condition ? "ok" : "FAILED", what);
+    fflush(stdout);         // what comes next may crash
     return condition;
 }
 
@@ -66,6 +67,7 @@ static bool check_error(const char *what, const char *measure, size_t at, double
     if (!good || check_verbose())
         printf("%-6s %s: %s error %.3g, tolerance %.3g, worst at [%zu]: got %.17g, want %.17g\n",
                good ? "ok" : "FAILED", what, measure, error, tolerance, at, got, want);
+    fflush(stdout);
     return good;
 }
 

@@ -4,8 +4,8 @@
 // The kernels get memory from memory_take alone, filled and read by memory_copy_in and memory_copy_out. An array of a
 // test exists twice: `device` is what kernels work on, `host` the same numbers in double, on which the test does the
 // same by its own loops. expect() compares the two. Whatever a kernel adds to starts from random numbers, and whatever
-// it overwrites starts from NaN, so that neither can be taken for the other. What no test expects to change must not
-// have changed, nor the bytes around each array. Everything runs three times, with 1, 2 and 3 threads, and must give
+// it overwrites starts from NaN, so that neither can be taken for the other. What is not compared must not have
+// changed, nor the bytes around each array. Everything runs three times, with 1, 2 and 3 threads, and must give
 // the same bits.
 
 // ---- Arrays in both places ---------------------------------------------------------------------------------------
@@ -758,11 +758,11 @@ static void test_rmsnorm_shape(size_t T, size_t H, double spread, bool frozen) {
     double *unused = take(H, sizeof *unused);
     naive_rmsnorm_backward(dx->host, frozen ? unused : dgain->host, dy->host, x->host, gain->host, kept->host, T, H);
     free(unused);
-    double tolerance = TOLERANCE(2e-6, 6e-15);
+    double tolerance = TOLERANCE(6e-7, 2e-15), summed = TOLERANCE(4e-6, 6e-15);
     expect(y, tolerance, "rmsnorm_forward y, T=%zu H=%zu x to %g", T, H, spread);
     expect(rms, tolerance, "rmsnorm_forward rms, T=%zu H=%zu x to %g", T, H, spread);
-    expect(dx, tolerance, "rmsnorm_backward dx, T=%zu H=%zu x to %g", T, H, spread);
-    expect(dgain, tolerance, "rmsnorm_backward dgain%s, T=%zu H=%zu", frozen ? " (frozen)" : "", T, H);
+    expect(dx, summed, "rmsnorm_backward dx, T=%zu H=%zu x to %g", T, H, spread);
+    expect(dgain, summed, "rmsnorm_backward dgain%s, T=%zu H=%zu", frozen ? " (frozen)" : "", T, H);
     finish_arrays("rmsnorm");
 }
 
@@ -874,7 +874,7 @@ static void test_attention_forward(const AttentionCase *c, double spread, double
                       a.device_prefix_v, a.shape);
     if (test_pass == 0) naive_attention(out->host, lse->host, NULL, NULL, c, in);
     expect(out, tolerance, "attention_forward out, %s", attention_label(c, spread));
-    expect(lse, tolerance, "attention_forward lse, %s", attention_label(c, spread));
+    expect(lse, TOLERANCE(6e-7, 3e-15), "attention_forward lse, %s", attention_label(c, spread));
     finish_arrays("attention_forward");
 }
 
@@ -923,7 +923,7 @@ static void test_attention(void) {
     for (size_t k = 0; k < COUNT(cases); k++) {
         // q to 200 gives scores of some hundreds: exp() of one overflows, and nearly every p is 0 or 1
         test_attention_forward(&cases[k], 1, TOLERANCE(1e-6, 3e-15));
-        test_attention_forward(&cases[k], 200, TOLERANCE(3e-5, 2e-13));
+        test_attention_forward(&cases[k], 200, TOLERANCE(5e-5, 2e-13));
         bool cache = false;
         for (size_t b = 0; b < cases[k].n_sequences; b++) cache = cache || cases[k].past[b];
         if (cache) continue;
@@ -949,7 +949,8 @@ static void test_swiglu(void) {
         naive_swiglu(h->host, gate_up->host, T, F);
         naive_swiglu_backward(dgate_up->host, dh->host, gate_up->host, T, F);
         expect(h, TOLERANCE(6e-7, 6e-16), "swiglu_forward h, T=%zu F=%zu to %g", T, F, shapes[k].spread);
-        expect(dgate_up, TOLERANCE(6e-7, 6e-16), "swiglu_backward dgate_up, T=%zu F=%zu to %g", T, F, shapes[k].spread);
+        expect(dgate_up, TOLERANCE(1.2e-6, 6e-16), "swiglu_backward dgate_up, T=%zu F=%zu to %g", T, F,
+               shapes[k].spread);
         finish_arrays("swiglu");
     }
 }

@@ -1,0 +1,728 @@
+// Tests of the model and of training: golden numbers, saved folders, adapters, determinism, slopes, generation.
+
+static const double logits_tolerance = TOLERANCE(5e-6, 1e-11);
+static const double loss_tolerance = TOLERANCE(1e-6, 1e-11);
+static const double gradient_tolerance = TOLERANCE(1e-5, 1e-11);
+
+// A gradient that is zero in truth has no size that an error could be relative to; this stands in for it.
+#define LEAST_GRADIENT 1e-3
+
+// ---- Golden cases ------------------------------------------------------------------------------------------------
+
+static void check_outputs(const Subject *s, const TensorSet *g) {
+    double *logits = truth(g, "logits", n_logits(s));
+    check_close(label("%s: logits", s->name), s->logits, logits, n_logits(s), logits_tolerance);
+    check_number(label("%s: loss", s->name), s->loss, *truth(g, "loss", 1), loss_tolerance);
+    free(logits);
+}
+
+static void check_gradients(const Subject *s, const TensorSet *g) {
+    size_t n_golden = 0;
+    const char *prefix = name("%sgrad.", TRUTH_NAME);
+    for (size_t i = 0; i < g->n; i++) n_golden += !strncmp(g->tensors[i].name, prefix, strlen(prefix));
+    check_equal(label("%s: tensors that train", s->name), s->model->n_trained, n_golden);
+    for (size_t i = 0; i < s->model->n_trained; i++) {
+        const Tensor *t = s->model->trained[i];
+        double *want_grad = truth(g, name("grad.%s", t->name), t->n);
+        real *grad = host_copy(t->grad, t->n);
+        check_arrays(label("%s: gradient of %s", s->name, t->name), grad, sizeof *grad, want_grad, t->n, true, LEAST_GRADIENT,
+                     gradient_tolerance);
+        free(want_grad), free(grad);
+    }
+}
+
+// The model of a golden folder, with LoRA where it has an adapter_config.json, and generated weights.
+static Subject golden_subject(const char *case_name, const TensorSet *g) {
+    const char *folder = name("tests/golden/%s", case_name), *base;
+    Subject s = { .name = case_name, .model = golden_model(folder), .options = default_options() };
+    s.options.method = "full";
+    if (exists(name("%s/adapter_config.json", folder))) read_adapter_config(folder, &s.options, &base);
+    bind_generated(s.model, golden_seed(g));
+    begin_tuning(&s, golden_seed(g));
+    return s;
+}
+
+static void test_golden(void) {
+    static const char *const cases[] = { "glm_bias", "glm_edge", "glm4", "glm4_plain", "glm_long", "chatglm",
+                                         "lora_qkv", "lora_all", "lora_tied", "lora_fused" };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        TensorSet g = open_golden(name("tests/golden/%s", cases[i]));
+        Subject s = golden_subject(cases[i], &g);
+        s.data = golden_samples(&g, "");
+        compute(&s);
+        check_outputs(&s, &g);
+        check_gradients(&s, &g);
+        give_run(&s.run);
+    }
+}
+
+// ---- Golden training ---------------------------------------------------------------------------------------------
+
+enum { GOLDEN_MICRO_BATCH = 2, GOLDEN_STEP = 4 };       // samples in a micro-batch and in a step of reference.py
+
+static void read_hyper(Options *o, const TensorSet *g) {
+    const double *h = golden(g, "hyper", 7);
+    o->lr_scheduler_type = *golden(g, "linear", 1) != 0 ? "linear" : "cosine";
+    o->learning_rate = h[0], o->warmup_steps = (int64_t)h[1], o->weight_decay = h[2];
+    o->adam_beta1 = h[3], o->adam_beta2 = h[4], o->adam_epsilon = h[5], o->max_grad_norm = h[6];
+}
+
+static void check_steps(Subject *s, const TensorSet *g) {
+    size_t n_steps, n_order;
+    const Options *o = &s->options;
+    double *rates = golden_all(g, "learning_rates", &n_steps);
+    double *losses = truth(g, "losses", n_steps), *norms = truth(g, "grad_norms", n_steps);
+    int32_t *order = golden_ids(g, "order", &n_order);
+    check_equal(label("%s: samples in the order", s->name), n_order, n_steps * GOLDEN_STEP);
+    for (size_t step = 0; step < n_steps; step++) {
+        size_t chosen[GOLDEN_STEP];
+        for (size_t i = 0; i < GOLDEN_STEP; i++) chosen[i] = (size_t)order[step * GOLDEN_STEP + i];
+        double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, (int64_t)step, warmup_of(o, (int64_t)n_steps),
+                                   (int64_t)n_steps);
+        double loss = accumulate(&s->run, &s->data, chosen, GOLDEN_STEP, GOLDEN_MICRO_BATCH, o, (int64_t)step);
+        double norm = clip_gradients(s->model, o->max_grad_norm);
+        optimizer_step(s->model, o, lr, (int64_t)step + 1);
+        check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step], TOLERANCE(2e-6, 1e-11));
+        check_number(label("%s: gradient norm of step %zu", s->name, step + 1), norm, norms[step], TOLERANCE(5e-6, 1e-11));
+        check_arrays(label("%s: learning rate of step %zu", s->name, step + 1), &lr, sizeof lr, &rates[step], 1, false,
+                     1e-6, 1e-12);      // the first rate is 0
+    }
+}
+
+static void test_training(void) {
+    static const char *const cases[] = { "train_full", "train_lora" };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        TensorSet g = open_golden(name("tests/golden/%s", cases[i]));
+        Subject s = golden_subject(cases[i], &g);
+        s.data = golden_samples(&g, "sample_");
+        read_hyper(&s.options, &g);
+        size_t T = most_tokens(&s.data, GOLDEN_MICRO_BATCH), n_final = 0;
+        s.run = describe_run(s.model, s.method, true, T, T);
+        take_run(&s.run);
+        check_steps(&s, &g);
+        for (size_t k = 0; k < s.model->n_trained; k++) {
+            const Tensor *t = s.model->trained[k];
+            if (!find_tensor(&g, name("%sfinal.%s", TRUTH_NAME, t->name))) continue;
+            check_close_l2(label("%s: %s after the last step", s.name, t->name), host_copy(t->value, t->n),
+                           truth(&g, name("final.%s", t->name), t->n), t->n, TOLERANCE(5e-6, 1e-11));
+            n_final++;
+        }
+        check_equal(label("%s: tensors compared after the last step", s.name), n_final, 2);
+    }
+}
+
+// ---- Saved folders -----------------------------------------------------------------------------------------------
+
+// A folder as a user gives it: a model, all of which then trains, or an adapter.
+static Subject open_subject(const char *folder, const Dataset *data) {
+    Subject s = { .name = folder, .options = default_options(), .data = *data };
+    Opened opened = open_model(folder, &s.options, true);
+    s.model = opened.model;
+    s.method = opened.method;
+    if (!s.method) {
+        s.method = find_method("full");
+        s.options.method = "full";
+        s.method->setup(s.model, &s.options);
+        start_trainables(s.model, 0, true);
+    }
+    compute(&s);
+    return s;
+}
+
+static void check_same(const char *what, const real *got, const real *want_numbers, size_t n) {
+    real *a = host_copy(got, n), *b = host_copy(want_numbers, n);
+    check_equal_bits(what, a, b, n, sizeof *a);
+    free(a), free(b);
+}
+
+// The same numbers from both: logits, loss and the residual stream.
+static void check_same_forward(const Subject *a, const Subject *b) {
+    size_t L = a->model->config.n_layers, n = a->data.n_tokens * a->model->config.hidden_size;
+    check_same(label("logits of %s and %s", a->name, b->name), a->logits, b->logits, n_logits(a));
+    check_equal_bits(label("loss of %s and %s", a->name, b->name), &a->loss, &b->loss, 1, sizeof a->loss);
+    for (size_t i = 0; i <= L; i++)
+        check_same(label("hidden.%zu of %s and %s", i, a->name, b->name), i < L ? a->run.layers[i].x : a->run.x_final,
+                   i < L ? b->run.layers[i].x : b->run.x_final, n);
+}
+
+// The gradient of a tensor and of the same tensor in the other layout, where it begins at row `row`.
+static void check_same_gradient(const Tensor *hf, const Tensor *remote, size_t row) {
+    size_t columns = hf->n / hf->shape[0];
+    check_same(label("gradient of %s and %s", hf->name, remote->name), hf->grad, remote->grad + row * columns, hf->n);
+}
+
+static void check_same_layer(const Layer *hf, const Layer *remote) {
+    check_same_gradient(hf->input_norm, remote->input_norm, 0);
+    check_same_gradient(hf->mlp_norm, remote->mlp_norm, 0);
+    check_same_gradient(hf->o->weight, remote->o->weight, 0);
+    check_same_gradient(hf->gate_up->weight, remote->gate_up->weight, 0);
+    check_same_gradient(hf->down->weight, remote->down->weight, 0);
+    for (size_t i = 0, row = 0; i < hf->n_qkv; row += hf->maps[i++].n_out) {
+        check_same_gradient(hf->maps[i].weight, remote->maps[0].weight, row);
+        check_same_gradient(hf->maps[i].bias, remote->maps[0].bias, row);
+    }
+}
+
+static void test_saved(void) {
+    TensorSet g = open_golden("tests/golden/saved_hf"), peft_g = open_golden("tests/golden/saved_peft");
+    Dataset data = golden_samples(&g, ""), peft_data = golden_samples(&peft_g, "");
+    Subject hf = open_subject("tests/golden/saved_hf", &data), remote = open_subject("tests/golden/saved_remote", &data);
+    Subject peft = open_subject("tests/golden/saved_peft", &peft_data);
+    check_outputs(&hf, &g);
+    check_outputs(&peft, &peft_g);
+    check_same_forward(&hf, &remote);
+    check_same_gradient(hf.model->embedding, remote.model->embedding, 0);
+    check_same_gradient(hf.model->final_norm, remote.model->final_norm, 0);
+    check_same_gradient(hf.model->head, remote.model->head, 0);
+    for (size_t l = 0; l < hf.model->config.n_layers; l++) check_same_layer(&hf.model->layers[l], &remote.model->layers[l]);
+}
+
+// ---- Adapters on disk --------------------------------------------------------------------------------------------
+
+// One step, so that what trains is no longer what it was; then everything is computed with it.
+static void train_a_little(Subject *s) {
+    optimizer_step(s->model, &s->options, 1e-2, 1);
+    compute(s);
+}
+
+// An adapter of what the folder holds, trained and saved; its base is the saved_hf of the golden files.
+static Subject save_trained(const char *folder, const Dataset *data, const char *out) {
+    Subject s = open_subject(folder, data);
+    train_a_little(&s);
+    save_adapter(out, s.model, s.method, &s.options, checked(realpath("tests/golden/saved_hf", NULL), PATH_MAX));
+    return s;
+}
+
+static void check_reopened(const char *folder, const char *out, const Dataset *data) {
+    Subject s = save_trained(folder, data, out), again = open_subject(out, data);
+    check_true(label("%s: its method", out), again.method == s.method);
+    check_same_forward(&s, &again);
+    check_equal(label("%s: trained tensors", out), again.model->n_trained, s.model->n_trained);
+    for (size_t i = 0; i < s.model->n_trained; i++) {
+        const Tensor *t = s.model->trained[i], *u = again.model->trained[i];
+        check_true(label("%s: %s is in its place", out, t->name), !strcmp(t->name, u->name));
+        check_same(label("%s: %s", out, t->name), u->value, t->value, t->n);
+    }
+}
+
+static bool same_shape(const StoredTensor *a, const StoredTensor *b) {
+    return a && b && a->n_dims == b->n_dims && !memcmp(a->shape, b->shape, a->n_dims * sizeof *a->shape);
+}
+
+// What we write must be named and shaped as what PEFT wrote.
+static void check_peft_names(const char *peft, const char *ours) {
+    TensorSet a = {0}, b = {0};
+    read_tensor_file(&a, name("%s/adapter_model.safetensors", peft));
+    read_tensor_file(&b, name("%s/adapter_model.safetensors", ours));
+    check_equal("tensors of an adapter that PEFT saved and of ours", b.n, a.n);
+    for (size_t i = 0; i < a.n; i++)
+        check_true(label("%s has %s in PEFT's shape", ours, a.tensors[i].name),
+                   same_shape(&a.tensors[i], find_tensor(&b, a.tensors[i].name)));
+    check_true("an adapter's metadata holds format=pt, as PEFT's does",
+               strstr(b.metadata.s, "format=pt\n") && strstr(a.metadata.s, "format=pt\n"));
+}
+
+static void test_adapters(void) {
+    TensorSet g = open_golden("tests/golden/saved_peft");
+    Dataset data = golden_samples(&g, "");
+    check_reopened("tests/golden/saved_peft", scratch("lora"), &data);
+    check_reopened("tests/golden/saved_hf", scratch("full"), &data);
+    check_peft_names("tests/golden/saved_peft", scratch("lora"));
+}
+
+// ---- Merging -----------------------------------------------------------------------------------------------------
+
+// What a base tensor is after merging, before it is rounded.
+static double *merged_exactly(const Subject *s, size_t index) {
+    const Tensor *t = s->model->tensors[index];
+    double *numbers = take(t->n, sizeof *numbers);
+    StoredTensor now = { .dtype = t->dtype, .data = t->data };
+    for (size_t i = 0; i < t->n; i++) numbers[i] = stored_number(&now, i);
+    for (size_t l = 0; l < s->model->config.n_layers; l++)
+        for (size_t k = 0; k < s->model->layers[l].n_maps; k++) {
+            const Map *w = &s->model->layers[l].maps[k];
+            size_t r = w->weight == t && w->lora_a ? (size_t)s->options.r : 0;
+            double scale = r ? s->options.lora_alpha / (double)r : 0;
+            for (size_t i = 0; i < t->n; i++)
+                for (size_t j = 0; j < r; j++)
+                    numbers[i] += scale * (double)w->lora_b->value[i / w->n_in * r + j] *
+                                  (double)w->lora_a->value[j * w->n_in + i % w->n_in];
+        }
+    return numbers;
+}
+
+// Half a unit in the last place of a bfloat16, the most that one rounding may change x by; with room for the error of
+// `real`, which decides where x lies in the middle.
+static double half_unit(double x) { return x == 0 ? 0 : ldexp(0.5 + 1e-4, ilogb(x) - bf16_format.mantissa); }
+
+static void check_rounded_once(const char *what, const Tensor *merged, const double *exact) {
+    size_t worst = 0;
+    double most = 0;
+    StoredTensor s = { .dtype = merged->file_dtype, .data = merged->file_data };
+    for (size_t i = 0; i < merged->n; i++) {
+        double units = fabs(stored_number(&s, i) - exact[i]) / fmax(half_unit(exact[i]), TINY);
+        if (!(units <= most)) most = units, worst = i;
+    }
+    check_error(what, "half units", worst, stored_number(&s, worst), exact[worst], most, 1);
+}
+
+static void test_merge(void) {
+    static const char *const from[] = { "tests/golden/saved_peft", "tests/golden/saved_hf" };
+    TensorSet g = open_golden("tests/golden/saved_peft");
+    Dataset data = golden_samples(&g, "");
+    for (size_t k = 0; k < COUNT(from); k++) {
+        const char *adapter = scratch(name("unmerged%zu", k)), *out = scratch(name("merged%zu", k));
+        Subject s = save_trained(from[k], &data, adapter);
+        Options o = default_options();
+        o.max_shard_size = 3e-6;        // in GB: several shards even of this model
+        int kept = silence();
+        merge(adapter, out, &o);
+        unsilence(kept);
+        check_true(label("%s is in shards", out), exists(name("%s/model.safetensors.index.json", out)));
+        Model *merged = load_model(out);
+        for (size_t i = 0; i < merged->n_tensors; i++) {
+            check_equal(label("dtype of merged %s", merged->tensors[i]->name), merged->tensors[i]->file_dtype, BF16);
+            check_rounded_once(label("merged %s", merged->tensors[i]->name), merged->tensors[i], merged_exactly(&s, i));
+        }
+    }
+}
+
+// ---- Accumulation ------------------------------------------------------------------------------------------------
+
+// All gradients of a step, one after another.
+static real *step_gradients(Subject *s, size_t batch_size, int64_t step, double *loss, size_t *n) {
+    size_t *all = count_up(s->data.n), at = 0;
+    *loss = accumulate(&s->run, &s->data, all, s->data.n, batch_size, &s->options, step);
+    *n = count_parameters(s->model->trained, s->model->n_trained);
+    real *gradients = take(*n, sizeof *gradients);
+    for (size_t i = 0; i < s->model->n_trained; at += s->model->trained[i++]->n)
+        memory_copy_out(gradients + at, s->model->trained[i]->grad, s->model->trained[i]->n * sizeof *gradients);
+    free(all);
+    return gradients;
+}
+
+static double *as_doubles(const real *x, size_t n) {
+    double *y = take(n, sizeof *y);
+    for (size_t i = 0; i < n; i++) y[i] = (double)x[i];
+    return y;
+}
+
+static void test_accumulation_of(const char *method) {
+    enum { SAMPLES = 16 };
+    Subject s = make_subject(method, golden_model("tests/golden/glm4"), method, 31);
+    double loss, want_loss, other_loss;
+    size_t n;
+    s.options.label_smoothing_factor = 0.1;
+    s.data = random_samples(SAMPLES, 2, 13, s.model->config.vocab_size);
+    s.run = describe_run(s.model, s.method, true, s.data.n_tokens, s.data.n_tokens);
+    take_run(&s.run);
+    double *gradients = as_doubles(step_gradients(&s, 1, 5, &want_loss, &n), n);
+    for (size_t batch = 4; batch <= SAMPLES; batch *= 4) {
+        real *got = step_gradients(&s, batch, 5, &loss, &n);
+        check_close_l2(label("%s: gradients of %zu batches of %zu, of 16 of 1", method, SAMPLES / batch, batch), got, gradients,
+                       n, TOLERANCE(5e-6, 1e-12));
+        check_number(label("%s: loss of %zu batches of %zu, of 16 of 1", method, SAMPLES / batch, batch), loss, want_loss,
+                     TOLERANCE(5e-6, 1e-12));
+    }
+    if (strcmp(method, "lora")) return;
+    step_gradients(&s, 4, 6, &other_loss, &n);
+    check_true("lora: another step drops other features", fabs(other_loss - want_loss) > 1e-4 * want_loss);
+    s.options.seed++;
+    step_gradients(&s, 4, 5, &other_loss, &n);
+    check_true("lora: another seed drops other features", fabs(other_loss - want_loss) > 1e-4 * want_loss);
+}
+
+static void test_accumulation(void) {
+    test_accumulation_of("lora");
+    test_accumulation_of("full");
+}
+
+// ---- The same bits with any number of threads --------------------------------------------------------------------
+
+#ifdef _OPENMP
+static const char wide_config[] =       // large enough that every kernel uses its threads
+    "{\"model_type\": \"glm4\", \"vocab_size\": 290, \"hidden_size\": 136, \"num_hidden_layers\": 1, \"head_dim\": 34,"
+    " \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"intermediate_size\": 150, \"attention_bias\": true,"
+    " \"tie_word_embeddings\": true, \"max_position_embeddings\": 256}";
+
+// Two steps of training; all that may not depend on threads, as bytes: losses, norms, gradients, the adapter's file.
+static Text train_with(const char *method, int threads, const Dataset *data, size_t run) {
+    Text bytes = {0};
+    size_t n;
+    omp_set_num_threads(threads);
+    Subject s = make_subject(method, describe_model(parse_config("wide model", wide_config)), method, 41);
+    s.data = *data;
+    s.run = describe_run(s.model, s.method, true, data->n_tokens, data->n_tokens);
+    take_run(&s.run);
+    for (int64_t step = 0; step < 2; step++) {
+        double loss, norm;
+        real *gradients = step_gradients(&s, data->n, step, &loss, &n);
+        norm = clip_gradients(s.model, 0.5);
+        optimizer_step(s.model, &s.options, 1e-3, step + 1);
+        text_add(&bytes, (char *)&loss, sizeof loss);
+        text_add(&bytes, (char *)&norm, sizeof norm);
+        text_add(&bytes, (char *)gradients, n * sizeof *gradients);
+        free(gradients);
+    }
+    const char *folder = scratch(name("threads-%s-%zu", method, run));
+    save_adapter(folder, s.model, s.method, &s.options, "/");
+    char *file = read_file(name("%s/adapter_model.safetensors", folder), &n);
+    text_add(&bytes, file, n);
+    give_run(&s.run);
+    return bytes;
+}
+
+static void test_threads(void) {
+    static const int threads[] = { 1, 2, 3, 3 };
+    static const char *const tuned[] = { "lora", "full" };
+    int before = omp_get_max_threads();
+    Dataset data = random_samples(5, 70, 75, 290);
+    check_true("the threads test is large enough", data.n_tokens > 240 && data.n_tokens * 136 > WORTH_THREADS &&
+               HEAD_ROWS * 290 > WORTH_THREADS && 290 * 136 > WORTH_THREADS);
+    for (size_t m = 0; m < COUNT(tuned); m++) {
+        Text first = train_with(tuned[m], threads[0], &data, 0);
+        for (size_t i = 1; i < COUNT(threads); i++) {
+            Text again = train_with(tuned[m], threads[i], &data, i);
+            check_true(label("%s: %d threads give the bits of one", tuned[m], threads[i]),
+                       again.n == first.n && !memcmp(again.s, first.s, first.n));
+            free(again.s);
+        }
+        free(first.s);
+    }
+    omp_set_num_threads(before);
+}
+#else
+static void test_threads(void) { check_skipped("threads", "built without OpenMP"); }
+#endif
+
+// ---- Slopes: every gradient against finite differences -----------------------------------------------------------
+
+#ifdef GLMTUNE_DOUBLE
+static void test_slopes(void) {
+    for (size_t i = 0; i < COUNT(gradcheck_configs); i++)
+        for (size_t k = 0; k < COUNT(methods); k++) {
+            Model *m = describe_model(parse_config("small model", gradcheck_configs[i]));
+            Options o = default_options();
+            o.std = o.label_smoothing_factor = o.lora_dropout = 0.1;
+            o.elements = 60;
+            o.target_modules = all_maps(m);
+            bind_random(m, (uint64_t)o.seed, o.std);
+            int kept = silence();
+            size_t failed = gradcheck_method(m, &methods[k], &o);
+            unsilence(kept);
+            check_equal(label("config %zu, %s: gradients that finite differences contradict", i, methods[k].name), failed, 0);
+        }
+}
+#else
+static void test_slopes(void) { check_skipped("slopes", "finite differences need the double build"); }
+#endif
+
+// ---- What is frozen ----------------------------------------------------------------------------------------------
+
+static const real untouched = 7;
+
+static void mark(real *x, size_t n) { for (size_t i = 0; i < n; i++) x[i] = untouched; }
+
+static bool is_marked(const real *x, size_t n) {
+    size_t i = 0;
+    while (i < n && x[i] == untouched) i++;
+    return i == n;
+}
+
+// One tensor trains alone: its gradient is the one it has when all train, and no gradient is computed further down.
+static void check_alone(const Subject *all, size_t index, uint64_t seed) {
+    Subject s = { .name = "alone", .model = golden_model(all->name), .method = find_method("full"), .data = all->data };
+    bind_generated(s.model, seed);
+    Tensor *t = s.model->tensors[index];
+    const Config *c = &s.model->config;
+    size_t T = s.data.n_tokens, last = c->n_layers - 1;
+    train_tensor(s.model, t);
+    start_trainables(s.model, 0, true);
+    s.run = describe_run(s.model, s.method, true, T, T);
+    take_run(&s.run);
+    mark(s.run.dx, T * c->hidden_size), mark(s.run.dh, T * c->ffn_dim), mark(s.run.dq, T * c->n_heads * c->head_dim);
+    compute(&s);
+    check_same(label("%s trains alone: its gradient", t->name), t->grad, all->model->tensors[index]->grad, t->n);
+    for (size_t i = 0; i < s.model->n_tensors; i++)
+        if (i != index) check_true(label("%s trains alone: %s has no gradient", t->name, s.model->tensors[i]->name),
+                                   !s.model->tensors[i]->grad);
+    check_true(label("%s trains alone: gradients reach the stream below the head when they must", t->name),
+               is_marked(s.run.dx, T * c->hidden_size) == (t->depth > depth_of(c->n_layers, 0)));
+    check_true(label("%s trains alone: gradients pass the last down map when they must", t->name),
+               is_marked(s.run.dh, T * c->ffn_dim) == (t->depth >= depth_of(last, AT_DOWN)));
+    check_true(label("%s trains alone: gradients pass the last attention when they must", t->name),
+               is_marked(s.run.dq, T * c->n_heads * c->head_dim) == (t->depth >= depth_of(last, AT_O)));
+    give_run(&s.run);
+}
+
+// LoRA beside one kind of map: as long as every B is zero, its gradient is the one it has beside all maps.
+static void check_lora_alone(const Subject *all, const char *target) {
+    Subject s = { .name = target, .model = golden_model(all->name), .options = all->options, .data = all->data };
+    s.options.target_modules = target;
+    s.method = find_method("lora");
+    bind_generated(s.model, 51);
+    s.method->setup(s.model, &s.options);
+    start_trainables(s.model, 51, true);
+    compute(&s);
+    check_same_forward(&s, all);
+    check_equal(label("LoRA beside %s: trained tensors", target), s.model->n_trained, 2 * s.model->config.n_layers);
+    for (size_t i = 0; i < s.model->n_trained; i++)
+        for (size_t k = 0; k < all->model->n_trained; k++)
+            if (!strcmp(s.model->trained[i]->name, all->model->trained[k]->name))
+                check_same(label("LoRA beside %s alone: gradient of %s", target, s.model->trained[i]->name),
+                           s.model->trained[i]->grad, all->model->trained[k]->grad, s.model->trained[i]->n);
+    give_run(&s.run);
+}
+
+static void check_frozen_lora(const char *folder, const Dataset *data) {
+    Subject s = { .name = folder, .model = golden_model(folder), .options = default_options(), .data = *data };
+    Subject base = { .name = "its base", .model = golden_model(folder), .data = *data };
+    const Layer *l = &s.model->layers[0];
+    s.method = find_method("lora");
+    s.options.target_modules = all_maps(s.model);
+    bind_generated(s.model, 51), bind_generated(base.model, 51);
+    s.method->setup(s.model, &s.options);
+    start_trainables(s.model, 51, true);
+    compute(&s);
+    for (size_t i = 0; i < s.model->n_tensors; i++)
+        check_true(label("LoRA: %s is frozen", s.model->tensors[i]->name),
+                   !s.model->tensors[i]->grad && !s.model->tensors[i]->value && !s.model->tensors[i]->trained);
+    base.model->lowest = SIZE_MAX;
+    compute(&base);
+    check_same_forward(&s, &base);
+    for (size_t i = 0; i < l->n_maps; i++) check_lora_alone(&s, l->maps[i].short_name);
+}
+
+// Each map drops features of its own.
+static void check_sites(const Model *m) {
+    for (size_t i = 0; i < m->config.n_layers * MAX_MAPS; i++) {
+        size_t count = 0;
+        for (size_t l = 0; l < m->config.n_layers; l++)
+            for (size_t k = 0; k < m->layers[l].n_maps; k++) count += m->layers[l].maps[k].site == i;
+        check_true(label("site %zu belongs to at most one map", i), count <= 1);
+    }
+}
+
+// A starts uniform on +-1/sqrt(in), B at zero.
+static void check_lora_start(const Model *m) {
+    for (size_t i = 0; i < m->n_trained; i++) {
+        const Tensor *t = m->trained[i];
+        double largest = 0, bound = strstr(t->name, "lora_A") ? 1 / sqrt((double)t->shape[1]) : 0;
+        real *value = host_copy(t->value, t->n);
+        for (size_t k = 0; k < t->n; k++) largest = fmax(largest, fabs((double)value[k]));
+        check_true(label("%s starts within +-%g: %g", t->name, bound, largest),
+                   largest <= bound * (1 + 1e-6) && largest >= 0.9 * bound);
+        free(value);
+    }
+}
+
+static void test_frozen(void) {
+    static const char *const folders[] = { "tests/golden/glm4", "tests/golden/glm_edge", "tests/golden/chatglm" };
+    for (size_t k = 0; k < COUNT(folders); k++) {
+        Model *m = golden_model(folders[k]);
+        Dataset data = random_samples(4, 2, 9, m->config.vocab_size);
+        Subject s = make_subject(folders[k], m, "full", 51);
+        s.data = data;
+        compute(&s);
+        for (size_t i = 0; i < m->n_tensors; i++) check_alone(&s, i, 51);
+        check_frozen_lora(folders[k], &data);
+        check_sites(m);
+    }
+    Model *m = golden_model("tests/golden/glm4");
+    Options o = default_options();
+    o.r = 64;
+    bind_generated(m, 1);
+    find_method("lora")->setup(m, &o);
+    start_trainables(m, 1, false);
+    check_lora_start(m);
+}
+
+// ---- Schedules and clipping --------------------------------------------------------------------------------------
+
+static void test_schedules(void) {
+    static const struct { const char *schedule; int64_t step, warmup, total; double rate; } cases[] = {
+        { "constant", 0, 0, 10, 1 }, { "constant", 9, 0, 10, 1 }, { "constant", 0, 4, 10, 0 }, { "constant", 3, 4, 10, 0.75 },
+        { "linear", 0, 0, 10, 1 }, { "linear", 9, 0, 10, 0.1 }, { "linear", 6, 2, 10, 0.5 }, { "linear", 1, 2, 10, 0.5 },
+        { "cosine", 0, 0, 4, 1 }, { "cosine", 1, 0, 4, 0.85355339059327376 }, { "cosine", 2, 0, 4, 0.5 },
+        { "cosine", 6, 2, 10, 0.5 }, { "cosine", 0, 1, 1, 0 }, { "linear", 0, 1, 1, 0 }, { "linear", 1, 1, 1, 0 },
+    };
+    static const struct { double ratio; int64_t steps, total, warmup; } warmups[] = {
+        { 0.03, 0, 100, 3 }, { 0.03, 0, 101, 4 }, { 0, 0, 50, 0 }, { 0.5, 7, 100, 7 }, { 1, 0, 9, 9 } };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        double rate = scheduled_rate(cases[i].schedule, 2, cases[i].step, cases[i].warmup, cases[i].total), twice = 2 * cases[i].rate;
+        check_arrays(label("%s at step %d of %d", cases[i].schedule, (int)cases[i].step, (int)cases[i].total), &rate, sizeof rate,
+                     &twice, 1, false, 1, 1e-15);
+    }
+    for (size_t i = 0; i < COUNT(warmups); i++) {
+        Options o = { .warmup_ratio = warmups[i].ratio, .warmup_steps = warmups[i].steps };
+        check_equal(label("warm-up %zu", i), (size_t)warmup_of(&o, warmups[i].total), (size_t)warmups[i].warmup);
+    }
+}
+
+// ---- Generation --------------------------------------------------------------------------------------------------
+
+// The logits after n tokens, fed to a cache in parts of this size.
+static real *fed_logits(const Subject *s, const int32_t *ids, size_t n, size_t part) {
+    Generator g = make_generator(s->model, s->method, n);
+    for (size_t at = 0; at < n; at += part) feed(&g, ids + at, min_size(part, n - at));
+    give_run(&g.run);
+    return g.logits;
+}
+
+// However a text is fed, the logits are those that training computes; they differ by the order of sums alone.
+static void check_feeding(const char *folder, const char *method) {
+    Subject s = make_subject(folder, golden_model(folder), method, 61);
+    size_t V = s.model->config.vocab_size, n = PREFILL + 44, parts[] = { n, 1, 100, PREFILL };
+    s.data = random_samples(1, n, n, V);
+    compute(&s);
+    double *want_logits = as_doubles(s.logits + (n - 1)*V, V);
+    for (size_t i = 0; i < COUNT(parts); i++)
+        check_close(label("%s, %s: logits after %zu tokens in parts of %zu", folder, method, n, parts[i]),
+                    fed_logits(&s, s.data.samples[0].ids, n, parts[i]), want_logits, V, TOLERANCE(2e-6, 1e-14));
+    give_run(&s.run);
+}
+
+static void test_draw_token(void) {
+    // probabilities 1/2, 1/4, 1/8, 1/8 for the ids 2, 0, 1, 3
+    const real l = (real)0.69314718055994531, logits[] = { 2*l, l, 3*l, l }, flat[] = { 1, 1, 1 };
+    static const struct { double temperature, top_p; float uniform; int32_t id; } cases[] = {
+        { 0, 1, 0.99f, 2 }, { 1, 1, 0, 2 }, { 1, 1, 0.49f, 2 }, { 1, 1, 0.51f, 0 }, { 1, 1, 0.74f, 0 }, { 1, 1, 0.76f, 1 },
+        { 1, 1, 0.87f, 1 }, { 1, 1, 0.88f, 3 }, { 1, 1, 0.99999f, 3 },
+        { 1, 0.4, 0.99f, 2 }, { 1, 0.6, 0.66f, 2 }, { 1, 0.6, 0.67f, 0 }, { 1, 0.8, 0.86f, 1 - 1 }, { 1, 0.8, 0.87f, 0 },
+        { 1, 0.8, 0.88f, 1 }, { 1, 0, 0.99f, 2 },
+        { 0.5, 1, 0.72f, 2 }, { 0.5, 1, 0.73f, 0 }, { 0.5, 1, 0.90f, 0 }, { 0.5, 1, 0.92f, 1 }, { 1e-3, 1, 0.99f, 2 },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++)
+        check_equal(label("token drawn at temperature %g, top_p %g, %g", cases[i].temperature, cases[i].top_p,
+                          (double)cases[i].uniform),
+                    (size_t)draw_token(logits, 4, cases[i].temperature, cases[i].top_p, cases[i].uniform), (size_t)cases[i].id);
+    check_equal("the first of equals", (size_t)draw_token(flat, 3, 0, 1, 0.5f), 0);
+}
+
+static void test_whole_characters(void) {
+    static const struct { const char *s; size_t n; } cases[] = {
+        { "", 0 }, { "a", 1 }, { "a\xC3", 1 }, { "a\xC3\xA9", 3 }, { "\xE4", 0 }, { "\xE4\xBD", 0 }, { "\xE4\xBD\xA0", 3 },
+        { "x\xF0\x9F\x9A", 1 }, { "x\xF0\x9F\x9A\x80", 5 }, { "\x80\x80\x80\x80", 4 }, { "a\xF0", 1 }, { "\xE4\xBD\xA0\xE5", 3 },
+        { "\xE4" "ab", 3 },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++)
+        check_equal(label("whole characters %zu", i), whole_characters(cases[i].s, strlen(cases[i].s)), cases[i].n);
+}
+
+// generate() draws, feeds and stops as the loop written out here does; a stop token ends it and is no part of the answer.
+static void test_generate(void) {
+    Subject s = make_subject("generate", golden_model("tests/golden/glm_bias"), "lora", 71);
+    const int32_t prompt[] = { 3, 1, 4, 1, 5 };
+    ChatFormat f = { .stops = { -1, -1, -1 } };
+    enum { N = 12 };
+    Generator g = make_generator(s.model, s.method, 64), h = make_generator(s.model, s.method, 64);
+    Ids answer = {0}, stopped = {0};
+    int32_t by_hand[N];
+    feed(&h, prompt, COUNT(prompt));
+    for (size_t i = 0; i < N; i++) {
+        by_hand[i] = draw_token(h.logits, s.model->config.vocab_size, 0, 1, 0);
+        feed(&h, &by_hand[i], 1);
+    }
+    feed(&g, prompt, COUNT(prompt));
+    check_true("without a stop token generation goes on to the last", !generate(&g, &f, &s.options, N, &answer, NULL));
+    check_equal("tokens generated", answer.n, N);
+    check_equal_bits("tokens as drawn by hand", answer.ids, by_hand, N / 2, 2 * sizeof *by_hand);
+    size_t first = 0;
+    while (by_hand[first] != by_hand[N/2]) first++;
+    f.stops[1] = by_hand[first];
+    g.run.past = 0;
+    feed(&g, prompt, COUNT(prompt));
+    check_true("a stop token stops", generate(&g, &f, &s.options, N, &stopped, NULL) && is_stop(&f, by_hand[first]));
+    check_equal("the answer ends before it", stopped.n, first);
+    f.stops[1] = -1;
+    g.run.past = 0;
+    feed(&g, prompt, COUNT(prompt));
+    stopped.n = 0;
+    check_true("a full cache ends it too", !generate(&g, &f, &s.options, 1000, &stopped, NULL));
+    check_equal("tokens until the cache is full", stopped.n, 64 - COUNT(prompt));
+}
+
+static void test_generation(void) {
+    static const char *const folders[] = { "tests/golden/glm4", "tests/golden/chatglm", "tests/golden/glm_edge" };
+    for (size_t i = 0; i < COUNT(folders); i++) check_feeding(folders[i], "lora");
+    check_feeding("tests/golden/glm_bias", "full");
+    test_draw_token();
+    test_whole_characters();
+    test_generate();
+}
+
+// ---- Numbers of the released code --------------------------------------------------------------------------------
+// Written by the remote modules themselves (chatglm.cpp, tests/data): float numbers one after another, no header.
+
+typedef struct { const char *p, *end; } Numbers;
+
+static const void *next_bytes(Numbers *f, size_t n) {
+    if ((size_t)(f->end - f->p) < n) fail("tests: a golden file is too short");
+    const void *at = f->p;
+    f->p += n;
+    return at;
+}
+
+static real *next_reals(Numbers *f, size_t n) {
+    real *x = device_take(n, sizeof *x, "a golden file");
+    widen(x, next_bytes(f, n * sizeof(float)), F32, n);
+    return x;
+}
+
+static double *next_truth(Numbers *f, size_t n) { return as_doubles(next_reals(f, n), n); }
+
+static Numbers open_numbers(const char *path) {
+    size_t n;
+    char *bytes = read_file(path, &n);
+    return (Numbers){ bytes, bytes + n };
+}
+
+static void check_released_parts(void) {
+    enum { IN = 64, OUT = 32, TOKENS = 3, ROWS = 2 };
+    Numbers f = open_numbers(real_file("golden/rms_norm.data"));
+    real *gain = next_reals(&f, IN), *x = next_reals(&f, TOKENS*IN), rms[TOKENS], y[TOKENS*IN];
+    rmsnorm_forward(y, rms, x, gain, (real)1e-5, TOKENS, IN);
+    check_close("rms_norm.data", y, next_truth(&f, TOKENS*IN), TOKENS*IN, 1e-6);
+    f = open_numbers(real_file("golden/linear.data"));
+    const real *w = next_reals(&f, OUT*IN), *bias = next_reals(&f, OUT), *in;
+    for (size_t rows = ROWS; rows > 0; rows--) {
+        real out[ROWS*OUT] = {0};
+        in = next_reals(&f, rows*IN);
+        linear_forward(out, in, w, REAL, 1, rows, OUT, IN);
+        bias_forward(out, bias, rows, OUT);
+        check_close(label("linear.data, %zu rows", rows), out, next_truth(&f, rows*OUT), rows*OUT, 1e-6);
+    }
+    check_true("linear.data is read to its end", f.p == f.end);
+}
+
+static const char released_config[] =
+    "{\"model_type\": \"chatglm\", \"padded_vocab_size\": 5, \"hidden_size\": 32, \"num_layers\": 1, \"kv_channels\": 4,"
+    " \"num_attention_heads\": 8, \"multi_query_attention\": true, \"multi_query_group_num\": 2, \"ffn_hidden_size\": 48,"
+    " \"add_qkv_bias\": true, \"layernorm_epsilon\": 1e-5}";
+
+static void check_released_model(void) {
+    static const size_t steps[] = { 3, 1, 1 };
+    Numbers f = open_numbers(real_file("golden/glm3_model.data"));
+    Model *m = describe_model(parse_config("glm3_model.data", released_config));
+    size_t H = m->config.hidden_size;
+    for (size_t i = 0; i < m->n_tensors; i++) {     // the file has no head
+        Tensor *t = m->tensors[i];
+        bind_tensor(t, t == m->head ? take(t->n, sizeof(real)) : next_reals(&f, t->n), REAL);
+    }
+    Generator g = make_generator(m, NULL, 16);
+    for (size_t i = 0; i < COUNT(steps); i++) {
+        const int32_t *ids = next_bytes(&f, steps[i] * sizeof *ids), rows[] = { 0, 1, 2 };
+        feed(&g, ids, steps[i]);
+        memory_copy_in(g.run.rows, rows, sizeof rows);
+        pick_rows(&g.run, g.run.rows, steps[i]);
+        check_close(label("glm3_model.data, step %zu", i + 1), host_copy(g.run.final, steps[i]*H), next_truth(&f, steps[i]*H),
+                    steps[i]*H, 1e-6);
+    }
+    check_true("glm3_model.data is read to its end", f.p == f.end);
+}
+
+static void test_released(void) {
+    if (!real_file("")) { check_skipped("released", "GLM_REAL is not set"); return; }
+    check_released_parts();
+    check_released_model();
+}
