@@ -1535,7 +1535,7 @@ void rope_forward(real *x, const int32_t *positions, const real *table, size_t T
 void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
                    size_t n_rotated);
 
-// shapes of one attention call; every sequence sees its own keys and, before them, the prefix
+// shapes of one attention call; every sequence sees its own keys and, before them, the prefix; starts lie in model memory
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
     const size_t *starts, *kv_starts;   // [n_sequences+1] rows of q and of k, v; queries are the last of their sequence
@@ -1584,6 +1584,26 @@ size_t first_not_finite(const real *x, size_t n);       // n when all are finite
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
+// What interleaving the lower, and the upper, halves of two vectors takes from them (for the transposition in 5.3).
+#ifdef GLMTUNE_DOUBLE
+#define LANE_COUNT (VECTOR_BYTES / 8)
+#else
+#define LANE_COUNT (VECTOR_BYTES / 4)
+#endif
+#if LANE_COUNT == 16
+#define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANE_COUNT == 8
+#define LOW_LANES 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_LANES 4, 12, 5, 13, 6, 14, 7, 15
+#elif LANE_COUNT == 4
+#define LOW_LANES 0, 4, 1, 5
+#define HIGH_LANES 2, 6, 3, 7
+#else
+#define LOW_LANES 0, 2
+#define HIGH_LANES 1, 3
+#endif
+
 // Waking the other threads costs as much as some thousand operations: less work than this stays on one.
 enum { WORTH_THREADS = 1 << 15 };
 
@@ -1592,9 +1612,30 @@ enum { WORTH_THREADS = 1 << 15 };
 #define real_log log
 #define real_sqrt sqrt
 #else
-#define real_exp expf
 #define real_log logf
 #define real_sqrt sqrtf
+#endif
+
+static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; } x = { bits }; return x.f; }
+static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
+
+#ifndef GLMTUNE_DOUBLE
+// exp(x) = 2^n exp(r), n the nearest whole number to x / ln 2, so |r| <= 0.35: its Taylor series up to r^7, and n added
+// to the exponent's bits. Within 1.1 units of the last place; 0 below -87.3, infinite above 88.3, NaN stays NaN. Unlike
+// libm's it is plain arithmetic, so a loop around it is vectorized.
+static inline float real_exp(float x) {
+    float shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;       // adding 1.5 2^23 rounds to a whole number
+    float r = x - n * 0x1.62e3p-1f - n * 9.05800061e-6f;                        // ln 2 in two parts
+    float p = 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1;
+    float result = bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << 23));
+    return x < -87.3f ? 0 : x > 88.3f ? (float)INFINITY : result;
+}
 #endif
 
 static inline real dot(const real *a, const real *b, size_t n) {
@@ -1624,9 +1665,6 @@ void memory_copy_out(void *host, const void *device, size_t bytes) { if (bytes) 
 const void *memory_mapped(const void *host, size_t bytes) { (void)bytes; return host; }
 void zero(real *x, size_t n) { if (n) memset(x, 0, n * sizeof *x); }
 
-static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; } x = { bits }; return x.f; }
-static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
-
 static inline float half_to_float(uint16_t h) {
     // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and
     // the multiplication is exact, for subnormal numbers too.
@@ -1650,6 +1688,14 @@ static uint16_t float_to_bf16(float f) {        // to nearest, ties to even
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
 }
 
+// A double that lies between two floats becomes the odd one, so that rounding it once more, to fewer bits, is rounding once.
+static float round_to_odd(double d) {
+    float f = (float)d;
+    if ((double)f == d || d != d) return f;
+    uint32_t bits = float_to_bits(f);
+    return bits_to_float((fabs((double)f) > fabs(d) ? bits - 1 : bits) | 1);
+}
+
 // One loop per type, so that each is a simple one; `out` and `in` hold n numbers.
 #define WIDEN(function, type, expression) static void function(real *out, const void *in, size_t n) { \
         const type *p = in; for (size_t i = 0; i < n; i++) out[i] = (real)(expression); }
@@ -1661,8 +1707,8 @@ WIDEN(widen_f16, uint16_t, half_to_float(p[i]))
 WIDEN(widen_bf16, uint16_t, bits_to_float((uint32_t)p[i] << 16))
 NARROW(narrow_f64, double, (double)p[i])
 NARROW(narrow_f32, float, (float)p[i])
-NARROW(narrow_f16, uint16_t, float_to_half((float)p[i]))
-NARROW(narrow_bf16, uint16_t, float_to_bf16((float)p[i]))
+NARROW(narrow_f16, uint16_t, float_to_half(round_to_odd((double)p[i])))
+NARROW(narrow_bf16, uint16_t, float_to_bf16(round_to_odd((double)p[i])))
 
 static void (*const wideners[])(real *, const void *, size_t) = { widen_f64, widen_f32, widen_f16, widen_bf16 };
 static void (*const narrowers[])(void *, const real *, size_t) = { narrow_f64, narrow_f32, narrow_f16, narrow_bf16 };
@@ -1683,48 +1729,102 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
 // ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
 // One routine for the three products of training, C [M,N] += scale A B:
 //     forward  Y = X W^T          backward  dX = dY W          dW = dY^T X
-// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a
-// column of B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of
-// high-performance matrix multiplication"): a tile of C, TILE_M rows by two vectors, stays in registers while k runs,
-// so each number that is loaded is used many times; for that, A and B are first copied ("packed") into panels in the
-// very order in which the tile reads them, and widened to `real` on the way, whatever type the file has; blocks of
-// BLOCK_K x BLOCK_M and BLOCK_K x BLOCK_N numbers fit in the second-level cache. Blocks are chosen by shape, never by
-// the number of threads.
+// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column
+// of B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of
+// high-performance matrix multiplication"):
+//   1. A tile of C, TILE_M rows by two vectors, stays in registers while k runs: each number that is loaded from A meets
+//      two vectors of B, each vector of B meets TILE_M numbers of A.
+//   2. For that, A and B are first copied into panels in the very order in which the tile reads them, widened to `real`
+//      on the way from whatever type the file has: A in lines of BLOCK_K, B in rows of TILE_N.
+//   3. A panel of B (BLOCK_K x TILE_N) stays in the first-level cache while the panels of A go by; a block of B
+//      (BLOCK_K x BLOCK_N) and what of A meets it stay in the second.
+//   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS of them
+//      where there are too few columns for many cores. All of this depends on shapes, never on the number of threads.
 
-enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_M = 40 * TILE_M, BLOCK_N = 8 * TILE_N };
+#if VECTOR_BYTES == 64
+enum { TILE_M = 8 };        // of 32 registers: 16 sums, 2 of B, 1 of A
+#else
+enum { TILE_M = 6 };        // of 16 registers: 12 sums, 2 of B, 1 of A
+#endif
+enum { TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 12 * TILE_M,
+       MOST_M = 96 * TILE_M, MOST_K = 32 * BLOCK_K };   // of A that is packed at once
 
 typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
 
-static void pack(real *panel, View v, size_t line0, size_t n_lines, size_t width, size_t k0, size_t n_k) {
-    // panel [n_k, width]: lines line0 .. line0 + n_lines of v, k0 .. k0 + n_k; columns past n_lines become zero
-    const char *data = v.data;
-    size_t size = sizes[v.dtype];
-    real run[BLOCK_K];
-    if (n_lines < width) memset(panel, 0, n_k * width * sizeof *panel);
-    if (v.line_stride == 1)
-        for (size_t k = 0; k < n_k; k++)
-            wideners[v.dtype](panel + k*width, data + ((k0 + k) * v.k_stride + line0) * size, n_lines);
-    else
-        for (size_t line = 0; line < n_lines; line++) {
-            wideners[v.dtype](run, data + ((line0 + line) * v.line_stride + k0) * size, n_k);
-            for (size_t k = 0; k < n_k; k++) panel[k*width + line] = run[k];
-        }
+static const void *view_at(View v, size_t line, size_t k) {
+    return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * sizes[v.dtype];
 }
 
-static void tile(real *c, size_t row_stride, const real *a, const real *b, real scale, size_t m, size_t n, size_t n_k) {
-    // c [m,n] += scale a^T b, with panels a [n_k,TILE_M] and b [n_k,TILE_N]
+// Interleaves halves of the rows log2(LANES) times, which transposes them: rows i and i + LANES/2 become 2i and 2i + 1.
+static inline void transpose(vec *rows) {
+    vec next[LANES];
+    #pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+        #pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2*i] = __builtin_shufflevector(rows[i], rows[i + LANES/2], LOW_LANES);
+            next[2*i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES/2], HIGH_LANES);
+        }
+        #pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) rows[i] = next[i];
+    }
+}
+
+static void transpose_block(real *out, size_t out_stride, const real *in, size_t in_stride, size_t n_rows, size_t n_columns) {
+    // out [n_columns, n_rows], in [n_rows, n_columns]
+    size_t i = 0;
+    for (; i + LANES <= n_rows; i += LANES) {
+        size_t j = 0;
+        for (; j + LANES <= n_columns; j += LANES) {
+            vec rows[LANES];
+            for (size_t k = 0; k < LANES; k++) rows[k] = *(const vec *)(in + (i + k)*in_stride + j);
+            transpose(rows);
+            for (size_t k = 0; k < LANES; k++) *(vec *)(out + (j + k)*out_stride + i) = rows[k];
+        }
+        for (; j < n_columns; j++)
+            for (size_t k = i; k < i + LANES; k++) out[j*out_stride + k] = in[k*in_stride + j];
+    }
+    for (; i < n_rows; i++)
+        for (size_t j = 0; j < n_columns; j++) out[j*out_stride + i] = in[i*in_stride + j];
+}
+
+static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
+    // panel [n_lines, BLOCK_K], of which n_k columns are used
+    real columns[BLOCK_K * TILE_M];
+    if (a.k_stride == 1) {
+        for (size_t i = 0; i < n_lines; i++) wideners[a.dtype](panel + i*BLOCK_K, view_at(a, line0 + i, k0), n_k);
+        return;
+    }
+    for (size_t k = 0; k < n_k; k++) wideners[a.dtype](columns + k*TILE_M, view_at(a, line0, k0 + k), n_lines);
+    transpose_block(panel, BLOCK_K, columns, TILE_M, n_k, n_lines);
+}
+
+static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
+    // panel [n_k, TILE_N]; columns past n_lines become zero
+    real lines[TILE_N * BLOCK_K];
+    if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
+    if (b.k_stride != 1) {
+        for (size_t k = 0; k < n_k; k++) wideners[b.dtype](panel + k*TILE_N, view_at(b, line0, k0 + k), n_lines);
+        return;
+    }
+    for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*BLOCK_K, view_at(b, line0 + j, k0), n_k);
+    transpose_block(panel, TILE_N, lines, BLOCK_K, n_lines, n_k);
+}
+
+static void tile(real *c, size_t c_stride, const real *a, const real *b, real scale, size_t m, size_t n, size_t n_k) {
+    // c [m,n] += scale a b, with panels a [TILE_M,BLOCK_K] and b [n_k,TILE_N]
     vec sum[TILE_M][2] = {{{0}}};
-    for (size_t k = 0; k < n_k; k++, a += TILE_M, b += TILE_N) {
+    for (size_t k = 0; k < n_k; k++, a++, b += TILE_N) {
         vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
-        #pragma GCC unroll 6
+        #pragma GCC unroll 8
         for (int i = 0; i < TILE_M; i++) {
-            sum[i][0] += a[i] * b0;
-            sum[i][1] += a[i] * b1;
+            sum[i][0] += a[i*BLOCK_K] * b0;
+            sum[i][1] += a[i*BLOCK_K] * b1;
         }
     }
     if (m == TILE_M && n == TILE_N) {
-        #pragma GCC unroll 6
-        for (int i = 0; i < TILE_M; i++, c += row_stride) {
+        #pragma GCC unroll 8
+        for (int i = 0; i < TILE_M; i++, c += c_stride) {
             *(vec *)c += scale * sum[i][0];
             *(vec *)(c + LANES) += scale * sum[i][1];
         }
@@ -1733,32 +1833,67 @@ static void tile(real *c, size_t row_stride, const real *a, const real *b, real 
     real edge[TILE_M][TILE_N];
     memcpy(edge, sum, sizeof edge);
     for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j++) c[i*row_stride + j] += scale * edge[i][j];
+        for (size_t j = 0; j < n; j++) c[i*c_stride + j] += scale * edge[i][j];
 }
 
-static void block(real *c, View a, View b, real scale, size_t i0, size_t m, size_t j0, size_t n, size_t N, size_t K) {
-    // rows i0 .. i0 + m, columns j0 .. j0 + n of c [.,N], all of k
-    static _Thread_local real packed_a[BLOCK_M * BLOCK_K] __attribute__((aligned(64)));
-    static _Thread_local real packed_b[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
-    for (size_t k0 = 0; k0 < K; k0 += BLOCK_K) {
-        size_t n_k = min_size(BLOCK_K, K - k0);
-        for (size_t i = 0; i < m; i += TILE_M)
-            pack(packed_a + i*n_k, a, i0 + i, min_size(TILE_M, m - i), TILE_M, k0, n_k);
-        for (size_t j = 0; j < n; j += TILE_N)
-            pack(packed_b + j*n_k, b, j0 + j, min_size(TILE_N, n - j), TILE_N, k0, n_k);
-        for (size_t j = 0; j < n; j += TILE_N)
-            for (size_t i = 0; i < m; i += TILE_M)
-                tile(c + (i0 + i)*N + j0 + j, N, packed_a + i*n_k, packed_b + j*n_k, scale, min_size(TILE_M, m - i),
-                     min_size(TILE_N, n - j), n_k);
+// Panels of A for `rows` lines: first those of the first BLOCK_K, then of the next.
+static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
+    size_t panels = (rows + TILE_M - 1) / TILE_M;
+    return packed + (k / BLOCK_K * panels + i / TILE_M) * TILE_M * BLOCK_K;
+}
+
+typedef struct { real *c; size_t c_stride; View a, b; real scale; size_t i0, M, k0, K; real *packed; } Block;
+
+static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t columns) {
+    // rows row0 .. row0 + rows of the block, columns j0 .. j0 + columns of C
+    real packed_b[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
+    for (size_t k = 0; k < p.K; k += BLOCK_K) {
+        size_t n_k = min_size(BLOCK_K, p.K - k);
+        for (size_t j = 0; j < columns; j += TILE_N)
+            pack_b(packed_b + j*n_k, p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k, n_k);
+        for (size_t j = 0; j < columns; j += TILE_N)
+            for (size_t i = row0; i < row0 + rows; i += TILE_M)
+                tile(p.c + (p.i0 + i)*p.c_stride + j0 + j, p.c_stride, panel_of_a(p.packed, p.M, i, k), packed_b + j*n_k,
+                     p.scale, min_size(TILE_M, p.M - i), min_size(TILE_N, columns - j), n_k);
+    }
+}
+
+static void product_block(Block p, size_t N) {
+    bool threads = p.M * N * p.K > WORTH_THREADS;
+    size_t rows = N < 16 * BLOCK_N ? TASK_ROWS : p.M;
+    #pragma omp parallel if (threads)
+    {
+        #pragma omp for collapse(2) schedule(static)
+        for (size_t k = 0; k < p.K; k += BLOCK_K)
+            for (size_t i = 0; i < p.M; i += TILE_M)
+                pack_a(panel_of_a(p.packed, p.M, i, k), p.a, p.i0 + i, min_size(TILE_M, p.M - i), p.k0 + k,
+                       min_size(BLOCK_K, p.K - k));
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (size_t i = 0; i < p.M; i += rows)
+            for (size_t j = 0; j < N; j += BLOCK_N)
+                block_columns(p, i, min_size(rows, p.M - i), j, min_size(BLOCK_N, N - j));
     }
 }
 
 static void product(real *c, View a, View b, real scale, size_t M, size_t N, size_t K) {
     // c [M,N] is added to
-    #pragma omp parallel for collapse(2) schedule(dynamic) if (M * N * K > WORTH_THREADS)
-    for (size_t i = 0; i < M; i += BLOCK_M)
-        for (size_t j = 0; j < N; j += BLOCK_N)
-            block(c, a, b, scale, i, min_size(BLOCK_M, M - i), j, min_size(BLOCK_N, N - j), N, K);
+    static real packed[MOST_M * MOST_K] __attribute__((aligned(64)));
+    for (size_t k = 0; k < K; k += MOST_K)
+        for (size_t i = 0; i < M; i += MOST_M)
+            product_block((Block){ c, N, a, b, scale, i, min_size(MOST_M, M - i), k, min_size(MOST_K, K - k), packed }, N);
+}
+
+// The same by the calling thread alone, for the blocks of attention: c [M,N] has rows c_stride apart, M <= SMALL_M.
+enum { SMALL_M = 64 };
+
+static void small_product(real *c, size_t c_stride, View a, View b, real scale, size_t M, size_t N, size_t K) {
+    real packed[SMALL_M * BLOCK_K] __attribute__((aligned(64)));
+    for (size_t k = 0; k < K; k += BLOCK_K) {
+        Block p = { c, c_stride, a, b, scale, 0, M, k, min_size(BLOCK_K, K - k), packed };
+        for (size_t i = 0; i < M; i += TILE_M)
+            pack_a(panel_of_a(packed, M, i, 0), a, i, min_size(TILE_M, M - i), k, p.K);
+        for (size_t j = 0; j < N; j += BLOCK_N) block_columns(p, 0, M, j, min_size(BLOCK_N, N - j));
+    }
 }
 
 static void one_row(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t n_out, size_t n_in) {
@@ -1930,108 +2065,156 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 // ---- 5.7 Attention -----------------------------------------------------------------------------------------------
 // Causal attention with grouped heads: query head h reads key/value head h / (n_heads / n_kv_heads).
 //     s_ij = q_i . k_j / sqrt(head_dim)      p_ij = exp(s_ij - lse_i)      out_i = sum_j p_ij v_j
-// over the keys j <= i of i's own sequence and all prefix keys. No T x T array is kept: a row runs over the keys in
-// blocks with a running maximum and sum (Milakov & Gimelshein 2018, arXiv:1805.02867), and the backward computes the
-// probabilities again from lse_i = log sum_j exp(s_ij) (Dao et al. 2022, arXiv:2205.14135).
+// over the keys j <= i of i's own sequence and all prefix keys. No T x T array is kept: queries and keys are taken in
+// blocks, whose scores are small matrix products, with a running maximum and sum for each query (Milakov & Gimelshein
+// 2018, arXiv:1805.02867); the backward computes the probabilities again from lse_i = log sum_j exp(s_ij) (Dao et al.
+// 2022, arXiv:2205.14135). Blocks of keys that no query of a block may see are not computed.
 
-enum { KEYS = 64, MAX_HEAD_DIM = 512 };     // keys of a block; head_dim is checked when a config is read
+enum { QUERIES = SMALL_M, KEYS = SMALL_M, MAX_HEAD_DIM = 512 };     // head_dim is checked when a config is read
 
-// Row j of keys or values of one head: the prefix first, then the sequence's own. All are [.,n_kv_heads,head_dim].
-static inline const real *key_row(const real *prefix, const real *own, size_t j, size_t n_prefix, size_t stride) {
-    return j < n_prefix ? prefix + j*stride : own + (j - n_prefix)*stride;
+// A block of queries of one head, and the keys and values that they meet: those of the prefix, then those of their own
+// sequence. Rows are q_stride or kv_stride apart. Query i sees the first n_visible + i keys of its sequence.
+typedef struct { const real *k, *v; real *dk, *dv; size_t n; bool causal; } Keys;
+typedef struct { size_t n, n_visible, q_stride, kv_stride, d; real scale; } Queries;
+
+static size_t keys_seen(Queries q, Keys k, size_t i) { return k.causal ? min_size(k.n, q.n_visible + i) : k.n; }
+
+static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }      // lines are rows
+static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }   // lines are columns
+
+static void block_scores(real *score, const real *q, const real *k, Queries s, size_t n_keys) {
+    // score [n,KEYS] = q k^T / sqrt(d)
+    memset(score, 0, s.n * KEYS * sizeof *score);
+    small_product(score, KEYS, by_rows(q, s.q_stride), by_rows(k, s.kv_stride), s.scale, s.n, n_keys, s.d);
 }
 
-static real attend(real *out_i, const real *q_i, const real *k, const real *v, const real *prefix_k,
-                   const real *prefix_v, size_t n_keys, AttentionShape s) {
-    // out_i [head_dim] of one query over n_keys keys, prefix included; returns lse
-    size_t d = s.head_dim, stride = s.n_kv_heads * d;
-    real scale = 1 / real_sqrt((real)d), largest = -(real)INFINITY, sum = 0, score[KEYS];
-    for (size_t c = 0; c < d; c++) out_i[c] = 0;
-    for (size_t j0 = 0; j0 < n_keys; j0 += KEYS) {
-        size_t n = min_size(KEYS, n_keys - j0);
-        real before = largest;
-        for (size_t j = 0; j < n; j++) {
-            score[j] = scale * dot(q_i, key_row(prefix_k, k, j0 + j, s.n_prefix, stride), d);
-            largest = score[j] > largest ? score[j] : largest;
-        }
-        real shrink = real_exp(before - largest);
-        sum *= shrink;
-        for (size_t c = 0; c < d; c++) out_i[c] *= shrink;
-        for (size_t j = 0; j < n; j++) {
-            real p = real_exp(score[j] - largest);
-            sum += p;
-            axpy(out_i, p, key_row(prefix_v, v, j0 + j, s.n_prefix, stride), d);
-        }
+static void attend_block(real *out, real *largest, real *sum, const real *q, const real *k, const real *v, Queries s,
+                         Keys keys, size_t j0, size_t n_keys) {
+    // keys j0 .. j0 + n_keys of `keys`: updates out [n,d] (not yet divided by sum), largest [n], sum [n]
+    real score[QUERIES * KEYS];
+    block_scores(score, q, k, s, n_keys);
+    for (size_t i = 0; i < s.n; i++) {
+        real *score_i = score + i*KEYS, before = largest[i], top = before, *out_i = out + i*s.q_stride;
+        size_t seen = keys_seen(s, keys, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
+        for (size_t j = 0; j < n; j++) top = score_i[j] > top ? score_i[j] : top;
+        for (size_t j = n; j < n_keys; j++) score_i[j] = 0;
+        if (!n) continue;
+        for (size_t j = 0; j < n; j++) score_i[j] = real_exp(score_i[j] - top);
+        real shrink = real_exp(before - top);
+        sum[i] *= shrink;
+        for (size_t j = 0; j < n; j++) sum[i] += score_i[j];
+        for (size_t c = 0; c < s.d; c++) out_i[c] *= shrink;
+        largest[i] = top;
     }
-    for (size_t c = 0; c < d; c++) out_i[c] /= sum;
-    return largest + real_log(sum);
+    small_product(out, s.q_stride, by_rows(score, KEYS), by_columns(v, s.kv_stride), 1, s.n, s.d, n_keys);
+}
+
+static void attend(real *out, real *lse, size_t lse_stride, const real *q, Queries s, const Keys *parts, size_t n_parts) {
+    real largest[QUERIES], sum[QUERIES];
+    for (size_t i = 0; i < s.n; i++) {
+        largest[i] = -(real)INFINITY, sum[i] = 0;
+        memset(out + i*s.q_stride, 0, s.d * sizeof *out);
+    }
+    for (const Keys *k = parts; k < parts + n_parts; k++)
+        for (size_t j = 0, n = keys_seen(s, *k, s.n - 1); j < n; j += KEYS)
+            attend_block(out, largest, sum, q, k->k + j*s.kv_stride, k->v + j*s.kv_stride, s, *k, j, min_size(KEYS, n - j));
+    for (size_t i = 0; i < s.n; i++) {
+        for (size_t c = 0; c < s.d; c++) out[i*s.q_stride + c] /= sum[i];
+        lse[i*lse_stride] = largest[i] + real_log(sum[i]);
+    }
+}
+
+// The queries i .. of sequence b, and how many blocks of queries the longest sequence has.
+static Queries queries_of(AttentionShape s, size_t b, size_t i) {
+    size_t n = s.starts[b+1] - s.starts[b], past = s.kv_starts[b+1] - s.kv_starts[b] - n, d = s.head_dim;
+    return (Queries){ min_size(QUERIES, n - i), past + i + 1, s.n_heads*d, s.n_kv_heads*d, d, 1 / real_sqrt((real)d) };
+}
+
+static size_t most_blocks(AttentionShape s) {
+    size_t most = 0;
+    for (size_t b = 0; b < s.n_sequences; b++) most = max_size(most, s.starts[b+1] - s.starts[b]);
+    return (most + QUERIES - 1) / QUERIES;
 }
 
 // out [T,n_heads,head_dim], lse [T,n_heads], q as out, k and v [kv rows,n_kv_heads,head_dim], prefix_k and prefix_v
 // [n_prefix,n_kv_heads,head_dim] (not rotated; the same for every sequence) or NULL
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s) {
-    size_t d = s.head_dim, stride = s.n_kv_heads * d;
-    #pragma omp parallel for collapse(2) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
+    size_t d = s.head_dim, stride = s.n_kv_heads * d, blocks = most_blocks(s);
+    bool threads = s.n_sequences && s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS;
+    #pragma omp parallel for collapse(3) schedule(dynamic) if (threads)
     for (size_t b = 0; b < s.n_sequences; b++)
-        for (size_t h = 0; h < s.n_heads; h++) {
-            size_t at = h / (s.n_heads / s.n_kv_heads) * d, past;       // the head's place in a row of keys
-            past = (s.kv_starts[b+1] - s.kv_starts[b]) - (s.starts[b+1] - s.starts[b]);
-            const real *own_k = k + s.kv_starts[b]*stride + at, *own_v = v + s.kv_starts[b]*stride + at;
-            for (size_t t = s.starts[b]; t < s.starts[b+1]; t++) {
-                size_t th = (t*s.n_heads + h), n_keys = s.n_prefix + past + t - s.starts[b] + 1;
-                lse[th] = attend(out + th*d, q + th*d, own_k, own_v, s.n_prefix ? prefix_k + at : NULL,
-                                 s.n_prefix ? prefix_v + at : NULL, n_keys, s);
+        for (size_t block = 0; block < blocks; block++)
+            for (size_t h = 0; h < s.n_heads; h++) {
+                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * QUERIES;    // at: the head's place in a row
+                if (i >= s.starts[b+1] - s.starts[b]) continue;
+                size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
+                Keys parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL, s.n_prefix, false },
+                                 { k + row, v + row, NULL, NULL, s.kv_starts[b+1] - s.kv_starts[b], true } };
+                attend(out + th*d, lse + th, s.n_heads, q + th*d, queries_of(s, b, i), parts, 2);
             }
-        }
 }
 
-// One query's share. With D_i = out_i . dout_i, the derivative of the softmax is ds_ij = p_ij (dout_i . v_j - D_i), so
-//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += ds_ij q_i / sqrt(d)      dv_j += p_ij dout_i
-// Pointers named own are rows of the sequence's keys, the others of the prefix (dprefix NULL: frozen).
-typedef struct {
-    const real *own_k, *own_v, *prefix_k, *prefix_v;
-    real *own_dk, *own_dv, *dprefix_k, *dprefix_v;
-} KeyRows;
+// One block of queries against one block of keys. With D_i = out_i . dout_i, the derivative of the softmax is
+// ds_ij = p_ij (dout_i . v_j - D_i), so
+//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += sum_i ds_ij q_i / sqrt(d)      dv_j += sum_i p_ij dout_i
+// dk and dv NULL: frozen.
+typedef struct { const real *q, *dout, *lse, *D; real *dq; size_t lse_stride; } QueryRows;
 
-static void attend_backward(real *dq_i, const real *dout_i, const real *out_i, real lse_i, const real *q_i, KeyRows r,
-                            size_t n_keys, AttentionShape s) {
-    size_t d = s.head_dim, stride = s.n_kv_heads * d;
-    real scale = 1 / real_sqrt((real)d), D_i = dot(dout_i, out_i, d);
-    for (size_t j = 0; j < n_keys; j++) {
-        const real *k_j = key_row(r.prefix_k, r.own_k, j, s.n_prefix, stride);
-        const real *v_j = key_row(r.prefix_v, r.own_v, j, s.n_prefix, stride);
-        real p = real_exp(scale * dot(q_i, k_j, d) - lse_i);
-        real ds = p * (dot(dout_i, v_j, d) - D_i) * scale;
-        axpy(dq_i, ds, k_j, d);
-        bool own = j >= s.n_prefix;
-        if (!own && !r.dprefix_k) continue;
-        axpy(own ? r.own_dk + (j - s.n_prefix)*stride : r.dprefix_k + j*stride, ds, q_i, d);
-        axpy(own ? r.own_dv + (j - s.n_prefix)*stride : r.dprefix_v + j*stride, p, dout_i, d);
+static void attend_block_backward(QueryRows r, Queries s, Keys keys, size_t j0, size_t n_keys) {
+    real p[QUERIES * KEYS], ds[QUERIES * KEYS] = {0};
+    const real *k = keys.k + j0*s.kv_stride, *v = keys.v + j0*s.kv_stride;
+    block_scores(p, r.q, k, s, n_keys);
+    small_product(ds, KEYS, by_rows(r.dout, s.q_stride), by_rows(v, s.kv_stride), 1, s.n, n_keys, s.d);
+    for (size_t i = 0; i < s.n; i++) {
+        real *p_i = p + i*KEYS, *ds_i = ds + i*KEYS, lse = r.lse[i*r.lse_stride];
+        size_t seen = keys_seen(s, keys, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
+        for (size_t j = 0; j < n; j++) {
+            p_i[j] = real_exp(p_i[j] - lse);
+            ds_i[j] = p_i[j] * (ds_i[j] - r.D[i]);
+        }
+        for (size_t j = n; j < n_keys; j++) p_i[j] = ds_i[j] = 0;
     }
+    small_product(r.dq, s.q_stride, by_rows(ds, KEYS), by_columns(k, s.kv_stride), s.scale, s.n, s.d, n_keys);
+    if (!keys.dk) return;
+    small_product(keys.dk + j0*s.kv_stride, s.kv_stride, by_columns(ds, KEYS), by_columns(r.q, s.q_stride), s.scale, n_keys,
+                  s.d, s.n);
+    small_product(keys.dv + j0*s.kv_stride, s.kv_stride, by_columns(p, KEYS), by_columns(r.dout, s.q_stride), 1, n_keys, s.d,
+                  s.n);
+}
+
+static void attend_backward(QueryRows r, const real *out, Queries s, const Keys *parts, size_t n_parts) {
+    real D[QUERIES];
+    for (size_t i = 0; i < s.n; i++) D[i] = dot(r.dout + i*s.q_stride, out + i*s.q_stride, s.d);
+    r.D = D;
+    for (const Keys *k = parts; k < parts + n_parts; k++)
+        for (size_t j = 0, n = keys_seen(s, *k, s.n - 1); j < n; j += KEYS)
+            attend_block_backward(r, s, *k, j, min_size(KEYS, n - j));
 }
 
 // dq, dk, dv and the prefix's gradients (NULL: frozen) are added to; out, lse as the forward left them. Here all keys
-// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in
-// order.
+// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in order.
 void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout,
                         const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s) {
     size_t d = s.head_dim, stride = s.n_kv_heads * d, group = s.n_heads / s.n_kv_heads;
-    size_t together = dprefix_k ? s.n_sequences : 1;    // sequences share the prefix, so one thread must take them all
-    #pragma omp parallel for collapse(2) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
+    bool threads = s.n_sequences && s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS;
+    // Sequences share the prefix, so where it trains one thread must take them all.
+    size_t together = dprefix_k && s.n_sequences ? s.n_sequences : 1;
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (threads)
     for (size_t b0 = 0; b0 < s.n_sequences; b0 += together)
         for (size_t g = 0; g < s.n_kv_heads; g++)
             for (size_t b = b0; b < b0 + together; b++) {
-                size_t at = g*d, row0 = s.kv_starts[b]*stride + at;
-                KeyRows r = { k + row0, v + row0, NULL, NULL, dk + row0, dv + row0, NULL, NULL };
-                if (s.n_prefix) r.prefix_k = prefix_k + at, r.prefix_v = prefix_v + at;
-                if (dprefix_k) r.dprefix_k = dprefix_k + at, r.dprefix_v = dprefix_v + at;
+                size_t at = g*d, row = s.kv_starts[b]*stride + at, n = s.starts[b+1] - s.starts[b];
+                Keys parts[] = { { NULL, NULL, NULL, NULL, s.n_prefix, false },
+                                 { k + row, v + row, dk + row, dv + row, n, true } };
+                if (s.n_prefix) parts[0].k = prefix_k + at, parts[0].v = prefix_v + at;
+                if (dprefix_k) parts[0].dk = dprefix_k + at, parts[0].dv = dprefix_v + at;
                 for (size_t h = g*group; h < (g + 1)*group; h++)
-                    for (size_t t = s.starts[b]; t < s.starts[b+1]; t++) {
-                        size_t th = t*s.n_heads + h;
-                        attend_backward(dq + th*d, dout + th*d, out + th*d, lse[th], q + th*d, r,
-                                        s.n_prefix + t - s.starts[b] + 1, s);
+                    for (size_t i = 0; i < n; i += QUERIES) {
+                        size_t th = (s.starts[b] + i)*s.n_heads + h;
+                        QueryRows r = { q + th*d, dout + th*d, lse + th, NULL, dq + th*d, s.n_heads };
+                        attend_backward(r, out + th*d, queries_of(s, b, i), parts, 2);
                     }
             }
 }
@@ -2105,7 +2288,7 @@ void cross_entropy(real *loss, real *logits, const int32_t *targets, real smooth
         real *z = logits + r*V, largest = z[0], at_target = z[targets[r]];
         double sum = 0, total = 0;          // over up to 151,552 numbers: a float would lose the last digits
         for (size_t v = 0; v < V; v++) {
-            largest = z[v] > largest || z[v] != z[v] ? z[v] : largest;
+            largest = z[v] > largest ? z[v] : largest;
             total += smoothing > 0 ? (double)z[v] : 0;
         }
         for (size_t v = 0; v < V; v++) {

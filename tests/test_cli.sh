@@ -38,17 +38,17 @@ run() {
 
 want() { wanted="$wanted${wanted:+; }$1"; }     # notes what the last run should have done and did not
 
-# Counts the last run: passed when nothing is noted.
+# Counts the last run: passed when nothing is noted. [STDOUT STDERR]: the files to show when it failed.
 judge() {
     if [ -z "$wanted" ]; then
         passed=$((passed + 1))
-        [ -z "${GLM_VERBOSE:-}" ] || { echo "ok      $told"; sed -n 's/^glmtune: /            /p' stderr; }
+        [ -z "${GLM_VERBOSE:-}" ] || { echo "ok      $told"; sed -n 's/^glmtune: /            /p' "${2:-stderr}"; }
     else
         failed=$((failed + 1))
         printf 'FAILED  %s\n  expected: %s\n  got: exit status %s\n' "$told" "$wanted" "$status"
-        sed 's/^/       stdout: /' stdout | head -n 5 | cut -c1-300
-        sed 's/^/       stderr: /' stderr | head -n 12 | cut -c1-300
-        [ "$(wc -l <stderr)" -le 12 ] || echo "       stderr: ... and more, $(wc -l <stderr) lines in all"
+        sed 's/^/       stdout: /' "${1:-stdout}" | head -n 5 | cut -c1-300
+        sed 's/^/       stderr: /' "${2:-stderr}" | head -n 12 | cut -c1-300
+        [ "$(wc -l <"${2:-stderr}")" -le 12 ] || echo '       stderr: ... and more'
     fi
     wanted=''
 }
@@ -70,7 +70,8 @@ want_clean() {                  # no temporary file, and no output but what a ru
     find . -name '*.tmp*' -prune -exec rm -rf {} +
 }
 
-# STATUS WORDS COMMAND...: ends with this status and one line of error, which holds the words; progress lines may precede.
+# STATUS WORDS COMMAND...: ends with this status and one line of error, which holds the words; lines of progress may
+# stand before it.
 expect_error() {
     local expected=$1 words=$2
     shift 2
@@ -101,14 +102,13 @@ works() {                       # WORDS COMMAND...: succeeds, and prints the wor
     judge
 }
 
-check() {                       # WHAT COMMAND...: the command of the shell succeeds
+check() {                       # WHAT COMMAND...: the shell's command succeeds; stdout and stderr of the last run stay
     told=$1
     shift
-    : >stdout >stderr
-    "$@" >stdout 2>stderr
+    "$@" >checked.out 2>checked.err
     status=$?
     [ "$status" = 0 ] || want "success of: $*"
-    judge
+    judge checked.out checked.err
 }
 
 skip() { [ -z "${GLM_VERBOSE:-}" ] || echo "skipped $1"; }
@@ -129,7 +129,7 @@ tensor_file() {                 # FILE HEADER BYTES: a safetensors file with tha
 header_length() { head -c 8 "$1" | od -An -tu8 | tr -d ' '; }
 header_of() { tail -c +9 "$1" | head -c "$(header_length "$1")"; }
 
-edit_header() {                 # FILE SED [BYTES]: edits the header; BYTES zeros more (negative: fewer bytes) at the end
+edit_header() {                 # FILE SED [BYTES]: edits the header; BYTES more (or fewer) at the end
     local header n=${3:-0}
     header=$(header_of "$1" | sed -E "$2")
     tail -c +$((9 + $(header_length "$1"))) "$1" >numbers
@@ -144,15 +144,20 @@ numbers_at() {                  # FILE TENSOR: where in the file the tensor's fi
     echo $((8 + $(header_length "$1") + begin))
 }
 
+add_tensor() {                  # FILE NAME: one more tensor, a single F32
+    local n=$(($(wc -c <"$1") - $(header_length "$1") - 8))
+    edit_header "$1" "s/\}\} *$/},\"$2\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[$n,$((n + 4))]}}/" 4
+}
+
 put() {                         # FILE PLACE BYTES: writes over what is there; BYTES as printf takes them
     printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null
 }
 
-repeated() { zeros "$2" | sed "s/\\x0/$1/g"; }      # WORD N: the word N times
+repeated() { zeros "$2" | tr '\0' @ | sed "s/@/$1/g"; }      # WORD N: the word N times
 
 broken() { rm -rf bad; cp -R "${1:-m}" bad; }       # [FOLDER]: a copy, to be damaged
 
-# WORDS LINE: a data file whose second line is LINE is refused, by file:line:column; @ marks the column and is taken out.
+# WORDS LINE: a data file whose second line is LINE is refused, by file:line:column; @ marks the column and is left out.
 bad_line() {
     local before=${2%%@*} column where=bad.jsonl:2
     { head -n 1 data.jsonl; printf '%s\n' "${2/@/}"; head -n 1 data.jsonl; } >bad.jsonl
@@ -174,7 +179,9 @@ bad_header() {
     refuse "bad_header/model.safetensors|$1" train data.jsonl bad_header --output_dir out
 }
 
-bad_number() { misuse "--$1|'$2'" train data.jsonl m "--$1" "$2"; }     # OPTION VALUE: no number that it takes
+# OPTION VALUE: this is no number, or none that the option takes.
+no_number() { misuse "--$1|number, not '$2'" train data.jsonl m --output_dir out "--$1" "$2"; }
+no_range() { misuse "--$1|from|to|not $2" train data.jsonl m --output_dir out "--$1" "$2"; }
 
 # ---- Models and data ---------------------------------------------------------------------------------------------
 
@@ -216,7 +223,7 @@ for i in 3 5 7 9; do echo "{\"input_ids\": [1, $i, 6, 8, 10], \"labels\": [-100,
 text='GLM-4：你好, world! 123456 ½ 🙂  two  blanks
 	tab, line break; <|user|> is plain text'
 
-works '2710|parameters' init glm.json m --layout glm4-chat
+works 'parameters' init glm.json m --layout glm4-chat
 works 'parameters' init glm.json f --layout glm4-chat --dtype f32
 works 'parameters' init glm.json shards --layout glm4-chat --max_shard_size 0.00001
 works 'parameters' init chatglm.json remote
@@ -254,11 +261,14 @@ misuse '--method|lora|full|lorra' train data.jsonl m --method lorra
 misuse '--lr_scheduler_type|cosine|step' train data.jsonl m --lr_scheduler_type step
 misuse '--overlong|error|drop|cut' train data.jsonl m --overlong cut
 misuse '--dtype|bf16|int8' init glm.json out --dtype int8
-for value in 8x 1e '' 0x10 nan inf ' 8' '8 ' 8.5 -1 0 1e400 8,5 --max_steps ８; do bad_number r "$value"; done
-for value in 1e-4x 1e '' 0x10 nan inf ' 1' '1 ' -1 1e400 0,1 1e-4.5; do bad_number learning_rate "$value"; done
-for value in 1.5 -1 1e19 1e-3; do bad_number seed "$value"; done
-for value in 0 -5 99999999999999999999; do bad_number per_device_train_batch_size "$value"; done
-for value in 1 1.5 -0.1; do bad_number lora_dropout "$value"; done
+for value in 8x 1e '' 0x10 nan inf ' 8' '8 ' 8.5 8,5 --max_steps ８; do no_number r "$value"; done
+for value in 1e-4x 1e '' 0x10 ' 1' '1 ' 0,1 1e-4.5 1e-4e; do no_number learning_rate "$value"; done
+for value in 0 -1 70000 1e400 -1e400; do no_range r "$value"; done
+for value in nan inf -1 -1e-9 1e400; do no_range learning_rate "$value"; done
+for value in 1.5 1e-3 42nd; do no_number seed "$value"; done
+for value in -1 1e19; do no_range seed "$value"; done
+for value in 0 -5 99999999999999999999; do no_range per_device_train_batch_size "$value"; done
+for value in 1 1.5 -0.1; do no_range lora_dropout "$value"; done
 misuse '--max_new_tokens|0' chat m --prompt hi --max_new_tokens 0
 
 # ---- Help: what it lists is what the parser takes ----------------------------------------------------------------
@@ -280,7 +290,7 @@ for command in $commands; do
     odd=''
     for option in $all_options; do      # an empty value ends the run before it does anything, with one error or another
         run "$command" "--$option="
-        [ "$status" != 0 ] || odd="$odd --$option (ran)"
+        [ "$status" != 0 ] || [ "$command" = gradcheck ] || odd="$odd --$option (ran)"
         takes=yes lists=no
         ! grep -q 'is no option' stderr || takes=no
         ! grep -qx "$option" "listed.$command" || lists=yes
@@ -289,9 +299,9 @@ for command in $commands; do
     check "glmtune $command takes the options that its help lists and no others" test -z "$odd"
 done
 for option in method r lora_alpha lora_dropout use_rslora target_modules learning_rate lr_scheduler_type warmup_ratio \
-    warmup_steps num_train_epochs max_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed layout base \
-    label_smoothing_factor per_device_train_batch_size gradient_accumulation_steps max_input_length max_output_length \
-    overlong official_mask combine eval_file val_size eval_steps output_dir logging_steps save_steps save_total_limit \
+    warmup_steps num_train_epochs max_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed layout \
+    base label_smoothing_factor per_device_train_batch_size gradient_accumulation_steps max_input_length \
+    max_output_length overlong official_mask combine eval_file val_size eval_steps output_dir logging_steps save_steps save_total_limit \
     force threads; do
     check "train --help lists --$option" grep -qx -e "$option" listed.train
 done
@@ -306,14 +316,15 @@ refuse 'empty/config.json|missing' chat empty --prompt hi
 refuse 'nowhere.json|missing' init nowhere.json out
 bad_config "model_type|llama|chatglm" 's/"glm"/"llama"/'
 bad_config 'model_type' '/model_type/d'
-bad_config 'ChatGLM-6B|ChatGLM2-6B' 's/"hidden_size"/"inner_hidden_size": 64, "position_encoding_2d": true, &/' chatglm.json
-bad_config 'ChatGLM-6B|ChatGLM2-6B' '/multi|ffn|kv/d; s/"hidden_size"/"position_encoding_2d": true, &/' chatglm.json
+bad_config 'ChatGLM-6B|ChatGLM2-6B' 's/"hidden_size"/"inner_hidden_size": 64, &/' chatglm.json
+bad_config 'ChatGLM-6B|ChatGLM2-6B' '/multi|ffn|"kv/d; s/"hidden_size"/"position_encoding_2d": true, &/' chatglm.json
 bad_config 'quantis|download' 's/"hidden_size"/"quantization_bit": 4, &/' chatglm.json
 bad_config 'quantis|download' 's/"hidden_size"/"quantization_config": {"bits": 4}, &/'
 bad_config 'rope_scaling' 's/"hidden_size"/"rope_scaling": {"type": "yarn", "factor": 4}, &/'
 bad_config 'hidden_act|gelu' 's/"hidden_size"/"hidden_act": "gelu", &/'
 bad_config '"hidden_size"|missing' '/"hidden_size"/d'
-for key in vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size; do
+for key in vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim \
+    intermediate_size; do
     for value in -16 0 1.5 1e15 '"16"' null NaN true; do
         bad_config "\"$key\"|whole number" "s/\"$key\": [0-9]+/\"$key\": $value/"
     done
@@ -327,8 +338,8 @@ bad_config '3 attention heads|2 key/value heads' 's/"num_attention_heads": 4/"nu
 bad_config 'rotary' 's/"head_dim": 4/"head_dim": 5, "partial_rotary_factor": 1.0/'
 bad_config 'partial_rotary_factor' 's/"hidden_size"/"partial_rotary_factor": 2, &/'
 bad_config 'rms_norm_eps' 's/"hidden_size"/"rms_norm_eps": -1, &/'
-bad_config 'bad.json:4:3: |JSON' 's/"vocab_size": 2710,/"vocab_size": 2710/; s/^  "hidden_size"/  "hidden_size"/;' \
-    <(sed -E 's/("vocab_size": 2710),/\1/' glm.json | sed 's/^  "hidden/  "hidden/')
+sed -E 's/("vocab_size": 2710),/\1/' glm.json >no_comma.json
+bad_config 'bad.json:4:3: |JSON' '' no_comma.json
 bad_config 'bad.json:2:17: |JSON' 's/"glm"/glm/'
 printf '' >bad.json
 refuse 'bad.json|empty' info bad.json
@@ -377,6 +388,14 @@ refuse "bad/model.safetensors|'lm_head.weight'|cut off|100 bytes|download" train
 broken; zeros 100 >>bad/model.safetensors
 refuse 'bad/model.safetensors|100 bytes' train data.jsonl bad --output_dir out
 
+cat >pointer <<'END'
+version https://git-lfs.github.com/spec/v1
+oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
+size 1018370
+END
+broken; cp pointer bad/model.safetensors                            # what a clone without git-lfs brings
+refuse 'bad/model.safetensors|download' chat bad --prompt hi
+
 mkdir bad_header
 cp m/config.json bad_header
 a='"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
@@ -384,7 +403,7 @@ b() { echo "{$a,\"b\":{\"dtype\":\"${2:-F32}\",\"shape\":${3:-[2]},\"data_offset
 bad_header "'a' and 'b' overlap|download" "$(b '[4,12]')" 12
 bad_header "'b'|hole|download" "$(b '[12,20]')" 20
 bad_header "'b'|cut off|4 bytes|download" "$(b '[8,16]')" 12
-bad_header "'b'|cut off|download" "$(b '[1099511627776,1099511627784]')" 12
+bad_header "'b'|download" "$(b '[1099511627776,1099511627784]')" 12
 bad_header "'b'|data_offsets|download" "$(b '[8,12]')" 16
 bad_header "'b'|data_offsets|download" "$(b '[8,16]' F32 '[3]')" 16
 bad_header "'b'|data_offsets|download" "$(b '[16,8]')" 16
@@ -404,7 +423,8 @@ bad_header 'JSON' "{$a" 8
 bad_header 'JSON' 'rubbish' 8
 bad_header 'JSON' '[]' 0
 bad_header 'nested' "{\"a\":$(repeated '[' 100000)" 0
-bad_header "'model.embed_tokens.weight'" '{}' 0
+tensor_file bad_header/model.safetensors '{}' 0
+refuse "bad_header|'model.embed_tokens.weight'" train data.jsonl bad_header --output_dir out
 { le8 1000; printf '{%s}' "$a"; zeros 8; } >bad_header/model.safetensors
 refuse 'bad_header/model.safetensors|header|1000 bytes|download' train data.jsonl bad_header --output_dir out
 { le8 -1; printf '{%s}' "$a"; zeros 8; } >bad_header/model.safetensors
@@ -421,29 +441,30 @@ broken; edit_header bad/model.safetensors 's/(gate_up_proj.weight":[^]]*\[)48, ?
 refuse "bad/model.safetensors|gate_up_proj.weight'|[768]|[48, 16]" chat bad --prompt hi
 broken; edit_header bad/model.safetensors "s/$q/model.layers.0.q_proj.weight/"
 refuse "bad|'$q'" train data.jsonl bad --output_dir out
-broken; size=$(($(wc -c <$weights) - $(header_length $weights) - 8))
-edit_header bad/model.safetensors "s/\}\}\s*$/},\"extra\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[$size,$((size + 4))]}}/" 4
+broken; add_tensor bad/model.safetensors extra
 refuse "bad/model.safetensors|'extra'" train data.jsonl bad --output_dir out
 broken; edit_header bad/model.safetensors 's/v_proj.weight/k_proj.weight/'
 refuse "bad/model.safetensors|twice|k_proj.weight'" train data.jsonl bad --output_dir out
-broken; half=$((2710 * 16))                 # the last tensor, lm_head, as an int8 and as an int4 release would hold it
-edit_header bad/model.safetensors "s/(\"lm_head.weight\":\{\"dtype\":\")BF16(.*),[0-9]+\]/\1I8\2,$((size - half))]/" -$half
+# The last tensor, lm_head, as releases in 8 and in 4 bits would hold it.
+n=$(($(wc -c <$weights) - $(header_length $weights) - 8)) half=$((2710 * 16))
+head='("lm_head.weight":[{]"dtype":")BF16(","shape":)\[2710, ?16\](.*),[0-9]+\]'
+broken; edit_header bad/model.safetensors "s/$head/\\1I8\\2[2710,16]\\3,$((n - half))]/" -$half
 refuse "bad/model.safetensors|'lm_head.weight'|I8|quantis|download" train data.jsonl bad --output_dir out
-edit_header bad/model.safetensors "s/(\"lm_head.weight\":.*)\[2710, ?16\](.*),[0-9]+\]/\1[2710,8]\2,$((size - half * 3 / 2))]/" \
-    -$((half / 2))
-refuse "bad/model.safetensors|'lm_head.weight'|quantis|download" train data.jsonl bad --output_dir out
+broken; edit_header bad/model.safetensors "s/$head/\\1I8\\2[2710,8]\\3,$((n - half * 3 / 2))]/" -$((half * 3 / 2))
+refuse "bad/model.safetensors|'lm_head.weight'|I8|quantis|download" train data.jsonl bad --output_dir out
 broken remote; sed -i.old 's/"num_layers": 1/"num_layers": 2/' bad/config.json; rm bad/config.json.old
 refuse "bad|'transformer.encoder.layers.1" train ready.jsonl bad --output_dir out
 broken; sed -i.old 's/"model_type": "glm"/"model_type": "glm4"/' bad/config.json; rm bad/config.json.old
 refuse "bad|post_self_attn_layernorm" train data.jsonl bad --output_dir out
 
-broken f; put bad/model.safetensors "$(numbers_at bad/model.safetensors $q)" '\0\0\300\177'
-stops "step 1|'$q'|not finite" train data.jsonl bad --output_dir out
-stops "step 1|'$q'|not finite" train data.jsonl bad --output_dir out --method full
+broken f; put bad/model.safetensors "$(numbers_at bad/model.safetensors $q)" '\0\0\300\177'             # a NaN
+stops "step 1|'$q'|not finite|damaged|download" train data.jsonl bad --output_dir out
+stops "step 1|'$q'|not finite|damaged|download" train data.jsonl bad --output_dir out --method full
 broken f; put bad/model.safetensors $(($(numbers_at bad/model.safetensors model.norm.weight) + 8)) '\0\0\200\177'
 stops "step 1|'model.norm.weight'|not finite" train data.jsonl bad --output_dir out
-stops 'step |learning_rate' train data.jsonl f --output_dir out --method full --learning_rate 1000 --max_steps 40 \
-    --warmup_ratio 0 --max_grad_norm 0 --lr_scheduler_type constant
+broken f; head=$(numbers_at bad/model.safetensors lm_head.weight)        # finite weights whose logits overflow
+put bad/model.safetensors "$head" "$(repeated '\\346\\261\\141\\177' 16)$(repeated '\\346\\261\\141\\377' 16)"
+stops 'step 1|loss|not finite' train data.jsonl bad --output_dir out
 
 # ---- Data --------------------------------------------------------------------------------------------------------
 
@@ -458,16 +479,17 @@ refuse 'bad.jsonl|no sample' train bad.jsonl m --output_dir out
 printf '[]\n' >bad.jsonl
 refuse 'bad.jsonl|no sample' train bad.jsonl m --output_dir out
 { printf '['; head -n 1 data.jsonl; printf ','; head -n 1 data.jsonl; } >bad.jsonl
-refuse 'bad.jsonl:3:1: |JSON|array' train bad.jsonl m --output_dir out
+refuse 'bad.jsonl:3:1: |JSON' train bad.jsonl m --output_dir out
 { printf '['; head -n 1 data.jsonl; head -n 1 data.jsonl; printf ']'; } >bad.jsonl
 refuse 'bad.jsonl:2:1: |JSON' train bad.jsonl m --output_dir out
 { printf '['; head -n 1 data.jsonl; printf ',]'; } >bad.jsonl
 refuse 'bad.jsonl:2:2: |JSON' train bad.jsonl m --output_dir out
 
 user='{"role": "user", "content": "你好"}' answer='{"role": "assistant", "content": "yes"}'
-bad_line 'JSON' "{\"messages\": [$user, $answer@"
+{ head -n 1 data.jsonl; echo "{\"messages\": [$user, $answer"; head -n 1 data.jsonl; } >bad.jsonl
+refuse 'bad.jsonl:2:|JSON' train bad.jsonl m --output_dir out    # the line that is cut off, not the one after it
 bad_line 'JSON' "{\"messages\": [$user @$answer]}"
-bad_line 'JSON' "{\"messages\": [$user, $answer]@ \"kind\": 1}"
+bad_line 'JSON' "{\"messages\": [$user, $answer] @\"kind\": 1}"
 bad_line 'JSON' "{\"messages\": [$user, @'role']}"
 bad_line 'JSON' '{"messages": [{"role": "user", "content": "你@'
 bad_line 'JSON' '{"messages": [{"role": "user", "content": "你\@q"}]}'
@@ -485,6 +507,7 @@ bad_line 'messages|input_ids' '@{"text": "hello"}'
 bad_line 'array' '{"messages": @"hello"}'
 bad_line 'object' "{\"messages\": [@\"hello\", $answer]}"
 bad_line "role|'wizard'|assistant" "{\"messages\": [{\"role\": @\"wizard\", \"content\": \"你好\"}, $answer]}"
+bad_line "role|assistant" "{\"messages\": [{\"role\": @\"us\\ner\", \"content\": \"你好\"}, $answer]}"
 bad_line '"role"' "{\"messages\": [$user, @{\"content\": \"yes\"}]}"
 bad_line '"content"' "{\"messages\": [$user, @{\"role\": \"assistant\"}]}"
 bad_line '"content"' "{\"messages\": [$user, {\"role\": \"assistant\", \"content\": @null}]}"
@@ -510,9 +533,9 @@ bad_line '2 labels|3 input_ids' '{"input_ids": [1, 2, 3], "labels": @[1, 2]}'
 bad_line '4 labels|3 input_ids' '{"input_ids": [1, 2, 3], "labels": @[1, 2, 3, 4]}'
 bad_line '"labels"' '@{"input_ids": [1, 2, 3]}'
 bad_line '"input_ids"' '{"input_ids": @7, "labels": [1]}'
-refuse 'data.jsonl:1:1: |tokens|--overlong' train data.jsonl m --output_dir out --max_input_length 2 --max_output_length 2
-refuse 'data.jsonl|short enough' train data.jsonl m --output_dir out --max_input_length 2 --max_output_length 2 \
-    --overlong drop
+short='--output_dir out --max_input_length 2 --max_output_length 2'
+refuse 'data.jsonl:1:1: |tokens|--overlong' train data.jsonl m $short
+refuse 'data.jsonl|short enough' train data.jsonl m $short --overlong drop
 printf '{"input_ids": [1, 2], "labels": [-100, -100]}\n' >bad.jsonl
 refuse 'bad.jsonl|target' dump m bad.jsonl out
 refuse 'data.jsonl:1:1: |input_ids' dump m data.jsonl out
@@ -552,11 +575,11 @@ printf 'AA== 0\nAQ== 1\nAg== 7\n' >bad/tokenizer.model
 refuse 'bad/tokenizer.model:3' tokenize bad
 printf 'AA== 0\nAQ== 1\n' >bad/tokenizer.model
 refuse 'bad/tokenizer.model|byte' tokenize bad
-printf 'version https://git-lfs.github.com/spec/v1\n' >bad/tokenizer.model
-refuse 'bad/tokenizer.model' tokenize bad
+cp pointer bad/tokenizer.model
+refuse 'bad/tokenizer.model:' tokenize bad
 refuse 'standard input|2710' tokenize "$bin" --decode <<<'1 2710'
 refuse 'standard input|-1' tokenize "$bin" --decode <<<'-1'
-refuse 'standard input|99999999999' tokenize "$bin" --decode <<<'99999999999999999999'
+refuse 'standard input|no id|2709' tokenize "$bin" --decode <<<'99999999999999999999'
 refuse "standard input|'word'" tokenize "$bin" --decode <<<'1 2 word'
 
 sed 's/2710/2000/' glm.json >small.json
@@ -580,7 +603,7 @@ rm -rf out
 judge
 refuse 'remote|layout|--layout' chat remote --prompt hi
 refuse 'data.jsonl:1:1: |remote|layout|--layout' train data.jsonl remote --output_dir out
-refuse '<|user|>' tokenize m --decode <<<'<|user|>'
+refuse 'standard input|no token id' tokenize m --decode <<<'<|user|>'
 refuse 'max_context' chat m --prompt 'rather a long prompt' --max_context 4
 
 # ---- Output, disk and memory -------------------------------------------------------------------------------------
@@ -617,19 +640,26 @@ fi
 
 # A batch of 100,000 tokens under two limits: one that the memory plan can see is too low, and one that is just above
 # what the plan counts, so that taking the memory fails.
-{ printf '{"input_ids": ['; repeated '7,' 99999; printf '7], "labels": ['; repeated '7,' 99999; printf '7]}\n'; } >long.jsonl
+sevens=$(repeated '7,' 99999)7
+echo "{\"input_ids\": [$sevens], \"labels\": [$sevens]}" >long.jsonl
+works 'parameters' init <(sed 's/2710/200000/' glm.json) wide
 long='--output_dir out --max_input_length 200000 --val_size 0 --threads 1'
 run info m --max_input_length 99000 --max_output_length 999
-own=$(sed -n 's/^memory:.*own \([0-9.]*\) GiB.*/\1/p' stdout | awk '{ print int($1 * 1048576) }')
-limit="-v $((own * 3 / 4))"
+own=$(sed -nE 's/^memory:.* ([0-9.]+) MiB own.*/\1/p' stdout | cut -d. -f1)
+check 'the memory plan says how many MiB are its own' test -n "$own"
+limit='-v 400000'
 run --help
 if [ "$status" != 0 ]; then
     skip 'limits of memory: this program does not run under one'
 else
-    refuse 'memory|GiB|tokens fit|lower' train long.jsonl m $long
-    refuse 'memory|GiB|--method lora' train long.jsonl m $long --method full --per_device_train_batch_size 1
-    limit="-v $((own + 1024))"
-    refuse 'memory|GiB|lower' train long.jsonl m $long
+    limit="-v $((${own:-200} * 768))"                       # three quarters
+    refuse 'memory|tokens fit|lower' train long.jsonl m $long
+    refuse 'memory|tokens fit|lower' train long.jsonl m $long --method full
+    limit="-v $(((${own:-200} + 2) * 1024))"
+    refuse 'memory|lower' train long.jsonl m $long
+    limit='-v 65536'                                        # 64 MiB: too little for what trains alone
+    refuse 'memory|--method lora' train ready.jsonl wide --output_dir out --method full --threads 1
+    refuse 'memory|--r' train data.jsonl m --output_dir out --r 65536 --threads 1
 fi
 limit=''
 
@@ -643,7 +673,9 @@ check 'the checkpoint holds an adapter' test -s $adapter/adapter_model.safetenso
 check 'it is in PEFT'\''s form' grep -q '"peft_type": "LORA"' $adapter/adapter_config.json
 check 'it names its base by an absolute path' grep -qF "\"base_model_name_or_path\": \"/" $adapter/adapter_config.json
 check 'log.jsonl has a line for each step' test "$(grep -c '"loss": [0-9]' run/log.jsonl)" = 4
-check 'log.jsonl has every field' test "$(grep -cE '"step": .*"learning_rate": .*"grad_norm": .*"tokens": ' run/log.jsonl)" = 4
+for field in step learning_rate grad_norm tokens tokens_per_s; do
+    check "log.jsonl has $field in each line" test "$(grep -cE "\"$field\": [0-9]" run/log.jsonl)" = 4
+done
 works 'method lora trains' info $adapter
 works '' chat $adapter --prompt '第1 question?' --max_new_tokens 20
 check 'an answer ends in a line break' test "$(tail -c 1 stdout | od -An -tx1 | tr -d ' ')" = 0a
@@ -654,7 +686,9 @@ works '' chat $adapter --max_new_tokens 5 --system 'Be kind.' --temperature 1 --
 two"
 works 'method lora|done' train data.jsonl $adapter --output_dir again $tune
 check 'going on from an adapter writes one' test -s again/checkpoint-4/adapter_model.safetensors
-check 'which has learned more' test -n "$(cmp -s $adapter/adapter_model.safetensors again/checkpoint-4/adapter_model.safetensors || echo differs)"
+told='an adapter that went on is another'
+! cmp -s $adapter/adapter_model.safetensors again/checkpoint-4/adapter_model.safetensors || want 'another content'
+judge
 check 'and has the same base' test "$(grep base_model $adapter/adapter_config.json)" = \
     "$(grep base_model again/checkpoint-4/adapter_config.json)"
 works 'merged' merge $adapter merged
@@ -702,6 +736,13 @@ for try in 1 2 3 3again; do
 done
 check 'the log compared has losses' grep -q '"loss": ' threads1/losses
 
+works 'done' train data.jsonl m --output_dir limited $tune --save_steps 3 --save_total_limit 1
+kept=$(find limited -name 'checkpoint-*')
+check '--save_total_limit 1 keeps the last checkpoint alone' test "$kept" = limited/checkpoint-4
+works 'done' train data.jsonl m --output_dir limited $tune --save_steps 1 --save_total_limit 2 --force
+kept=$(find limited -name 'checkpoint-*' | sort | tr '\n' ' ')
+check '--save_total_limit 2 keeps two' test "$kept" = 'limited/checkpoint-3 limited/checkpoint-4 '
+
 # ---- Runs that are in the way ------------------------------------------------------------------------------------
 
 cp -R run run_before
@@ -742,7 +783,7 @@ refuse 'adapter_model.safetensors|lora_A.weight|[8, 16]|[4, 16]' chat bad --prom
 edit_config 's/"r": 8/"r": -8/'
 refuse 'adapter_config.json|"r"' chat bad --prompt hi
 edit_config 's/"r": 8,/"r": 8/'
-refuse 'adapter_config.json:6:3: |JSON' chat bad --prompt hi
+refuse 'adapter_config.json:7:3: |JSON' chat bad --prompt hi
 
 path=base_model.model.model.layers.0.self_attn
 broken $adapter; rm $tensors
@@ -754,14 +795,13 @@ refuse "adapter_model.safetensors|$path.q_proj.lora_A.weight'|[16, 8]|[8, 16]" c
 refuse "adapter_model.safetensors|$path.q_proj.lora_A.weight'|[16, 8]|[8, 16]" merge bad out
 broken $adapter; edit_header $tensors "s/q_proj.lora_A/qq_proj.lora_A/"
 refuse "bad|$path.q_proj.lora_A.weight'" train data.jsonl bad --output_dir out
-broken $adapter; bytes=$(($(wc -c <$tensors) - $(header_length $tensors) - 8))
-edit_header $tensors "s/\}\}\s*$/},\"extra\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[$bytes,$((bytes + 4))]}}/" 4
+broken $adapter; add_tensor $tensors extra
 refuse "adapter_model.safetensors|'extra'" chat bad --prompt hi
-broken $adapter; put $tensors "$(numbers_at $tensors $path.q_proj.lora_A.weight)" '\0\0\300\177'
+broken $adapter; put $tensors "$(numbers_at $tensors $path.q_proj.lora_A.weight)" '\0\0\0\0\0\0\370\177'  # a NaN
 stops "step 1|$path.q_proj.lora_A.weight'|not finite" train data.jsonl bad --output_dir out
 refuse 'm|adapter' merge m out
 refuse 'nowhere' merge nowhere out
-refuse 'lora' chat $adapter --prompt hi --base remote --layout glm4-chat
+refuse "'q_proj'|query_key_value" chat $adapter --prompt hi --base remote --layout glm4-chat
 
 # ---- Tokenizing, dumping, checking -------------------------------------------------------------------------------
 
@@ -779,7 +819,8 @@ for i in $(seq 0 255); do printf "\\$(printf %03o "$i")\\0\\0"; done | base64 -w
     awk '{ print $0, NR - 1 }' >bytes.model                 # a tiktoken vocabulary of the 256 bytes
 works '' tokenize bytes.model <text
 cp stdout byte_ids
-check 'a vocabulary of bytes gives the bytes' test "$(cat byte_ids)" = "$(od -An -v -tu1 text | tr -s ' \n' ' ' | sed 's/^ //; s/ $//')"
+od -An -v -tu1 text | tr -s ' \n' ' ' | sed 's/^ //; s/ $//' >byte_values
+check 'a vocabulary of bytes gives the bytes' test "$(cat byte_ids)" = "$(cat byte_values)"
 works '' tokenize bytes.model --out bytes.bin
 works '' tokenize bytes.bin <text
 check 'an imported tokenizer gives the same ids' cmp byte_ids stdout
@@ -788,7 +829,10 @@ check 'and the text back' cmp text stdout
 works '' tokenize m </dev/null
 check 'no text has no ids' test "$(wc -c <stdout)" = 1
 
-printf '{"input_ids": [1, 39, 6, 8], "labels": [-100, 39, 6, 8]}\n{"input_ids": [5, 7], "labels": [5, 7]}\n' >batch.jsonl
+cat >batch.jsonl <<'END'
+{"input_ids": [1, 39, 6, 8], "labels": [-100, 39, 6, 8]}
+{"input_ids": [5, 7], "labels": [5, 7]}
+END
 for model in saved_hf saved_remote saved_peft; do
     works "6 tokens, loss" dump "$tests/golden/$model" batch.jsonl $model.safetensors
     sed 's/.*, loss \([^,]*\),.*/\1/' stdout >$model.loss

@@ -874,7 +874,9 @@ static void test_attention_forward(const AttentionCase *c, double spread, double
                       a.device_prefix_v, a.shape);
     if (test_pass == 0) naive_attention(out->host, lse->host, NULL, NULL, c, in);
     expect(out, tolerance, "attention_forward out, %s", attention_label(c, spread));
-    expect(lse, TOLERANCE(6e-7, 3e-15), "attention_forward lse, %s", attention_label(c, spread));
+    // scores of some hundreds carry an error of their own size into lse
+    expect(lse, spread > 1 ? TOLERANCE(2e-6, 6e-15) : TOLERANCE(6e-7, 3e-15), "attention_forward lse, %s",
+           attention_label(c, spread));
     finish_arrays("attention_forward");
 }
 

@@ -316,7 +316,8 @@ static void test_accumulation_of(const char *method) {
     s.data = random_samples(SAMPLES, 2, 13, s.model->config.vocab_size);
     s.run = describe_run(s.model, s.method, true, s.data.n_tokens, s.data.n_tokens);
     take_run(&s.run);
-    double *gradients = as_doubles(step_gradients(&s, 1, 5, &want_loss, &n), n);
+    real *one_by_one = step_gradients(&s, 1, 5, &want_loss, &n);
+    double *gradients = as_doubles(one_by_one, n);
     for (size_t batch = 4; batch <= SAMPLES; batch *= 4) {
         real *got = step_gradients(&s, batch, 5, &loss, &n);
         check_close_l2(label("%s: gradients of %zu batches of %zu, of 16 of 1", method, SAMPLES / batch, batch), got, gradients,
@@ -341,7 +342,7 @@ static void test_accumulation(void) {
 
 #ifdef _OPENMP
 static const char wide_config[] =       // large enough that every kernel uses its threads
-    "{\"model_type\": \"glm4\", \"vocab_size\": 290, \"hidden_size\": 136, \"num_hidden_layers\": 1, \"head_dim\": 34,"
+    "{\"model_type\": \"glm4\", \"vocab_size\": 290, \"hidden_size\": 136, \"num_hidden_layers\": 1, \"head_dim\": 36,"
     " \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"intermediate_size\": 150, \"attention_bias\": true,"
     " \"tie_word_embeddings\": true, \"max_position_embeddings\": 256}";
 
@@ -404,7 +405,7 @@ static void test_slopes(void) {
             Model *m = describe_model(parse_config("small model", gradcheck_configs[i]));
             Options o = default_options();
             o.std = o.label_smoothing_factor = o.lora_dropout = 0.1;
-            o.elements = 60;
+            o.elements = 20;
             o.target_modules = all_maps(m);
             bind_random(m, (uint64_t)o.seed, o.std);
             int kept = silence();
@@ -588,7 +589,7 @@ static void test_draw_token(void) {
     static const struct { double temperature, top_p; float uniform; int32_t id; } cases[] = {
         { 0, 1, 0.99f, 2 }, { 1, 1, 0, 2 }, { 1, 1, 0.49f, 2 }, { 1, 1, 0.51f, 0 }, { 1, 1, 0.74f, 0 }, { 1, 1, 0.76f, 1 },
         { 1, 1, 0.87f, 1 }, { 1, 1, 0.88f, 3 }, { 1, 1, 0.99999f, 3 },
-        { 1, 0.4, 0.99f, 2 }, { 1, 0.6, 0.66f, 2 }, { 1, 0.6, 0.67f, 0 }, { 1, 0.8, 0.86f, 1 - 1 }, { 1, 0.8, 0.87f, 0 },
+        { 1, 0.4, 0.99f, 2 }, { 1, 0.6, 0.66f, 2 }, { 1, 0.6, 0.67f, 0 }, { 1, 0.8, 0.85f, 0 }, { 1, 0.8, 0.86f, 1 },
         { 1, 0.8, 0.88f, 1 }, { 1, 0, 0.99f, 2 },
         { 0.5, 1, 0.72f, 2 }, { 0.5, 1, 0.73f, 0 }, { 0.5, 1, 0.90f, 0 }, { 0.5, 1, 0.92f, 1 }, { 1e-3, 1, 0.99f, 2 },
     };

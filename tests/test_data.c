@@ -1,0 +1,913 @@
+// Tests of what is read and written: JSON, tensor files, tokenizers, conversations, data sets.
+
+// ---- JSON --------------------------------------------------------------------------------------------------------
+
+static void render_json(Text *t, const Json *j) {
+    if (j->key) text_json(t, j->key, strlen(j->key)), text_print(t, ":");
+    switch (j->type) {
+        case JSON_NULL: text_print(t, "null"); break;
+        case JSON_BOOL: text_print(t, j->number != 0 ? "true" : "false"); break;
+        case JSON_NUMBER: text_print(t, "%.17g", j->number); break;
+        case JSON_STRING: text_json(t, j->text, j->count); break;
+        case JSON_ARRAY: case JSON_OBJECT: default:
+            text_print(t, j->type == JSON_ARRAY ? "[%zu|" : "{%zu|", j->count);
+            for (const Json *k = j->first; k; k = k->next) render_json(t, k), text_print(t, k->next ? "," : "");
+            text_print(t, j->type == JSON_ARRAY ? "]" : "}");
+    }
+}
+
+// What is read, in one line: members counted, strings unescaped and escaped again, numbers with 17 digits.
+static const struct { const char *source, *read; } json_values[] = {
+    { " null ", "null" }, { "true", "true" }, { "[false]", "[1|false]" }, { "[]", "[0|]" }, { "{ }", "{0|}" },
+    { "0", "0" }, { "-0", "-0" }, { "-12.5e-1", "-1.25" }, { "1E3", "1000" }, { "1e+2", "100" }, { "9007199254740993", "9007199254740992" },
+    { "0.1", "0.10000000000000001" }, { "1e400", "inf" }, { "[NaN, Infinity]", "[2|nan,inf]" },
+    { "\"\"", "\"\"" }, { "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"", "\"\\\"\\\\/\\u0008\\u000c\\u000a\\u000d\\u0009\"" },
+    { "\"\\u0041\\u00e9\\u4F60\"", "\"A\xC3\xA9\xE4\xBD\xA0\"" }, { "\"a\\u0000b\"", "\"a\\u0000b\"" },
+    { "\"\\ud83d\\ude80\"", "\"\xF0\x9F\x9A\x80\"" },
+    { "\"\\ud83d\"", "\"\xEF\xBF\xBD\"" }, { "\"\\ude80x\"", "\"\xEF\xBF\xBDx\"" },
+    { "\"\\ud83d\\u0041\"", "\"\xEF\xBF\xBD" "A\"" }, { "\"\\ud83d\\n\"", "\"\xEF\xBF\xBD\\u000a\"" },
+    { "\"\\ud83d\\ud83d\\ude80\"", "\"\xEF\xBF\xBD\xF0\x9F\x9A\x80\"" }, { "\"\\uFFFF\\uD7FF\\uE000\"", "\"\xEF\xBF\xBF\xED\x9F\xBF\xEE\x80\x80\"" },
+    { "\xEF\xBB\xBF[1]", "[1|1]" }, { "\t[ 1 ,\r\n2 ]", "[2|1,2]" },
+    { "{\"a\":{\"b\":[{}]},\"\":1}", "{2|\"a\":{1|\"b\":[1|{0|}]},\"\":1}" },
+};
+
+static const struct { const char *source, *message; } json_errors[] = {
+    { "", "the file is empty" }, { "[1,]", ":1:4: " }, { "[1 2]", "a comma or ]" }, { "{\"a\" 1}", "a colon" }, { "{a:1}", "a name in double quotes" },
+    { "{\"a\":1,}", "a name in double quotes" }, { "[1", "a comma or ]" }, { "{\"a\":1", "a comma or }" }, { "\"ab", "ends inside a string" },
+    { "\"a\nb\"", "control character" }, { "\"\\x\"", "a backslash must be followed" }, { "\"\\", "a backslash must be followed" },
+    { "\"\\u12g4\"", "four hexadecimal digits" }, { "\"\\u12", "four hexadecimal digits" }, { "01", "a value was expected" }, { "-", "a value was expected" },
+    { "+1", "a value was expected" }, { "1.", "digits must follow" }, { ".5", "a value was expected" }, { "1e", "digits must follow" }, { "1 2", "something follows" },
+    { "nul", "a value was expected" }, { "[\n\n  \xE4\xBD\xA0]", ":3:3: " }, { "[\"\xE4\xBD\xA0\", x]", ":1:7: " },
+};
+
+static const Json *read_json(const char *source, JsonReader *r) {
+    *r = json_open("file.json", source, strlen(source));
+    return json_only(r);
+}
+
+static void read_bad_json(const void *source) {
+    JsonReader r;
+    read_json(source, &r);
+}
+
+static const char *nested(size_t depth) {
+    Text t = {0};
+    for (size_t i = 0; i < depth; i++) text_print(&t, "[");
+    for (size_t i = 0; i < depth; i++) text_print(&t, "]");
+    return t.s;
+}
+
+static size_t count_values(const char *source) {
+    JsonReader r = json_open("file.json", source, strlen(source));
+    size_t n = 0;
+    for (const Json *j; (j = json_next(&r)); n++)
+        check_true(label("value %zu of %s", n, source), json_is(json_get(j, "i"), JSON_NUMBER) && json_get(j, "i")->number == (double)n);
+    json_close(&r);
+    return n;
+}
+
+static void test_json(void) {
+    for (size_t i = 0; i < COUNT(json_values); i++) {
+        JsonReader r;
+        Text t = {0};
+        render_json(&t, read_json(json_values[i].source, &r));
+        check_true(label("%s is read as %s: %s", json_values[i].source, json_values[i].read, t.s), !strcmp(t.s, json_values[i].read));
+        json_close(&r);
+        free(t.s);
+    }
+    for (size_t i = 0; i < COUNT(json_errors); i++)
+        check_fails(label("json error %zu", i), read_bad_json, json_errors[i].source, json_errors[i].message);
+    JsonReader r;
+    check_true("arrays may be nested a hundred deep", read_json(nested(JSON_DEPTH), &r)->type == JSON_ARRAY);
+    check_fails("but not deeper", read_bad_json, nested(JSON_DEPTH + 1), "nested deeper");
+    check_fails("nor very deep", read_bad_json, nested(100000), "nested deeper");
+    check_equal("JSON lines", count_values("{\"i\":0}\n{\"i\":1}\r\n\n{\"i\":2}"), 3);
+    check_equal("one array", count_values(" [ {\"i\":0}, {\"i\":1} ] \n"), 2);
+    check_equal("an empty file", count_values("\n"), 0);
+    check_equal("an empty array", count_values("[]"), 0);
+    const Json *twice = read_json("{\"a\":1,\"a\":2}", &r);
+    check_true("of two members of one name the last counts", json_get(twice, "a")->number == 2 && !json_get(twice, "b"));
+    Text many = {0};        // more nodes than one block holds, so that later blocks are used and used again
+    for (size_t i = 0; i < 3; i++) {
+        text_print(&many, "{\"i\":%zu,\"x\":[0", i);
+        for (size_t k = 0; k < 1500; k++) text_print(&many, ",%zu", k);
+        text_print(&many, "]}\n");
+    }
+    check_equal("large values", count_values(many.s), 3);
+}
+
+// ---- Tensor files ------------------------------------------------------------------------------------------------
+
+// Tensors of every type, with random bytes; names that need escapes; one without elements.
+static size_t make_tensors(StoredTensor *t) {
+    static const struct { const char *name; Dtype dtype; size_t n_dims, shape[MAX_DIMS]; } made[] = {
+        { "double", F64, 2, { 3, 5 } }, { "float", F32, 1, { 7 } }, { "half", F16, 3, { 2, 3, 1 } },
+        { "bf\"16\\\n", BF16, 1, { 1 } }, { "\xE4\xBD\xA0", I64, 4, { 1, 2, 1, 2 } }, { "i32", I32, 2, { 0, 4 } }, { "one", I32, 0, { 0 } } };
+    for (size_t i = 0; i < COUNT(made); i++) {
+        t[i] = (StoredTensor){ .name = name("%s", made[i].name), .dtype = made[i].dtype, .n_dims = made[i].n_dims, .n = 1 };
+        memcpy(t[i].shape, made[i].shape, sizeof t[i].shape);
+        for (size_t d = 0; d < t[i].n_dims; d++) t[i].n *= t[i].shape[d];
+        t[i].bytes = t[i].n * dtype_size(t[i].dtype);
+        char *bytes = take(t[i].bytes, 1);
+        for (size_t b = 0; b < t[i].bytes; b++) bytes[b] = (char)pick(256);
+        t[i].data = bytes;
+    }
+    return COUNT(made);
+}
+
+static void test_round_trip(void) {
+    StoredTensor made[16];
+    size_t n = make_tensors(made);
+    const char *path = scratch("round.safetensors");
+    TensorWriter w = begin_tensor_file(path, made, n, "\"format\":\"pt\",\"note\":\"a\"");
+    for (size_t i = 0; i < n; i++) write_tensor_bytes(&w, made[i].data, made[i].bytes);
+    check_true("the file does not appear before it is complete", !exists(path));
+    finish_tensor_file(&w);
+    TensorSet set = {0};
+    read_tensor_file(&set, path);
+    check_equal("tensors read", set.n, n);
+    check_true("metadata read", !strcmp(set.metadata.s, "format=pt\nnote=a\n"));
+    for (size_t i = 0; i < n; i++) {
+        const StoredTensor *s = find_tensor(&set, made[i].name);
+        if (!check_true(label("tensor %zu is there in its shape", i), same_shape(&made[i], s) && s->dtype == made[i].dtype &&
+                        s->n == made[i].n && s->bytes == made[i].bytes)) continue;
+        check_true(label("tensor %zu has its bytes", i), !memcmp(s->data, made[i].data, s->bytes));
+        check_true(label("tensor %zu lies on its boundary", i), (uintptr_t)s->data % 8 == 0 || s->dtype != F64);
+    }
+}
+
+// A safetensors file with this header, spelt as it is, and so many bytes 0, 1, 2, ... behind it.
+static const char *raw_tensor_file(const char *header, size_t n) {
+    Text t = {0};
+    const char *path = scratch("raw.safetensors");
+    for (int i = 0; i < 8; i++) text_add(&t, (char[]){ (char)(strlen(header) >> (8 * i) & 255) }, 1);
+    text_add(&t, header, strlen(header));
+    for (size_t i = 0; i < n; i++) text_add(&t, (char[]){ (char)i }, 1);
+    write_file(path, t.s, t.n);
+    return path;
+}
+
+static void read_bad_tensors(const void *path) {
+    TensorSet set = {0};
+    read_tensor_file(&set, path);
+}
+
+static void test_raw_files(void) {
+    static const struct { const char *header; size_t bytes; const char *message; } bad[] = {
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 7, "cut off" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 9, "follow the last tensor" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, "hole" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4, "say otherwise" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, "say otherwise" },
+        { "{\"a\":{\"dtype\":\"F99\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "unknown dtype" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, "size in its shape" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,8]}}", 8, "passes what" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, "dimensions" },
+        { "{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "lacks" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]}}", 6,
+          "overlap" },
+        { "[]", 0, "no JSON object" }, { "{\"a\":", 0, "no JSON" },
+    };
+    for (size_t i = 0; i < COUNT(bad); i++)
+        check_fails(label("damaged tensor file %zu", i), read_bad_tensors, raw_tensor_file(bad[i].header, bad[i].bytes), bad[i].message);
+    write_file(scratch("short.safetensors"), "\1\0\0", 3);
+    check_fails("a file of three bytes", read_bad_tensors, scratch("short.safetensors"), "no whole safetensors file");
+    // numbers that do not lie on their boundary, in an order that is not the header's
+    TensorSet set = {0};
+    read_tensor_file(&set, raw_tensor_file("{\"b\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[2,6]},"
+                                           "\"a\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]}}", 6));
+    int32_t b;
+    memcpy(&b, find_tensor(&set, "b")->data, sizeof b);
+    check_equal("a number at an odd place", (size_t)b, 0x05040302);
+    check_true("is moved to its boundary", (uintptr_t)find_tensor(&set, "b")->data % 4 == 0);
+}
+
+static void test_tensor_files(void) {
+    test_round_trip();
+    test_raw_files();
+}
+
+// ---- Random models on disk ---------------------------------------------------------------------------------------
+
+static void check_written(const char *folder, const char *config, Dtype dtype, double max_shard) {
+    Options o = default_options();
+    o.std = 0.02;
+    Model *m = golden_model(config);
+    make_folders(folder);
+    write_weights(folder, m, dtype, max_shard, initial_tensor, &o);
+    copy_if_there(config, folder, "config.json");
+    Model *loaded = load_model(folder);
+    check_true(label("%s: shards where they are wanted", folder),
+               exists(name("%s/model.safetensors.index.json", folder)) == (max_shard < 1e6));
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = loaded->tensors[i];
+        double unit = 1.01 * ldexp(1, dtype == F64 || dtype == REAL ? -60 : dtype == F32 ? -24 : dtype == F16 ? -11 : -8), worst = 0;
+        real *numbers = take(t->n, sizeof *numbers);
+        StoredTensor s = { .dtype = t->file_dtype, .data = t->file_data };
+        initial_tensor(numbers, m->tensors[i], &o);
+        for (size_t k = 0; k < t->n; k++) {
+            double x = (double)numbers[k], error = fabs(stored_number(&s, k) - x) / fmax(fabs(x), 0x1p-14);
+            if (!(error <= worst)) worst = error;
+        }
+        check_true(label("%s: %s has its dtype", folder, t->name), t->file_dtype == dtype);
+        check_error(label("%s: %s", folder, t->name), "relative", 0, worst, 0, worst, unit);
+        free(numbers);
+    }
+}
+
+static void test_init(void) {
+    check_written(scratch("init-real"), "tests/golden/glm4", REAL, 1e9);
+    check_written(scratch("init-f32"), "tests/golden/glm4", F32, 10000);
+    check_written(scratch("init-f16"), "tests/golden/chatglm", F16, 3000);
+    check_written(scratch("init-bf16"), "tests/golden/glm_edge", BF16, 1);
+}
+
+// ---- The split pattern -------------------------------------------------------------------------------------------
+// GLM-4's pattern, alternative by alternative as it is written, by a matcher that tries every count of every item, most
+// first, as regular expressions are defined. Characters and their classes are spelt out here, not looked up.
+
+typedef struct { const char *s; char class; } Letter;       // L letter, N number, S space, O other
+
+static const Letter alphabet[] = {
+    { "a", 'L' }, { "s", 'L' }, { "S", 'L' }, { "\xC5\xBF", 'L' }, { "t", 'L' }, { "T", 'L' }, { "r", 'L' }, { "E", 'L' }, { "e", 'L' },
+    { "v", 'L' }, { "M", 'L' }, { "l", 'L' }, { "L", 'L' }, { "d", 'L' }, { "\xC3\xA9", 'L' }, { "\xE4\xBD\xA0", 'L' }, { "\xE2\x84\xAA", 'L' },
+    { "1", 'N' }, { "7", 'N' }, { "\xEF\xBC\x92", 'N' }, { "\xE2\x85\xA7", 'N' }, { "\xC2\xBD", 'N' },
+    { " ", 'S' }, { " ", 'S' }, { "\t", 'S' }, { "\r", 'S' }, { "\n", 'S' }, { "\xE3\x80\x80", 'S' }, { "\xC2\xA0", 'S' }, { "\xC2\x85", 'S' },
+    { "'", 'O' }, { "'", 'O' }, { ".", 'O' }, { "!", 'O' }, { "\xE3\x80\x82", 'O' }, { "\xF0\x9F\x9A\x80", 'O' }, { "\xCC\x81", 'O' },
+    { "\xE2\x80\x8B", 'O' }, { "<", 'O' }, { "|", 'O' }, { ">", 'O' }, { "\xE2\x80\x99", 'O' }, { "\0", 'O' },
+    { "\xFF", 'O' }, { "\x80", 'O' }, { "\xED\xA0\x80", 'B' },      // no UTF-8; the last: a surrogate, three such bytes
+};
+enum { N_BAD = 3, N_GOOD = COUNT(alphabet) - N_BAD };
+
+static bool is_break(const Letter *c) { return *c->s == '\r' || *c->s == '\n'; }
+static bool is_letter(const Letter *c) { return c->class == 'L'; }
+static bool is_number(const Letter *c) { return c->class == 'N'; }
+static bool is_white(const Letter *c) { return c->class == 'S'; }
+static bool is_blank(const Letter *c) { return *c->s == ' '; }
+static bool is_opener(const Letter *c) { return !is_break(c) && !is_letter(c) && !is_number(c); }
+static bool is_sign(const Letter *c) { return !is_white(c) && !is_letter(c) && !is_number(c); }
+
+#define ANY SIZE_MAX
+typedef struct { bool (*fits)(const Letter *); size_t least, most; } Item;
+typedef struct { Item items[4]; bool space_follows; } Alternative;
+static const Alternative alternatives[] = {
+    { { { is_opener, 0, 1 }, { is_letter, 1, ANY } }, false },                              // [^\r\n\p{L}\p{N}]?\p{L}+
+    { { { is_number, 1, 3 } }, false },                                                     // \p{N}{1,3}
+    { { { is_blank, 0, 1 }, { is_sign, 1, ANY }, { is_break, 0, ANY } }, false },           // ?[^\s\p{L}\p{N}]+[\r\n]*
+    { { { is_white, 0, ANY }, { is_break, 1, ANY } }, false },                              // \s*[\r\n]+
+    { { { is_white, 1, ANY } }, true },                                                     // \s+(?!\S)
+    { { { is_white, 1, ANY } }, false },                                                    // \s+
+};
+
+// How many characters match, SIZE_MAX when it cannot be.
+static size_t match_items(const Item *item, bool space_follows, const Letter *const *s, size_t n) {
+    size_t most = 0;
+    if (!item->fits) return space_follows && n && !is_white(s[0]) ? SIZE_MAX : 0;
+    while (most < item->most && most < n && item->fits(s[most])) most++;
+    for (size_t count = most + 1; count-- > item->least; ) {
+        size_t rest = match_items(item + 1, space_follows, s + count, n - count);
+        if (rest != SIZE_MAX) return count + rest;
+    }
+    return SIZE_MAX;
+}
+
+// (?i:'s|'t|'re|'ve|'m|'ll|'d)
+static size_t match_contraction(const Letter *const *s, size_t n) {
+    static const char *const endings[] = { "s", "t", "re", "ve", "m", "ll", "d" };
+    for (size_t i = 0; n && *s[0]->s == '\'' && i < COUNT(endings); i++) {
+        size_t length = strlen(endings[i]), k = 0;
+        while (k < length && k + 1 < n && (tolower((unsigned char)*s[k+1]->s) == endings[i][k] ||
+               (endings[i][k] == 's' && !strcmp(s[k+1]->s, "\xC5\xBF")))) k++;
+        if (k == length) return 1 + length;
+    }
+    return SIZE_MAX;
+}
+
+static size_t match_chunk(const Letter *const *s, size_t n) {
+    size_t count = match_contraction(s, n);
+    for (size_t i = 0; count == SIZE_MAX && i < COUNT(alternatives); i++)
+        count = match_items(alternatives[i].items, alternatives[i].space_follows, s, n);
+    return count;
+}
+
+static size_t letter_bytes(const Letter *c) { return *c->s ? strlen(c->s) : 1; }
+
+enum { LONGEST_TEXT = 24 };
+
+// A random text of letters of the alphabet; each of its bytes counts as one when it is no UTF-8.
+static Text random_letters(size_t n_letters, const Letter **letters, size_t *n) {
+    static const Letter bad_byte = { "\xED", 'O' };
+    Text t = {0};
+    size_t length = 1 + pick(LONGEST_TEXT / 3);
+    text_add(&t, "", 0);
+    *n = 0;
+    for (size_t i = 0; i < length; i++) {
+        const Letter *c = &alphabet[pick(n_letters)];
+        for (size_t k = 0; k < (c->class == 'B' ? 3 : 1); k++) letters[(*n)++] = c->class == 'B' ? &bad_byte : c;
+        text_add(&t, c->s, letter_bytes(c));
+    }
+    return t;
+}
+
+// Whether the first chunks are those of the pattern, to the end of the text.
+static bool same_chunks(const Tokenizer *t, Text text, const Letter *const *letters, size_t n) {
+    for (size_t at = 0, done = 0; done < n; ) {
+        size_t count = match_chunk(letters + done, n - done), bytes = 0;
+        if (count == 0 || count == SIZE_MAX) return false;
+        for (size_t i = 0; i < count; i++) bytes += letter_bytes(letters[done + i]);
+        if (next_chunk(t, text.s + at, text.n - at) != bytes) return false;
+        at += bytes, done += count;
+    }
+    return true;
+}
+
+static void test_chunks(void) {
+    const Tokenizer *t = load_tokenizer_file("tokenizer.bin");
+    const Letter *letters[LONGEST_TEXT];
+    size_t n, wrong = 0;
+    Text example = {0};
+    for (size_t i = 0; i < 100000; i++) {
+        Text text = random_letters(COUNT(alphabet), letters, &n);
+        if (!same_chunks(t, text, letters, n) && !wrong++)
+            for (size_t k = 0; k < text.n; k++) text_print(&example, " %02X", (unsigned char)text.s[k]);
+        free(text.s);
+    }
+    check_equal(label("texts split wrongly, the first:%s", example.s ? example.s : ""), wrong, 0);
+}
+
+// ---- Tokenizers --------------------------------------------------------------------------------------------------
+
+typedef struct { const char *name; Tokenizer *t; } Vocabulary;
+
+static void wire_bytes(Text *t, int field, const char *bytes, size_t n) {
+    text_add(t, (char[]){ (char)(field << 3 | 2), (char)n }, 2);
+    text_add(t, bytes, n);
+}
+
+static void wire_number(Text *t, int field, int value) { text_add(t, (char[]){ (char)(field << 3), (char)value }, 2); }
+
+static void wire_piece(Text *model, const char *text, float score, int type) {
+    Text t = {0};
+    char bytes[4];
+    memcpy(bytes, &score, 4);
+    wire_bytes(&t, 1, text, strlen(text));
+    text_add(&t, (char[]){ 2 << 3 | 5 }, 1);
+    text_add(&t, bytes, 4);
+    wire_number(&t, 3, type);
+    wire_bytes(model, 1, t.s, t.n);
+    free(t.s);
+}
+
+// A SentencePiece model of a few pieces, as the released ones are built; the better a piece, the greater its score.
+static const char *small_sentencepiece(void) {
+    static const struct { const char *text; float score; } normal[] = {     // ids from 259 on
+        { "\xE2\x96\x81", -7 }, { "a", -8 }, { "b", -9 }, { "ab", -2 }, { "\xE2\x96\x81" "a", -1 }, { "\xE2\x96\x81" "ab", -3 },
+        { "ba", -4 }, { "abab", -5 }, { "\xE4\xB8\xAD", -6 }, { "<", -10 }, { "s", -11 }, { ">", -12 }, { "<s", -13 } };
+    Text model = {0}, trainer = {0}, normalizer = {0};
+    wire_piece(&model, "<unk>", 0, SP_UNKNOWN), wire_piece(&model, "<s>", 0, SP_CONTROL), wire_piece(&model, "</s>", 0, SP_CONTROL);
+    for (unsigned b = 0; b < 256; b++) wire_piece(&model, name("<0x%02X>", b), 0, SP_BYTE);
+    for (size_t i = 0; i < COUNT(normal); i++) wire_piece(&model, normal[i].text, normal[i].score, SP_NORMAL);
+    wire_number(&trainer, 3, 2);                                            // BPE
+    wire_number(&normalizer, 3, 1), wire_number(&normalizer, 4, 0);         // dummy prefix; blanks stay
+    wire_bytes(&model, 2, trainer.s, trainer.n), wire_bytes(&model, 3, normalizer.s, normalizer.n);
+    make_folders(scratch("sentencepiece"));
+    write_file(scratch("sentencepiece/tokenizer.model"), model.s, model.n);
+    return scratch("sentencepiece/tokenizer.model");
+}
+
+static void text_base64(Text *t, const char *s, size_t n) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < n; i += 3) {
+        unsigned bits = 0;
+        for (size_t k = 0; k < 3; k++) bits = bits << 8 | (i + k < n ? (unsigned char)s[i + k] : 0);
+        for (size_t k = 0; k < 4; k++) text_print(t, "%c", i + k <= n ? digits[bits >> (18 - 6*k) & 63] : '=');
+    }
+}
+
+// A tiktoken vocabulary: the bytes in order, then a few pieces. No merging leads to "xyz".
+static const char *small_tiktoken(void) {
+    static const char *const pieces[] = { "ab", " a", "bc", "abc", "xyz", "aa", "abca" };       // ids from 256 on
+    Text t = {0};
+    for (size_t i = 0; i < 256 + COUNT(pieces); i++) {
+        char byte = (char)i;
+        if (i < 256) text_base64(&t, &byte, 1);
+        else text_base64(&t, pieces[i - 256], strlen(pieces[i - 256]));
+        text_print(&t, " %zu\n", i);
+    }
+    make_folders(scratch("tiktoken"));
+    write_file(scratch("tiktoken/tokenizer.model"), t.s, t.n);
+    return scratch("tiktoken/tokenizer.model");
+}
+
+static Ids encoded(Tokenizer *t, const char *s, size_t n) {
+    Ids ids = {0};
+    encode(t, s, n, &ids);
+    return ids;
+}
+
+static bool same_ids(Ids a, const int32_t *b, size_t n) { return a.n == n && (!n || !memcmp(a.ids, b, n * sizeof *b)); }
+
+static const char *ids_text(const int32_t *ids, size_t n) {
+    Text t = {0};
+    text_add(&t, "", 0);
+    for (size_t i = 0; i < n; i++) text_print(&t, " %d", ids[i]);
+    return t.s;
+}
+
+static void check_ids(const char *what, Ids got, const int32_t *ids, size_t n) {
+    check_true(label("%s: got%s, want%s", what, ids_text(got.ids, got.n), ids_text(ids, n)), same_ids(got, ids, n));
+}
+
+// Worked out by hand from the rules.
+static void test_small_vocabularies(Tokenizer *sp, Tokenizer *tiktoken) {
+    static const struct { bool sentencepiece; const char *text; size_t n; int32_t ids[8]; } cases[] = {
+        { true, "", 0, { 0 } }, { true, "ab", 1, { 264 } }, { true, "abab", 2, { 264, 262 } }, { true, "bab", 3, { 259, 261, 262 } },
+        { true, " ab", 2, { 259, 264 } }, { true, "c", 2, { 259, 102 } }, { true, "\n", 2, { 259, 13 } }, { true, "a\xE4\xB8\xAD", 2, { 263, 267 } },
+        { true, "\xF0\x9F\x9A\x80", 5, { 259, 243, 162, 157, 131 } }, { true, "<s>", 3, { 259, 271, 270 } },
+        { true, "<0x41>", 7, { 259, 268, 51, 123, 55, 52, 270 } }, { true, "\xFF", 2, { 259, 258 } }, { true, "\xE4\xB8", 3, { 259, 231, 187 } },
+        { false, "", 0, { 0 } }, { false, "ab", 1, { 256 } }, { false, "abc", 1, { 259 } }, { false, "abcb", 2, { 259, 98 } }, { false, "abca", 1, { 262 } },
+        { false, "xyz", 1, { 260 } }, { false, "xyzx", 4, { 120, 121, 122, 120 } }, { false, "aaa", 2, { 261, 97 } }, { false, "aaaa", 2, { 261, 261 } },
+        { false, " ab", 2, { 32, 256 } }, { false, "b a", 2, { 98, 257 } }, { false, "a\nb", 3, { 97, 10, 98 } }, { false, "\xFF", 1, { 255 } },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++)
+        check_ids(label("small %s, '%s'", cases[i].sentencepiece ? "SentencePiece" : "tiktoken", cases[i].text),
+                  encoded(cases[i].sentencepiece ? sp : tiktoken, cases[i].text, strlen(cases[i].text)), cases[i].ids, cases[i].n);
+    check_equal("SentencePiece: <|user|> follows the pieces", (size_t)special_id(sp, "<|user|>"), 278);
+    check_equal("SentencePiece: </s> is the model's", (size_t)special_id(sp, "</s>"), 2);
+    check_equal("tiktoken: <|user|> follows the ranks", (size_t)special_id(tiktoken, "<|user|>"), 263 + 7);
+}
+
+static bool is_special(const Tokenizer *t, int32_t id) {
+    for (size_t i = 0; i < t->n_specials; i++) if (t->specials[i].id == id) return true;
+    return false;
+}
+
+// Whether the text comes back from its ids, none of which is special.
+static bool comes_back(Tokenizer *t, const char *s, size_t n) {
+    Ids ids = encoded(t, s, n);
+    Text text = decode(t, ids.ids, ids.n);
+    bool good = text.n == n && !memcmp(text.s, s, n);
+    for (size_t i = 0; i < ids.n && good; i++) good = !is_special(t, ids.ids[i]);
+    free(ids.ids), free(text.s);
+    return good;
+}
+
+// Random bytes, letters of the alphabet or pieces of the vocabulary. SentencePiece gives only valid UTF-8 back for sure.
+static Text random_text(const Tokenizer *t) {
+    Text text = {0};
+    const Letter *letters[LONGEST_TEXT];
+    size_t n, kind = pick(3), length = pick(40);
+    bool utf8 = t->kind == SENTENCEPIECE;
+    if (kind == 0 || utf8) return random_letters(utf8 ? N_GOOD : COUNT(alphabet), letters, &n);
+    text_add(&text, "", 0);
+    for (size_t i = 0; i < length; i++) {
+        const Piece *p = &t->pieces[pick(t->n_pieces)];
+        if (kind == 1) text_add(&text, (char[]){ (char)pick(256) }, 1);
+        else text_add(&text, p->text, p->n);
+    }
+    return text;
+}
+
+static void check_round_trips(Vocabulary v) {
+    static const struct { const char *s; size_t n; } cases[] = { { "", 0 }, { "\0", 1 }, { "a\0b\0", 4 }, { " ", 1 }, { "   ", 3 }, { " a ", 3 },
+        { "\r\n\r\n", 4 }, { "<|user|>", 8 }, { "[gMASK]<sop><|endoftext|>", 25 }, { "</s>", 4 }, { "'ll'S", 5 }, { "\xE4\xBD\xA0\xE5\xA5\xBD", 6 },
+        { "\xF0\x9F\x9A\x80", 4 }, { "\xFF\xFE\x80", 3 }, { "\xE4\xBD", 2 }, { "\xC0\x80\xED\xA0\x80\xF4\x90\x80\x80", 9 } };
+    size_t wrong = 0;
+    for (size_t i = 0; i < COUNT(cases); i++)
+        check_true(label("%s: special text %zu comes back", v.name, i), comes_back(v.t, cases[i].s, cases[i].n));
+    for (size_t i = 0; i < 20000; i++) {
+        Text text = random_text(v.t);
+        wrong += !comes_back(v.t, text.s, text.n);
+        free(text.s);
+    }
+    check_equal(label("%s: random texts that do not come back", v.name), wrong, 0);
+}
+
+// The definition: of all neighbours whose joined piece is in the vocabulary, those with the lowest rank are merged, the
+// leftmost of equals, until there are none.
+static void slow_merge(const Tokenizer *t, const char *s, size_t n, Ids *out) {
+    size_t *starts = take(n + 1, sizeof *starts), n_symbols = 0;
+    uint32_t unused;
+    for (size_t at = 0; at < n; at += t->kind == BYTE_BPE ? 1 : utf8_get(s + at, n - at, &unused)) starts[n_symbols++] = at;
+    starts[n_symbols] = n;
+    for (;;) {
+        size_t best = SIZE_MAX;
+        uint32_t lowest = UINT32_MAX;
+        for (size_t i = 0; i + 1 < n_symbols; i++) {
+            int64_t p = find_piece(t, s + starts[i], starts[i+2] - starts[i]);
+            if (p >= 0 && t->pieces[p].rank < lowest) lowest = t->pieces[p].rank, best = i;
+        }
+        if (best == SIZE_MAX) break;
+        memmove(starts + best + 1, starts + best + 2, (n_symbols - best - 1) * sizeof *starts);
+        n_symbols--;
+    }
+    for (size_t i = 0; i < n_symbols; i++) {
+        int64_t p = find_piece(t, s + starts[i], starts[i+1] - starts[i]);
+        if (p >= 0) ids_add(out, (int32_t)p);
+        else for (size_t k = starts[i]; k < starts[i+1]; k++) ids_add(out, t->byte_ids[(unsigned char)s[k]]);
+    }
+    free(starts);
+}
+
+static void check_merging(Vocabulary v) {
+    size_t wrong = 0;
+    for (size_t i = 0; i < 3000; i++) {
+        Ids fast = {0}, slow = {0};
+        Text text = {0};
+        size_t n_pieces = 1 + pick(12);
+        for (size_t k = 0; k < n_pieces; k++) {
+            const Piece *p = &v.t->pieces[pick(v.t->n_pieces)];
+            text_add(&text, p->text, p->n);
+        }
+        encode_chunk(v.t, text.s, text.n, &fast);
+        slow_merge(v.t, text.s, text.n, &slow);
+        wrong += !same_ids(fast, slow.ids, slow.n);
+        free(fast.ids), free(slow.ids), free(text.s);
+    }
+    check_equal(label("%s: texts merged in another order than the rule's", v.name), wrong, 0);
+}
+
+static void check_special_names(Vocabulary v) {
+    for (size_t i = 0; i < v.t->n_specials; i++) {
+        const Special *s = &v.t->specials[i];
+        Text text = decode(v.t, &s->id, 1);
+        check_true(label("%s: %s is %d and back", v.name, s->name, s->id), special_id(v.t, s->name) == s->id && !strcmp(text.s, s->name));
+        free(text.s);
+    }
+    check_true(label("%s: no id for an unknown name", v.name), special_id(v.t, "<|nobody|>") == -1);
+    check_true(label("%s: the largest id", v.name), largest_id(v.t) + 1 == (int32_t)v.t->n_pieces + (v.t->kind == BYTE_BPE
+               ? (int32_t)v.t->n_specials : (int32_t)v.t->n_specials - 3));     // three of SentencePiece's are pieces
+    for (int32_t id = -1; id <= largest_id(v.t) + 1; id += largest_id(v.t) + 2)
+        check_equal(label("%s: no text for %d", v.name, id), decode(v.t, &id, 1).n, 0);
+}
+
+// A long run of one letter is where a quadratic encoder stands still.
+static void check_speed(Vocabulary v) {
+    enum { N = 200000 };
+    char *text = take(N, 1);
+    memset(text, 'a', N);
+    double began = seconds();
+    check_true(label("%s: %d letters come back", v.name, N), comes_back(v.t, text, N));
+    double took = seconds() - began;
+    check_true(label("%s: %d letters take %.2f s", v.name, N, took), took < (SANITIZED ? 5 : 1));
+    free(text);
+}
+
+// The same bytes again as tokenizer.bin, and from them the same ids.
+static void check_image(Vocabulary v, const char *path) {
+    const char *copy = scratch("copy.bin");
+    write_file(copy, v.t->image, v.t->image_bytes);
+    Tokenizer *again = load_tokenizer_file(copy);
+    check_true(label("%s: image and copy are the same bytes", path),
+               again->image_bytes == v.t->image_bytes && !memcmp(again->image, v.t->image, v.t->image_bytes));
+    size_t wrong = 0;
+    for (size_t i = 0; i < 2000; i++) {
+        Text text = random_text(v.t);
+        Ids a = encoded(v.t, text.s, text.n), b = encoded(again, text.s, text.n);
+        wrong += !same_ids(a, b.ids, b.n);
+        free(a.ids), free(b.ids), free(text.s);
+    }
+    check_equal(label("%s: texts with other ids from the copy", path), wrong, 0);
+}
+
+static void load_bad_tokenizer(const void *path) { load_tokenizer_file(path); }
+
+// A tokenizer.bin that is cut off anywhere, or whose header lies, is refused.
+static void test_bad_tokenizers(void) {
+    size_t n, cuts[] = { 8, 20, 43, 44, 1000, 0 };
+    char *bytes = read_file("tokenizer.bin", &n);
+    cuts[COUNT(cuts) - 1] = n - 1;
+    for (size_t i = 0; i < COUNT(cuts); i++) {
+        write_file(scratch("bad.bin"), bytes, cuts[i]);
+        check_fails(label("tokenizer.bin of %zu bytes", cuts[i]), load_bad_tokenizer, scratch("bad.bin"), "bad.bin: ");
+    }
+    for (size_t at = 8; at < 44; at += 4) {
+        if (at == 16) continue;         // flags: every value is one
+        bytes[at + 3] ^= 0x40;
+        write_file(scratch("bad.bin"), bytes, n);
+        check_fails(label("tokenizer.bin with another number at %zu", at), load_bad_tokenizer, scratch("bad.bin"), "bad.bin: ");
+        bytes[at + 3] ^= 0x40;
+    }
+}
+
+static void test_tokenizers(void) {
+    static const char *const real_ones[] = { "tokenizers/chatglm3-6b/tokenizer.model", "tokenizers/glm-4-9b-chat/tokenizer.model" };
+    const char *paths[5] = { "tokenizer.bin", small_sentencepiece(), small_tiktoken() };
+    Vocabulary all[COUNT(paths)];
+    size_t n = 3;
+    for (size_t i = 0; i < COUNT(real_ones); i++)
+        if (real_file("")) paths[n++] = real_file(real_ones[i]);
+        else check_skipped(real_ones[i], "GLM_REAL is not set");
+    for (size_t i = 0; i < n; i++) {
+        all[i] = (Vocabulary){ paths[i], load_tokenizer_file(paths[i]) };
+        check_round_trips(all[i]);
+        check_merging(all[i]);
+        check_special_names(all[i]);
+        check_speed(all[i]);
+        check_image(all[i], paths[i]);
+    }
+    test_small_vocabularies(all[1].t, all[2].t);
+    test_bad_tokenizers();
+}
+
+// ---- Reading data ------------------------------------------------------------------------------------------------
+
+// The format of a layout with the tokenizer of this folder.
+static ChatFormat format_of(const char *layout, const char *folder) {
+    Options o = default_options();
+    Config c = { .vocab_size = 1 << 20, .model_type = "" };
+    o.layout = layout;
+    return choose_format(&o, &c, folder);
+}
+
+static Dataset read_text(const char *jsonl, const ChatFormat *f, const Options *o) {
+    write_file(scratch("data.jsonl"), jsonl, strlen(jsonl));
+    return read_data_file(scratch("data.jsonl"), f, o, 1 << 20, true);
+}
+
+// ---- Vectors of the released tokenizers --------------------------------------------------------------------------
+
+static Ids json_ids(const Json *array) {
+    Ids ids = {0};
+    for (const Json *j = array ? array->first : NULL; j; j = j->next) ids_add(&ids, (int32_t)j->number);
+    return ids;
+}
+
+// [["user", "text"], ...] as one line of a data file.
+static const char *as_conversation(const Json *pairs) {
+    Text t = {0};
+    text_print(&t, "{\"%s\": [", pairs->key);
+    for (const Json *m = pairs->first; m; m = m->next) {
+        const Json *role = m->first, *content = role->next;
+        text_print(&t, "%s{\"role\": \"%s\", \"content\": ", m == pairs->first ? "" : ", ", role->text);
+        text_json(&t, content->text, content->count);
+        text_print(&t, "}");
+    }
+    text_print(&t, "]}\n");
+    return t.s;
+}
+
+static void check_tuning_vector(const char *what, const Json *vector, const ChatFormat *f) {
+    const Json *messages = json_get(vector, "messages");
+    Ids ids = json_ids(json_get(vector, "input_ids")), labels = json_ids(json_get(vector, "labels"));
+    Options o = default_options();
+    o.official_mask = o.combine = strstr(what, "combine=true") != NULL;
+    for (size_t official = 0; official < 2; official++) {       // here the official mask is also ours
+        Dataset set = read_text(as_conversation(messages ? messages : json_get(vector, "conversations")), f, &o);
+        check_ids(label("%s: ids", what), (Ids){ set.samples[0].ids, set.samples[0].n, 0 }, ids.ids, ids.n);
+        check_ids(label("%s: labels", what), (Ids){ set.samples[0].labels, set.samples[0].n, 0 }, labels.ids, labels.n);
+        o.official_mask = true;
+    }
+}
+
+// The row of a conversation that waits for its answer.
+static void check_chat_vector(const char *what, const Json *vector, const ChatFormat *f) {
+    Row row = {0};
+    Ids ids = json_ids(json_get(vector, "ids"));
+    row_begin(&row, f);
+    for (const Json *m = json_get(vector, "messages")->first; m; m = m->next)
+        row_add_message(&row, f, USER, "", m->first->next->text, m->first->next->count, false);
+    row_add(&row, f->roles[ASSISTANT], true);
+    check_ids(what, row.ids, ids.ids, ids.n);
+}
+
+static void check_text_vector(const char *what, const Json *vector, const ChatFormat *f, bool prefix) {
+    const Json *text = json_get(vector, "text");
+    Row row = {0};
+    Ids ids = json_ids(json_get(vector, "ids"));
+    if (prefix) row_begin(&row, f);
+    row_add_text(&row, f->tokenizer, text->text, text->count, false);
+    check_ids(label("%s '%s'", what, text->text), row.ids, ids.ids, ids.n);
+}
+
+static void test_vectors(void) {
+    if (!real_file("")) { check_skipped("vectors", "GLM_REAL is not set"); return; }
+    ChatFormat chatglm3 = format_of("chatglm3", real_file("tokenizers/chatglm3-6b"));
+    ChatFormat glm4 = format_of("glm4-chat", real_file("tokenizers/glm-4-9b-chat"));
+    size_t n, n_vectors = 0;
+    char *source = read_file(real_file("golden/tokenizer_vectors.json"), &n);
+    JsonReader r = json_open("tokenizer_vectors.json", source, n);
+    for (const Json *v; (v = json_next(&r)); n_vectors++) {
+        const char *what = json_get(v, "name")->text;
+        const ChatFormat *f = !strncmp(what, "glm4", 4) ? &glm4 : &chatglm3;
+        if (strstr(what, "ptuning")) check_skipped(what, "the layout of ChatGLM2 is not written yet");
+        else if (json_get(v, "input_ids")) check_tuning_vector(what, v, f);
+        else if (json_get(v, "messages")) check_chat_vector(what, v, f);
+        else check_text_vector(what, v, f, !strstr(what, "sp only") && !strstr(what, "ordinary"));
+    }
+    check_equal("vectors", n_vectors, 28);
+}
+
+// ---- Loss masks --------------------------------------------------------------------------------------------------
+
+static const char conversation[] =
+    "{\"messages\": [{\"role\": \"system\", \"content\": \"Be brief.\"},"
+    " {\"role\": \"user\", \"content\": \"How warm is it? <|assistant|>\"},"
+    " {\"role\": \"assistant\", \"metadata\": \"weather\", \"content\": \"{\\\"at\\\": 1}\"},"
+    " {\"role\": \"observation\", \"content\": \"21\"},"
+    " {\"role\": \"assistant\", \"metadata\": null, \"content\": \"21 degrees.\"},"
+    " {\"role\": \"user\", \"content\": \"Thanks\"},"
+    " {\"role\": \"assistant\", \"content\": \"Never say this.\", \"loss\": false},"
+    " {\"role\": \"user\", \"content\": \"Bye\"},"
+    " {\"role\": \"assistant\", \"loss\": true, \"content\": \"Bye!\"}]}\n";
+
+enum { OURS = 1, OFFICIAL_GLM4 = 2, COMBINE = 4, OFFICIAL_GLM3 = 8, OFFICIAL = OFFICIAL_GLM4 | OFFICIAL_GLM3 };
+
+// Its row, piece by piece, and by which rules each piece is a target.
+static const struct { const char *text; bool token; int target; } pieces_of_row[] = {
+    { "<|system|>", true, 0 }, { "\n", false, 0 }, { "Be brief.", false, 0 },
+    { "<|user|>", true, 0 }, { "\n", false, 0 }, { "How warm is it? <|assistant|>", false, 0 },
+    { "<|assistant|>", true, 0 }, { "weather\n", false, OURS | OFFICIAL }, { "{\"at\": 1}", false, OURS | OFFICIAL },
+    { "<|observation|>", true, OURS | OFFICIAL }, { "\n", false, OFFICIAL_GLM3 }, { "21", false, OFFICIAL_GLM3 },
+    { "<|assistant|>", true, OFFICIAL_GLM3 }, { "\n", false, OURS | OFFICIAL }, { "21 degrees.", false, OURS | OFFICIAL },
+    { "<|user|>", true, OURS | OFFICIAL }, { "\n", false, 0 }, { "Thanks", false, 0 },
+    { "<|assistant|>", true, 0 }, { "\n", false, OFFICIAL }, { "Never say this.", false, OFFICIAL },
+    { "<|user|>", true, OFFICIAL }, { "\n", false, 0 }, { "Bye", false, 0 },
+    { "<|assistant|>", true, 0 }, { "\n", false, OURS | OFFICIAL }, { "Bye!", false, OURS | OFFICIAL | COMBINE },
+};
+
+static void add_expected(Row *row, Tokenizer *t, const char *text, bool token, bool target) {
+    if (token) ids_add(&row->ids, special_id(t, text));
+    else encode(t, text, strlen(text), &row->ids);
+    while (row->teaches.n < row->ids.n) ids_add(&row->teaches, target ? row->ids.ids[row->teaches.n] : NO_TARGET);
+}
+
+static void check_mask(const char *what, const ChatFormat *f, int rule, const char *const *prefix, const char *end) {
+    Options o = default_options();
+    Row row = {0};      // its `teaches` hold the labels
+    o.official_mask = rule != OURS, o.combine = rule == COMBINE;
+    Dataset set = read_text(conversation, f, &o);
+    for (size_t i = 0; i < 2; i++) add_expected(&row, f->tokenizer, prefix[i], true, false);
+    for (size_t i = 0; i < COUNT(pieces_of_row); i++)
+        add_expected(&row, f->tokenizer, pieces_of_row[i].text, pieces_of_row[i].token, pieces_of_row[i].target & rule);
+    add_expected(&row, f->tokenizer, end, true, true);
+    check_ids(label("%s: ids", what), (Ids){ set.samples[0].ids, set.samples[0].n, 0 }, row.ids.ids, row.ids.n);
+    check_ids(label("%s: labels", what), (Ids){ set.samples[0].labels, set.samples[0].n, 0 }, row.teaches.ids, row.teaches.n);
+    size_t n_targets = 0;
+    for (size_t i = 1; i < row.teaches.n; i++) n_targets += row.teaches.ids[i] != NO_TARGET;
+    check_equal(label("%s: targets", what), set.samples[0].n_targets, n_targets);
+}
+
+static void test_masks(void) {
+    static const char *const glm4_prefix[] = { "[gMASK]", "<sop>" }, *const glm3_prefix[] = { "[gMASK]", "sop" };
+    small_sentencepiece();
+    ChatFormat glm4 = format_of("glm4-chat", "."), glm3 = format_of("chatglm3", scratch("sentencepiece"));
+    check_mask("glm4-chat", &glm4, OURS, glm4_prefix, "<|user|>");
+    check_mask("glm4-chat, official", &glm4, OFFICIAL_GLM4, glm4_prefix, "<|user|>");
+    check_mask("glm4-chat, official, combine", &glm4, COMBINE, glm4_prefix, "<|user|>");
+    check_mask("chatglm3", &glm3, OURS, glm3_prefix, "</s>");
+    check_mask("chatglm3, official", &glm3, OFFICIAL_GLM3, glm3_prefix, "</s>");
+    check_true("stop tokens of glm4-chat", is_stop(&glm4, special_id(glm4.tokenizer, "<|endoftext|>")) && is_stop(&glm4, glm4.end) &&
+               is_stop(&glm4, special_id(glm4.tokenizer, "<|observation|>")) && !is_stop(&glm4, glm4.roles[ASSISTANT]));
+    check_true("stop tokens of chatglm3", is_stop(&glm3, 2) && is_stop(&glm3, glm3.roles[USER]) && is_stop(&glm3, glm3.roles[OBSERVATION]) &&
+               !is_stop(&glm3, glm3.roles[ASSISTANT]) && !is_stop(&glm3, 0));
+}
+
+// ---- Data sets ---------------------------------------------------------------------------------------------------
+
+typedef struct { const char *text; const ChatFormat *format; } BadData;
+
+static void read_bad_data(const void *context) {
+    const BadData *d = context;
+    Options o = default_options();
+    read_text(d->text, d->format, &o);
+}
+
+static void test_data_errors(const ChatFormat *f) {
+    static const struct { const char *text, *message; } cases[] = {
+        { "", "holds no sample" }, { "[1]", "a sample must be an object" }, { "{\"x\": 1}", "must have \"messages\"" },
+        { "{\"messages\": [{\"role\": \"wizard\", \"content\": \"\"}]}", ":1:24: role 'wizard'" },
+        { "{\"messages\": [{\"role\": \"user\"}]}", "\"content\" must be a string" },
+        { "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}", "nothing to learn" },
+        { "{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\", \"loss\": false}]}", "nothing to learn" },
+        { "{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\", \"loss\": 0}]}", "\"loss\" must be" },
+        { "{\"input_ids\": [1, 2], \"labels\": [1]}", "1 labels for 2" }, { "{\"input_ids\": [1, 2000000], \"labels\": [1, 2]}", "no token id" },
+        { "{\"input_ids\": [1, -100], \"labels\": [1, 2]}", "no token id" }, { "{\"input_ids\": [1, 1.5], \"labels\": [1, 2]}", "no token id" },
+        { "{\"input_ids\": [1, 2], \"labels\": [1, -1]}", "no token id" }, { "{\"input_ids\": [1, 2], \"labels\": [1, -100]}", "nothing to learn" },
+        { "{\"input_ids\": [1, 2], \"labels\": [1, 2]}\n{\"input_ids\": [1]}", ":2:1: \"labels\"" },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++)
+        check_fails(label("bad data %zu", i), read_bad_data, &(BadData){ cases[i].text, f }, cases[i].message);
+}
+
+static void check_sample(const char *what, const Dataset *set, size_t i, const int32_t *ids, const int32_t *labels, size_t n) {
+    if (!check_true(label("%s: sample %zu is there", what, i), i < set->n)) return;
+    check_ids(label("%s: ids of sample %zu", what, i), (Ids){ set->samples[i].ids, set->samples[i].n, 0 }, ids, n);
+    check_ids(label("%s: labels of sample %zu", what, i), (Ids){ set->samples[i].labels, set->samples[i].n, 0 }, labels, n);
+}
+
+static void test_reading(const ChatFormat *f) {
+    static const char *const files[] = {
+        "{\"input_ids\": [5, 6, 7], \"labels\": [5, -100, 7]}\n{\"labels\": [-100, 9], \"input_ids\": [8, 9]}\n",
+        "[{\"input_ids\": [5, 6, 7], \"labels\": [5, -100, 7]},\n {\"labels\": [-100, 9], \"input_ids\": [8, 9]}]" };
+    static const int32_t first[] = { 5, 6, 7 }, first_labels[] = { 5, -100, 7 }, second[] = { 8, 9 }, second_labels[] = { -100, 9 };
+    Options o = default_options();
+    for (size_t i = 0; i < COUNT(files); i++) {
+        Dataset set = read_text(files[i], f, &o);
+        check_equal("samples", set.n, 2);
+        check_sample("ready ids", &set, 0, first, first_labels, 3);
+        check_sample("ready ids", &set, 1, second, second_labels, 2);
+        check_equal("tokens", set.n_tokens, 5);
+        check_equal("targets: a first token is none", set.n_targets, 2);
+        check_equal("the longest", set.longest, 3);
+        check_equal("the largest batch of one", most_tokens(&set, 1), 3);
+        check_equal("the largest batch of eight", most_tokens(&set, 8), 5);
+    }
+    o.overlong = "drop", o.max_input_length = o.max_output_length = 1;      // three tokens are the most
+    Dataset cut = read_text("{\"input_ids\": [1, 2, 3, 4], \"labels\": [1, 2, 3, 4]}\n{\"input_ids\": [5, 6, 7], \"labels\": [5, -100, 7]}", f, &o);
+    check_equal("samples that are short enough", cut.n, 1);
+    check_equal("samples dropped", cut.n_dropped, 1);
+    check_equal("the number of a sample is its place in the file", cut.samples[0].number, 2);
+    Options d = default_options();
+    Dataset a = read_text(conversation, f, &d), b = read_text(name("{\"conversations\"%s", conversation + strlen("{\"messages\"")), f, &d);
+    check_sample("conversations are messages", &b, 0, a.samples[0].ids, a.samples[0].labels, a.samples[0].n);
+}
+
+// n samples of which each stands twice.
+static Dataset twins(size_t n) {
+    Dataset set = {0};
+    for (size_t i = 0; i < n; i++) {
+        Sample s = { .n = 3, .n_targets = 1, .ids = take(3, sizeof *s.ids), .labels = take(3, sizeof *s.labels), .number = i + 1 };
+        s.ids[0] = s.labels[2] = (int32_t)(i / 2), s.ids[1] = 1;
+        dataset_add(&set, s);
+    }
+    return set;
+}
+
+static void check_split(size_t n, double share, size_t least, size_t most, const char *seeds) {
+    bool *held = take(n, sizeof *held);     // by sample: it validates
+    Dataset set = twins(n), validation = split_off(&set, share, strtoull(seeds, NULL, 10));
+    const char *what = name("%zu samples, share %g, seed %s", n, share, seeds);
+    check_equal(label("%s: no sample is lost", what), set.n + validation.n, n);
+    check_equal(label("%s: no token is lost", what), set.n_tokens + validation.n_tokens, 3 * n);
+    check_true(label("%s: %zu validate", what, validation.n), validation.n >= least && validation.n <= most);
+    for (size_t i = 0; i < validation.n; i++) held[validation.samples[i].number - 1] = true;
+    for (size_t i = 0; i < set.n; i++) check_true(what, !held[set.samples[i].number - 1]);
+    for (size_t i = 0; i + 1 < n; i += 2) check_true(label("%s: equal samples stay together", what), held[i] == held[i + 1]);
+}
+
+static void test_splits(void) {
+    check_split(2000, 0.05, 60, 150, "42"), check_split(2000, 0.05, 60, 150, "43"), check_split(2000, 0.5, 900, 1100, "1");
+    check_split(40, 1e-12, 2, 2, "42"), check_split(4, 0.9999, 2, 2, "5"), check_split(2, 0.5, 0, 0, "6"), check_split(100, 0, 0, 0, "7");
+    Dataset a = twins(2000), b = twins(2000), c = twins(2000);
+    Dataset x = split_off(&a, 0.1, 1), y = split_off(&b, 0.1, 2), z = split_off(&c, 0.1, 1);
+    check_true("the seed chooses who validates", x.n != y.n || x.samples[0].number != y.samples[0].number);
+    check_true("the same seed the same", x.n == z.n && x.samples[0].number == z.samples[0].number);
+    Sample s = c.samples[0], relabelled = s;
+    relabelled.labels = (int32_t[]){ 0, NO_TARGET, 1 };
+    check_true("samples with other labels are others", split_place(&s, 1) < split_place(&relabelled, 1) ||
+               split_place(&s, 1) > split_place(&relabelled, 1));
+}
+
+static void test_orders(void) {
+    enum { N = 500 };
+    size_t *orders[] = { epoch_order(N, 42, 0), epoch_order(N, 42, 1), epoch_order(N, 43, 0) }, *again = epoch_order(N, 42, 0);
+    check_true("the same seed and epoch, the same order", !memcmp(orders[0], again, N * sizeof *again));
+    for (size_t k = 0; k < COUNT(orders); k++) {
+        bool seen[N] = { false };
+        size_t n_seen = 0, at_home = 0, same = 0;
+        for (size_t i = 0; i < N; i++) {
+            if (orders[k][i] < N && !seen[orders[k][i]]) seen[orders[k][i]] = true, n_seen++;
+            at_home += orders[k][i] == i;
+            same += k > 0 && orders[k][i] == orders[0][i];
+        }
+        check_equal(label("order %zu holds each sample once", k), n_seen, N);
+        check_true(label("order %zu is shuffled: %zu at home, %zu as in order 0", k, at_home, same), at_home < 10 && same < 10);
+    }
+    check_true("one sample has one order", epoch_order(1, 42, 7)[0] == 0);
+}
+
+static void test_data_sets(void) {
+    ChatFormat f = format_of("glm4-chat", ".");
+    test_reading(&f);
+    test_data_errors(&f);
+    test_splits();
+    test_orders();
+}
+
+// ---- Which layout a model has ------------------------------------------------------------------------------------
+
+static void test_layouts(void) {
+    static const struct { const char *model_type; size_t vocabulary; const char *own, *path, *option, *layout; } cases[] = {
+        { "glm4", 151552, NULL, NULL, NULL, "0414" }, { "glm", 59264, NULL, NULL, NULL, "edge" }, { "glm", 151552, NULL, NULL, NULL, "glm4-chat" },
+        { "glm", 1000, NULL, NULL, NULL, "glm4-chat" }, { "chatglm", 151552, NULL, NULL, NULL, "glm4-chat" },
+        { "chatglm", 65024, NULL, "THUDM/chatglm3-6b", NULL, "chatglm3" }, { "chatglm", 65024, NULL, "THUDM/chatglm2-6b", NULL, "chatglm2" },
+        { "chatglm", 65024, NULL, NULL, NULL, NULL }, { "chatglm", 53, NULL, NULL, NULL, NULL }, { "chatglm", 65024, "edge", NULL, NULL, "edge" },
+        { "glm4", 151552, "glm4-chat", NULL, "z1", "z1" },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        Config c = { .model_type = cases[i].model_type, .vocab_size = cases[i].vocabulary, .layout = cases[i].own,
+                     .name_or_path = cases[i].path, .remote = !strcmp(cases[i].model_type, "chatglm") };
+        Options o = { .layout = cases[i].option };
+        const char *got = layout_name(&o, &c, scratch_folder), *wanted = cases[i].layout;
+        check_true(label("layout %zu: %s, want %s", i, got ? got : "none", wanted ? wanted : "none"),
+                   got && wanted ? !strcmp(got, wanted) : got == wanted);
+    }
+    Config glm4 = { .model_type = "glm4" }, chatglm = { .model_type = "chatglm", .vocab_size = 65024, .remote = true };
+    Options o = {0};
+    make_folders(scratch("z1")), make_folders(scratch("six"));
+    write_file(scratch("z1/chat_template.jinja"), "a <think> b", 11);
+    write_file(scratch("six/tokenizer_config.json"), "\"<|assistant|>\"", 15);
+    check_true("a template that thinks is Z1's", !strcmp(layout_name(&o, &glm4, scratch("z1")), "z1"));
+    check_true("role tokens tell ChatGLM3", !strcmp(layout_name(&o, &chatglm, scratch("six")), "chatglm3"));
+}
