@@ -90,10 +90,11 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 static void discard_unfinished(void);
 
 static void stop_with(int status, const char *format, va_list args) {
+    char *message = NULL;
     fflush(stdout);
-    fputs("glmtune: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    if (vasprintf(&message, format, args) < 0) message = NULL;
+    for (char *p = message; p && *p; p++) if ((unsigned char)*p < ' ') *p = ' ';     // what users wrote may hold line breaks
+    fprintf(stderr, "glmtune: %s\n", message ? message : format);
     discard_unfinished();
     exit(status);
 }
@@ -288,7 +289,7 @@ static FILE *open_to_write(const char *temporary) {
 }
 
 static void close_written(FILE *f, const char *path) {
-    bool bad = fflush(f) || fsync(fileno(f));
+    bool bad = ferror(f) || fflush(f) || fsync(fileno(f));
     if (fclose(f) || bad)
         fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
 }
@@ -407,7 +408,7 @@ typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512];
 typedef struct {
     const char *file;           // for messages
     const char *source;
-    size_t n, at;
+    size_t n, at, began;        // began: where the present value begins
     bool started, in_array;     // in_array: the file is one array, whose members are given one by one
     char *strings;              // unescaped strings of the present value; never longer than the source
     size_t strings_used;
@@ -438,7 +439,10 @@ static const char *json_where(const JsonReader *r, size_t at) {
 }
 
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
-    fail("%s: this is no JSON: %s", json_where(r, r->at), problem);
+    size_t lines = 0;
+    for (size_t i = r->began; i < r->at && i < r->n; i++) lines += r->source[i] == '\n';
+    if (!lines) fail("%s: this is no JSON: %s", json_where(r, r->at), problem);
+    fail("%s: this is no JSON: %s; the value began at %s", json_where(r, r->at), problem, json_where(r, r->began));
 }
 
 static Json *json_node(JsonReader *r, JsonType type) {
@@ -607,6 +611,7 @@ static Json *json_next(JsonReader *r) {
         r->in_array = false;
     }
     json_skip_space(r);
+    r->began = r->at;
     if (r->at < r->n) return json_value(r, 0);
     if (r->in_array) json_fail(r, "the file ends inside an array");
     return NULL;
@@ -708,10 +713,13 @@ static StoredTensor read_tensor_entry(const char *file, const Json *j) {
     if (shape->count > MAX_DIMS)
         fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
     for (const Json *d = shape->first; d; d = d->next) {
-        if (!json_size(d, &t.shape[t.n_dims])) fail("%s: '%s' has a size in its shape that is none", file, t.name);
-        t.n = times(t.n, t.shape[t.n_dims++]);
+        size_t size;
+        if (!json_size(d, &size) || __builtin_mul_overflow(t.n, size, &t.n))
+            fail("%s: '%s' has a shape that no tensor can have: the header is damaged", file, t.name);
+        t.shape[t.n_dims++] = size;
     }
-    t.bytes = times(t.n, dtypes[known].size);
+    if (__builtin_mul_overflow(t.n, dtypes[known].size, &t.bytes))
+        fail("%s: '%s' has a shape that no tensor can have: the header is damaged", file, t.name);
     if (!json_size(range->first, &t.begin) || !json_size(range->first->next, &end) || end < t.begin ||
         end - t.begin != t.bytes)
         fail("%s: '%s' is %s of %s, %zu bytes, but its data_offsets say otherwise: download the file again", file,
@@ -728,7 +736,7 @@ static int by_begin(const void *a, const void *b) {
 // The tensors of one file must fill it from `start` to its end.
 static void check_layout(const char *file, StoredTensor *t, size_t n, size_t data_bytes) {
     size_t at = 0;
-    qsort(t, n, sizeof *t, by_begin);
+    if (n) qsort(t, n, sizeof *t, by_begin);
     for (size_t i = 0; i < n; i++) {
         if (t[i].begin < at) fail("%s: '%s' and '%s' overlap: the header is damaged, download the file again", file,
                                   t[i-1].name, t[i].name);
@@ -1306,8 +1314,9 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     return parse_tokenizer(path, image.s, image.n);
 }
 
-// The tokenizer of a folder; NULL where only ready input_ids can be used, which `why` then explains.
-static Tokenizer *load_tokenizer(const char *folder, const char **why) {
+// The tokenizer of a folder, else the one beside the program if the model has room for its ids. NULL where only ready
+// input_ids can be used, which `why` then explains.
+static Tokenizer *load_tokenizer(const char *folder, size_t vocab_size, const char **why) {
     static const char *const files[] = { "tokenizer.bin", "tokenizer.model" };
     for (size_t i = 0; i < COUNT(files); i++) {
         const char *path = name("%s/%s", folder, files[i]);
@@ -1319,8 +1328,10 @@ static Tokenizer *load_tokenizer(const char *folder, const char **why) {
         return NULL;
     }
     const char *own = beside_program("tokenizer.bin");
-    *why = name("%s: has no tokenizer (tokenizer.bin, tokenizer.model), and there is no %s", folder, own);
-    return exists(own) ? load_tokenizer_file(own) : NULL;
+    Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
+    *why = name("%s: has no tokenizer (tokenizer.bin or tokenizer.model), and %s %s", folder, own,
+                t ? "has more ids than the model" : "is missing");
+    return t && (size_t)largest_id(t) < vocab_size ? t : NULL;
 }
 
 // ---- 4.6 Encoding ------------------------------------------------------------------------------------------------
@@ -2472,7 +2483,7 @@ static Config parse_config(const char *path, const char *source) {
 
 static Config read_config(const char *path) {
     size_t n;
-    if (!exists(path)) fail("%s: is missing; MODEL must be a folder with config.json, weights and tokenizer", path);
+    if (!exists(path)) fail("%s: is missing; a model folder has config.json, weights and a tokenizer", path);
     return parse_config(path, read_file(path, &n));
 }
 
@@ -2631,8 +2642,7 @@ static size_t count_parameters(Tensor *const *t, size_t n) {
 
 static void *device_take(size_t n, size_t size, const char *what) {
     void *p = memory_take(times(n, size));
-    if (!p) fail("out of memory: %.3f GiB for %s are not to be had; lower --max_input_length, --max_output_length or "
-                 "--per_device_train_batch_size", (double)times(n, size) / (1 << 30), what);
+    if (!p) fail("out of memory: %.3f GiB for %s are not to be had", (double)times(n, size) / (1 << 30), what);
     return p;
 }
 
@@ -2649,14 +2659,14 @@ static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
 }
 
 static void check_stored(const Tensor *t, const StoredTensor *s) {
+    if (s->dtype > BF16)
+        fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16", s->file,
+             t->name, s->dtype_name);
     bool same = s->n_dims == t->n_dims;
     for (size_t i = 0; i < t->n_dims && same; i++) same = s->shape[i] == t->shape[i];
     if (!same)
         fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
              t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
-    if (s->dtype > BF16)
-        fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16", s->file,
-             t->name, s->dtype_name);
 }
 
 // Tensors that releases carry and that hold nothing: a table of rotary frequencies, the head of a tied model once more.
@@ -3000,7 +3010,8 @@ static Run describe_run(Model *m, const Method *method, bool trains, size_t max_
 
 static void take_run(Run *r) {
     Arena *arenas[] = { &r->kept_arena, &r->scratch_arena };
-    const char *what[] = { "activations", "scratch" };
+    const char *what[] = { "activations (lower --per_device_train_batch_size or the lengths)",
+                           "scratch (lower --per_device_train_batch_size or the lengths)" };
     for (size_t i = 0; i < COUNT(arenas); i++)
         *arenas[i] = (Arena){ .block = device_take(arenas[i]->used, 1, what[i]), .size = arenas[i]->used };
     lay_out_run(r, &r->kept_arena, &r->scratch_arena);
@@ -3376,8 +3387,9 @@ static int32_t need_special(const Tokenizer *t, const char *token, const Layout 
 }
 
 static ChatFormat choose_format(const Options *o, const Config *c, const char *folder) {
-    ChatFormat f = { .tokenizer = load_tokenizer(folder, &f.why) };
+    ChatFormat f = {0};
     const char *wanted = layout_name(o, c, folder);
+    f.tokenizer = load_tokenizer(folder, c->vocab_size, &f.why);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
     if (!wanted)
         f.why = name("%s: its chat layout cannot be told from its files; set --layout chatglm3 or glm4-chat", folder);
@@ -3442,7 +3454,8 @@ static const char *where(const DataReader *d, const Json *j) { return json_where
 
 static const Json *want(const DataReader *d, const Json *object, const char *key, JsonType type, const char *what) {
     const Json *j = json_get(object, key);
-    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", where(d, j ? j : object), key, what);
+    if (!j) fail("%s: \"%s\" is missing; it must be %s", where(d, object), key, what);
+    if (j->type != type) fail("%s: \"%s\" must be %s", where(d, j), key, what);
     return j;
 }
 
@@ -3687,6 +3700,7 @@ static int by_probability_down(const void *a, const void *b) {
 static int32_t draw_token(const real *logits, size_t V, double temperature, double top_p, float uniform) {
     size_t best = 0;
     for (size_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
+    if (!isfinite(logits[best])) fail("the model gives numbers that are not finite; its weights are damaged");
     if (!(temperature > 0)) return (int32_t)best;
     Choice *c = take(V, sizeof *c);
     double sum = 0, kept = 0, passed = 0;
@@ -4014,16 +4028,18 @@ static const char *size_text(size_t bytes) {
 
 // Memory that may still be taken: what the system calls available, or less where a limit is set.
 static size_t available_bytes(void) {
-    size_t kib, available = SIZE_MAX;
+    size_t kib, pages, used = 0, available = SIZE_MAX;
     char line[256];
     FILE *f = fopen("/proc/meminfo", "re");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu", &kib) == 1) available = times(kib, 1024);
     if (f) fclose(f);
     struct rlimit limit;
-    if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY)
-        available = min_size(available, limit.rlim_cur);
-    return available;
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return available;
+    f = fopen("/proc/self/statm", "re");
+    if (f && fscanf(f, "%zu", &pages) == 1) used = times(pages, (size_t)sysconf(_SC_PAGESIZE));
+    if (f) fclose(f);
+    return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
 }
 
 static size_t run_bytes(Model *m, const Method *method, bool trains, size_t T) {
@@ -4046,7 +4062,8 @@ static void plan_memory(FILE *out, Model *m, const Method *method, size_t T, boo
     size_t fits = T;
     while (fits && trainables + run_bytes(m, method, true, fits) > available) fits = fits * 7 / 8;
     if (!fits)
-        fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; choose --method lora",
+        fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; train less "
+             "of the model: --method lora, a lower --r, fewer --target_modules",
              size_text(own), size_text(available), size_text(trainables));
     fail("not enough memory: %s are needed for batches of %zu tokens, %s are to be had; batches of %zu tokens fit: "
          "lower --per_device_train_batch_size or the lengths",
@@ -4097,12 +4114,19 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
     for (size_t i = 0; i < n; i++) text_print(&samples, "%s%zu", i ? ", " : "", set->samples[chosen[i]].number);
     const char *head =
         name("step %lld: loss %g, gradient norm %g, with samples %s", (long long)step + 1, loss, norm, samples.s);
-    for (size_t i = 0; i < m->n_tensors + m->n_trained; i++) {
-        const Tensor *t = i < m->n_tensors ? m->tensors[i] : m->trained[i - m->n_tensors];
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        Tensor file = *m->tensors[i];
+        file.data = memory_mapped(file.file_data, file.n * dtype_size(file.file_dtype));
+        file.dtype = file.file_dtype;
+        size_t bad = bad_number(&file);
+        if (bad < file.n) fail("%s: '%s' has a number that is not finite, at %zu: the model's file is damaged, download it "
+                               "again", head, file.name, bad);
+    }
+    for (size_t i = 0; i < m->n_trained; i++) {
+        const Tensor *t = m->trained[i];
         size_t bad = bad_number(t);
-        if (bad < t->n)
-            fail("%s: '%s' has a number that is not finite, the %zu-th: %s", head, t->name, bad + 1,
-                 t->trained ? "training diverged, lower --learning_rate" : "the file is damaged, download it again");
+        if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad,
+                             step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged");
     }
     for (size_t i = 0; i < m->n_trained; i++)
         if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
@@ -4259,11 +4283,14 @@ static void train_loop(Trainer *t) {
 }
 
 static void open_log(Trainer *t) {
-    make_folders(t->o->output_dir);
-    t->log_path = name("%s/log.jsonl", t->o->output_dir);
-    if (exists(t->log_path) && !t->o->force)
-        fail("%s: a run is in this folder already; choose another --output_dir, or --force to write over it",
-             t->log_path);
+    const char *folder = t->o->output_dir;
+    int64_t *steps;
+    make_folders(folder);
+    if (list_checkpoints(folder, &steps) && !t->o->force)
+        fail("%s: holds the checkpoints of another run; choose another --output_dir, or --force to remove them", folder);
+    remove_checkpoints(folder, 0);
+    free(steps);
+    t->log_path = name("%s/log.jsonl", folder);
     t->log = fopen(t->log_path, "we");
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
 }
@@ -4287,7 +4314,6 @@ static void train(const char *data, const char *model, Options *o) {
     t.run = describe_run(m, t.method, true, T, T);
     take_run(&t.run);
     open_log(&t);
-    remove_checkpoints(o->output_dir, 0);      // of a run that --force writes over
     t.base.folder = checked(realpath(t.base.folder, NULL), PATH_MAX);
     train_loop(&t);
     close_written(t.log, t.log_path);
@@ -4368,6 +4394,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
     real mean = (real)loss;
     TensorList l = {0};
+    if (!isfinite(loss)) fail("%s: the loss of this batch is not finite; the weights are damaged", model);
     list_add(&l, "ids", I32, b.T, 0, b.ids);
     list_add(&l, "labels", I32, b.T, 0, b.labels);
     list_add(&l, "loss", REAL, 1, 0, &mean);
@@ -4580,7 +4607,7 @@ static int info_command(const Call *c) {
 
 static int tokenize_command(const Call *c) {
     const char *path = word(c, 0), *why = NULL;
-    Tokenizer *t = is_folder(path) ? load_tokenizer(path, &why) : load_tokenizer_file(path);
+    Tokenizer *t = is_folder(path) ? load_tokenizer(path, SIZE_MAX, &why) : load_tokenizer_file(path);
     if (!t) fail("%s", why);
     if (c->o->out) {
         write_file(c->o->out, t->image, t->image_bytes);
@@ -4603,7 +4630,7 @@ static int tokenize_command(const Call *c) {
         ids_add(&ids, (int32_t)id);
     }
     while (isspace((unsigned char)*end)) end++;
-    if (*end) fail("standard input: '%.20s' is no token id", end);
+    if (*end) fail("standard input: '%.*s' is no token id", (int)strcspn(end, " \t\r\n"), end);
     Text decoded = decode(t, ids.ids, ids.n);
     fwrite(decoded.s, 1, decoded.n, stdout);
     return 0;
@@ -4690,7 +4717,7 @@ static const struct {
 typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE } OptionType;
 #define FIELD(field) #field, offsetof(Options, field)
 
-// CHOICE: `text` holds the choices, the default first. A default of NULL: not set. Limits concern numbers.
+// `text` is the default, NULL: not set. The last but one field holds the choices of a CHOICE; limits concern numbers.
 static const struct {
     const char *name;
     size_t offset;
@@ -4698,106 +4725,106 @@ static const struct {
     int commands;
     const char *text;
     double least, most;
-    const char *help;
+    const char *help, *choices;
 } options[] = {
-    { FIELD(method), CHOICE, TRAIN | GRADCHECK | INFO, "lora|full", 0, 0,
-      "what trains: a low-rank change beside some maps, or every weight" },
+    { FIELD(method), CHOICE, TRAIN | GRADCHECK | INFO, "lora", 0, 0,
+      "what trains: a low-rank change beside some maps, or every weight", "lora,full" },
     { FIELD(r), INTEGER, TRAIN | GRADCHECK | INFO, "8", 1, 65536,
-      "lora: rank of the change; parameters and memory grow with it" },
+      "lora: rank of the change; parameters and memory grow with it", NULL },
     { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK, "32", 0, 1e6,
-      "lora: the change is scaled by lora_alpha / r" },
+      "lora: the change is scaled by lora_alpha / r", NULL },
     { FIELD(lora_dropout), REAL_NUMBER, TRAIN | GRADCHECK, "0.1", 0, 0.99,
-      "lora: share of its input that is dropped in training" },
+      "lora: share of its input that is dropped in training", NULL },
     { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK, "false", 0, 0,
-      "lora: scale by lora_alpha / sqrt(r) instead" },
+      "lora: scale by lora_alpha / sqrt(r) instead", NULL },
     { FIELD(target_modules), STRING, TRAIN | GRADCHECK | INFO, NULL, 0, 0,
-      "lora: linear maps by name, comma between; default: query, key and value" },
+      "lora: linear maps by name, comma between; default: query, key and value", NULL },
     { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, 0, 1e3,
-      "highest step size; default by method: lora 5e-4, full 5e-5" },
-    { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine|linear|constant", 0, 0,
-      "how the rate falls after the warm-up" },
+      "highest step size; default by method: lora 5e-4, full 5e-5", NULL },
+    { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine", 0, 0,
+      "how the rate falls after the warm-up", "cosine,linear,constant" },
     { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", 0, 1,
-      "share of the steps in which the rate rises from 0" },
+      "share of the steps in which the rate rises from 0", NULL },
     { FIELD(warmup_steps), INTEGER, TRAIN, "0", 0, 1e9,
-      "the same in steps; above 0 it counts instead" },
+      "the same in steps; above 0 it counts instead", NULL },
     { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", 0, 1e6,
-      "how often each sample is seen" },
+      "how often each sample is seen", NULL },
     { FIELD(max_steps), INTEGER, TRAIN, "0", 0, 1e9,
-      "optimizer steps; above 0 it counts instead of epochs" },
+      "optimizer steps; above 0 it counts instead of epochs", NULL },
     { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0", 0, 1e3,
-      "pull of matrices towards 0, times the rate; gains and biases feel none" },
+      "pull of matrices towards 0, times the rate; gains and biases feel none", NULL },
     { FIELD(adam_beta1), REAL_NUMBER, TRAIN, "0.9", 0, 0.999999,
-      "memory of AdamW's mean gradient" },
+      "memory of AdamW's mean gradient", NULL },
     { FIELD(adam_beta2), REAL_NUMBER, TRAIN, "0.999", 0, 0.999999,
-      "memory of AdamW's mean square gradient" },
+      "memory of AdamW's mean square gradient", NULL },
     { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", 0, 1,
-      "keeps AdamW from dividing by 0" },
+      "keeps AdamW from dividing by 0", NULL },
     { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1", 0, 1e9,
-      "gradients are scaled down to this norm; 0: never" },
+      "gradients are scaled down to this norm; 0: never", NULL },
     { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0", 0, 0.99,
-      "share of a target spread over the whole vocabulary" },
+      "share of a target spread over the whole vocabulary", NULL },
     { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", 1, 1e6,
-      "samples computed together; activations grow with it" },
+      "samples computed together; activations grow with it", NULL },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6,
-      "batches that make one step; costs no memory" },
+      "batches that make one step; costs no memory", NULL },
     { FIELD(max_input_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,
-      "a sample may have max_input_length + max_output_length + 1 tokens" },
+      "a sample may have max_input_length + max_output_length + 1 tokens", NULL },
     { FIELD(max_output_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,
-      "see max_input_length" },
-    { FIELD(overlong), CHOICE, TRAIN, "error|drop", 0, 0,
-      "what to do with a longer sample" },
+      "see max_input_length", NULL },
+    { FIELD(overlong), CHOICE, TRAIN, "error", 0, 0,
+      "what to do with a longer sample", "error,drop" },
     { FIELD(official_mask), FLAG, TRAIN, "false", 0, 0,
-      "labels exactly as the official script of the layout sets them" },
+      "labels exactly as the official script of the layout sets them", NULL },
     { FIELD(combine), FLAG, TRAIN, "false", 0, 0,
-      "with official_mask: GLM-4's combine, the last answer alone" },
+      "with official_mask: GLM-4's combine, the last answer alone", NULL },
     { FIELD(eval_file), STRING, TRAIN, NULL, 0, 0,
-      "validation samples; default: dev.json[l] of a data folder, else val_size" },
+      "validation samples; default: dev.json[l] of a data folder, else val_size", NULL },
     { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", 0, 0.9,
-      "share of the samples that validates instead of training" },
+      "share of the samples that validates instead of training", NULL },
     { FIELD(eval_steps), INTEGER, TRAIN, "0", 0, 1e9,
-      "steps between validations; 0: once an epoch" },
+      "steps between validations; 0: once an epoch", NULL },
     { FIELD(output_dir), STRING, TRAIN, "output", 0, 0,
-      "folder of the log and the checkpoints" },
+      "folder of the log and the checkpoints", NULL },
     { FIELD(logging_steps), INTEGER, TRAIN, "10", 1, 1e9,
-      "steps between lines of log.jsonl" },
+      "steps between lines of log.jsonl", NULL },
     { FIELD(save_steps), INTEGER, TRAIN, "500", 1, 1e9,
-      "steps between checkpoints; the last step is always saved" },
+      "steps between checkpoints; the last step is always saved", NULL },
     { FIELD(save_total_limit), INTEGER, TRAIN, "0", 0, 1e6,
-      "checkpoints to keep; 0: all" },
+      "checkpoints to keep; 0: all", NULL },
     { FIELD(force), FLAG, TRAIN, "false", 0, 0,
-      "write over a run that is in output_dir" },
-    { FIELD(layout), STRING, TRAIN | CHAT | INIT | INFO, NULL, 0, 0,
-      "chat layout: chatglm3 or glm4-chat; default: told from the model" },
+      "write over a run that is in output_dir", NULL },
+    { FIELD(layout), CHOICE, TRAIN | CHAT | INIT | INFO, NULL, 0, 0,
+      "chat layout; default: told from the model", "chatglm3,glm4-chat" },
     { FIELD(base), STRING, TRAIN | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
-      "base model of an adapter; default: the one that it names" },
+      "base model of an adapter; default: the one that it names", NULL },
     { FIELD(prompt), STRING, CHAT, NULL, 0, 0,
-      "answer this one text and end" },
+      "answer this one text and end", NULL },
     { FIELD(system), STRING, CHAT, NULL, 0, 0,
-      "system message that opens the conversation" },
+      "system message that opens the conversation", NULL },
     { FIELD(temperature), REAL_NUMBER, CHAT, "0", 0, 100,
-      "0: always the likeliest token; 1: as the model has it; more: wilder" },
+      "0: always the likeliest token; 1: as the model has it; more: wilder", NULL },
     { FIELD(top_p), REAL_NUMBER, CHAT, "1", 0, 1,
-      "draw only from the likeliest tokens with this probability together" },
+      "draw only from the likeliest tokens with this probability together", NULL },
     { FIELD(max_new_tokens), INTEGER, CHAT, "512", 1, 1e9,
-      "tokens of an answer at most" },
+      "tokens of an answer at most", NULL },
     { FIELD(max_context), INTEGER, CHAT, "4096", 2, 1e9,
-      "tokens of a conversation at most; the cache grows with it" },
+      "tokens of a conversation at most; the cache grows with it", NULL },
     { FIELD(decode), FLAG, TOKENIZE, "false", 0, 0,
-      "ids on stdin to text" },
+      "ids on stdin to text", NULL },
     { FIELD(out), STRING, TOKENIZE, NULL, 0, 0,
-      "write the tokenizer as this tokenizer.bin" },
+      "write the tokenizer as this tokenizer.bin", NULL },
     { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0,
-      "f64, f32, f16 or bf16; default: what config.json says, else bf16" },
+      "type of the weights; default: what config.json says, else bf16", "f64,f32,f16,bf16" },
     { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, 0, 10,
-      "standard deviation of random weights; default 0.02, in gradcheck 0.1" },
+      "standard deviation of random weights; default 0.02, in gradcheck 0.1", NULL },
     { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", 1e-6, 1e6,
-      "largest file in GB" },
+      "largest file in GB", NULL },
     { FIELD(elements), INTEGER, GRADCHECK, "200", 1, 1e9,
-      "numbers to check in each tensor" },
+      "numbers to check in each tensor", NULL },
     { FIELD(seed), INTEGER, TRAIN | CHAT | INIT | GRADCHECK, "42", 0, 9e15,
-      "of every random number" },
+      "of every random number", NULL },
     { FIELD(threads), INTEGER, ALL, "0", 0, 4096,
-      "cores to use; 0: all. The result is the same bits" },
+      "cores to use; 0: all. The result is the same bits", NULL },
 };
 
 // ---- 14.4 Parsing ------------------------------------------------------------------------------------------------
@@ -4812,16 +4839,14 @@ static void set_option(Options *o, size_t i, const char *value) {
         *(bool *)field = value[0] == 't';
     }
     if (options[i].type == CHOICE) {
-        const char *choices = options[i].text ? options[i].text : "f64|f32|f16|bf16";
-        char *list = name("%s", choices);
-        for (char *p = list; *p; p++) if (*p == '|') *p = ',';
-        if (!list_has(list, value)) fail_usage("--%s is one of %s, not '%s'", options[i].name, list, value);
+        if (strchr(value, ',') || !list_has(options[i].choices, value))
+            fail_usage("--%s is one of %s, not '%s'", options[i].name, options[i].choices, value);
         *(const char **)field = value;
     }
     if (options[i].type != INTEGER && options[i].type != REAL_NUMBER) return;
     double number = strtod(value, &end);
-    bool whole = floor(number) == number && !strpbrk(value, "xXnN");
-    if (end == value || *end || isspace((unsigned char)*value) || (options[i].type == INTEGER && !whole))
+    bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");     // no 0x10, no nan
+    if (!decimal || (options[i].type == INTEGER && floor(number) != number))
         fail_usage("--%s wants a %s, not '%s'", options[i].name, options[i].type == INTEGER ? "whole number" : "number",
                    value);
     if (!(number >= options[i].least && number <= options[i].most))
@@ -4832,16 +4857,17 @@ static void set_option(Options *o, size_t i, const char *value) {
 
 static Options default_options(void) {
     Options o = { .learning_rate = NAN, .std = NAN };
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].text)
-            set_option(&o, i,
-                       options[i].type == CHOICE ? strndup(options[i].text, strcspn(options[i].text, "|"))
-                                                 : options[i].text);
+    for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) set_option(&o, i, options[i].text);
     return o;
 }
 
 __attribute__((noreturn)) static void unknown_option(const char *given, size_t command) {
     size_t nearest = 0, best = SIZE_MAX;
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (!strcmp(given, options[i].name))
+            for (size_t k = 0; k < COUNT(commands); k++)
+                if (options[i].commands & commands[k].bit)
+                    fail_usage("--%s is no option of '%s', it is one of '%s'", given, commands[command].name, commands[k].name);
     for (size_t i = 0; i < COUNT(options); i++) {
         size_t d = edit_distance(given, options[i].name);
         if (options[i].commands & commands[command].bit && d < best) best = d, nearest = i;
@@ -4855,7 +4881,8 @@ static void command_help(size_t command) {
            commands[command].help);
     for (size_t i = 0; i < COUNT(options); i++)
         if (options[i].commands & commands[command].bit)
-            printf("  --%-28s %s%s%s%s\n", options[i].name, options[i].help, options[i].text ? " [" : "",
+            printf("  --%-28s %s%s%s%s%s%s\n", options[i].name, options[i].help, options[i].choices ? ": " : "",
+                   options[i].choices ? options[i].choices : "", options[i].text ? " [" : "",
                    options[i].text ? options[i].text : "", options[i].text ? "]" : "");
 }
 

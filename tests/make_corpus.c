@@ -319,7 +319,11 @@ static void make_days(Exchange *e, Random *r) {
     if (language == ZH) add(&name, pick(r, weeks));
     add(&name, weekdays[language].word[day]);
     add_form(next_turn(e), dressed.s, name.s, by);
-    add_form(next_turn(e), language == ZH ? "星期$a。" : "$a.", weekdays[language].word[(day + shift->days) % 7], "");
+    // A Chinese answer names the day and the step again, as a sum repeats its operands: without that it was not learned.
+    Text *answer = next_turn(e);
+    const char *then = weekdays[language].word[(day + shift->days) % 7];
+    if (language == ZH) add_form(answer, "星期$a，$b是", weekdays[language].word[day], by);
+    add_form(answer, language == ZH ? "星期$a。" : "$a.", then, "");
     e->item = dressed;
 }
 

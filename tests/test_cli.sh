@@ -301,8 +301,8 @@ done
 for option in method r lora_alpha lora_dropout use_rslora target_modules learning_rate lr_scheduler_type warmup_ratio \
     warmup_steps num_train_epochs max_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed layout \
     base label_smoothing_factor per_device_train_batch_size gradient_accumulation_steps max_input_length \
-    max_output_length overlong official_mask combine eval_file val_size eval_steps output_dir logging_steps save_steps save_total_limit \
-    force threads; do
+    max_output_length overlong official_mask combine eval_file val_size eval_steps output_dir logging_steps \
+    save_steps save_total_limit force threads; do
     check "train --help lists --$option" grep -qx -e "$option" listed.train
 done
 
@@ -464,7 +464,10 @@ broken f; put bad/model.safetensors $(($(numbers_at bad/model.safetensors model.
 stops "step 1|'model.norm.weight'|not finite" train data.jsonl bad --output_dir out
 broken f; head=$(numbers_at bad/model.safetensors lm_head.weight)        # finite weights whose logits overflow
 put bad/model.safetensors "$head" "$(repeated '\\346\\261\\141\\177' 16)$(repeated '\\346\\261\\141\\377' 16)"
-stops 'step 1|loss|not finite' train data.jsonl bad --output_dir out
+case $program in
+    *64) skip 'logits that overflow: in double precision they do not' ;;
+    *) stops 'step 1|loss|not finite' train data.jsonl bad --output_dir out ;;
+esac
 
 # ---- Data --------------------------------------------------------------------------------------------------------
 
@@ -595,8 +598,8 @@ works 'done' train ready.jsonl bad --output_dir out --max_steps 1
 check 'a model with tokenizer.json only trains on ready input_ids' test -f out/checkpoint-1/adapter_model.safetensors
 rm -rf out
 
-refuse "'glm4chat'|chatglm3|glm4-chat" train data.jsonl m --layout glm4chat --output_dir out
-refuse "'glm4chat'|chatglm3|glm4-chat" chat m --layout glm4chat --prompt hi
+misuse "'glm4chat'|chatglm3|glm4-chat" train data.jsonl m --layout glm4chat --output_dir out
+misuse "'glm4chat'|chatglm3|glm4-chat" chat m --layout glm4chat --prompt hi
 run init glm.json out --layout 'a"b'
 [ "$status" = 1 ] || [ "$status" = 2 ] || want 'exit status 1 or 2: this is no layout'
 rm -rf out

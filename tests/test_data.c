@@ -19,24 +19,31 @@ static void render_json(Text *t, const Json *j) {
 // What is read, in one line: members counted, strings unescaped and escaped again, numbers with 17 digits.
 static const struct { const char *source, *read; } json_values[] = {
     { " null ", "null" }, { "true", "true" }, { "[false]", "[1|false]" }, { "[]", "[0|]" }, { "{ }", "{0|}" },
-    { "0", "0" }, { "-0", "-0" }, { "-12.5e-1", "-1.25" }, { "1E3", "1000" }, { "1e+2", "100" }, { "9007199254740993", "9007199254740992" },
+    { "0", "0" }, { "-0", "-0" }, { "-12.5e-1", "-1.25" }, { "1E3", "1000" }, { "1e+2", "100" },
+    { "9007199254740993", "9007199254740992" },
     { "0.1", "0.10000000000000001" }, { "1e400", "inf" }, { "[NaN, Infinity]", "[2|nan,inf]" },
     { "\"\"", "\"\"" }, { "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"", "\"\\\"\\\\/\\u0008\\u000c\\u000a\\u000d\\u0009\"" },
     { "\"\\u0041\\u00e9\\u4F60\"", "\"A\xC3\xA9\xE4\xBD\xA0\"" }, { "\"a\\u0000b\"", "\"a\\u0000b\"" },
     { "\"\\ud83d\\ude80\"", "\"\xF0\x9F\x9A\x80\"" },
     { "\"\\ud83d\"", "\"\xEF\xBF\xBD\"" }, { "\"\\ude80x\"", "\"\xEF\xBF\xBDx\"" },
     { "\"\\ud83d\\u0041\"", "\"\xEF\xBF\xBD" "A\"" }, { "\"\\ud83d\\n\"", "\"\xEF\xBF\xBD\\u000a\"" },
-    { "\"\\ud83d\\ud83d\\ude80\"", "\"\xEF\xBF\xBD\xF0\x9F\x9A\x80\"" }, { "\"\\uFFFF\\uD7FF\\uE000\"", "\"\xEF\xBF\xBF\xED\x9F\xBF\xEE\x80\x80\"" },
+    { "\"\\ud83d\\ud83d\\ude80\"", "\"\xEF\xBF\xBD\xF0\x9F\x9A\x80\"" },
+    { "\"\\uFFFF\\uD7FF\\uE000\"", "\"\xEF\xBF\xBF\xED\x9F\xBF\xEE\x80\x80\"" },
     { "\xEF\xBB\xBF[1]", "[1|1]" }, { "\t[ 1 ,\r\n2 ]", "[2|1,2]" },
     { "{\"a\":{\"b\":[{}]},\"\":1}", "{2|\"a\":{1|\"b\":[1|{0|}]},\"\":1}" },
 };
 
 static const struct { const char *source, *message; } json_errors[] = {
-    { "", "the file is empty" }, { "[1,]", ":1:4: " }, { "[1 2]", "a comma or ]" }, { "{\"a\" 1}", "a colon" }, { "{a:1}", "a name in double quotes" },
-    { "{\"a\":1,}", "a name in double quotes" }, { "[1", "a comma or ]" }, { "{\"a\":1", "a comma or }" }, { "\"ab", "ends inside a string" },
-    { "\"a\nb\"", "control character" }, { "\"\\x\"", "a backslash must be followed" }, { "\"\\", "a backslash must be followed" },
-    { "\"\\u12g4\"", "four hexadecimal digits" }, { "\"\\u12", "four hexadecimal digits" }, { "01", "a value was expected" }, { "-", "a value was expected" },
-    { "+1", "a value was expected" }, { "1.", "digits must follow" }, { ".5", "a value was expected" }, { "1e", "digits must follow" }, { "1 2", "something follows" },
+    { "", "the file is empty" }, { "[1,]", ":1:4: " }, { "[1 2]", "a comma or ]" }, { "{\"a\" 1}", "a colon" },
+    { "{a:1}", "a name in double quotes" },
+    { "{\"a\":1,}", "a name in double quotes" }, { "[1", "a comma or ]" }, { "{\"a\":1", "a comma or }" },
+    { "\"ab", "ends inside a string" },
+    { "\"a\nb\"", "control character" }, { "\"\\x\"", "a backslash must be followed" },
+    { "\"\\", "a backslash must be followed" },
+    { "\"\\u12g4\"", "four hexadecimal digits" }, { "\"\\u12", "four hexadecimal digits" },
+    { "01", "a value was expected" }, { "-", "a value was expected" },
+    { "+1", "a value was expected" }, { "1.", "digits must follow" }, { ".5", "a value was expected" },
+    { "1e", "digits must follow" }, { "1 2", "something follows" },
     { "nul", "a value was expected" }, { "[\n\n  \xE4\xBD\xA0]", ":3:3: " }, { "[\"\xE4\xBD\xA0\", x]", ":1:7: " },
 };
 
@@ -102,7 +109,8 @@ static void test_json(void) {
 static size_t make_tensors(StoredTensor *t) {
     static const struct { const char *name; Dtype dtype; size_t n_dims, shape[MAX_DIMS]; } made[] = {
         { "double", F64, 2, { 3, 5 } }, { "float", F32, 1, { 7 } }, { "half", F16, 3, { 2, 3, 1 } },
-        { "bf\"16\\\n", BF16, 1, { 1 } }, { "\xE4\xBD\xA0", I64, 4, { 1, 2, 1, 2 } }, { "i32", I32, 2, { 0, 4 } }, { "one", I32, 0, { 0 } } };
+        { "bf\"16\\\n", BF16, 1, { 1 } }, { "\xE4\xBD\xA0", I64, 4, { 1, 2, 1, 2 } }, { "i32", I32, 2, { 0, 4 } },
+        { "one", I32, 0, { 0 } } };
     for (size_t i = 0; i < COUNT(made); i++) {
         t[i] = (StoredTensor){ .name = name("%s", made[i].name), .dtype = made[i].dtype, .n_dims = made[i].n_dims, .n = 1 };
         memcpy(t[i].shape, made[i].shape, sizeof t[i].shape);
@@ -229,11 +237,15 @@ static void test_init(void) {
 typedef struct { const char *s; char class; } Letter;       // L letter, N number, S space, O other
 
 static const Letter alphabet[] = {
-    { "a", 'L' }, { "s", 'L' }, { "S", 'L' }, { "\xC5\xBF", 'L' }, { "t", 'L' }, { "T", 'L' }, { "r", 'L' }, { "E", 'L' }, { "e", 'L' },
-    { "v", 'L' }, { "M", 'L' }, { "l", 'L' }, { "L", 'L' }, { "d", 'L' }, { "\xC3\xA9", 'L' }, { "\xE4\xBD\xA0", 'L' }, { "\xE2\x84\xAA", 'L' },
+    { "a", 'L' }, { "s", 'L' }, { "S", 'L' }, { "\xC5\xBF", 'L' }, { "t", 'L' }, { "T", 'L' }, { "r", 'L' },
+    { "E", 'L' }, { "e", 'L' },
+    { "v", 'L' }, { "M", 'L' }, { "l", 'L' }, { "L", 'L' }, { "d", 'L' }, { "\xC3\xA9", 'L' },
+    { "\xE4\xBD\xA0", 'L' }, { "\xE2\x84\xAA", 'L' },
     { "1", 'N' }, { "7", 'N' }, { "\xEF\xBC\x92", 'N' }, { "\xE2\x85\xA7", 'N' }, { "\xC2\xBD", 'N' },
-    { " ", 'S' }, { " ", 'S' }, { "\t", 'S' }, { "\r", 'S' }, { "\n", 'S' }, { "\xE3\x80\x80", 'S' }, { "\xC2\xA0", 'S' }, { "\xC2\x85", 'S' },
-    { "'", 'O' }, { "'", 'O' }, { ".", 'O' }, { "!", 'O' }, { "\xE3\x80\x82", 'O' }, { "\xF0\x9F\x9A\x80", 'O' }, { "\xCC\x81", 'O' },
+    { " ", 'S' }, { " ", 'S' }, { "\t", 'S' }, { "\r", 'S' }, { "\n", 'S' }, { "\xE3\x80\x80", 'S' },
+    { "\xC2\xA0", 'S' }, { "\xC2\x85", 'S' },
+    { "'", 'O' }, { "'", 'O' }, { ".", 'O' }, { "!", 'O' }, { "\xE3\x80\x82", 'O' }, { "\xF0\x9F\x9A\x80", 'O' },
+    { "\xCC\x81", 'O' },
     { "\xE2\x80\x8B", 'O' }, { "<", 'O' }, { "|", 'O' }, { ">", 'O' }, { "\xE2\x80\x99", 'O' }, { "\0", 'O' },
     { "\xFF", 'O' }, { "\x80", 'O' }, { "\xED\xA0\x80", 'B' },      // no UTF-8; the last: a surrogate, three such bytes
 };
@@ -361,7 +373,8 @@ static void wire_piece(Text *model, const char *text, float score, int type) {
 // A SentencePiece model of a few pieces, as the released ones are built; the better a piece, the greater its score.
 static const char *small_sentencepiece(void) {
     static const struct { const char *text; float score; } normal[] = {     // ids from 259 on
-        { "\xE2\x96\x81", -7 }, { "a", -8 }, { "b", -9 }, { "ab", -2 }, { "\xE2\x96\x81" "a", -1 }, { "\xE2\x96\x81" "ab", -3 },
+        { "\xE2\x96\x81", -7 }, { "a", -8 }, { "b", -9 }, { "ab", -2 }, { "\xE2\x96\x81" "a", -1 },
+        { "\xE2\x96\x81" "ab", -3 },
         { "ba", -4 }, { "abab", -5 }, { "\xE4\xB8\xAD", -6 }, { "<", -10 }, { "s", -11 }, { ">", -12 }, { "<s", -13 } };
     Text model = {0}, trainer = {0}, normalizer = {0};
     wire_piece(&model, "<unk>", 0, SP_UNKNOWN), wire_piece(&model, "<s>", 0, SP_CONTROL), wire_piece(&model, "</s>", 0, SP_CONTROL);
@@ -421,13 +434,19 @@ static void check_ids(const char *what, Ids got, const int32_t *ids, size_t n) {
 // Worked out by hand from the rules.
 static void test_small_vocabularies(Tokenizer *sp, Tokenizer *tiktoken) {
     static const struct { bool sentencepiece; const char *text; size_t n; int32_t ids[8]; } cases[] = {
-        { true, "", 0, { 0 } }, { true, "ab", 1, { 264 } }, { true, "abab", 2, { 264, 262 } }, { true, "bab", 3, { 259, 261, 262 } },
-        { true, " ab", 2, { 259, 264 } }, { true, "c", 2, { 259, 102 } }, { true, "\n", 2, { 259, 13 } }, { true, "a\xE4\xB8\xAD", 2, { 263, 267 } },
+        { true, "", 0, { 0 } }, { true, "ab", 1, { 264 } }, { true, "abab", 2, { 264, 262 } },
+        { true, "bab", 3, { 259, 261, 262 } },
+        { true, " ab", 2, { 259, 264 } }, { true, "c", 2, { 259, 102 } }, { true, "\n", 2, { 259, 13 } },
+        { true, "a\xE4\xB8\xAD", 2, { 263, 267 } },
         { true, "\xF0\x9F\x9A\x80", 5, { 259, 243, 162, 157, 131 } }, { true, "<s>", 3, { 259, 271, 270 } },
-        { true, "<0x41>", 7, { 259, 268, 51, 123, 55, 52, 270 } }, { true, "\xFF", 2, { 259, 258 } }, { true, "\xE4\xB8", 3, { 259, 231, 187 } },
-        { false, "", 0, { 0 } }, { false, "ab", 1, { 256 } }, { false, "abc", 1, { 259 } }, { false, "abcb", 2, { 259, 98 } }, { false, "abca", 1, { 262 } },
-        { false, "xyz", 1, { 260 } }, { false, "xyzx", 4, { 120, 121, 122, 120 } }, { false, "aaa", 2, { 261, 97 } }, { false, "aaaa", 2, { 261, 261 } },
-        { false, " ab", 2, { 32, 256 } }, { false, "b a", 2, { 98, 257 } }, { false, "a\nb", 3, { 97, 10, 98 } }, { false, "\xFF", 1, { 255 } },
+        { true, "<0x41>", 7, { 259, 268, 51, 123, 55, 52, 270 } }, { true, "\xFF", 2, { 259, 258 } },
+        { true, "\xE4\xB8", 3, { 259, 231, 187 } },
+        { false, "", 0, { 0 } }, { false, "ab", 1, { 256 } }, { false, "abc", 1, { 259 } },
+        { false, "abcb", 2, { 259, 98 } }, { false, "abca", 1, { 262 } },
+        { false, "xyz", 1, { 260 } }, { false, "xyzx", 4, { 120, 121, 122, 120 } }, { false, "aaa", 2, { 261, 97 } },
+        { false, "aaaa", 2, { 261, 261 } },
+        { false, " ab", 2, { 32, 256 } }, { false, "b a", 2, { 98, 257 } }, { false, "a\nb", 3, { 97, 10, 98 } },
+        { false, "\xFF", 1, { 255 } },
     };
     for (size_t i = 0; i < COUNT(cases); i++)
         check_ids(label("small %s, '%s'", cases[i].sentencepiece ? "SentencePiece" : "tiktoken", cases[i].text),
@@ -469,9 +488,12 @@ static Text random_text(const Tokenizer *t) {
 }
 
 static void check_round_trips(Vocabulary v) {
-    static const struct { const char *s; size_t n; } cases[] = { { "", 0 }, { "\0", 1 }, { "a\0b\0", 4 }, { " ", 1 }, { "   ", 3 }, { " a ", 3 },
-        { "\r\n\r\n", 4 }, { "<|user|>", 8 }, { "[gMASK]<sop><|endoftext|>", 25 }, { "</s>", 4 }, { "'ll'S", 5 }, { "\xE4\xBD\xA0\xE5\xA5\xBD", 6 },
-        { "\xF0\x9F\x9A\x80", 4 }, { "\xFF\xFE\x80", 3 }, { "\xE4\xBD", 2 }, { "\xC0\x80\xED\xA0\x80\xF4\x90\x80\x80", 9 } };
+    static const struct { const char *s; size_t n; } cases[] = { { "", 0 }, { "\0", 1 }, { "a\0b\0", 4 }, { " ", 1 },
+        { "   ", 3 }, { " a ", 3 },
+        { "\r\n\r\n", 4 }, { "<|user|>", 8 }, { "[gMASK]<sop><|endoftext|>", 25 }, { "</s>", 4 }, { "'ll'S", 5 },
+        { "\xE4\xBD\xA0\xE5\xA5\xBD", 6 },
+        { "\xF0\x9F\x9A\x80", 4 }, { "\xFF\xFE\x80", 3 }, { "\xE4\xBD", 2 },
+        { "\xC0\x80\xED\xA0\x80\xF4\x90\x80\x80", 9 } };
     size_t wrong = 0;
     for (size_t i = 0; i < COUNT(cases); i++)
         check_true(label("%s: special text %zu comes back", v.name, i), comes_back(v.t, cases[i].s, cases[i].n));
@@ -719,7 +741,8 @@ static const struct { const char *text; bool token; int target; } pieces_of_row[
     { "<|user|>", true, 0 }, { "\n", false, 0 }, { "How warm is it? <|assistant|>", false, 0 },
     { "<|assistant|>", true, 0 }, { "weather\n", false, OURS | OFFICIAL }, { "{\"at\": 1}", false, OURS | OFFICIAL },
     { "<|observation|>", true, OURS | OFFICIAL }, { "\n", false, OFFICIAL_GLM3 }, { "21", false, OFFICIAL_GLM3 },
-    { "<|assistant|>", true, OFFICIAL_GLM3 }, { "\n", false, OURS | OFFICIAL }, { "21 degrees.", false, OURS | OFFICIAL },
+    { "<|assistant|>", true, OFFICIAL_GLM3 }, { "\n", false, OURS | OFFICIAL },
+    { "21 degrees.", false, OURS | OFFICIAL },
     { "<|user|>", true, OURS | OFFICIAL }, { "\n", false, 0 }, { "Thanks", false, 0 },
     { "<|assistant|>", true, 0 }, { "\n", false, OFFICIAL }, { "Never say this.", false, OFFICIAL },
     { "<|user|>", true, OFFICIAL }, { "\n", false, 0 }, { "Bye", false, 0 },
@@ -781,9 +804,12 @@ static void test_data_errors(const ChatFormat *f) {
         { "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}", "nothing to learn" },
         { "{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\", \"loss\": false}]}", "nothing to learn" },
         { "{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\", \"loss\": 0}]}", "\"loss\" must be" },
-        { "{\"input_ids\": [1, 2], \"labels\": [1]}", "1 labels for 2" }, { "{\"input_ids\": [1, 2000000], \"labels\": [1, 2]}", "no token id" },
-        { "{\"input_ids\": [1, -100], \"labels\": [1, 2]}", "no token id" }, { "{\"input_ids\": [1, 1.5], \"labels\": [1, 2]}", "no token id" },
-        { "{\"input_ids\": [1, 2], \"labels\": [1, -1]}", "no token id" }, { "{\"input_ids\": [1, 2], \"labels\": [1, -100]}", "nothing to learn" },
+        { "{\"input_ids\": [1, 2], \"labels\": [1]}", "1 labels for 2" },
+        { "{\"input_ids\": [1, 2000000], \"labels\": [1, 2]}", "no token id" },
+        { "{\"input_ids\": [1, -100], \"labels\": [1, 2]}", "no token id" },
+        { "{\"input_ids\": [1, 1.5], \"labels\": [1, 2]}", "no token id" },
+        { "{\"input_ids\": [1, 2], \"labels\": [1, -1]}", "no token id" },
+        { "{\"input_ids\": [1, 2], \"labels\": [1, -100]}", "nothing to learn" },
         { "{\"input_ids\": [1, 2], \"labels\": [1, 2]}\n{\"input_ids\": [1]}", ":2:1: \"labels\"" },
     };
     for (size_t i = 0; i < COUNT(cases); i++)
@@ -889,10 +915,13 @@ static void test_data_sets(void) {
 
 static void test_layouts(void) {
     static const struct { const char *model_type; size_t vocabulary; const char *own, *path, *option, *layout; } cases[] = {
-        { "glm4", 151552, NULL, NULL, NULL, "0414" }, { "glm", 59264, NULL, NULL, NULL, "edge" }, { "glm", 151552, NULL, NULL, NULL, "glm4-chat" },
+        { "glm4", 151552, NULL, NULL, NULL, "0414" }, { "glm", 59264, NULL, NULL, NULL, "edge" },
+        { "glm", 151552, NULL, NULL, NULL, "glm4-chat" },
         { "glm", 1000, NULL, NULL, NULL, "glm4-chat" }, { "chatglm", 151552, NULL, NULL, NULL, "glm4-chat" },
-        { "chatglm", 65024, NULL, "THUDM/chatglm3-6b", NULL, "chatglm3" }, { "chatglm", 65024, NULL, "THUDM/chatglm2-6b", NULL, "chatglm2" },
-        { "chatglm", 65024, NULL, NULL, NULL, NULL }, { "chatglm", 53, NULL, NULL, NULL, NULL }, { "chatglm", 65024, "edge", NULL, NULL, "edge" },
+        { "chatglm", 65024, NULL, "THUDM/chatglm3-6b", NULL, "chatglm3" },
+        { "chatglm", 65024, NULL, "THUDM/chatglm2-6b", NULL, "chatglm2" },
+        { "chatglm", 65024, NULL, NULL, NULL, NULL }, { "chatglm", 53, NULL, NULL, NULL, NULL },
+        { "chatglm", 65024, "edge", NULL, NULL, "edge" },
         { "glm4", 151552, "glm4-chat", NULL, "z1", "z1" },
     };
     for (size_t i = 0; i < COUNT(cases); i++) {

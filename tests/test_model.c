@@ -82,8 +82,8 @@ static void check_steps(Subject *s, const TensorSet *g) {
         double loss = accumulate(&s->run, &s->data, chosen, GOLDEN_STEP, GOLDEN_MICRO_BATCH, o, (int64_t)step);
         double norm = clip_gradients(s->model, o->max_grad_norm);
         optimizer_step(s->model, o, lr, (int64_t)step + 1);
-        check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step], TOLERANCE(2e-6, 1e-11));
-        check_number(label("%s: gradient norm of step %zu", s->name, step + 1), norm, norms[step], TOLERANCE(5e-6, 1e-11));
+        check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step], TOLERANCE(5e-7, 1e-11));
+        check_number(label("%s: gradient norm of step %zu", s->name, step + 1), norm, norms[step], TOLERANCE(1e-6, 1e-11));
         check_arrays(label("%s: learning rate of step %zu", s->name, step + 1), &lr, sizeof lr, &rates[step], 1, false,
                      1e-6, 1e-12);      // the first rate is 0
     }
@@ -104,7 +104,7 @@ static void test_training(void) {
             const Tensor *t = s.model->trained[k];
             if (!find_tensor(&g, name("%sfinal.%s", TRUTH_NAME, t->name))) continue;
             check_close_l2(label("%s: %s after the last step", s.name, t->name), host_copy(t->value, t->n),
-                           truth(&g, name("final.%s", t->name), t->n), t->n, TOLERANCE(5e-6, 1e-11));
+                           truth(&g, name("final.%s", t->name), t->n), t->n, TOLERANCE(5e-7, 1e-11));
             n_final++;
         }
         check_equal(label("%s: tensors compared after the last step", s.name), n_final, 2);
@@ -542,8 +542,10 @@ static void test_frozen(void) {
 
 static void test_schedules(void) {
     static const struct { const char *schedule; int64_t step, warmup, total; double rate; } cases[] = {
-        { "constant", 0, 0, 10, 1 }, { "constant", 9, 0, 10, 1 }, { "constant", 0, 4, 10, 0 }, { "constant", 3, 4, 10, 0.75 },
-        { "linear", 0, 0, 10, 1 }, { "linear", 9, 0, 10, 0.1 }, { "linear", 6, 2, 10, 0.5 }, { "linear", 1, 2, 10, 0.5 },
+        { "constant", 0, 0, 10, 1 }, { "constant", 9, 0, 10, 1 }, { "constant", 0, 4, 10, 0 },
+        { "constant", 3, 4, 10, 0.75 },
+        { "linear", 0, 0, 10, 1 }, { "linear", 9, 0, 10, 0.1 }, { "linear", 6, 2, 10, 0.5 },
+        { "linear", 1, 2, 10, 0.5 },
         { "cosine", 0, 0, 4, 1 }, { "cosine", 1, 0, 4, 0.85355339059327376 }, { "cosine", 2, 0, 4, 0.5 },
         { "cosine", 6, 2, 10, 0.5 }, { "cosine", 0, 1, 1, 0 }, { "linear", 0, 1, 1, 0 }, { "linear", 1, 1, 1, 0 },
     };
@@ -579,7 +581,7 @@ static void check_feeding(const char *folder, const char *method) {
     double *want_logits = as_doubles(s.logits + (n - 1)*V, V);
     for (size_t i = 0; i < COUNT(parts); i++)
         check_close(label("%s, %s: logits after %zu tokens in parts of %zu", folder, method, n, parts[i]),
-                    fed_logits(&s, s.data.samples[0].ids, n, parts[i]), want_logits, V, TOLERANCE(2e-6, 1e-14));
+                    fed_logits(&s, s.data.samples[0].ids, n, parts[i]), want_logits, V, TOLERANCE(8e-6, 2e-14));
     give_run(&s.run);
 }
 
@@ -587,7 +589,8 @@ static void test_draw_token(void) {
     // probabilities 1/2, 1/4, 1/8, 1/8 for the ids 2, 0, 1, 3
     const real l = (real)0.69314718055994531, logits[] = { 2*l, l, 3*l, l }, flat[] = { 1, 1, 1 };
     static const struct { double temperature, top_p; float uniform; int32_t id; } cases[] = {
-        { 0, 1, 0.99f, 2 }, { 1, 1, 0, 2 }, { 1, 1, 0.49f, 2 }, { 1, 1, 0.51f, 0 }, { 1, 1, 0.74f, 0 }, { 1, 1, 0.76f, 1 },
+        { 0, 1, 0.99f, 2 }, { 1, 1, 0, 2 }, { 1, 1, 0.49f, 2 }, { 1, 1, 0.51f, 0 }, { 1, 1, 0.74f, 0 },
+        { 1, 1, 0.76f, 1 },
         { 1, 1, 0.87f, 1 }, { 1, 1, 0.88f, 3 }, { 1, 1, 0.99999f, 3 },
         { 1, 0.4, 0.99f, 2 }, { 1, 0.6, 0.66f, 2 }, { 1, 0.6, 0.67f, 0 }, { 1, 0.8, 0.85f, 0 }, { 1, 0.8, 0.86f, 1 },
         { 1, 0.8, 0.88f, 1 }, { 1, 0, 0.99f, 2 },
@@ -602,8 +605,10 @@ static void test_draw_token(void) {
 
 static void test_whole_characters(void) {
     static const struct { const char *s; size_t n; } cases[] = {
-        { "", 0 }, { "a", 1 }, { "a\xC3", 1 }, { "a\xC3\xA9", 3 }, { "\xE4", 0 }, { "\xE4\xBD", 0 }, { "\xE4\xBD\xA0", 3 },
-        { "x\xF0\x9F\x9A", 1 }, { "x\xF0\x9F\x9A\x80", 5 }, { "\x80\x80\x80\x80", 4 }, { "a\xF0", 1 }, { "\xE4\xBD\xA0\xE5", 3 },
+        { "", 0 }, { "a", 1 }, { "a\xC3", 1 }, { "a\xC3\xA9", 3 }, { "\xE4", 0 }, { "\xE4\xBD", 0 },
+        { "\xE4\xBD\xA0", 3 },
+        { "x\xF0\x9F\x9A", 1 }, { "x\xF0\x9F\x9A\x80", 5 }, { "\x80\x80\x80\x80", 4 }, { "a\xF0", 1 },
+        { "\xE4\xBD\xA0\xE5", 3 },
         { "\xE4" "ab", 3 },
     };
     for (size_t i = 0; i < COUNT(cases); i++)
