@@ -93,7 +93,8 @@ static void stop_with(int status, const char *format, va_list args) {
     char *message = NULL;
     fflush(stdout);
     if (vasprintf(&message, format, args) < 0) message = NULL;
-    for (char *p = message; p && *p; p++) if ((unsigned char)*p < ' ') *p = ' ';     // what users wrote may hold line breaks
+    // what users wrote may hold line breaks
+    for (char *p = message; p && *p; p++) if ((unsigned char)*p < ' ') *p = ' ';
     fprintf(stderr, "glmtune: %s\n", message ? message : format);
     discard_unfinished();
     exit(status);
@@ -1546,7 +1547,8 @@ void rope_forward(real *x, const int32_t *positions, const real *table, size_t T
 void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
                    size_t n_rotated);
 
-// shapes of one attention call; every sequence sees its own keys and, before them, the prefix; starts lie in model memory
+// shapes of one attention call; every sequence sees its own keys and, before them, the prefix; the starts lie in model
+// memory
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
     const size_t *starts, *kv_starts;   // [n_sequences+1] rows of q and of k, v; queries are the last of their sequence
@@ -1635,7 +1637,8 @@ static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x
 // to the exponent's bits. Within 1.1 units of the last place; 0 below -87.3, infinite above 88.3, NaN stays NaN. Unlike
 // libm's it is plain arithmetic, so a loop around it is vectorized.
 static inline float real_exp(float x) {
-    float shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;       // adding 1.5 2^23 rounds to a whole number
+    // adding 1.5 2^23 rounds to a whole number
+    float shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
     float r = x - n * 0x1.62e3p-1f - n * 9.05800061e-6f;                        // ln 2 in two parts
     float p = 1.0f / 5040;
     p = p * r + 1.0f / 720;
@@ -1699,7 +1702,8 @@ static uint16_t float_to_bf16(float f) {        // to nearest, ties to even
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
 }
 
-// A double that lies between two floats becomes the odd one, so that rounding it once more, to fewer bits, is rounding once.
+// A double that lies between two floats becomes the odd one, so that rounding it once more, to fewer bits, is
+// rounding once.
 static float round_to_odd(double d) {
     float f = (float)d;
     if ((double)f == d || d != d) return f;
@@ -1743,22 +1747,20 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
 // A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column
 // of B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of
 // high-performance matrix multiplication"):
-//   1. A tile of C, TILE_M rows by two vectors, stays in registers while k runs: each number that is loaded from A meets
-//      two vectors of B, each vector of B meets TILE_M numbers of A.
+//   1. A tile of C, TILE_M rows by two vectors, stays in registers while k runs: each number that is loaded from A
+//      meets two vectors of B, each vector of B meets TILE_M numbers of A.
 //   2. For that, A and B are first copied into panels in the very order in which the tile reads them, widened to `real`
 //      on the way from whatever type the file has: A in lines of BLOCK_K, B in rows of TILE_N.
 //   3. A panel of B (BLOCK_K x TILE_N) stays in the first-level cache while the panels of A go by; a block of B
 //      (BLOCK_K x BLOCK_N) and what of A meets it stay in the second.
-//   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS of them
-//      where there are too few columns for many cores. All of this depends on shapes, never on the number of threads.
+//   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS
+//      of them where there are too few columns for many cores. All of this depends on shapes, never on the number of
+//      threads.
 
-#if VECTOR_BYTES == 64
-enum { TILE_M = 8 };        // of 32 registers: 16 sums, 2 of B, 1 of A
-#else
-enum { TILE_M = 6 };        // of 16 registers: 12 sums, 2 of B, 1 of A
-#endif
-enum { TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 12 * TILE_M,
-       MOST_M = 96 * TILE_M, MOST_K = 32 * BLOCK_K };   // of A that is packed at once
+// A tile takes 15 of 16 vector registers: 12 sums, 2 of B, 1 of A. Where there are 32 (AVX-512), tiles of 8x2, 12x2,
+// 9x3 and 6x4 were no faster (78 to 82 % of what independent multiply-adds reach there, all of them).
+enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 16 * TILE_M,
+       MOST_M = 128 * TILE_M, MOST_K = 32 * BLOCK_K };  // the last two: of A that is packed at once
 
 typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
 
@@ -1781,7 +1783,8 @@ static inline void transpose(vec *rows) {
     }
 }
 
-static void transpose_block(real *out, size_t out_stride, const real *in, size_t in_stride, size_t n_rows, size_t n_columns) {
+static void transpose_block(real *out, size_t out_stride, const real *in, size_t in_stride, size_t n_rows,
+                            size_t n_columns) {
     // out [n_columns, n_rows], in [n_rows, n_columns]
     size_t i = 0;
     for (; i + LANES <= n_rows; i += LANES) {
@@ -1827,14 +1830,14 @@ static void tile(real *c, size_t c_stride, const real *a, const real *b, real sc
     vec sum[TILE_M][2] = {{{0}}};
     for (size_t k = 0; k < n_k; k++, a++, b += TILE_N) {
         vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
-        #pragma GCC unroll 8
+        #pragma GCC unroll 6
         for (int i = 0; i < TILE_M; i++) {
             sum[i][0] += a[i*BLOCK_K] * b0;
             sum[i][1] += a[i*BLOCK_K] * b1;
         }
     }
     if (m == TILE_M && n == TILE_N) {
-        #pragma GCC unroll 8
+        #pragma GCC unroll 6
         for (int i = 0; i < TILE_M; i++, c += c_stride) {
             *(vec *)c += scale * sum[i][0];
             *(vec *)(c + LANES) += scale * sum[i][1];
@@ -1864,8 +1867,8 @@ static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t c
             pack_b(packed_b + j*n_k, p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k, n_k);
         for (size_t j = 0; j < columns; j += TILE_N)
             for (size_t i = row0; i < row0 + rows; i += TILE_M)
-                tile(p.c + (p.i0 + i)*p.c_stride + j0 + j, p.c_stride, panel_of_a(p.packed, p.M, i, k), packed_b + j*n_k,
-                     p.scale, min_size(TILE_M, p.M - i), min_size(TILE_N, columns - j), n_k);
+                tile(p.c + (p.i0 + i) * p.c_stride + j0 + j, p.c_stride, panel_of_a(p.packed, p.M, i, k),
+                     packed_b + j * n_k, p.scale, min_size(TILE_M, p.M - i), min_size(TILE_N, columns - j), n_k);
     }
 }
 
@@ -1891,7 +1894,8 @@ static void product(real *c, View a, View b, real scale, size_t M, size_t N, siz
     static real packed[MOST_M * MOST_K] __attribute__((aligned(64)));
     for (size_t k = 0; k < K; k += MOST_K)
         for (size_t i = 0; i < M; i += MOST_M)
-            product_block((Block){ c, N, a, b, scale, i, min_size(MOST_M, M - i), k, min_size(MOST_K, K - k), packed }, N);
+            product_block((Block){ c, N, a, b, scale, i, min_size(MOST_M, M - i), k, min_size(MOST_K, K - k), packed },
+                          N);
 }
 
 // The same by the calling thread alone, for the blocks of attention: c [M,N] has rows c_stride apart, M <= SMALL_M.
@@ -2120,7 +2124,8 @@ static void attend_block(real *out, real *largest, real *sum, const real *q, con
     small_product(out, s.q_stride, by_rows(score, KEYS), by_columns(v, s.kv_stride), 1, s.n, s.d, n_keys);
 }
 
-static void attend(real *out, real *lse, size_t lse_stride, const real *q, Queries s, const Keys *parts, size_t n_parts) {
+static void attend(real *out, real *lse, size_t lse_stride, const real *q, Queries s, const Keys *parts,
+                   size_t n_parts) {
     real largest[QUERIES], sum[QUERIES];
     for (size_t i = 0; i < s.n; i++) {
         largest[i] = -(real)INFINITY, sum[i] = 0;
@@ -2128,7 +2133,8 @@ static void attend(real *out, real *lse, size_t lse_stride, const real *q, Queri
     }
     for (const Keys *k = parts; k < parts + n_parts; k++)
         for (size_t j = 0, n = keys_seen(s, *k, s.n - 1); j < n; j += KEYS)
-            attend_block(out, largest, sum, q, k->k + j*s.kv_stride, k->v + j*s.kv_stride, s, *k, j, min_size(KEYS, n - j));
+            attend_block(out, largest, sum, q, k->k + j * s.kv_stride, k->v + j * s.kv_stride, s, *k, j,
+                         min_size(KEYS, n - j));
     for (size_t i = 0; i < s.n; i++) {
         for (size_t c = 0; c < s.d; c++) out[i*s.q_stride + c] /= sum[i];
         lse[i*lse_stride] = largest[i] + real_log(sum[i]);
@@ -2160,8 +2166,9 @@ void attention_forward(real *out, real *lse, const real *q, const real *k, const
                 size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * QUERIES;    // at: the head's place in a row
                 if (i >= s.starts[b+1] - s.starts[b]) continue;
                 size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
-                Keys parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL, s.n_prefix, false },
-                                 { k + row, v + row, NULL, NULL, s.kv_starts[b+1] - s.kv_starts[b], true } };
+                Keys parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
+                                   s.n_prefix, false },
+                                 { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
                 attend(out + th*d, lse + th, s.n_heads, q + th*d, queries_of(s, b, i), parts, 2);
             }
 }
@@ -2188,10 +2195,10 @@ static void attend_block_backward(QueryRows r, Queries s, Keys keys, size_t j0, 
     }
     small_product(r.dq, s.q_stride, by_rows(ds, KEYS), by_columns(k, s.kv_stride), s.scale, s.n, s.d, n_keys);
     if (!keys.dk) return;
-    small_product(keys.dk + j0*s.kv_stride, s.kv_stride, by_columns(ds, KEYS), by_columns(r.q, s.q_stride), s.scale, n_keys,
-                  s.d, s.n);
-    small_product(keys.dv + j0*s.kv_stride, s.kv_stride, by_columns(p, KEYS), by_columns(r.dout, s.q_stride), 1, n_keys, s.d,
-                  s.n);
+    small_product(keys.dk + j0 * s.kv_stride, s.kv_stride, by_columns(ds, KEYS), by_columns(r.q, s.q_stride), s.scale,
+                  n_keys, s.d, s.n);
+    small_product(keys.dv + j0 * s.kv_stride, s.kv_stride, by_columns(p, KEYS), by_columns(r.dout, s.q_stride), 1,
+                  n_keys, s.d, s.n);
 }
 
 static void attend_backward(QueryRows r, const real *out, Queries s, const Keys *parts, size_t n_parts) {
@@ -2204,7 +2211,8 @@ static void attend_backward(QueryRows r, const real *out, Queries s, const Keys 
 }
 
 // dq, dk, dv and the prefix's gradients (NULL: frozen) are added to; out, lse as the forward left them. Here all keys
-// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in order.
+// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in
+// order.
 void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout,
                         const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s) {
@@ -2768,7 +2776,7 @@ static void train_tensor(Model *m, Tensor *t) {
 
 // ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
 // Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
-//     y = W x + s B A dropout(x)      A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
+//     y = W x + s B A dropout(x)    A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
 // B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
 // query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
 // Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
@@ -4119,8 +4127,9 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
         file.data = memory_mapped(file.file_data, file.n * dtype_size(file.file_dtype));
         file.dtype = file.file_dtype;
         size_t bad = bad_number(&file);
-        if (bad < file.n) fail("%s: '%s' has a number that is not finite, at %zu: the model's file is damaged, download it "
-                               "again", head, file.name, bad);
+        if (bad < file.n)
+            fail("%s: '%s' has a number that is not finite, at %zu: its file is damaged, download it again", head,
+                 file.name, bad);
     }
     for (size_t i = 0; i < m->n_trained; i++) {
         const Tensor *t = m->trained[i];
@@ -4287,7 +4296,8 @@ static void open_log(Trainer *t) {
     int64_t *steps;
     make_folders(folder);
     if (list_checkpoints(folder, &steps) && !t->o->force)
-        fail("%s: holds the checkpoints of another run; choose another --output_dir, or --force to remove them", folder);
+        fail("%s: holds the checkpoints of another run; choose another --output_dir, or --force to remove them",
+             folder);
     remove_checkpoints(folder, 0);
     free(steps);
     t->log_path = name("%s/log.jsonl", folder);
@@ -4845,7 +4855,8 @@ static void set_option(Options *o, size_t i, const char *value) {
     }
     if (options[i].type != INTEGER && options[i].type != REAL_NUMBER) return;
     double number = strtod(value, &end);
-    bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");     // no 0x10, no nan
+    // no 0x10, no nan
+    bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");
     if (!decimal || (options[i].type == INTEGER && floor(number) != number))
         fail_usage("--%s wants a %s, not '%s'", options[i].name, options[i].type == INTEGER ? "whole number" : "number",
                    value);
@@ -4867,7 +4878,8 @@ __attribute__((noreturn)) static void unknown_option(const char *given, size_t c
         if (!strcmp(given, options[i].name))
             for (size_t k = 0; k < COUNT(commands); k++)
                 if (options[i].commands & commands[k].bit)
-                    fail_usage("--%s is no option of '%s', it is one of '%s'", given, commands[command].name, commands[k].name);
+                    fail_usage("--%s is no option of '%s', it is one of '%s'", given, commands[command].name,
+                               commands[k].name);
     for (size_t i = 0; i < COUNT(options); i++) {
         size_t d = edit_distance(given, options[i].name);
         if (options[i].commands & commands[command].bit && d < best) best = d, nearest = i;

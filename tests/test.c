@@ -5,8 +5,8 @@
 //     GLM_REAL=DIR ./test     also against the released tokenizers and golden numbers in DIR, which are no part of the
 //                             project (their licences are the models')
 //
-// Golden numbers come from tests/reference.py: the float build is compared with Hugging Face in float (hf.*), the double
-// build with a plain model in double (f64.*). Groups stand in the table at the end.
+// Golden numbers come from tests/reference.py: the float build is compared with Hugging Face in float (hf.*), the
+// double build with a plain model in double (f64.*). Groups stand in the table at the end.
 #define GLMTUNE_NO_MAIN
 #include "../glmtune.c"
 #include <sys/wait.h>
@@ -62,7 +62,7 @@ static void unsilence(int kept) {
 // Runs an action that must end the program: with status 1, saying `message`. It does so in a child.
 static void check_fails(const char *what, void (*action)(const void *), const void *context, const char *message) {
     char said[4096] = "";
-    size_t n = 0;
+    size_t n = 0, left = sizeof said - 1;
     int ends[2], status = 0;
     fflush(stdout);
     if (pipe(ends)) fail("tests: pipe: %s", strerror(errno));
@@ -73,7 +73,7 @@ static void check_fails(const char *what, void (*action)(const void *), const vo
         _exit(0);
     }
     close(ends[1]);
-    for (ssize_t got; n < sizeof said - 1 && (got = read(ends[0], said + n, sizeof said - 1 - n)) > 0; ) n += (size_t)got;
+    for (ssize_t got; (got = read(ends[0], said + n, left - n)) > 0; ) n += (size_t)got;
     close(ends[0]);
     waitpid(child, &status, 0);
     bool ended = WIFEXITED(status) && WEXITSTATUS(status) == 1;
@@ -124,7 +124,9 @@ static double *golden(const TensorSet *g, const char *tensor, size_t want_n) {
 #define TRUTH_NAME TOLERANCE("hf.", "f64.")
 
 // The numbers that this build is compared with.
-static double *truth(const TensorSet *g, const char *what, size_t n) { return golden(g, name("%s%s", TRUTH_NAME, what), n); }
+static double *truth(const TensorSet *g, const char *what, size_t n) {
+    return golden(g, name("%s%s", TRUTH_NAME, what), n);
+}
 
 static int32_t *golden_ids(const TensorSet *g, const char *tensor, size_t *n) {
     double *numbers = golden_all(g, tensor, n);

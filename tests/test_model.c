@@ -25,8 +25,8 @@ static void check_gradients(const Subject *s, const TensorSet *g) {
         const Tensor *t = s->model->trained[i];
         double *want_grad = truth(g, name("grad.%s", t->name), t->n);
         real *grad = host_copy(t->grad, t->n);
-        check_arrays(label("%s: gradient of %s", s->name, t->name), grad, sizeof *grad, want_grad, t->n, true, LEAST_GRADIENT,
-                     gradient_tolerance);
+        check_arrays(label("%s: gradient of %s", s->name, t->name), grad, sizeof *grad, want_grad, t->n, true,
+                     LEAST_GRADIENT, gradient_tolerance);
         free(want_grad), free(grad);
     }
 }
@@ -77,13 +77,14 @@ static void check_steps(Subject *s, const TensorSet *g) {
     for (size_t step = 0; step < n_steps; step++) {
         size_t chosen[GOLDEN_STEP];
         for (size_t i = 0; i < GOLDEN_STEP; i++) chosen[i] = (size_t)order[step * GOLDEN_STEP + i];
-        double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, (int64_t)step, warmup_of(o, (int64_t)n_steps),
-                                   (int64_t)n_steps);
+        double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, (int64_t)step,
+                                   warmup_of(o, (int64_t)n_steps), (int64_t)n_steps);
         double loss = accumulate(&s->run, &s->data, chosen, GOLDEN_STEP, GOLDEN_MICRO_BATCH, o, (int64_t)step);
         double norm = clip_gradients(s->model, o->max_grad_norm);
         optimizer_step(s->model, o, lr, (int64_t)step + 1);
         check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step], TOLERANCE(5e-7, 1e-11));
-        check_number(label("%s: gradient norm of step %zu", s->name, step + 1), norm, norms[step], TOLERANCE(1e-6, 1e-11));
+        check_number(label("%s: gradient norm of step %zu", s->name, step + 1), norm, norms[step],
+                     TOLERANCE(1e-6, 1e-11));
         check_arrays(label("%s: learning rate of step %zu", s->name, step + 1), &lr, sizeof lr, &rates[step], 1, false,
                      1e-6, 1e-12);      // the first rate is 0
     }
@@ -166,7 +167,8 @@ static void check_same_layer(const Layer *hf, const Layer *remote) {
 static void test_saved(void) {
     TensorSet g = open_golden("tests/golden/saved_hf"), peft_g = open_golden("tests/golden/saved_peft");
     Dataset data = golden_samples(&g, ""), peft_data = golden_samples(&peft_g, "");
-    Subject hf = open_subject("tests/golden/saved_hf", &data), remote = open_subject("tests/golden/saved_remote", &data);
+    Subject hf = open_subject("tests/golden/saved_hf", &data);
+    Subject remote = open_subject("tests/golden/saved_remote", &data);
     Subject peft = open_subject("tests/golden/saved_peft", &peft_data);
     check_outputs(&hf, &g);
     check_outputs(&peft, &peft_g);
@@ -174,7 +176,8 @@ static void test_saved(void) {
     check_same_gradient(hf.model->embedding, remote.model->embedding, 0);
     check_same_gradient(hf.model->final_norm, remote.model->final_norm, 0);
     check_same_gradient(hf.model->head, remote.model->head, 0);
-    for (size_t l = 0; l < hf.model->config.n_layers; l++) check_same_layer(&hf.model->layers[l], &remote.model->layers[l]);
+    for (size_t l = 0; l < hf.model->config.n_layers; l++)
+        check_same_layer(&hf.model->layers[l], &remote.model->layers[l]);
 }
 
 // ---- Adapters on disk --------------------------------------------------------------------------------------------
@@ -320,10 +323,9 @@ static void test_accumulation_of(const char *method) {
     double *gradients = as_doubles(one_by_one, n);
     for (size_t batch = 4; batch <= SAMPLES; batch *= 4) {
         real *got = step_gradients(&s, batch, 5, &loss, &n);
-        check_close_l2(label("%s: gradients of %zu batches of %zu, of 16 of 1", method, SAMPLES / batch, batch), got, gradients,
-                       n, TOLERANCE(5e-6, 1e-12));
-        check_number(label("%s: loss of %zu batches of %zu, of 16 of 1", method, SAMPLES / batch, batch), loss, want_loss,
-                     TOLERANCE(5e-6, 1e-12));
+        const char *what = name("%s: %zu batches of %zu against 16 of 1", method, SAMPLES / batch, batch);
+        check_close_l2(label("%s: gradients", what), got, gradients, n, TOLERANCE(5e-6, 1e-12));
+        check_number(label("%s: loss", what), loss, want_loss, TOLERANCE(1e-6, 1e-12));
     }
     if (strcmp(method, "lora")) return;
     step_gradients(&s, 4, 6, &other_loss, &n);
@@ -411,7 +413,7 @@ static void test_slopes(void) {
             int kept = silence();
             size_t failed = gradcheck_method(m, &methods[k], &o);
             unsilence(kept);
-            check_equal(label("config %zu, %s: gradients that finite differences contradict", i, methods[k].name), failed, 0);
+            check_equal(label("config %zu, %s: gradients that differences contradict", i, methods[k].name), failed, 0);
         }
 }
 #else
@@ -552,9 +554,11 @@ static void test_schedules(void) {
     static const struct { double ratio; int64_t steps, total, warmup; } warmups[] = {
         { 0.03, 0, 100, 3 }, { 0.03, 0, 101, 4 }, { 0, 0, 50, 0 }, { 0.5, 7, 100, 7 }, { 1, 0, 9, 9 } };
     for (size_t i = 0; i < COUNT(cases); i++) {
-        double rate = scheduled_rate(cases[i].schedule, 2, cases[i].step, cases[i].warmup, cases[i].total), twice = 2 * cases[i].rate;
-        check_arrays(label("%s at step %d of %d", cases[i].schedule, (int)cases[i].step, (int)cases[i].total), &rate, sizeof rate,
-                     &twice, 1, false, 1, 1e-15);
+        const char *schedule = cases[i].schedule;
+        double rate = scheduled_rate(schedule, 2, cases[i].step, cases[i].warmup, cases[i].total);
+        double twice = 2 * cases[i].rate;
+        check_arrays(label("%s at step %d of %d", schedule, (int)cases[i].step, (int)cases[i].total), &rate,
+                     sizeof rate, &twice, 1, false, 1, 1e-15);
     }
     for (size_t i = 0; i < COUNT(warmups); i++) {
         Options o = { .warmup_ratio = warmups[i].ratio, .warmup_steps = warmups[i].steps };
@@ -596,10 +600,12 @@ static void test_draw_token(void) {
         { 1, 0.8, 0.88f, 1 }, { 1, 0, 0.99f, 2 },
         { 0.5, 1, 0.72f, 2 }, { 0.5, 1, 0.73f, 0 }, { 0.5, 1, 0.90f, 0 }, { 0.5, 1, 0.92f, 1 }, { 1e-3, 1, 0.99f, 2 },
     };
-    for (size_t i = 0; i < COUNT(cases); i++)
-        check_equal(label("token drawn at temperature %g, top_p %g, %g", cases[i].temperature, cases[i].top_p,
-                          (double)cases[i].uniform),
-                    (size_t)draw_token(logits, 4, cases[i].temperature, cases[i].top_p, cases[i].uniform), (size_t)cases[i].id);
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        double temperature = cases[i].temperature, top_p = cases[i].top_p;
+        int32_t id = draw_token(logits, 4, temperature, top_p, cases[i].uniform);
+        check_equal(label("token drawn at temperature %g, top_p %g, %g", temperature, top_p, (double)cases[i].uniform),
+                    (size_t)id, (size_t)cases[i].id);
+    }
     check_equal("the first of equals", (size_t)draw_token(flat, 3, 0, 1, 0.5f), 0);
 }
 
@@ -615,7 +621,7 @@ static void test_whole_characters(void) {
         check_equal(label("whole characters %zu", i), whole_characters(cases[i].s, strlen(cases[i].s)), cases[i].n);
 }
 
-// generate() draws, feeds and stops as the loop written out here does; a stop token ends it and is no part of the answer.
+// generate() draws, feeds and stops as the loop written out here does; a stop token ends it and is not in the answer.
 static void test_generate(void) {
     Subject s = make_subject("generate", golden_model("tests/golden/glm_bias"), "lora", 71);
     const int32_t prompt[] = { 3, 1, 4, 1, 5 };
@@ -702,9 +708,9 @@ static void check_released_parts(void) {
 }
 
 static const char released_config[] =
-    "{\"model_type\": \"chatglm\", \"padded_vocab_size\": 5, \"hidden_size\": 32, \"num_layers\": 1, \"kv_channels\": 4,"
-    " \"num_attention_heads\": 8, \"multi_query_attention\": true, \"multi_query_group_num\": 2, \"ffn_hidden_size\": 48,"
-    " \"add_qkv_bias\": true, \"layernorm_epsilon\": 1e-5}";
+    "{\"model_type\": \"chatglm\", \"padded_vocab_size\": 5, \"hidden_size\": 32, \"num_layers\": 1,"
+    " \"kv_channels\": 4, \"num_attention_heads\": 8, \"multi_query_attention\": true,"
+    " \"multi_query_group_num\": 2, \"ffn_hidden_size\": 48, \"add_qkv_bias\": true, \"layernorm_epsilon\": 1e-5}";
 
 static void check_released_model(void) {
     static const size_t steps[] = { 3, 1, 1 };
@@ -721,8 +727,8 @@ static void check_released_model(void) {
         feed(&g, ids, steps[i]);
         memory_copy_in(g.run.rows, rows, sizeof rows);
         pick_rows(&g.run, g.run.rows, steps[i]);
-        check_close(label("glm3_model.data, step %zu", i + 1), host_copy(g.run.final, steps[i]*H), next_truth(&f, steps[i]*H),
-                    steps[i]*H, 1e-6);
+        check_close(label("glm3_model.data, step %zu", i + 1), host_copy(g.run.final, steps[i]*H),
+                    next_truth(&f, steps[i]*H), steps[i]*H, 1e-6);
     }
     check_true("glm3_model.data is read to its end", f.p == f.end);
 }
