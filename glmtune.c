@@ -1652,14 +1652,26 @@ static inline float real_exp(float x) {
 }
 #endif
 
+static inline real sum_of_lanes(vec sums) {
+    for (size_t half = LANES / 2; half; half /= 2)
+        for (size_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
+    return sums[0];
+}
+
 static inline real dot(const real *a, const real *b, size_t n) {
     vec sums = {0};
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) sums += *(const vec *)(a + i) * *(const vec *)(b + i);
     for (size_t lane = 0; i < n; i++, lane++) sums[lane] += a[i] * b[i];
-    for (size_t half = LANES / 2; half; half /= 2)
-        for (size_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
-    return sums[0];
+    return sum_of_lanes(sums);
+}
+
+static inline real dot3(const real *a, const real *b, const real *c, size_t n) {     // sum_i a_i b_i c_i
+    vec sums = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) sums += *(const vec *)(a + i) * *(const vec *)(b + i) * *(const vec *)(c + i);
+    for (size_t lane = 0; i < n; i++, lane++) sums[lane] += a[i] * b[i] * c[i];
+    return sum_of_lanes(sums);
 }
 
 static inline void axpy(real *y, real a, const real *x, size_t n) {
@@ -1803,14 +1815,12 @@ static void transpose_block(real *out, size_t out_stride, const real *in, size_t
 }
 
 static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
-    // panel [n_lines, BLOCK_K], of which n_k columns are used
-    real columns[BLOCK_K * TILE_M];
-    if (a.k_stride == 1) {
-        for (size_t i = 0; i < n_lines; i++) wideners[a.dtype](panel + i*BLOCK_K, view_at(a, line0 + i, k0), n_k);
-        return;
-    }
-    for (size_t k = 0; k < n_k; k++) wideners[a.dtype](columns + k*TILE_M, view_at(a, line0, k0 + k), n_lines);
-    transpose_block(panel, BLOCK_K, columns, TILE_M, n_k, n_lines);
+    // panel [n_lines, BLOCK_K], of which n_k columns are used; A is always `real`
+    const real *from = view_at(a, line0, k0);
+    if (a.k_stride == 1)
+        for (size_t i = 0; i < n_lines; i++) memcpy(panel + i*BLOCK_K, from + i*a.line_stride, n_k * sizeof *panel);
+    else
+        transpose_block(panel, BLOCK_K, from, a.k_stride, n_k, n_lines);
 }
 
 static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
@@ -1819,10 +1829,12 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
     if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
     if (b.k_stride != 1) {
         for (size_t k = 0; k < n_k; k++) wideners[b.dtype](panel + k*TILE_N, view_at(b, line0, k0 + k), n_lines);
-        return;
+    } else if (b.dtype == REAL) {
+        transpose_block(panel, TILE_N, view_at(b, line0, k0), b.line_stride, n_lines, n_k);
+    } else {
+        for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*BLOCK_K, view_at(b, line0 + j, k0), n_k);
+        transpose_block(panel, TILE_N, lines, BLOCK_K, n_lines, n_k);
     }
-    for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*BLOCK_K, view_at(b, line0 + j, k0), n_k);
-    transpose_block(panel, TILE_N, lines, BLOCK_K, n_lines, n_k);
 }
 
 static void tile(real *c, size_t c_stride, const real *a, const real *b, real scale, size_t m, size_t n, size_t n_k) {
@@ -2016,11 +2028,7 @@ void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, cons
     for (size_t t = 0; t < T; t++) {
         const real *x_t = x + t*H, *dy_t = dy + t*H;
         real *dx_t = dx + t*H, r = rms[t];
-        vec sums = {0};
-        for (size_t i = 0; i < H; i++) sums[i % LANES] += gain[i] * dy_t[i] * x_t[i];
-        real sum = 0;
-        for (size_t lane = 0; lane < LANES; lane++) sum += sums[lane];
-        real factor = r * r / (real)H * sum;
+        real factor = r * r / (real)H * dot3(gain, dy_t, x_t, H);
         for (size_t i = 0; i < H; i++) dx_t[i] += r * (gain[i] * dy_t[i] - x_t[i] * factor);
     }
     if (!dgain) return;

@@ -276,11 +276,13 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 static const struct { const char *name; void (*run)(void); } groups[] = {
     { "kernels", test_kernels }, { "golden", test_golden }, { "training", test_training }, { "saved", test_saved },
     { "adapters", test_adapters }, { "merge", test_merge }, { "accumulation", test_accumulation },
+    { "dropout", test_dropout_masks },
     { "threads", test_threads }, { "slopes", test_slopes }, { "frozen", test_frozen }, { "schedules", test_schedules },
     { "generation", test_generation }, { "released", test_released },
     { "json", test_json }, { "tensorfiles", test_tensor_files }, { "init", test_init },
     { "chunks", test_chunks }, { "tokenizers", test_tokenizers }, { "vectors", test_vectors },
-    { "masks", test_masks }, { "data", test_data_sets }, { "layouts", test_layouts },
+    { "masks", test_masks }, { "data", test_data_sets }, { "configs", test_configs },
+    { "layouts", test_layouts },
 };
 
 int main(int argc, char **argv) {

@@ -64,13 +64,16 @@ static const char *nested(size_t depth) {
     return t.s;
 }
 
+// Values of a file; each is {"i": its number}. The nodes of one are those of the next again.
 static size_t count_values(const char *source) {
     JsonReader r = json_open("file.json", source, strlen(source));
-    size_t n = 0;
+    size_t n = 0, blocks = 0;
     for (const Json *j; (j = json_next(&r)); n++) {
         const Json *i = json_get(j, "i");
-        check_true(label("value %zu of %s", n, source), json_is(i, JSON_NUMBER) && i->number == (double)n);
+        check_true(label("value %zu of %.40s", n, source), json_is(i, JSON_NUMBER) && i->number == (double)n);
     }
+    for (const JsonBlock *b = r.blocks; b; b = b->next) blocks++;
+    check_true(label("%zu blocks of nodes for %.40s", blocks, source), blocks <= 4);
     json_close(&r);
     return n;
 }
@@ -208,14 +211,13 @@ static double rounding(Dtype dtype) {
     return dtype == REAL ? 0 : dtype == F32 ? 0x1p-24 : dtype == F16 ? 0x1p-11 : 0x1p-8;
 }
 
-static void check_written(const char *folder, const char *config, Dtype dtype, double max_shard) {
+// Random numbers written to a folder and mapped again.
+static void check_written(const char *folder, Model *m, Model *loaded, Dtype dtype, double max_shard) {
     Options o = default_options();
     o.std = 0.02;
-    Model *m = golden_model(config);
     make_folders(folder);
     write_weights(folder, m, dtype, max_shard, initial_tensor, &o);
-    copy_if_there(config, folder, "config.json");
-    Model *loaded = load_model(folder);
+    bind_files(loaded, folder);
     check_true(label("%s: shards where they are wanted", folder),
                exists(name("%s/model.safetensors.index.json", folder)) == (max_shard < 1e6));
     for (size_t i = 0; i < m->n_tensors; i++) {
@@ -234,18 +236,29 @@ static void check_written(const char *folder, const char *config, Dtype dtype, d
     }
 }
 
+static const char tall_config[] =       // its embedding is more than is written at once
+    "{\"model_type\": \"glm\", \"vocab_size\": 70001, \"hidden_size\": 4, \"num_hidden_layers\": 1, \"head_dim\": 4,"
+    " \"num_attention_heads\": 1, \"num_key_value_heads\": 1, \"intermediate_size\": 3,"
+    " \"tie_word_embeddings\": true, \"max_position_embeddings\": 8}";
+
 static void test_init(void) {
-    check_written(scratch("init-real"), "tests/golden/glm4", REAL, 1e9);
-    check_written(scratch("init-f32"), "tests/golden/glm4", F32, 10000);
-    check_written(scratch("init-f16"), "tests/golden/chatglm", F16, 3000);
-    check_written(scratch("init-bf16"), "tests/golden/glm_edge", BF16, 1);
+    static const struct { const char *folder, *config; Dtype dtype; double max_shard; } cases[] = {
+        { "init-real", "glm4", REAL, 1e9 }, { "init-f32", "glm4", F32, 10000 }, { "init-f16", "chatglm", F16, 3000 },
+        { "init-bf16", "glm_edge", BF16, 1 } };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const char *config = name("tests/golden/%s", cases[i].config);
+        check_written(scratch(cases[i].folder), golden_model(config), golden_model(config), cases[i].dtype,
+                      cases[i].max_shard);
+    }
+    check_written(scratch("init-tall"), describe_model(parse_config("tall model", tall_config)),
+                  describe_model(parse_config("tall model", tall_config)), F16, 1e9);
 }
 
 // ---- The split pattern -------------------------------------------------------------------------------------------
 // GLM-4's pattern, alternative by alternative as it is written, by a matcher that tries every count of every item, most
 // first, as regular expressions are defined. Characters and their classes are spelt out here, not looked up.
 
-typedef struct { const char *s; char class; } Letter;       // L letter, N number, S space, O other
+typedef struct { const char *s; char class; } Letter;       // L letter, N number, S space, O other, B bytes
 
 static const Letter alphabet[] = {
     { "a", 'L' }, { "s", 'L' }, { "S", 'L' }, { "\xC5\xBF", 'L' }, { "t", 'L' }, { "T", 'L' }, { "r", 'L' },
@@ -258,9 +271,11 @@ static const Letter alphabet[] = {
     { "'", 'O' }, { "'", 'O' }, { ".", 'O' }, { "!", 'O' }, { "\xE3\x80\x82", 'O' }, { "\xF0\x9F\x9A\x80", 'O' },
     { "\xCC\x81", 'O' },
     { "\xE2\x80\x8B", 'O' }, { "<", 'O' }, { "|", 'O' }, { ">", 'O' }, { "\xE2\x80\x99", 'O' }, { "\0", 'O' },
-    { "\xFF", 'O' }, { "\x80", 'O' }, { "\xED\xA0\x80", 'B' },      // no UTF-8; the last: a surrogate, three such bytes
+    // no UTF-8, and so several signs of one byte: stray bytes, a surrogate, too long forms, past the last character
+    { "\xFF", 'B' }, { "\x80", 'B' }, { "\xED\xA0\x80", 'B' }, { "\xE0\x80\x80", 'B' }, { "\xC1\x81", 'B' },
+    { "\xF0\x80\x80\x80", 'B' }, { "\xF4\x90\x80\x80", 'B' }, { "\xF8", 'B' },
 };
-enum { N_BAD = 3, N_GOOD = COUNT(alphabet) - N_BAD };
+enum { N_BAD = 8, N_GOOD = COUNT(alphabet) - N_BAD };
 
 static bool is_break(const Letter *c) { return *c->s == '\r' || *c->s == '\n'; }
 static bool is_letter(const Letter *c) { return c->class == 'L'; }
@@ -315,18 +330,19 @@ static size_t match_chunk(const Letter *const *s, size_t n) {
 
 static size_t letter_bytes(const Letter *c) { return *c->s ? strlen(c->s) : 1; }
 
-enum { LONGEST_TEXT = 24 };
+enum { LONGEST_TEXT = 32 };
 
 // A random text of letters of the alphabet; each of its bytes counts as one when it is no UTF-8.
 static Text random_letters(size_t n_letters, const Letter **letters, size_t *n) {
-    static const Letter bad_byte = { "\xED", 'O' };
+    static const Letter bad_byte = { "\xFF", 'O' };
     Text t = {0};
-    size_t length = 1 + pick(LONGEST_TEXT / 3);
+    size_t length = 1 + pick(LONGEST_TEXT / 4);
     text_add(&t, "", 0);
     *n = 0;
     for (size_t i = 0; i < length; i++) {
         const Letter *c = &alphabet[pick(n_letters)];
-        for (size_t k = 0; k < (c->class == 'B' ? 3 : 1); k++) letters[(*n)++] = c->class == 'B' ? &bad_byte : c;
+        for (size_t k = 0; k < (c->class == 'B' ? letter_bytes(c) : 1); k++)
+            letters[(*n)++] = c->class == 'B' ? &bad_byte : c;
         text_add(&t, c->s, letter_bytes(c));
     }
     return t;
@@ -463,8 +479,8 @@ static void test_small_vocabularies(Tokenizer *sp, Tokenizer *tiktoken) {
     for (size_t i = 0; i < COUNT(cases); i++) {
         const char *text = cases[i].text;
         Ids ids = encoded(cases[i].sentencepiece ? sp : tiktoken, text, strlen(text));
-        check_ids(label("small %s, '%s'", cases[i].sentencepiece ? "SentencePiece" : "tiktoken", text), ids, cases[i].ids,
-                  cases[i].n);
+        check_ids(label("small %s, '%s'", cases[i].sentencepiece ? "SentencePiece" : "tiktoken", text), ids,
+                  cases[i].ids, cases[i].n);
     }
     check_equal("SentencePiece: <|user|> follows the pieces", (size_t)special_id(sp, "<|user|>"), 278);
     check_equal("SentencePiece: </s> is the model's", (size_t)special_id(sp, "</s>"), 2);
@@ -801,7 +817,7 @@ static void check_stops(const ChatFormat *f, const char *const *stops) {
     for (size_t i = 0; i < f->tokenizer->n_specials; i++) {
         Special s = f->tokenizer->specials[i];
         bool stop = !strcmp(s.name, stops[0]) || !strcmp(s.name, stops[1]) || !strcmp(s.name, stops[2]);
-        check_true(label("%s: %s %s", f->layout->name, s.name, stop ? "stops" : "does not stop"), is_stop(f, s.id) == stop);
+        check_true(label("%s: whether %s stops", f->layout->name, s.name), is_stop(f, s.id) == stop);
     }
 }
 
@@ -947,6 +963,63 @@ static void test_data_sets(void) {
     test_data_errors(&f);
     test_splits();
     test_orders();
+}
+
+// ---- What a config.json says -------------------------------------------------------------------------------------
+
+#define REMOTE_SIZES "\"model_type\": \"chatglm\", \"num_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2," \
+    "\"multi_query_attention\": true, \"multi_query_group_num\": 1, \"kv_channels\": 8, \"ffn_hidden_size\": 6"
+#define HF_SIZES "\"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"num_key_value_heads\": 1," \
+    "\"head_dim\": 8, \"intermediate_size\": 6, \"vocab_size\": 9, \"max_position_embeddings\": 64"
+#define GLM "{\"model_type\": \"glm\", " HF_SIZES
+#define GLM4 "{\"model_type\": \"glm4\", " HF_SIZES
+#define REMOTE "{" REMOTE_SIZES
+
+// Only what differs in meaning: sizes are checked by every golden case.
+static const struct { const char *json; double eps, theta; size_t rotated; bool bias, tied, post_norms; } config_cases[] = {
+    { GLM "}", 1.5625e-7, 1e4, 4, true, false, false },
+    { GLM4 "}", 1.5625e-7, 1e4, 4, true, false, true },
+    { GLM ", \"rms_norm_eps\": 1e-3, \"rope_theta\": 5e6, \"partial_rotary_factor\": 1.0, \"attention_bias\": false}",
+      1e-3, 5e6, 8, false, false, false },
+    { GLM ", \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 70, \"partial_rotary_factor\": 0.25}}",
+      1.5625e-7, 70, 2, true, false, false },
+    { GLM ", \"rope_theta\": 5, \"rope_parameters\": {\"rope_theta\": 80}, \"partial_rotary_factor\": 1,"
+      " \"tie_word_embeddings\": true, \"quantization_config\": null, \"rope_scaling\": null}",
+      1.5625e-7, 80, 8, true, true, false },
+    { REMOTE "}", 1e-5, 1e4, 4, false, false, false },
+    { REMOTE ", \"layernorm_epsilon\": 1e-3, \"rms_norm_eps\": 7, \"rope_ratio\": 500, \"add_qkv_bias\": true,"
+      " \"rope_theta\": 3, \"quantization_bit\": 0, \"pre_seq_len\": null}", 1e-3, 5e6, 4, true, false, false },
+};
+
+static const struct { const char *json, *message; } config_errors[] = {
+    { "{\"model_type\": \"llama\"}", "model_type is 'llama'" }, { "{}", "model_type is ''" },
+    { "{\"model_type\": \"glm\"}", "\"vocab_size\" is missing" },
+    { GLM ", \"vocab_size\": 0}", "\"vocab_size\" must be" }, { GLM ", \"num_key_value_heads\": 3}", "evenly" },
+    { GLM ", \"head_dim\": 6}", "3 rotary features" }, { GLM ", \"hidden_act\": \"gelu\"}", "silu" },
+    { GLM ", \"rope_scaling\": {\"type\": \"yarn\"}}", "rope_scaling" },
+    { GLM ", \"rope_parameters\": {\"rope_type\": \"yarn\"}}", "rope_scaling" },
+    { REMOTE ", \"quantization_bit\": 4}", "quantised" }, { GLM ", \"quantization_config\": {}}", "quantised" },
+    { REMOTE ", \"post_layer_norm\": false}", "post_layer_norm" }, { REMOTE ", \"rmsnorm\": false}", "rmsnorm" },
+    { REMOTE ", \"add_bias_linear\": true}", "add_bias_linear" },
+    { REMOTE ", \"apply_residual_connection_post_layernorm\": true}", "apply_residual" },
+    { REMOTE ", \"multi_query_attention\": false}", "multi_query_attention" },
+    { REMOTE ", \"position_encoding_2d\": true}", "first ChatGLM-6B" },
+};
+
+static void parse_bad_config(const void *json) { parse_config("config.json", json); }
+
+static void test_configs(void) {
+    for (size_t i = 0; i < COUNT(config_cases); i++) {
+        Config c = parse_config("config.json", config_cases[i].json);
+        check_number(label("config %zu: eps", i), c.rms_norm_eps, config_cases[i].eps, 0);
+        check_number(label("config %zu: theta", i), c.rope_theta, config_cases[i].theta, 1e-15);
+        check_equal(label("config %zu: rotated features", i), c.n_rotated, config_cases[i].rotated);
+        check_equal(label("config %zu: biases", i), c.qkv_bias, config_cases[i].bias);
+        check_equal(label("config %zu: tied", i), c.tied, config_cases[i].tied);
+        check_equal(label("config %zu: post norms", i), c.post_norms, config_cases[i].post_norms);
+    }
+    for (size_t i = 0; i < COUNT(config_errors); i++)
+        check_fails(label("bad config %zu", i), parse_bad_config, config_errors[i].json, config_errors[i].message);
 }
 
 // ---- Which layout a model has ------------------------------------------------------------------------------------

@@ -114,20 +114,21 @@ static void test_training(void) {
 
 // ---- Saved folders -----------------------------------------------------------------------------------------------
 
-// A folder as a user gives it: a model, all of which then trains, or an adapter.
-static Subject open_subject(const char *folder, const Dataset *data) {
-    Subject s = { .name = folder, .options = default_options(), .data = *data };
+// A folder as a user gives it: an adapter, or a model, which is then tuned by the method of the options.
+static Subject open_subject(const char *folder, const Dataset *data, const Options *o) {
+    Subject s = { .name = folder, .options = *o, .data = *data };
     Opened opened = open_model(folder, &s.options, true);
     s.model = opened.model;
     s.method = opened.method;
-    if (!s.method) {
-        s.method = find_method("full");
-        s.options.method = "full";
-        s.method->setup(s.model, &s.options);
-        start_trainables(s.model, 0, true);
-    }
+    if (!s.method) begin_tuning(&s, 81);
     compute(&s);
     return s;
+}
+
+static Options options_of(const char *method) {
+    Options o = default_options();
+    o.method = method;
+    return o;
 }
 
 static void check_same(const char *what, const real *got, const real *want_numbers, size_t n) {
@@ -167,9 +168,10 @@ static void check_same_layer(const Layer *hf, const Layer *remote) {
 static void test_saved(void) {
     TensorSet g = open_golden("tests/golden/saved_hf"), peft_g = open_golden("tests/golden/saved_peft");
     Dataset data = golden_samples(&g, ""), peft_data = golden_samples(&peft_g, "");
-    Subject hf = open_subject("tests/golden/saved_hf", &data);
-    Subject remote = open_subject("tests/golden/saved_remote", &data);
-    Subject peft = open_subject("tests/golden/saved_peft", &peft_data);
+    Options o = options_of("full");
+    Subject hf = open_subject("tests/golden/saved_hf", &data, &o);
+    Subject remote = open_subject("tests/golden/saved_remote", &data, &o);
+    Subject peft = open_subject("tests/golden/saved_peft", &peft_data, &o);
     check_outputs(&hf, &g);
     check_outputs(&peft, &peft_g);
     check_same_forward(&hf, &remote);
@@ -182,24 +184,41 @@ static void test_saved(void) {
 
 // ---- Adapters on disk --------------------------------------------------------------------------------------------
 
-// One step, so that what trains is no longer what it was; then everything is computed with it.
-static void train_a_little(Subject *s) {
-    optimizer_step(s->model, &s->options, 1e-2, 1);
-    compute(s);
-}
+// What is tuned, saved and opened again. Numbers are odd, so that none is a default.
+static const struct { const char *name, *folder; Options options; } saved_cases[] = {
+    { "of-peft", "tests/golden/saved_peft", { .method = "full" } },
+    { "full", "tests/golden/saved_hf", { .method = "full" } },
+    { "lora", "tests/golden/saved_hf", { .method = "lora", .r = 3, .lora_alpha = 5.5, .lora_dropout = 0.25,
+                                         .target_modules = "k_proj,gate_up_proj", .use_rslora = true } },
+    { "fused", "tests/golden/saved_remote", { .method = "lora", .r = 5, .lora_alpha = 7, .target_modules = "dense,query_key_value" } },
+};
 
-// An adapter of what the folder holds, trained and saved; its base is the saved_hf of the golden files.
-static Subject save_trained(const char *folder, const Dataset *data, const char *out) {
-    Subject s = open_subject(folder, data);
-    train_a_little(&s);
-    save_adapter(out, s.model, s.method, &s.options, checked(realpath("tests/golden/saved_hf", NULL), PATH_MAX));
+// Case k after one step of training, so that nothing is what it was, saved in a folder `out`.
+static Subject save_trained(size_t k, const Dataset *data, const char *out) {
+    Options o = saved_cases[k].options;
+    o.adam_beta1 = 0.9, o.adam_beta2 = 0.999, o.adam_epsilon = 1e-8;
+    Subject s = open_subject(saved_cases[k].folder, data, &o);
+    const char *base = k ? saved_cases[k].folder : "tests/golden/saved_hf";
+    optimizer_step(s.model, &s.options, 1e-2, 1);
+    compute(&s);
+    save_adapter(out, s.model, s.method, &s.options, checked(realpath(base, NULL), PATH_MAX));
     return s;
 }
 
-static void check_reopened(const char *folder, const char *out, const Dataset *data) {
-    Subject s = save_trained(folder, data, out), again = open_subject(out, data);
+static void check_same_options(const char *out, const Options *a, const Options *b) {
+    check_equal(label("%s: r", out), (size_t)b->r, (size_t)a->r);
+    check_arrays(label("%s: lora_alpha", out), &b->lora_alpha, sizeof b->lora_alpha, &a->lora_alpha, 1, false, 1, 0);
+    check_arrays(label("%s: lora_dropout", out), &b->lora_dropout, sizeof b->lora_dropout, &a->lora_dropout, 1, false, 1, 0);
+    check_true(label("%s: use_rslora", out), a->use_rslora == b->use_rslora);
+}
+
+static void check_reopened(size_t k, const Dataset *data) {
+    const char *out = scratch(saved_cases[k].name);
+    Options o = default_options();
+    Subject s = save_trained(k, data, out), again = open_subject(out, data, &o);
     check_true(label("%s: its method", out), again.method == s.method);
     check_same_forward(&s, &again);
+    if (!strcmp(s.method->name, "lora")) check_same_options(out, &s.options, &again.options);
     check_equal(label("%s: trained tensors", out), again.model->n_trained, s.model->n_trained);
     for (size_t i = 0; i < s.model->n_trained; i++) {
         const Tensor *t = s.model->trained[i], *u = again.model->trained[i];
@@ -228,9 +247,8 @@ static void check_peft_names(const char *peft, const char *ours) {
 static void test_adapters(void) {
     TensorSet g = open_golden("tests/golden/saved_peft");
     Dataset data = golden_samples(&g, "");
-    check_reopened("tests/golden/saved_peft", scratch("lora"), &data);
-    check_reopened("tests/golden/saved_hf", scratch("full"), &data);
-    check_peft_names("tests/golden/saved_peft", scratch("lora"));
+    for (size_t k = 0; k < COUNT(saved_cases); k++) check_reopened(k, &data);
+    check_peft_names("tests/golden/saved_peft", scratch("of-peft"));
 }
 
 // ---- Merging -----------------------------------------------------------------------------------------------------
@@ -245,7 +263,7 @@ static double *merged_exactly(const Subject *s, size_t index) {
         for (size_t k = 0; k < s->model->layers[l].n_maps; k++) {
             const Map *w = &s->model->layers[l].maps[k];
             size_t r = w->weight == t && w->lora_a ? (size_t)s->options.r : 0;
-            double scale = r ? s->options.lora_alpha / (double)r : 0;
+            double root = s->options.use_rslora ? sqrt((double)r) : (double)r, scale = r ? s->options.lora_alpha / root : 0;
             for (size_t i = 0; i < t->n; i++)
                 for (size_t j = 0; j < r; j++)
                     numbers[i] += scale * (double)w->lora_b->value[i / w->n_in * r + j] *
@@ -270,12 +288,11 @@ static void check_rounded_once(const char *what, const Tensor *merged, const dou
 }
 
 static void test_merge(void) {
-    static const char *const from[] = { "tests/golden/saved_peft", "tests/golden/saved_hf" };
     TensorSet g = open_golden("tests/golden/saved_peft");
     Dataset data = golden_samples(&g, "");
-    for (size_t k = 0; k < COUNT(from); k++) {
+    for (size_t k = 0; k < COUNT(saved_cases); k++) {
         const char *adapter = scratch(name("unmerged%zu", k)), *out = scratch(name("merged%zu", k));
-        Subject s = save_trained(from[k], &data, adapter);
+        Subject s = save_trained(k, &data, adapter);
         Options o = default_options();
         o.max_shard_size = 3e-6;        // in GB: several shards even of this model
         int kept = silence();
@@ -310,6 +327,23 @@ static double *as_doubles(const real *x, size_t n) {
     return y;
 }
 
+// The loss by its definition, from the logits of all samples as one batch: (1-e) nll + e mean_v(-log p_v).
+static double smoothed_loss(Subject *s, double e) {
+    size_t V = s->model->config.vocab_size, at = 0;
+    double sum = 0;
+    compute(s);
+    for (size_t i = 0; i < s->data.n; at += s->data.samples[i++].n)
+        for (size_t t = 1; t < s->data.samples[i].n; t++) {
+            const real *logits = s->logits + (at + t - 1)*V;
+            int32_t target = s->data.samples[i].labels[t];
+            double total = 0, mean = 0;
+            if (target == NO_TARGET) continue;
+            for (size_t v = 0; v < V; v++) total += exp((double)logits[v]), mean += (double)logits[v] / (double)V;
+            sum += log(total) - (1 - e) * (double)logits[target] - e * mean;
+        }
+    return sum / (double)s->data.n_targets;
+}
+
 static void test_accumulation_of(const char *method) {
     enum { SAMPLES = 16 };
     Subject s = make_subject(method, golden_model("tests/golden/glm4"), method, 31);
@@ -327,7 +361,10 @@ static void test_accumulation_of(const char *method) {
         check_close_l2(label("%s: gradients", what), got, gradients, n, TOLERANCE(5e-6, 1e-12));
         check_number(label("%s: loss", what), loss, want_loss, TOLERANCE(1e-6, 1e-12));
     }
-    if (strcmp(method, "lora")) return;
+    if (strcmp(method, "lora")) {
+        check_number("full: smoothed loss", want_loss, smoothed_loss(&s, 0.1), TOLERANCE(1e-6, 1e-12));
+        return;
+    }
     step_gradients(&s, 4, 6, &other_loss, &n);
     check_true("lora: another step drops other features", fabs(other_loss - want_loss) > 1e-4 * want_loss);
     s.options.seed++;
@@ -338,6 +375,75 @@ static void test_accumulation_of(const char *method) {
 static void test_accumulation(void) {
     test_accumulation_of("lora");
     test_accumulation_of("full");
+}
+
+// ---- Dropout -----------------------------------------------------------------------------------------------------
+// With a unit matrix as A, LoRA keeps its dropped input as it is, so that the mask can be seen.
+
+static Subject unit_lora(void) {
+    Subject s = { .name = "unit", .model = golden_model("tests/golden/glm4"), .options = options_of("lora") };
+    size_t H = s.model->config.hidden_size;
+    s.options.r = (int64_t)H;
+    s.options.lora_dropout = 0.25;
+    s.options.target_modules = "q_proj,k_proj,gate_up_proj";
+    bind_generated(s.model, 91);
+    s.method = find_method("lora");
+    s.method->setup(s.model, &s.options);
+    start_trainables(s.model, 91, true);
+    for (size_t i = 0; i < s.model->n_trained; i++)
+        if (s.model->trained[i]->shape[1] == H && strstr(s.model->trained[i]->name, "lora_A")) {
+            zero(s.model->trained[i]->value, H * H);
+            for (size_t k = 0; k < H; k++) s.model->trained[i]->value[k*H + k] = 1;
+        }
+    return s;
+}
+
+// What map `map` of layer `layer` dropped of each token in a step: true where it did.
+static bool *dropped(Subject *s, size_t layer, size_t map, int64_t step) {
+    size_t H = s->model->config.hidden_size, n = s->data.n_tokens * H, n_gradients, n_dropped = 0, n_wrong = 0;
+    double loss;
+    bool *mask = take(n, sizeof *mask);
+    free(step_gradients(s, s->data.n, step, &loss, &n_gradients));
+    const Kept *k = &s->run.layers[layer];
+    const real *x = map < 3 ? k->a : k->m, *z = k->beside[map];
+    for (size_t i = 0; i < n; i++) {
+        mask[i] = z[i] == 0;
+        n_dropped += mask[i];
+        n_wrong += !mask[i] && !(fabs((double)z[i] / (double)x[i] * 0.75 - 1) < 1e-6);
+    }
+    check_equal("kept features that are not scaled by 1/(1-p)", n_wrong, 0);
+    check_true(label("share dropped: %g", (double)n_dropped / (double)n),
+               fabs((double)n_dropped / (double)n - 0.25) < 5 * sqrt(0.25 * 0.75 / (double)n));
+    return mask;
+}
+
+// Masks that have nothing to do with each other agree in p^2 + (1-p)^2 of the features.
+static void check_independent(const char *what, const bool *a, const bool *b, size_t n) {
+    double same = 0, share = 0.25 * 0.25 + 0.75 * 0.75;
+    for (size_t i = 0; i < n; i++) same += a[i] == b[i];
+    check_true(label("masks of two %s: %g agree", what, same / (double)n),
+               fabs(same / (double)n - share) < 6 * sqrt(share * (1 - share) / (double)n));
+}
+
+static void test_dropout_masks(void) {
+    enum { TOKENS = 40 };
+    Subject s = unit_lora();
+    size_t H = s.model->config.hidden_size, half = TOKENS * H, n = 2 * half;
+    Dataset one = random_samples(1, TOKENS, TOKENS, s.model->config.vocab_size);
+    dataset_add(&s.data, one.samples[0]), dataset_add(&s.data, one.samples[0]);     // the same sample twice
+    s.run = describe_run(s.model, s.method, true, 2 * TOKENS, 2 * TOKENS);
+    take_run(&s.run);
+    const bool *q = dropped(&s, 0, 0, 3), *again = dropped(&s, 0, 0, 3);
+    check_true("the same step drops the same", !memcmp(q, again, n * sizeof *q));
+    check_independent("samples", q, q + half, half);
+    check_independent("tokens", q, q + H, half - H);
+    check_independent("features", q, q + 1, half - 1);
+    check_independent("maps", q, dropped(&s, 0, 1, 3), n);
+    check_independent("maps of different inputs", q, dropped(&s, 0, 4, 3), n);
+    check_independent("layers", q, dropped(&s, 1, 0, 3), n);
+    check_independent("steps", q, dropped(&s, 0, 0, 4), n);
+    s.options.seed++;
+    check_independent("seeds", q, dropped(&s, 0, 0, 3), n);
 }
 
 // ---- The same bits with any number of threads --------------------------------------------------------------------
