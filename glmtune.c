@@ -1868,6 +1868,7 @@ static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
     return packed + (k / BLOCK_K * panels + i / TILE_M) * TILE_M * BLOCK_K;
 }
 
+// A part of a product: rows i0 .. i0 + M of A and C, k0 .. k0 + K of k, whose A lies in `packed`.
 typedef struct { real *c; size_t c_stride; View a, b; real scale; size_t i0, M, k0, K; real *packed; } Block;
 
 static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t columns) {
@@ -1914,7 +1915,7 @@ static void product(real *c, View a, View b, real scale, size_t M, size_t N, siz
 enum { SMALL_M = 64 };
 
 static void small_product(real *c, size_t c_stride, View a, View b, real scale, size_t M, size_t N, size_t K) {
-    real packed[SMALL_M * BLOCK_K] __attribute__((aligned(64)));
+    real packed[(SMALL_M + TILE_M) * BLOCK_K] __attribute__((aligned(64)));     // a tile reads whole panels
     for (size_t k = 0; k < K; k += BLOCK_K) {
         Block p = { c, c_stride, a, b, scale, 0, M, k, min_size(BLOCK_K, K - k), packed };
         for (size_t i = 0; i < M; i += TILE_M)

@@ -190,7 +190,8 @@ static const struct { const char *name, *folder; Options options; } saved_cases[
     { "full", "tests/golden/saved_hf", { .method = "full" } },
     { "lora", "tests/golden/saved_hf", { .method = "lora", .r = 3, .lora_alpha = 5.5, .lora_dropout = 0.25,
                                          .target_modules = "k_proj,gate_up_proj", .use_rslora = true } },
-    { "fused", "tests/golden/saved_remote", { .method = "lora", .r = 5, .lora_alpha = 7, .target_modules = "dense,query_key_value" } },
+    { "fused", "tests/golden/saved_remote", { .method = "lora", .r = 5, .lora_alpha = 7,
+                                              .target_modules = "dense,query_key_value" } },
 };
 
 // Case k after one step of training, so that nothing is what it was, saved in a folder `out`.
@@ -207,8 +208,8 @@ static Subject save_trained(size_t k, const Dataset *data, const char *out) {
 
 static void check_same_options(const char *out, const Options *a, const Options *b) {
     check_equal(label("%s: r", out), (size_t)b->r, (size_t)a->r);
-    check_arrays(label("%s: lora_alpha", out), &b->lora_alpha, sizeof b->lora_alpha, &a->lora_alpha, 1, false, 1, 0);
-    check_arrays(label("%s: lora_dropout", out), &b->lora_dropout, sizeof b->lora_dropout, &a->lora_dropout, 1, false, 1, 0);
+    check_equal_bits(label("%s: lora_alpha", out), &b->lora_alpha, &a->lora_alpha, 1, sizeof a->lora_alpha);
+    check_equal_bits(label("%s: lora_dropout", out), &b->lora_dropout, &a->lora_dropout, 1, sizeof a->lora_dropout);
     check_true(label("%s: use_rslora", out), a->use_rslora == b->use_rslora);
 }
 
@@ -263,7 +264,8 @@ static double *merged_exactly(const Subject *s, size_t index) {
         for (size_t k = 0; k < s->model->layers[l].n_maps; k++) {
             const Map *w = &s->model->layers[l].maps[k];
             size_t r = w->weight == t && w->lora_a ? (size_t)s->options.r : 0;
-            double root = s->options.use_rslora ? sqrt((double)r) : (double)r, scale = r ? s->options.lora_alpha / root : 0;
+            double root = s->options.use_rslora ? sqrt((double)r) : (double)r;
+            double scale = r ? s->options.lora_alpha / root : 0;
             for (size_t i = 0; i < t->n; i++)
                 for (size_t j = 0; j < r; j++)
                     numbers[i] += scale * (double)w->lora_b->value[i / w->n_in * r + j] *
