@@ -2970,24 +2970,36 @@ static size_t keeps_per_token(const Run *r, const Map *w) {
 
 static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a, times(rows, columns), sizeof(real)); }
 
+// The backward of a map needs its input where the map trains; a norm behind a branch needs the branch.
+static bool trains(const Map *w) { return w->weight->trained || w->lora_a; }
+
+// An array of its own for a layer that needs it in the backward, else the first layer's, used by each in turn.
+static real *keep(Arena *a, bool needed, real *shared, size_t rows, size_t columns) {
+    return needed ? reals(a, rows, columns) : shared;
+}
+
 static void lay_out_layer(Run *r, size_t l, Arena *a) {
     const Config *c = &r->model->config;
-    size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim,
-           kvd = c->n_kv_heads * c->head_dim;
-    Kept *k = &r->layers[l];
-    if (!r->trains && l > 0) {
-        *k = r->layers[0];
-    } else {
-        k->x = reals(a, T, H), k->rms1 = reals(a, T, 1), k->a = reals(a, T, H);
-        k->q = reals(a, T, qd), k->att = reals(a, T, qd), k->lse = reals(a, T, c->n_heads);
-        k->o = reals(a, T, H), k->rms_o = reals(a, T, 1);
-        k->mid = reals(a, T, H), k->rms2 = reals(a, T, 1), k->m = reals(a, T, H);
-        k->gate_up = reals(a, T, 2 * F), k->h = reals(a, T, F);
-        k->down = reals(a, T, H), k->rms_down = reals(a, T, 1);
-        for (size_t i = 0; i < r->model->layers[l].n_maps; i++)
-            k->beside[i] = reals(a, T, keeps_per_token(r, &r->model->layers[l].maps[i]));
-    }
-    k->k = reals(a, r->max_kv, kvd), k->v = reals(a, r->max_kv, kvd);
+    const Layer *L = &r->model->layers[l];
+    size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim;
+    Kept *k = &r->layers[l], first = r->layers[0];
+    bool own = r->trains || l == 0, qkv = false;
+    for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || trains(&L->maps[i]);
+    k->x = keep(a, own, first.x, T, H), k->rms1 = keep(a, own, first.rms1, T, 1);
+    k->a = keep(a, l == 0 || (own && qkv), first.a, T, H);
+    k->q = keep(a, own, first.q, T, qd), k->att = keep(a, own, first.att, T, qd);
+    k->lse = keep(a, own, first.lse, T, c->n_heads);
+    k->o = keep(a, l == 0 || (own && L->attention_post_norm), first.o, T, H);
+    k->rms_o = keep(a, own, first.rms_o, T, 1);
+    k->mid = keep(a, own, first.mid, T, H), k->rms2 = keep(a, own, first.rms2, T, 1);
+    k->m = keep(a, l == 0 || (own && trains(L->gate_up)), first.m, T, H);
+    k->gate_up = keep(a, own, first.gate_up, T, 2 * F);
+    k->h = keep(a, l == 0 || (own && trains(L->down)), first.h, T, F);
+    k->down = keep(a, l == 0 || (own && L->mlp_post_norm), first.down, T, H);
+    k->rms_down = keep(a, own, first.rms_down, T, 1);
+    for (size_t i = 0; i < L->n_maps; i++)
+        k->beside[i] = keep(a, own, first.beside[i], T, keeps_per_token(r, &L->maps[i]));
+    k->k = reals(a, r->max_kv, c->n_kv_heads * c->head_dim), k->v = reals(a, r->max_kv, c->n_kv_heads * c->head_dim);
 }
 
 static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
