@@ -365,6 +365,7 @@ static void test_accumulation_of(const char *method) {
     }
     if (strcmp(method, "lora")) {
         check_number("full: smoothed loss", want_loss, smoothed_loss(&s, 0.1), TOLERANCE(1e-6, 1e-12));
+        check_number("full: loss in evaluation", evaluate(&s.run, &s.data, 3), smoothed_loss(&s, 0), TOLERANCE(1e-6, 1e-12));
         return;
     }
     step_gradients(&s, 4, 6, &other_loss, &n);
