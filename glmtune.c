@@ -205,7 +205,7 @@ static void *arena_take(Arena *a, size_t n, size_t size) {
     size_t bytes = (times(n, size) + 63) & ~(size_t)63, at = a->used;
     a->used += bytes;
     if (a->block && a->used > a->size) fail("internal error: an arena of %zu bytes is too small", a->size);
-    return a->block ? a->block + at : NULL;
+    return a->block ? a->block + at : (void *)(uintptr_t)(64 + at);     // counting: a place that is never looked at
 }
 
 // ---- 1.3 Clock and progress --------------------------------------------------------------------------------------
@@ -1568,8 +1568,8 @@ void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, 
 void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V);
 
 // optimizer
-void adamw_step(real *w, const real *grad, real *m, real *v, real lr, real decay, real beta1, real beta2, real eps,
-                real correction1, real correction2, size_t n);
+void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
+                double eps, double correction1, double correction2, size_t n);
 void scale_by(real *x, real factor, size_t n);
 double sum_of_squares(const real *x, size_t n);
 size_t first_not_finite(const real *x, size_t n);       // n when all are finite
@@ -2335,15 +2335,17 @@ void cross_entropy(real *loss, real *logits, const int32_t *targets, real smooth
 
 // AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory; all arrays [n]:
 //     w *= decay      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
-// decay = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ...
-void adamw_step(real *w, const real *grad, real *m, real *v, real lr, real decay, real beta1, real beta2, real eps,
-                real correction1, real correction2, size_t n) {
-    real step = lr / correction1, root = real_sqrt(correction2);
+// decay = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ... These come in
+// double, because 1 - b2 does not survive in float: taken from a rounded 0.999 it is 1.3e-5 off, and so is every step.
+void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
+                double eps, double correction1, double correction2, size_t n) {
+    real step = (real)(lr / correction1), root = (real)sqrt(correction2), keep = (real)decay, tiny = (real)eps;
+    real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2);
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
-        m[i] += (1 - beta1) * (grad[i] - m[i]);
-        v[i] = beta2 * v[i] + (1 - beta2) * grad[i] * grad[i];
-        w[i] = decay * w[i] - step * m[i] / (real_sqrt(v[i]) / root + eps);
+        m[i] += new1 * (grad[i] - m[i]);
+        v[i] = old2 * v[i] + new2 * grad[i] * grad[i];
+        w[i] = keep * w[i] - step * m[i] / (real_sqrt(v[i]) / root + tiny);
     }
 }
 
@@ -2951,7 +2953,7 @@ typedef struct {
     int32_t *ids, *positions, *rows, *targets;
     uint64_t *token_keys;
     // activations
-    Kept *layers;
+    Kept *layers, shared;           // shared: what several layers use in turn
     real *rope, *x_final;
     // scratch
     real *picked, *picked_rms, *final, *logits, *loss, *scratch, *narrow;
@@ -2973,32 +2975,33 @@ static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a,
 // The backward of a map needs its input where the map trains; a norm behind a branch needs the branch.
 static bool trains(const Map *w) { return w->weight->trained || w->lora_a; }
 
-// An array of its own for a layer that needs it in the backward, else the first layer's, used by each in turn.
-static real *keep(Arena *a, bool needed, real *shared, size_t rows, size_t columns) {
-    return needed ? reals(a, rows, columns) : shared;
+// An array of the layer's own where its backward needs it, else the one that all layers use in turn.
+static real *keep(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
+    if (!own && *shared) return *shared;
+    real *array = reals(a, rows, columns);
+    if (!own) *shared = array;
+    return array;
 }
 
 static void lay_out_layer(Run *r, size_t l, Arena *a) {
     const Config *c = &r->model->config;
     const Layer *L = &r->model->layers[l];
     size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim;
-    Kept *k = &r->layers[l], first = r->layers[0];
-    bool own = r->trains || l == 0, qkv = false;
+    Kept *k = &r->layers[l], *s = &r->shared;
+    bool own = r->trains, qkv = false;
     for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || trains(&L->maps[i]);
-    k->x = keep(a, own, first.x, T, H), k->rms1 = keep(a, own, first.rms1, T, 1);
-    k->a = keep(a, l == 0 || (own && qkv), first.a, T, H);
-    k->q = keep(a, own, first.q, T, qd), k->att = keep(a, own, first.att, T, qd);
-    k->lse = keep(a, own, first.lse, T, c->n_heads);
-    k->o = keep(a, l == 0 || (own && L->attention_post_norm), first.o, T, H);
-    k->rms_o = keep(a, own, first.rms_o, T, 1);
-    k->mid = keep(a, own, first.mid, T, H), k->rms2 = keep(a, own, first.rms2, T, 1);
-    k->m = keep(a, l == 0 || (own && trains(L->gate_up)), first.m, T, H);
-    k->gate_up = keep(a, own, first.gate_up, T, 2 * F);
-    k->h = keep(a, l == 0 || (own && trains(L->down)), first.h, T, F);
-    k->down = keep(a, l == 0 || (own && L->mlp_post_norm), first.down, T, H);
-    k->rms_down = keep(a, own, first.rms_down, T, 1);
+    k->x = keep(a, own, &s->x, T, H), k->rms1 = keep(a, own, &s->rms1, T, 1);
+    k->a = keep(a, own && qkv, &s->a, T, H);
+    k->q = keep(a, own, &s->q, T, qd), k->att = keep(a, own, &s->att, T, qd);
+    k->lse = keep(a, own, &s->lse, T, c->n_heads);
+    k->o = keep(a, own && L->attention_post_norm, &s->o, T, H), k->rms_o = keep(a, own, &s->rms_o, T, 1);
+    k->mid = keep(a, own, &s->mid, T, H), k->rms2 = keep(a, own, &s->rms2, T, 1);
+    k->m = keep(a, own && trains(L->gate_up), &s->m, T, H);
+    k->gate_up = keep(a, own, &s->gate_up, T, 2 * F);
+    k->h = keep(a, own && trains(L->down), &s->h, T, F);
+    k->down = keep(a, own && L->mlp_post_norm, &s->down, T, H), k->rms_down = keep(a, own, &s->rms_down, T, 1);
     for (size_t i = 0; i < L->n_maps; i++)
-        k->beside[i] = keep(a, own, first.beside[i], T, keeps_per_token(r, &L->maps[i]));
+        k->beside[i] = keep(a, own, &s->beside[i], T, keeps_per_token(r, &L->maps[i]));
     k->k = reals(a, r->max_kv, c->n_kv_heads * c->head_dim), k->v = reals(a, r->max_kv, c->n_kv_heads * c->head_dim);
 }
 
@@ -3006,6 +3009,7 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
     size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim,
            beside = 0;
+    r->shared = (Kept){0};
     for (size_t l = 0; l < c->n_layers; l++) {
         lay_out_layer(r, l, kept);
         for (size_t i = 0; i < r->model->layers[l].n_maps; i++)
@@ -3344,8 +3348,8 @@ static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor *w = m->trained[i];
         double decay = w->vector ? 1 : 1 - lr * o->weight_decay;
-        adamw_step(w->value, w->grad, w->m, w->v, (real)lr, (real)decay, (real)o->adam_beta1, (real)o->adam_beta2,
-                   (real)o->adam_epsilon, (real)correction1, (real)correction2, w->n);
+        adamw_step(w->value, w->grad, w->m, w->v, lr, decay, o->adam_beta1, o->adam_beta2, o->adam_epsilon, correction1,
+                   correction2, w->n);
     }
 }
 

@@ -1063,16 +1063,13 @@ static void test_cross_entropy(void) {
 // ---- 5.11 Optimizer steps ----------------------------------------------------------------------------------------
 
 static void test_adamw(size_t n, double weight_decay) {
-    double lr = 0.01, b1 = (double)(real)0.9, b2 = (double)(real)0.999, eps = (double)(real)1e-8;
-    double decay = (double)(real)(1 - lr * weight_decay);
+    double lr = 0.01, b1 = 0.9, b2 = 0.999, eps = 1e-8, decay = 1 - lr * weight_decay;
     TestArray *w = random_array(n, 1), *m = random_array(n, 0), *v = random_array(n, 0);
-    lr = (double)(real)lr;
     m->least = 0.1;         // gradients of both signs may leave little of m
     for (int t = 1; t <= 5; t++) {
         TestArray *g = random_array(n, t == 3 ? 1e-6 : 1);
-        double c1 = (double)(real)(1 - pow(0.9, t)), c2 = (double)(real)(1 - pow(0.999, t));
-        adamw_step(w->device, g->device, m->device, v->device, (real)lr, (real)decay, (real)b1, (real)b2, (real)eps,
-                   (real)c1, (real)c2, n);
+        double c1 = 1 - pow(b1, t), c2 = 1 - pow(b2, t);
+        adamw_step(w->device, g->device, m->device, v->device, lr, decay, b1, b2, eps, c1, c2, n);
         for (size_t i = 0; i < n; i++) {
             m->host[i] = b1 * m->host[i] + (1 - b1) * g->host[i];
             v->host[i] = b2 * v->host[i] + (1 - b2) * g->host[i] * g->host[i];
