@@ -37,7 +37,7 @@ test-debug: $(TEST_SOURCES)
 
 # Offline, no Python. With GLM_REAL=FOLDER also against the tokenizers and golden tensors of the real models.
 test: glmtune glmtune64 test-float test-double
-	@sh tests/run.sh ./test-float ./test-double "bash tests/test_cli.sh ./glmtune"
+	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double "bash tests/test_cli.sh ./glmtune"
 
 # Tunes the bundled model on 40 samples about who it is, and shows its answers before and after.
 demo: glmtune

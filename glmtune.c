@@ -1886,9 +1886,8 @@ static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t c
 }
 
 static void product_block(Block p, size_t N) {
-    bool threads = p.M * N * p.K > WORTH_THREADS;
     size_t rows = N < 16 * BLOCK_N ? TASK_ROWS : p.M;
-    #pragma omp parallel if (threads)
+    #pragma omp parallel if (p.M * N * p.K > WORTH_THREADS)
     {
         #pragma omp for collapse(2) schedule(static)
         for (size_t k = 0; k < p.K; k += BLOCK_K)
@@ -2167,8 +2166,7 @@ static size_t most_blocks(AttentionShape s) {
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s) {
     size_t d = s.head_dim, stride = s.n_kv_heads * d, blocks = most_blocks(s);
-    bool threads = s.n_sequences && s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS;
-    #pragma omp parallel for collapse(3) schedule(dynamic) if (threads)
+    #pragma omp parallel for collapse(3) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
     for (size_t b = 0; b < s.n_sequences; b++)
         for (size_t block = 0; block < blocks; block++)
             for (size_t h = 0; h < s.n_heads; h++) {
@@ -2226,10 +2224,9 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
                         const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s) {
     size_t d = s.head_dim, stride = s.n_kv_heads * d, group = s.n_heads / s.n_kv_heads;
-    bool threads = s.n_sequences && s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS;
     // Sequences share the prefix, so where it trains one thread must take them all.
     size_t together = dprefix_k && s.n_sequences ? s.n_sequences : 1;
-    #pragma omp parallel for collapse(2) schedule(dynamic) if (threads)
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
     for (size_t b0 = 0; b0 < s.n_sequences; b0 += together)
         for (size_t g = 0; g < s.n_kv_heads; g++)
             for (size_t b = b0; b < b0 + together; b++) {

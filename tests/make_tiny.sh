@@ -18,3 +18,7 @@ cc -std=gnu11 -O2 -Wno-unused-function tests/make_tokenizer.c -o "$work/make_tok
 rm -rf tests/tiny
 ./glmtune merge "$(ls -d "$work"/run/checkpoint-* | sort -t- -k2 -n | tail -n 1)" tests/tiny
 cp "$work/run/log.jsonl" tests/tiny/log.jsonl
+cc -std=gnu11 -O2 -march=native -Wno-unused-function tests/probe.c -o "$work/probe" -lm
+cp tokenizer.bin "$work/"
+"$work/make_corpus" heldout all 100 7 > "$work/heldout.jsonl"
+"$work/probe" tests/tiny "$work/heldout.jsonl" | tee tests/tiny/accuracy.txt

@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
     Options o = default_options();
     size_t n;
     Opened m = open_model(argv[1], &o, false);
-    ChatFormat f = choose_format(&o, &m.model->config, m.folder);
+    ChatFormat f = choose_format(&o, &m.model->config, m.folder);   // the vocabulary is the model's own, or tokenizer.bin
     Generator g = make_generator(m.model, m.method, 512);
     char *source = read_file(argv[2], &n);
     JsonReader r = json_open(argv[2], source, n);
