@@ -2747,7 +2747,7 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 typedef struct {
     const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
     const char *prompt, *system, *out;
-    bool use_rslora, official_mask, combine, decode, force;
+    bool use_rslora, official_mask, combine, decode, force, gradient_checkpointing;
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
     int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
         max_context;
@@ -2927,6 +2927,7 @@ enum { HEAD_ROWS = 128, NO_TARGET = -100 };     // rows x vocabulary is the larg
 
 typedef struct {                    // on the host
     int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
+    bool every_row;                 // without labels: logits are wanted at every row, else at the last
     uint64_t *token_keys;           // [T] for dropout
     size_t *starts, n, T;           // [n+1]
 } Batch;
@@ -2936,25 +2937,31 @@ typedef struct {                    // of one layer, in the order in which they 
     real *beside[MAX_MAPS];         // what the method keeps beside each map
 } Kept;
 
+// What layers keep of their own for the backward: keys and values alone (they share the rest), everything, or
+// everything but the inside of the MLP and the first norm, which the backward then computes once more (Chen et al.
+// 2016, arXiv:1604.06174). The bits are the same.
+typedef enum { FORWARD_ONLY, KEEPS_ALL, RECOMPUTES } RunKind;
+
 typedef struct {
     Model *model;
     const Method *method;           // NULL: the base alone
-    // layers keep their own activations; otherwise they share them, keys and values apart
-    bool trains;
+    RunKind kind;
     size_t max_T, max_kv;           // tokens of a batch; rows of keys and values (a cache holds more than a batch)
     Arena kept_arena, scratch_arena;
     // the batch under way
-    size_t T, R, past;              // R targets; past: tokens already in the cache
+    size_t T, R, past;              // R rows whose logits are wanted; past: tokens already in the cache
+    size_t n;                       // rows that a layer works on: T, and R behind the last layer's attention
     bool dropout;
     size_t *starts, *kv_starts, n_sequences;
     int32_t *ids, *positions, *rows, *targets;
-    uint64_t *token_keys;
+    uint64_t *token_keys, *row_keys;
     // activations
     Kept *layers, shared;           // shared: what several layers use in turn
-    real *rope, *x_final;
+    real *rope, *x_rows, *att_rows, *x_final, *final_rms, *final;   // from x_rows on: R rows
     // scratch
-    real *picked, *picked_rms, *final, *logits, *loss, *scratch, *narrow;
-    real *dx, *dy, *dn, *dgate_up, *dh, *datt, *dq, *dk, *dv, *dfinal, *dpicked;
+    real *branch, *logits, *loss, *scratch, *narrow;
+    // dx: one of the next two
+    real *dx, *dx_rows, *dx_all, *dy, *dn, *dgate_up, *dh, *datt_rows, *datt, *dq, *dk, *dv, *dfinal;
 } Run;
 
 // ---- 8.1 The memory of a run -------------------------------------------------------------------------------------
@@ -2985,18 +2992,18 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     const Layer *L = &r->model->layers[l];
     size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim;
     Kept *k = &r->layers[l], *s = &r->shared;
-    bool own = r->trains, qkv = false;
+    bool own = r->kind != FORWARD_ONLY, inside = r->kind == KEEPS_ALL, qkv = false;
     for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || trains(&L->maps[i]);
     k->x = keep(a, own, &s->x, T, H), k->rms1 = keep(a, own, &s->rms1, T, 1);
-    k->a = keep(a, own && qkv, &s->a, T, H);
+    k->a = keep(a, inside && qkv, &s->a, T, H);
     k->q = keep(a, own, &s->q, T, qd), k->att = keep(a, own, &s->att, T, qd);
     k->lse = keep(a, own, &s->lse, T, c->n_heads);
     k->o = keep(a, own && L->attention_post_norm, &s->o, T, H), k->rms_o = keep(a, own, &s->rms_o, T, 1);
     k->mid = keep(a, own, &s->mid, T, H), k->rms2 = keep(a, own, &s->rms2, T, 1);
-    k->m = keep(a, own && trains(L->gate_up), &s->m, T, H);
-    k->gate_up = keep(a, own, &s->gate_up, T, 2 * F);
-    k->h = keep(a, own && trains(L->down), &s->h, T, F);
-    k->down = keep(a, own && L->mlp_post_norm, &s->down, T, H), k->rms_down = keep(a, own, &s->rms_down, T, 1);
+    k->m = keep(a, inside && trains(L->gate_up), &s->m, T, H);
+    k->gate_up = keep(a, inside, &s->gate_up, T, 2 * F);
+    k->h = keep(a, inside && trains(L->down), &s->h, T, F);
+    k->down = keep(a, inside && L->mlp_post_norm, &s->down, T, H), k->rms_down = keep(a, own, &s->rms_down, T, 1);
     for (size_t i = 0; i < L->n_maps; i++)
         k->beside[i] = keep(a, own, &s->beside[i], T, keeps_per_token(r, &L->maps[i]));
     k->k = reals(a, r->max_kv, c->n_kv_heads * c->head_dim), k->v = reals(a, r->max_kv, c->n_kv_heads * c->head_dim);
@@ -3012,27 +3019,30 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
         for (size_t i = 0; i < r->model->layers[l].n_maps; i++)
             beside = max_size(beside, keeps_per_token(r, &r->model->layers[l].maps[i]));
     }
-    r->x_final = r->trains ? reals(kept, T, H) : r->layers[0].x;
+    r->x_rows = reals(kept, T, H), r->att_rows = reals(kept, T, qd);
+    r->x_final = reals(kept, T, H), r->final_rms = reals(kept, T, 1), r->final = reals(kept, T, H);
     r->rope = reals(kept, r->max_kv, c->n_rotated);
     r->ids = arena_take(scratch, T, sizeof *r->ids), r->positions = arena_take(scratch, T, sizeof *r->positions);
     r->rows = arena_take(scratch, T, sizeof *r->rows), r->targets = arena_take(scratch, T, sizeof *r->targets);
     r->token_keys = arena_take(scratch, T, sizeof *r->token_keys);
+    r->row_keys = arena_take(scratch, T, sizeof *r->row_keys);
     r->starts = arena_take(scratch, T + 2, sizeof *r->starts);
     r->kv_starts = arena_take(scratch, T + 2, sizeof *r->kv_starts);
-    r->picked = reals(scratch, T, H), r->picked_rms = reals(scratch, T, 1), r->final = reals(scratch, T, H);
+    r->branch = reals(scratch, T, H);
     r->logits = reals(scratch, min_size(HEAD_ROWS, T), c->vocab_size), r->loss = reals(scratch, T, 1);
     r->scratch = reals(scratch, T, widest_input(c)), r->narrow = reals(scratch, T, beside);
-    if (!r->trains) return;
-    r->dx = reals(scratch, T, H), r->dy = reals(scratch, T, H), r->dn = reals(scratch, T, H);
+    if (r->kind == FORWARD_ONLY) return;
+    r->dx_rows = reals(scratch, T, H), r->dx_all = reals(scratch, T, H);
+    r->dy = reals(scratch, T, H), r->dn = reals(scratch, T, H);
     r->dgate_up = reals(scratch, T, 2 * c->ffn_dim), r->dh = reals(scratch, T, c->ffn_dim);
-    r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
+    r->datt_rows = reals(scratch, T, qd), r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
     r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd);
-    r->dfinal = reals(scratch, T, H), r->dpicked = reals(scratch, T, H);
+    r->dfinal = reals(scratch, T, H);
 }
 
 // A run that is described but not yet taken: its arenas only count.
-static Run describe_run(Model *m, const Method *method, bool trains, size_t max_T, size_t max_kv) {
-    Run r = { .model = m, .method = method, .trains = trains, .max_T = max_T, .max_kv = max_kv };
+static Run describe_run(Model *m, const Method *method, RunKind kind, size_t max_T, size_t max_kv) {
+    Run r = { .model = m, .method = method, .kind = kind, .max_T = max_T, .max_kv = max_kv };
     r.layers = take(m->config.n_layers, sizeof *r.layers);
     lay_out_run(&r, &r.kept_arena, &r.scratch_arena);
     return r;
@@ -3054,57 +3064,68 @@ static void give_run(Run *r) {
     free(r->layers);
 }
 
-// Puts a batch into a run. Position i of a sequence predicts its label i + 1; where there is one, the row is a target
-// row.
+// Whether the logits of row t of a sequence that ends before row `end` are wanted: it has a target, label t + 1.
+static bool is_wanted(const Batch *b, size_t t, size_t end) {
+    if (b->labels) return t + 1 < end && b->labels[t+1] != NO_TARGET;
+    return b->every_row || t + 1 == end;
+}
+
+// Puts a batch into a run.
 static void load_batch(Run *r, const Batch *b, bool dropout) {
-    int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows),
-            *targets = take(b->T, sizeof *rows);
+    int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows);
+    int32_t *targets = take(b->T, sizeof *targets);
+    uint64_t *row_keys = take(b->T, sizeof *row_keys);
     if (b->T > r->max_T || b->T + r->past > r->max_kv) fail("internal error: a batch of %zu tokens is too large", b->T);
     r->T = b->T, r->n_sequences = b->n, r->R = 0, r->dropout = dropout;
     for (size_t s = 0; s < b->n; s++)
         for (size_t t = b->starts[s]; t < b->starts[s+1]; t++) {
             positions[t] = (int32_t)(r->past + t - b->starts[s]);
-            if (!b->labels || t + 1 == b->starts[s+1] || b->labels[t+1] == NO_TARGET) continue;
+            if (!is_wanted(b, t, b->starts[s+1])) continue;
             rows[r->R] = (int32_t)t;
-            targets[r->R++] = b->labels[t+1];
+            targets[r->R] = b->labels ? b->labels[t+1] : 0;
+            row_keys[r->R++] = dropout ? b->token_keys[t] : 0;
         }
     memory_copy_in(r->ids, b->ids, b->T * sizeof *b->ids);
     memory_copy_in(r->positions, positions, b->T * sizeof *positions);
     memory_copy_in(r->rows, rows, r->R * sizeof *rows);
     memory_copy_in(r->targets, targets, r->R * sizeof *targets);
+    memory_copy_in(r->row_keys, row_keys, r->R * sizeof *row_keys);
     memory_copy_in(r->starts, b->starts, (b->n + 1) * sizeof *b->starts);
     if (dropout) memory_copy_in(r->token_keys, b->token_keys, b->T * sizeof *b->token_keys);
     size_t one_cache[] = { 0, r->past + b->T };     // with a past there is one sequence
     memory_copy_in(r->kv_starts, r->past ? one_cache : b->starts, (b->n + 1) * sizeof *b->starts);
-    free(positions), free(rows), free(targets);
+    free(positions), free(rows), free(targets), free(row_keys);
 }
 
 // ---- 8.2 A linear map with what stands beside it -----------------------------------------------------------------
 
-static Pass pass_of(const Run *r) { return (Pass){ r->T, r->dropout ? r->token_keys : NULL, r->scratch, r->narrow }; }
+static Pass pass_of(const Run *r) {
+    const uint64_t *keys = r->n == r->T ? r->token_keys : r->row_keys;
+    return (Pass){ r->n, r->dropout ? keys : NULL, r->scratch, r->narrow };
+}
 
 static const void *part_weight(const Map *w, size_t row) {
     return (const char *)w->weight->data + row * w->n_in * dtype_size(w->weight->dtype);
 }
 
-// y[part] [T,rows of the part] = W x + b, and what the method adds
+// y[part] [n,rows of the part] = W x + b, and what the method adds
 static void map_forward(const Run *r, const Map *w, real *const *y, const real *x, real *kept) {
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
-        zero(y[i], r->T * w->part_rows[i]);
-        linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->T, w->part_rows[i], w->n_in);
-        if (w->bias) bias_forward(y[i], (const real *)w->bias->data + row, r->T, w->part_rows[i]);
+        zero(y[i], r->n * w->part_rows[i]);
+        linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->n, w->part_rows[i], w->n_in);
+        if (w->bias) bias_forward(y[i], (const real *)w->bias->data + row, r->n, w->part_rows[i]);
     }
     if (r->method && r->method->map_forward) r->method->map_forward(w, y, x, kept, pass_of(r));
 }
 
-// dx [T,in] is added to; NULL: nothing below trains
+// dx [n,in] is added to; NULL: nothing below trains
 static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, const real *x, const real *kept) {
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
-        if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->T, w->part_rows[i]);
+        if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->n, w->part_rows[i]);
         if (w->weight->grad)
-            linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, r->T, w->part_rows[i], w->n_in);
+            linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, r->n, w->part_rows[i], w->n_in);
         if (dx)
-            linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->T, w->part_rows[i], w->n_in);
+            linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->n, w->part_rows[i], w->n_in);
     }
     if (r->method && r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
 }
@@ -3128,42 +3149,62 @@ static AttentionShape attention_shape(const Run *r) {
 // What a branch adds to the residual stream: its output, normalized where the layer has a post norm.
 static const real *branch_forward(const Run *r, const real *branch, const Tensor *post_norm, real *rms) {
     if (!post_norm) return branch;
-    norm_forward(r, r->picked, rms, branch, post_norm, r->T);
-    return r->picked;
+    norm_forward(r, r->branch, rms, branch, post_norm, r->n);
+    return r->branch;
 }
 
 // Runs over the maps of q, k and v: one with three parts, or three with one; `part` is the first part of a map.
 #define FOR_QKV_MAPS(layer, map, part) \
     for (size_t map = 0, part = 0; map < (layer)->n_qkv; part += (layer)->maps[map].n_parts, map++)
 
-static void layer_forward(Run *r, size_t l) {
+static bool is_last(const Run *r, size_t l) { return l + 1 == r->model->config.n_layers; }
+
+static void self_attention_forward(Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
     Kept *k = &r->layers[l];
-    size_t T = r->T, H = c->hidden_size, kvd = c->n_kv_heads * c->head_dim;
+    size_t H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
     real *k_new = k->k + r->past * kvd, *v_new = k->v + r->past * kvd, *qkv[] = { k->q, k_new, v_new };
-    real *out = l + 1 < c->n_layers ? r->layers[l+1].x : r->x_final;
+    const real *x = k->x, *att = k->att;
     // 1. a = norm(x)
-    norm_forward(r, k->a, k->rms1, k->x, L->input_norm, T);
+    norm_forward(r, k->a, k->rms1, k->x, L->input_norm, r->T);
     // 2. q, k, v = W a + b
     FOR_QKV_MAPS(L, i, part) map_forward(r, &L->maps[i], qkv + part, k->a, k->beside[i]);
     // 3. q, k turned by their positions
-    rope_forward(k->q, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
-    rope_forward(k_new, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
-    // 4. att = attention(q, k, v)
+    rope_forward(k->q, r->positions, r->rope, r->T, c->n_heads, c->head_dim, c->n_rotated);
+    rope_forward(k_new, r->positions, r->rope, r->T, c->n_kv_heads, c->head_dim, c->n_rotated);
+    // 4. att = attention(q, k, v); in the last layer only the rows whose logits are wanted go on
     attention_forward(k->att, k->lse, k->q, k->k, k->v, NULL, NULL, attention_shape(r));
+    if (is_last(r, l)) {
+        gather_forward(r->x_rows, x, r->rows, r->R, H);
+        gather_forward(r->att_rows, att, r->rows, r->R, qd);
+        x = r->x_rows, att = r->att_rows, r->n = r->R;
+    }
     // 5. mid = x + [norm] (Wo att)
-    map_forward(r, L->o, &k->o, k->att, k->beside[L->o - L->maps]);
-    add(k->mid, k->x, branch_forward(r, k->o, L->attention_post_norm, k->rms_o), T * H);
+    map_forward(r, L->o, &k->o, att, k->beside[L->o - L->maps]);
+    add(k->mid, x, branch_forward(r, k->o, L->attention_post_norm, k->rms_o), r->n * H);
+}
+
+static void mlp_inside(const Run *r, size_t l) {
+    const Layer *L = &r->model->layers[l];
+    Kept *k = &r->layers[l];
     // 6. m = norm(mid)
-    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm, T);
+    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm, r->n);
     // 7. gate, up = W m
     map_forward(r, L->gate_up, &k->gate_up, k->m, k->beside[L->gate_up - L->maps]);
     // 8. h = silu(gate) up
-    swiglu_forward(k->h, k->gate_up, T, c->ffn_dim);
-    // 9. out = mid + [norm] (W h)
+    swiglu_forward(k->h, k->gate_up, r->n, r->model->config.ffn_dim);
     map_forward(r, L->down, &k->down, k->h, k->beside[L->down - L->maps]);
-    add(out, k->mid, branch_forward(r, k->down, L->mlp_post_norm, k->rms_down), T * H);
+}
+
+static void mlp_forward(const Run *r, size_t l) {
+    const Layer *L = &r->model->layers[l];
+    Kept *k = &r->layers[l];
+    real *out = is_last(r, l) ? r->x_final : r->layers[l+1].x;
+    mlp_inside(r, l);
+    // 9. out = mid + [norm] (W h)
+    add(out, k->mid, branch_forward(r, k->down, L->mlp_post_norm, k->rms_down),
+        r->n * r->model->config.hidden_size);
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -3172,15 +3213,15 @@ static bool flows_below(const Run *r, size_t l, size_t stage) { return r->model-
 // A zeroed array to collect a gradient in, or NULL when nothing below the stage trains.
 static real *collect(const Run *r, real *array, size_t columns, size_t l, size_t stage) {
     if (!flows_below(r, l, stage)) return NULL;
-    zero(array, r->T * columns);
+    zero(array, r->n * columns);
     return array;
 }
 
 // The gradient of a branch before its post norm: dx itself where the layer has none.
 static real *branch_backward(const Run *r, const real *branch, const Tensor *post_norm, const real *rms) {
     if (!post_norm) return r->dx;
-    zero(r->dy, r->T * r->model->config.hidden_size);
-    norm_backward(r, r->dy, r->dx, branch, post_norm, rms, r->T);
+    zero(r->dy, r->n * r->model->config.hidden_size);
+    norm_backward(r, r->dy, r->dx, branch, post_norm, rms, r->n);
     return r->dy;
 }
 
@@ -3189,6 +3230,7 @@ static bool mlp_backward(const Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
     const Kept *k = &r->layers[l];
+    if (r->kind == RECOMPUTES) mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
     real *dy = branch_backward(r, k->down, L->mlp_post_norm, k->rms_down);
     if (!flows_below(r, l, AT_MLP_POST_NORM)) return false;
@@ -3196,37 +3238,49 @@ static bool mlp_backward(const Run *r, size_t l) {
     map_backward(r, L->down, dh, &dy, k->h, k->beside[L->down - L->maps]);
     if (!dh) return false;
     // 8. h = silu(gate) up
-    zero(r->dgate_up, r->T * 2 * c->ffn_dim);
-    swiglu_backward(r->dgate_up, dh, k->gate_up, r->T, c->ffn_dim);
+    zero(r->dgate_up, r->n * 2 * c->ffn_dim);
+    swiglu_backward(r->dgate_up, dh, k->gate_up, r->n, c->ffn_dim);
     // 7. gate, up = W m
     real *dm = collect(r, r->dn, c->hidden_size, l, AT_GATE_UP), *dgate_up = r->dgate_up;
     map_backward(r, L->gate_up, dm, &dgate_up, k->m, k->beside[L->gate_up - L->maps]);
     if (!dm) return false;
     // 6. m = norm(mid)
-    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2, r->T);
+    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2, r->n);
     return flows_below(r, l, AT_MLP_NORM);
 }
 
-static bool self_attention_backward(const Run *r, size_t l) {
+// Behind the last attention only R rows had gone on: their gradients go back to their places, the others are zero.
+static void spread_rows(Run *r) {
+    size_t H = r->model->config.hidden_size, qd = r->model->config.n_heads * r->model->config.head_dim;
+    zero(r->dx_all, r->T * H), zero(r->datt, r->T * qd);
+    gather_backward(r->dx_all, r->dx_rows, r->rows, r->R, H);
+    gather_backward(r->datt, r->datt_rows, r->rows, r->R, qd);
+    r->dx = r->dx_all, r->n = r->T;
+}
+
+static bool self_attention_backward(Run *r, size_t l) {
     // r->dx holds the gradient of mid and becomes that of the layer's input
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
     const Kept *k = &r->layers[l];
     size_t T = r->T, kvd = c->n_kv_heads * c->head_dim, qd = c->n_heads * c->head_dim;
+    const real *att = is_last(r, l) ? r->att_rows : k->att;
     // 5. mid = x + [norm] (Wo att)
     real *dy = branch_backward(r, k->o, L->attention_post_norm, k->rms_o);
     if (!flows_below(r, l, AT_ATTENTION_POST_NORM)) return false;
-    real *datt = collect(r, r->datt, qd, l, AT_O);
-    map_backward(r, L->o, datt, &dy, k->att, k->beside[L->o - L->maps]);
+    real *datt = collect(r, is_last(r, l) ? r->datt_rows : r->datt, qd, l, AT_O);
+    map_backward(r, L->o, datt, &dy, att, k->beside[L->o - L->maps]);
     if (!datt) return false;
+    if (is_last(r, l)) spread_rows(r);
     // 4. att = attention(q, k, v)
     zero(r->dq, T * qd), zero(r->dk, T * kvd), zero(r->dv, T * kvd);
-    attention_backward(r->dq, r->dk, r->dv, NULL, NULL, datt, k->att, k->lse, k->q, k->k, k->v, NULL, NULL,
+    attention_backward(r->dq, r->dk, r->dv, NULL, NULL, r->datt, k->att, k->lse, k->q, k->k, k->v, NULL, NULL,
                        attention_shape(r));
     // 3. q, k turned by their positions
     rope_backward(r->dq, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
     // 2. q, k, v = W a + b
+    if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->rms1, k->x, L->input_norm, T);
     real *da = collect(r, r->dn, c->hidden_size, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
     FOR_QKV_MAPS(L, i, part) map_backward(r, &L->maps[i], da, dqkv + part, k->a, k->beside[i]);
     if (!da) return false;
@@ -3237,26 +3291,20 @@ static bool self_attention_backward(const Run *r, size_t l) {
 
 // ---- 8.4 Head and loss -------------------------------------------------------------------------------------------
 
-// final [n,H]: the last norm at n rows
-static void pick_rows(Run *r, const int32_t *rows, size_t n) {
-    gather_forward(r->picked, r->x_final, rows, n, r->model->config.hidden_size);
-    norm_forward(r, r->final, r->picked_rms, r->picked, r->model->final_norm, n);
-}
-
 static void head_forward(const Run *r, const real *final, size_t n) {       // r->logits [n,V], n <= HEAD_ROWS
     const Tensor *head = r->model->head;
     zero(r->logits, n * head->shape[0]);
     linear_forward(r->logits, final, head->data, head->dtype, 1, n, head->shape[0], head->shape[1]);
 }
 
-// The sum of the losses at all targets. With scale > 0 also the gradients of scale x that sum, of the head and of
-// x_final, in r->dx, which is zeroed first.
+// The sum of the losses at all targets. With scale > 0 also the gradients of scale x that sum, of the head and, in
+// r->dx, of x_final.
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
     bool down = scale > 0 && r->model->lowest < depth_of(r->model->config.n_layers, 1);
-    pick_rows(r, r->rows, r->R);
-    if (down) zero(r->dfinal, r->R * H), zero(r->dpicked, r->R * H), zero(r->dx, r->T * H);
+    r->dx = r->dx_rows;
+    if (down) zero(r->dfinal, r->R * H), zero(r->dx, r->R * H);
     for (size_t row = 0; row < r->R; row += HEAD_ROWS) {
         size_t n = min_size(HEAD_ROWS, r->R - row);
         const real *final = r->final + row*H;
@@ -3265,10 +3313,7 @@ static double head_loss(Run *r, real smoothing, real scale) {
         if (down) linear_backward_input(r->dfinal + row*H, r->logits, head->data, head->dtype, 1, n, V, H);
         if (scale > 0 && head->grad) linear_backward_weight(head->grad, r->logits, final, 1, n, V, H);
     }
-    if (down) {
-        norm_backward(r, r->dpicked, r->dfinal, r->picked, r->model->final_norm, r->picked_rms, r->R);
-        gather_backward(r->dx, r->dpicked, r->rows, r->R, H);
-    }
+    if (down) norm_backward(r, r->dx, r->dfinal, r->x_final, r->model->final_norm, r->final_rms, r->R);
     real *loss = take(r->R, sizeof *loss);
     double sum = 0;
     memory_copy_out(loss, r->loss, r->R * sizeof *loss);
@@ -3279,11 +3324,14 @@ static double head_loss(Run *r, real smoothing, real scale) {
 
 // ---- 8.5 The whole model -----------------------------------------------------------------------------------------
 
+// Everything up to the last norm: r->final [R,H], at the rows whose logits are wanted.
 static void forward(Run *r, const Batch *b, bool dropout) {
     const Tensor *e = r->model->embedding;
     load_batch(r, b, dropout);
     embedding_forward(r->layers[0].x, r->ids, e->data, e->dtype, r->T, e->shape[1]);
-    for (size_t l = 0; l < r->model->config.n_layers; l++) layer_forward(r, l);
+    r->n = r->T;
+    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l);
+    norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm, r->R);
 }
 
 // The sum of the losses at the targets of a batch.
@@ -3694,7 +3742,7 @@ enum { PREFILL = 256 };             // tokens of a prompt that go through the mo
 typedef struct { Run run; real *logits; size_t n_drawn; } Generator;
 
 static Generator make_generator(Model *m, const Method *method, size_t longest) {
-    Generator g = { .run = describe_run(m, method, false, min_size(PREFILL, longest), longest) };
+    Generator g = { .run = describe_run(m, method, FORWARD_ONLY, min_size(PREFILL, longest), longest) };
     take_run(&g.run);
     g.logits = take(m->config.vocab_size, sizeof *g.logits);
     return g;
@@ -3702,7 +3750,6 @@ static Generator make_generator(Model *m, const Method *method, size_t longest) 
 
 // Runs the tokens through the model after those that it has; afterwards g->logits are those of the next token.
 static void feed(Generator *g, const int32_t *ids, size_t n) {
-    size_t H = g->run.model->config.hidden_size;
     for (size_t at = 0, part; at < n; at += part) {
         part = min_size(g->run.max_T, n - at);
         size_t starts[] = { 0, part };
@@ -3710,8 +3757,6 @@ static void feed(Generator *g, const int32_t *ids, size_t n) {
         forward(&g->run, &b, false);
         g->run.past += part;
         if (at + part < n) continue;
-        norm_forward(&g->run, g->run.final, g->run.picked_rms, g->run.x_final + (part - 1) * H,
-                     g->run.model->final_norm, 1);
         head_forward(&g->run, g->run.final, 1);
         memory_copy_out(g->logits, g->run.logits, g->run.model->config.vocab_size * sizeof(real));
     }
@@ -4072,32 +4117,38 @@ static size_t available_bytes(void) {
     return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
 }
 
-static size_t run_bytes(Model *m, const Method *method, bool trains, size_t T) {
-    Run r = describe_run(m, method, trains, T, T);
+static size_t run_bytes(Model *m, const Method *method, RunKind kind, size_t T) {
+    Run r = describe_run(m, method, kind, T, T);
     free(r.layers);
     return r.kept_arena.used + r.scratch_arena.used;
 }
 
-// Prints what will be taken. Own memory that cannot be had is refused, with the largest batch that could.
-static void plan_memory(FILE *out, Model *m, const Method *method, size_t T, bool refuse) {
-    Run r = describe_run(m, method, true, T, T);
-    size_t mapped = 0, trainables = trainable_bytes(m, true), available = available_bytes();
+static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, size_t T) {
+    Run r = describe_run(m, method, kind, T, T);
+    size_t mapped = 0, trainables = trainable_bytes(m, true);
     for (size_t i = 0; i < m->n_tensors; i++) mapped += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
-    size_t own = trainables + r.kept_arena.used + r.scratch_arena.used;
-    fprintf(out, "memory: %s mapped (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens\n",
-            size_text(mapped), size_text(own), size_text(trainables), size_text(r.kept_arena.used),
-            size_text(r.scratch_arena.used), T);
+    fprintf(out, "memory: %s mapped (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens"
+            "%s\n", size_text(mapped), size_text(trainables + r.kept_arena.used + r.scratch_arena.used),
+            size_text(trainables), size_text(r.kept_arena.used), size_text(r.scratch_arena.used), T,
+            kind == RECOMPUTES ? " (the inside of layers is computed twice)" : "");
     free(r.layers);
-    if (!refuse || own <= available) return;
-    size_t fits = T;
-    while (fits && trainables + run_bytes(m, method, true, fits) > available) fits = fits * 7 / 8;
+}
+
+// Prints what will be taken for batches of T tokens, and returns how the run shall work: recomputing where that was
+// asked for or where memory is short. What cannot be had even so is refused, with the largest batch that could.
+static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T) {
+    size_t trainables = trainable_bytes(m, true), available = available_bytes(), fits = T;
+    RunKind kind = recompute || trainables + run_bytes(m, method, KEEPS_ALL, T) > available ? RECOMPUTES : KEEPS_ALL;
+    size_t own = trainables + run_bytes(m, method, kind, T);
+    print_plan(stderr, m, method, kind, T);
+    if (own <= available) return kind;
+    while (fits && trainables + run_bytes(m, method, kind, fits) > available) fits = fits * 7 / 8;
     if (!fits)
-        fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; train less "
-             "of the model: --method lora, a lower --r, fewer --target_modules",
-             size_text(own), size_text(available), size_text(trainables));
+        fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; train less of the "
+             "model: --method lora, a lower --r, fewer --target_modules", size_text(own), size_text(available),
+             size_text(trainables));
     fail("not enough memory: %s are needed for batches of %zu tokens, %s are to be had; batches of %zu tokens fit: "
-         "lower --per_device_train_batch_size or the lengths",
-         size_text(own), T, size_text(available), fits);
+         "lower --per_device_train_batch_size or the lengths", size_text(own), T, size_text(available), fits);
 }
 
 // ---- 13.2 One step -----------------------------------------------------------------------------------------------
@@ -4341,9 +4392,9 @@ static void train(const char *data, const char *model, Options *o) {
     fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu of them; chat layout %s\n", t.base.folder,
             count_parameters(m->tensors, m->n_tensors), t.method->name, count_parameters(m->trained, m->n_trained),
             format.layout ? format.layout->name : "none");
-    plan_memory(stderr, m, t.method, T, true);
+    RunKind kind = plan_memory(m, t.method, o->gradient_checkpointing, T);
     if (!t.base.method) start_trainables(m, (uint64_t)o->seed, true);
-    t.run = describe_run(m, t.method, true, T, T);
+    t.run = describe_run(m, t.method, kind, T, T);
     take_run(&t.run);
     open_log(&t);
     t.base.folder = checked(realpath(t.base.folder, NULL), PATH_MAX);
@@ -4387,22 +4438,21 @@ static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, 
     list_add(l, tensor_name, REAL, rows, columns, host);
 }
 
-// The last norm and the logits at every position, not only at targets.
-static void list_add_logits(TensorList *l, Run *r) {
-    size_t T = r->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size;
+// The hidden states, the last norm and the logits at every position, not only at targets.
+static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
+    size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
     real *logits = take(T * V, sizeof *logits);
-    int32_t *rows = take(T, sizeof *rows);
-    for (size_t t = 0; t < T; t++) rows[t] = (int32_t)t;
-    memory_copy_in(r->rows, rows, T * sizeof *rows);
-    pick_rows(r, r->rows, T);
+    Batch every = *b;
+    every.labels = NULL, every.every_row = true;
+    forward(r, &every, false);
+    for (size_t i = 0; i <= L; i++) list_add_reals(l, name("hidden.%zu", i), T, H, i < L ? r->layers[i].x : r->x_final);
+    list_add_reals(l, "final_norm", T, H, r->final);
     for (size_t t = 0; t < T; t += HEAD_ROWS) {
         size_t n = min_size(HEAD_ROWS, T - t);
         head_forward(r, r->final + t*H, n);
         memory_copy_out(logits + t*V, r->logits, n * V * sizeof *logits);
     }
-    list_add_reals(l, "final_norm", T, H, r->final);
     list_add(l, "logits", REAL, T, V, logits);
-    free(rows);
 }
 
 static void write_list(const char *path, const TensorList *l) {
@@ -4416,12 +4466,12 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     Opened opened = open_model(model, o, true);
     Model *m = opened.model;
     const Method *method = opened.method ? opened.method : find_method("full");
-    size_t n_targets, L = m->config.n_layers, H = m->config.hidden_size;
+    size_t n_targets;
     Batch b = read_batch(batch, &m->config, &n_targets);
     if (!opened.method) method->setup(m, o);
-    plan_memory(stderr, m, method, b.T, true);
+    RunKind kind = plan_memory(m, method, false, b.T);
     if (!opened.method) start_trainables(m, 0, true);
-    Run r = describe_run(m, method, true, b.T, b.T);
+    Run r = describe_run(m, method, kind, b.T, b.T);
     take_run(&r);
     double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
     real mean = (real)loss;
@@ -4430,9 +4480,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     list_add(&l, "ids", I32, b.T, 0, b.ids);
     list_add(&l, "labels", I32, b.T, 0, b.labels);
     list_add(&l, "loss", REAL, 1, 0, &mean);
-    for (size_t i = 0; i <= L; i++)
-        list_add_reals(&l, name("hidden.%zu", i), b.T, H, i < L ? r.layers[i].x : r.x_final);
-    list_add_logits(&l, &r);
+    list_add_activations(&l, &r, &b);
     for (size_t i = 0; i < m->n_trained; i++) {
         const Tensor *t = m->trained[i];
         list_add_reals(&l, name("grad.%s", t->name), t->shape[0], t->shape[1], t->grad);
@@ -4520,7 +4568,7 @@ static bool check_tensor(const Slope *s, const Tensor *t, size_t elements) {
 static size_t gradcheck_model(Model *m, const Method *method, const Options *o) {
     size_t n_targets, failed = 0;
     Batch b = random_batch(m->config.vocab_size, (uint64_t)o->seed, &n_targets);
-    Run r = describe_run(m, method, true, b.T, b.T);
+    Run r = describe_run(m, method, KEEPS_ALL, b.T, b.T);
     Slope slope = { &r, &b, n_targets, o->label_smoothing_factor };
     take_run(&r);
     zero_gradients(m);
@@ -4632,8 +4680,8 @@ static int info_command(const Call *c) {
     for (size_t i = 0; i < m->n_trained; i++) added += m->trained[i]->of_base ? 0 : m->trained[i]->n;
     printf("parameters: %zu in %zu tensors\n", base_n, m->n_tensors);
     printf("method %s trains %zu of %zu\n", method->name, n, base_n + added);
-    plan_memory(stdout, m, method,
-                (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)), false);
+    print_plan(stdout, m, method, o->gradient_checkpointing ? RECOMPUTES : KEEPS_ALL,
+               (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)));
     return 0;
 }
 
@@ -4797,6 +4845,8 @@ static const struct {
       "share of a target spread over the whole vocabulary", NULL },
     { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", 1, 1e6,
       "samples computed together; activations grow with it", NULL },
+    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false", 0, 0,
+      "compute the inside of layers twice rather than keep it: a third more time, half the activations", NULL },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6,
       "batches that make one step; costs no memory", NULL },
     { FIELD(max_input_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,

@@ -179,6 +179,7 @@ typedef struct {
     Run run;
     double loss;
     real *logits;           // [T,V]
+    real *last_hidden;      // [T,H]: what leaves the last layer
 } Subject;
 
 // As reference.py draws them.
@@ -230,23 +231,19 @@ static real *host_copy(const real *device, size_t n) {
     return host;
 }
 
-// The logits at all positions of the batch that is in the run.
-static real *all_logits(Run *r) {
-    TensorList l = {0};
-    list_add_logits(&l, r);
-    return (real *)l.tensors[1].data;
-}
-
 // Forward and backward of all samples as one batch; dropout is off.
 static void compute(Subject *s) {
     Batch b = whole_batch(&s->data);
+    TensorList l = {0};
     if (!s->run.max_T) {
-        s->run = describe_run(s->model, s->method, true, b.T, b.T);
+        s->run = describe_run(s->model, s->method, KEEPS_ALL, b.T, b.T);
         take_run(&s->run);
     }
+    list_add_activations(&l, &s->run, &b);
+    s->last_hidden = (real *)l.tensors[s->model->config.n_layers].data;
+    s->logits = (real *)l.tensors[l.n - 1].data;
     zero_gradients(s->model);
     s->loss = forward_backward(&s->run, &b, s->data.n_targets, 0, false) / (double)s->data.n_targets;
-    s->logits = all_logits(&s->run);
     free_batch(&b);
 }
 
@@ -276,7 +273,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 static const struct { const char *name; void (*run)(void); } groups[] = {
     { "kernels", test_kernels }, { "golden", test_golden }, { "training", test_training }, { "saved", test_saved },
     { "adapters", test_adapters }, { "merge", test_merge }, { "accumulation", test_accumulation },
-    { "dropout", test_dropout_masks },
+    { "dropout", test_dropout_masks }, { "recomputing", test_recomputing },
     { "threads", test_threads }, { "slopes", test_slopes }, { "frozen", test_frozen }, { "schedules", test_schedules },
     { "generation", test_generation }, { "released", test_released },
     { "json", test_json }, { "tensorfiles", test_tensor_files }, { "init", test_init },

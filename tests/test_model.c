@@ -143,8 +143,8 @@ static void check_same_forward(const Subject *a, const Subject *b) {
     check_same(label("logits of %s and %s", a->name, b->name), a->logits, b->logits, n_logits(a));
     check_equal_bits(label("loss of %s and %s", a->name, b->name), &a->loss, &b->loss, 1, sizeof a->loss);
     for (size_t i = 0; i <= L; i++)
-        check_same(label("hidden.%zu of %s and %s", i, a->name, b->name), i < L ? a->run.layers[i].x : a->run.x_final,
-                   i < L ? b->run.layers[i].x : b->run.x_final, n);
+        check_same(label("hidden.%zu of %s and %s", i, a->name, b->name), i < L ? a->run.layers[i].x : a->last_hidden,
+                   i < L ? b->run.layers[i].x : b->last_hidden, n);
 }
 
 // The gradient of a tensor and of the same tensor in the other layout, where it begins at row `row`.
@@ -380,6 +380,31 @@ static void test_accumulation(void) {
     test_accumulation_of("full");
 }
 
+// ---- Recomputing -------------------------------------------------------------------------------------------------
+
+// A run that computes the inside of layers twice gives the bits of one that keeps it, with dropout on.
+static void check_recomputing(const char *folder, const char *method) {
+    Subject s = make_subject(folder, golden_model(folder), method, 33);
+    double loss[2];
+    real *gradients[2];
+    size_t n = 0;
+    s.data = random_samples(9, 1, 17, s.model->config.vocab_size);
+    for (int i = 0; i < 2; i++) {
+        s.run = describe_run(s.model, s.method, i ? RECOMPUTES : KEEPS_ALL, s.data.n_tokens, s.data.n_tokens);
+        take_run(&s.run);
+        gradients[i] = step_gradients(&s, 4, 7, &loss[i], &n);
+        give_run(&s.run);
+    }
+    check_same(label("%s, %s: gradients when recomputed", folder, method), gradients[1], gradients[0], n);
+    check_true(label("%s, %s: loss when recomputed", folder, method), loss[0] == loss[1]);
+}
+
+static void test_recomputing(void) {
+    static const char *const folders[] = { "tests/golden/chatglm", "tests/golden/glm_edge", "tests/golden/glm4" };
+    for (size_t i = 0; i < COUNT(folders); i++)
+        for (size_t k = 0; k < COUNT(methods); k++) check_recomputing(folders[i], methods[k].name);
+}
+
 // ---- Dropout -----------------------------------------------------------------------------------------------------
 // With a unit matrix as A, LoRA keeps its dropped input as it is, so that the mask can be seen.
 
@@ -552,14 +577,14 @@ static void check_alone(const Subject *all, size_t index, uint64_t seed) {
     start_trainables(s.model, 0, true);
     s.run = describe_run(s.model, s.method, true, T, T);
     take_run(&s.run);
-    mark(s.run.dx, T * c->hidden_size), mark(s.run.dh, T * c->ffn_dim), mark(s.run.dq, T * c->n_heads * c->head_dim);
+    mark(s.run.dx_rows, T * c->hidden_size), mark(s.run.dh, T * c->ffn_dim), mark(s.run.dq, T * c->n_heads * c->head_dim);
     compute(&s);
     check_same(label("%s trains alone: its gradient", t->name), t->grad, all->model->tensors[index]->grad, t->n);
     for (size_t i = 0; i < s.model->n_tensors; i++)
         if (i != index) check_true(label("%s trains alone: %s has no gradient", t->name, s.model->tensors[i]->name),
                                    !s.model->tensors[i]->grad);
     check_true(label("%s trains alone: gradients reach the stream below the head when they must", t->name),
-               is_marked(s.run.dx, T * c->hidden_size) == (t->depth > depth_of(c->n_layers, 0)));
+               is_marked(s.run.dx_rows, T * c->hidden_size) == (t->depth > depth_of(c->n_layers, 0)));
     check_true(label("%s trains alone: gradients pass the last down map when they must", t->name),
                is_marked(s.run.dh, T * c->ffn_dim) == (t->depth >= depth_of(last, AT_DOWN)));
     check_true(label("%s trains alone: gradients pass the last attention when they must", t->name),
@@ -832,10 +857,11 @@ static void check_released_model(void) {
     }
     Generator g = make_generator(m, NULL, 16);
     for (size_t i = 0; i < COUNT(steps); i++) {
-        const int32_t *ids = next_bytes(&f, steps[i] * sizeof *ids), rows[] = { 0, 1, 2 };
-        feed(&g, ids, steps[i]);
-        memory_copy_in(g.run.rows, rows, sizeof rows);
-        pick_rows(&g.run, g.run.rows, steps[i]);
+        size_t starts[] = { 0, steps[i] };
+        Batch b = { .ids = (int32_t *)next_bytes(&f, steps[i] * sizeof *b.ids), .starts = starts, .n = 1, .T = steps[i],
+                    .every_row = true };
+        forward(&g.run, &b, false);
+        g.run.past += steps[i];
         check_close(label("glm3_model.data, step %zu", i + 1), host_copy(g.run.final, steps[i]*H),
                     next_truth(&f, steps[i]*H), steps[i]*H, 1e-6);
     }
