@@ -1,8 +1,9 @@
 // glmtune: fine-tunes the GLM family (ChatGLM2, ChatGLM3, GLM-4, GLM-4-0414, GLM-Edge) on a CPU.
 //
 // What it is: the whole of it in one file. Weight files and tokenizers as released, the transformer forward and
-// backward, LoRA and full tuning, AdamW, chat. It needs libc and libm; OpenMP if there is one.
-// What it is not: an inference server, or a framework. It knows one family of models, and knows it exactly.
+// backward, LoRA and full tuning, AdamW, chat. It needs libc and libm; OpenMP if there is one. Conversations are read
+// for ChatGLM3 and GLM-4 so far; the other models train on ready token ids. What it is not: an inference server, or a
+// framework. It knows one family of models, and knows it exactly.
 //
 // How to read it: from the top. Each section opens with what it does and why, and uses only what stands above it.
 // Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch,
@@ -16,19 +17,19 @@
 //      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks
 //      5  Kernels            forward/backward pairs on raw arrays; all that a port to other hardware replaces
 //      6  Model              config and weights by name, both released layouts
-//      7  Tuning methods     one table; what trains, and where it acts
+//      7  Tuning methods     LoRA, full; what trains, and where it acts
 //      8  Forward, backward  the transformer layer by layer, and the memory it needs
 //      9  Optimizer          AdamW, schedules, clipping
 //     10  Data               chat layouts, loss mask, samples
-//     11  Generation         key/value cache, sampling, chat
-//     12  Files of a run     adapters as PEFT writes them, checkpoints, whole models
-//     13  Training           the loop, evaluation, log, gradient check
+//     11  Generation         key/value cache, sampling
+//     12  Files of a run     adapters as PEFT writes them, whole models
+//     13  Training           the memory plan, the loop, evaluation, checkpoints, log, dump, gradient check
 //     14  Commands           one table of commands, one of options, main
 #ifndef GLMTUNE_C
 #define GLMTUNE_C
 
 #if !defined(__cplusplus) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE         // O_CLOEXEC, madvise and friends
+#define _GNU_SOURCE         // vasprintf, strndup, memmem, memrchr, O_CLOEXEC
 #endif
 #include <stddef.h>
 #include <stdint.h>
@@ -179,7 +180,7 @@ const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names and a model are never given back
 #endif
 
-// A formatted string of its own, for names and paths that live as long as the program.
+// A formatted string of its own, for names and paths; most live as long as the program.
 __attribute__((format(printf, 1, 2))) static char *name(const char *format, ...) {
     va_list args;
     char *s;
@@ -197,8 +198,8 @@ static bool list_has(const char *list, const char *wanted) {
     return false;
 }
 
-// An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The same code
-// first runs on an arena without a block, which only counts: what the memory plan prints is what is then taken.
+// An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The code that
+// takes them first runs on an arena without a block, which only counts: what the memory plan prints is what is taken.
 typedef struct { char *block; size_t used, size; } Arena;
 
 static void *arena_take(Arena *a, size_t n, size_t size) {
@@ -216,7 +217,7 @@ static double seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-// Progress goes to stderr: one line that is rewritten on a terminal, plain lines elsewhere.
+// Progress goes to stderr. Lines with `keep` stay; the others are rewritten on a terminal, and left out elsewhere.
 __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...) {
     bool terminal = isatty(2);
     if (!terminal && !keep) return;
@@ -352,27 +353,9 @@ static char *read_file(const char *path, size_t *n) {
     return bytes;
 }
 
-// ---- 1.5 Random numbers ------------------------------------------------------------------------------------------
-// A random number here is a function of what it is for: (seed, step, sample, token, site, feature) for dropout, (seed,
-// tensor, element) for a first weight, (seed, epoch, place) for shuffling. Nothing has to be stored or restored, and
-// neither threads nor accumulation can change it. Keys are folded one by one, then a counter is hashed: the finalizer
-// of splitmix64 (Steele, Lea, Flood 2014), whose increment is the golden ratio.
+// ---- 1.5 Hashes --------------------------------------------------------------------------------------------------
 
-#define GOLDEN 0x9E3779B97F4A7C15u
-
-static inline uint64_t mix64(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-    return x ^ (x >> 31);
-}
-
-static inline uint64_t rng_key(uint64_t key, uint64_t v) { return mix64(key ^ mix64(v + GOLDEN)); }
-static inline uint64_t rng_bits(uint64_t key, uint64_t i) { return mix64(key + GOLDEN * (i + 1)); }
-
-// Uniform on [0,1) with 24 bits, so that it is exact in float.
-static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_bits(key, i) >> 40) * 0x1p-24f; }
-
-// FNV-1a: turns a name into a key, a file's content into a fingerprint.
+// FNV-1a: turns a name or a sample into a number.
 static uint64_t hash_bytes(const void *bytes, size_t n) {
     uint64_t h = 14695981039346656037u;
     for (const uint8_t *p = bytes, *end = p + n; p < end; p++) h = (h ^ *p) * 1099511628211u;
@@ -473,7 +456,7 @@ static size_t utf8_put(char *s, uint32_t c) {
     if (c < 0x80) return s[0] = (char)c, 1;
     size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
-    s[0] = (char)((0xF00 >> n) | c);
+    s[0] = (char)((0xF00 >> n) | c);        // n ones and a zero, then the highest bits
     return n;
 }
 
@@ -574,9 +557,10 @@ static Json *json_members(JsonReader *r, JsonType type, int depth) {
 }
 
 static Json *json_value(JsonReader *r, int depth) {
+    // the last three words are no JSON, but Python's json writes them
     static const struct { const char *word; JsonType type; double number; } words[] = {
         { "null", JSON_NULL, 0 }, { "true", JSON_BOOL, 1 }, { "false", JSON_BOOL, 0 },
-        { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }      // as Python's json writes them
+        { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }, { "-Infinity", JSON_NUMBER, -INFINITY }
     };
     json_skip_space(r);
     char c = r->at < r->n ? r->source[r->at] : 0;
@@ -609,6 +593,8 @@ static Json *json_next(JsonReader *r) {
         r->in_array = json_accept(r, '[') && !json_accept(r, ']');
     } else if (r->in_array && !json_accept(r, ',')) {
         if (!json_accept(r, ']')) json_fail(r, "a comma or ] was expected here");
+        json_skip_space(r);
+        if (r->at < r->n) json_fail(r, "something follows the end of the array");
         r->in_array = false;
     }
     json_skip_space(r);
@@ -654,7 +640,8 @@ static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON strin
 // safetensors: eight bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, then the
 // numbers, little endian, without gaps. A model is one such file, or several with an index that says which tensor lies
 // where. Files are mapped, not read: weights that nothing changes are never copied, and the system may drop and fetch
-// their pages as it likes. Every length, offset and shape is checked against the file before it is used.
+// their pages as it likes. (Only where a header leaves them off their boundary, as old libraries did, they are copied.)
+// Every length, offset and shape is checked against the file before it is used.
 
 enum { MAX_DIMS = 4 };
 #define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
@@ -734,7 +721,7 @@ static int by_begin(const void *a, const void *b) {
     return (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-// The tensors of one file must fill it from `start` to its end.
+// The tensors t [n] of one file must fill its data_bytes without gap or overlap. Sorts them by place.
 static void check_layout(const char *file, StoredTensor *t, size_t n, size_t data_bytes) {
     size_t at = 0;
     if (n) qsort(t, n, sizeof *t, by_begin);
@@ -790,7 +777,7 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
     for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
         const uint8_t *data = bytes + 8 + header + t->begin;
-        if ((uintptr_t)data % 8) {          // files of old libraries: numbers must lie on their own boundary
+        if (t->n && (uintptr_t)data % (t->bytes / t->n)) {      // old libraries did not put numbers on their boundary
             void *copy = take(t->bytes, 1);
             if (t->bytes) memcpy(copy, data, t->bytes);
             data = copy;
@@ -898,19 +885,21 @@ static void finish_tensor_file(TensorWriter *w) {
 // into chunks by a pattern, and in each chunk bytes are merged, lowest rank first. Either way the priority of a merge
 // is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n).
 //
-// Role tokens such as <|user|> are no text: they have ids and names here, and text never turns into them (PITFALLS of
-// chat models: a user who types "<|user|>" must not open a turn).
+// Role tokens such as <|user|> are no text: they have ids and names here, and text never turns into them, for a user
+// who types "<|user|>" must not open a turn.
 //
 // Each importer turns a released file into the bytes of a tokenizer.bin, and only those are parsed further:
 //     "GLMTOKEN", then as uint32: version, kind, flags, pieces, specials, bytes of text, lengths of the three class
 //     tables; length of each piece; rank of each piece; ids of specials; lengths of specials; the class tables (run
 //     lengths outside, inside, outside, ... the Unicode classes that the pattern needs); the text of all in order.
 
-enum { TOKENIZER_VERSION = 1, BYTE_BPE = 1, SENTENCEPIECE = 2, WHOLE_CHUNKS = 1 };
+enum { TOKENIZER_VERSION = 1 };
+enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
+enum { WHOLE_CHUNKS = 1 };                      // flag: a chunk that is a piece is taken whole, without merging
 enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
 
 #define RANK_NEVER UINT32_MAX           // a control piece such as </s>: text never becomes it
-#define RANK_BYTE (UINT32_MAX - 1)      // SentencePiece's <0x0A>: a byte without a piece of its own
+#define RANK_BYTE (UINT32_MAX - 1)      // SentencePiece's <0x0A>: the byte itself, for what has no piece
 #define INVALID UINT32_MAX              // what stands for a byte that is no UTF-8
 
 typedef struct { const char *text; uint32_t n, rank; } Piece;
@@ -1089,37 +1078,47 @@ static const char *read_runs(Tokenizer *t, const char *file, const char *p, uint
     return p;
 }
 
+// The next n of the `left` bytes at *p.
+static const char *take_text(const char *file, const char **p, size_t *left, uint32_t n) {
+    if (n > *left) fail("%s: its pieces are longer than its text", file);
+    const char *text = *p;
+    *p += n, *left -= n;
+    return text;
+}
+
 // Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps. `file` is for messages.
 static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     enum { HEADER = 8 + 9*4 };
     Tokenizer *t = take(1, sizeof *t);
     if (bytes < HEADER || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
-    uint32_t h[9];
-    for (size_t i = 0; i < 9; i++) h[i] = image_get(image + 8 + 4*i);
-    if (h[0] != TOKENIZER_VERSION)
-        fail("%s: has format version %u, this program reads %d", file, h[0], TOKENIZER_VERSION);
-    uint64_t want = HEADER + 8 * ((uint64_t)h[3] + h[4]) + 4 * ((uint64_t)h[6] + h[7] + h[8]) + h[5];
+    enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
+    uint32_t h[FIELDS];
+    for (size_t i = 0; i < FIELDS; i++) h[i] = image_get(image + 8 + 4*i);
+    if (h[VERSION] != TOKENIZER_VERSION)
+        fail("%s: has format version %u, this program reads %d", file, h[VERSION], TOKENIZER_VERSION);
+    uint64_t want = HEADER + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
+                    4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES];
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
-    if (h[1] != BYTE_BPE && h[1] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[1]);
-    *t = (Tokenizer){ .image = image, .image_bytes = bytes, .kind = h[1], .flags = h[2], .n_pieces = h[3],
-                      .n_specials = h[4] };
-    t->pieces = take(h[3], sizeof *t->pieces);
-    t->specials = take(h[4], sizeof *t->specials);
+    if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
+    *t = (Tokenizer){ .image = image, .image_bytes = bytes, .kind = h[KIND], .flags = h[FLAGS], .n_pieces = h[PIECES],
+                      .n_specials = h[SPECIALS] };
+    t->pieces = take(t->n_pieces, sizeof *t->pieces);
+    t->specials = take(t->n_specials, sizeof *t->specials);
     t->class_of = take(0x110000, 1);
-    const char *lengths = image + HEADER, *ranks = lengths + 4*(size_t)h[3], *ids = ranks + 4*(size_t)h[3];
-    const char *special_lengths = ids + 4*(size_t)h[4], *p = special_lengths + 4*(size_t)h[4];
-    p = read_runs(t, file, p, h[6], CLASS_LETTER);
-    p = read_runs(t, file, p, h[7], CLASS_NUMBER);
-    p = read_runs(t, file, p, h[8], CLASS_SPACE);
-    size_t left = h[5];
-    for (size_t i = 0; i < (size_t)h[3] + h[4]; i++) {
-        bool piece = i < h[3];
-        size_t k = piece ? i : i - h[3];
-        uint32_t n = image_get((piece ? lengths : special_lengths) + 4*k);
-        if (n > left) fail("%s: its pieces are longer than its text", file);
-        if (piece) t->pieces[k] = (Piece){ p, n, image_get(ranks + 4*k) };
-        else t->specials[k] = (Special){ strndup(p, n), (int32_t)image_get(ids + 4*k) };
-        p += n, left -= n;
+    const char *lengths = image + HEADER, *ranks = lengths + 4*(size_t)t->n_pieces;
+    const char *ids = ranks + 4*(size_t)t->n_pieces, *special_lengths = ids + 4*(size_t)t->n_specials;
+    const char *p = special_lengths + 4*(size_t)t->n_specials;
+    p = read_runs(t, file, p, h[LETTERS], CLASS_LETTER);
+    p = read_runs(t, file, p, h[NUMBERS], CLASS_NUMBER);
+    p = read_runs(t, file, p, h[SPACES], CLASS_SPACE);
+    size_t left = h[TEXT_BYTES];
+    for (size_t i = 0; i < t->n_pieces; i++) {
+        uint32_t n = image_get(lengths + 4*i);
+        t->pieces[i] = (Piece){ take_text(file, &p, &left, n), n, image_get(ranks + 4*i) };
+    }
+    for (size_t i = 0; i < t->n_specials; i++) {
+        uint32_t n = image_get(special_lengths + 4*i);
+        t->specials[i] = (Special){ strndup(take_text(file, &p, &left, n), n), (int32_t)image_get(ids + 4*i) };
     }
     index_pieces(t, file);
     return t;
@@ -1169,7 +1168,7 @@ static bool wire_next(Wire *w, Field *f) {
     }
     if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
     f->inside = (Wire){ w->file, w->p, w->p + n };
-    if (n == 4) f->value = image_get((const char *)w->p);
+    if (f->type == 5) f->value = image_get((const char *)w->p);
     w->p += n;
     return true;
 }
@@ -1310,6 +1309,7 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     char *bytes = read_file(path, &n);
     if (n >= 8 && !memcmp(bytes, "GLMTOKEN", 8)) return parse_tokenizer(path, bytes, n);
     if (!n) fail("%s: the file is empty", path);
+    // a SentencePiece model begins with the tag of its first field (1, bytes), which is a line break
     Text image = bytes[0] == '\n' ? import_sentencepiece(path, bytes, n) : import_tiktoken(path, bytes, n);
     free(bytes);
     return parse_tokenizer(path, image.s, image.n);
@@ -1398,7 +1398,7 @@ static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
     }
 }
 
-// The length of the run of characters of one class (or not of it) that begins at s.
+// The bytes of the run of at most `at_most` characters of one class that begins at s.
 static size_t class_run(const Tokenizer *t, const char *s, size_t n, int class, size_t at_most) {
     size_t at = 0, length;
     while (at < n && at_most-- && class_at(t, s + at, n - at, &length) == class) at += length;
@@ -1446,7 +1446,7 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     return length;
 }
 
-// Adds the ids of a text. Nothing is put in front or behind, and no text becomes a special token.
+// Adds the ids of a text. No special token is added and no text becomes one; SentencePiece's own blank goes in front.
 static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
     if (t->kind == SENTENCEPIECE) {
         Text escaped = {0};
@@ -1486,8 +1486,10 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
     Text out = {0};
     text_add(&out, "", 0);
     for (size_t i = 0; i < n; i++) decode_one(t, ids[i], &out);
-    if (t->kind == SENTENCEPIECE && out.n && out.s[0] == ' ' && special_id(t, "</s>") != ids[0])
-        memmove(out.s, out.s + 1, out.n--);
+    if (t->kind == SENTENCEPIECE && out.n && out.s[0] == ' ') {
+        memmove(out.s, out.s + 1, out.n);       // the NUL moves too
+        out.n--;
+    }
     return out;
 }
 
@@ -1497,10 +1499,11 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
 // 5  Kernels
 // ================================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
-// X_backward stands under X_forward, takes what the forward saved, and adds to its gradients. A kernel never prints,
-// never allocates, and knows no model. A port to other hardware replaces the bodies of this section, behind the
-// prototypes of 5.1, and is done when tests/test_kernels.c passes on it; sections 6 to 14 hold model memory only as
-// pointers that they hand back to a kernel.
+// X_backward stands under X_forward, takes what the forward saved, and adds to its gradients (rope turns its gradient
+// in place; cross_entropy leaves it in the logits). A kernel never prints, never allocates, and knows no model. A
+// port to other hardware replaces the bodies of this section, behind the prototypes of 5.1, and is done when
+// tests/test_kernels.c passes on it; sections 6 to 14 hold model memory only as pointers that they hand back to a
+// kernel.
 //
 // On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it,
 // in an order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast,
@@ -1508,13 +1511,36 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
 
 // ---- 5.1 Prototypes ----------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just these. T tokens, H features.
-// `starts` [n_sequences+1] are the rows at which the sequences of a ragged batch begin, the last entry being T.
+// The numbers of a Dtype are F64, F32, F16 or BF16 here; anything else has no meaning to a kernel. `starts`
+// [n_sequences+1] are the rows at which the sequences of a ragged batch begin, the last entry being T.
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// memory on the device that computes; NULL when there is not enough
+// Random numbers. A random number here is a function of what it is for: (seed, step, sample, token, site, feature) for
+// dropout, (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling. Nothing has to be stored or
+// restored, and neither threads nor accumulation can change it. Keys are folded one by one, then a counter is hashed,
+// by the finalizer of splitmix64 (Steele, Lea, Flood 2014), whose increment is the golden ratio. A port draws with
+// these.
+#define GOLDEN 0x9E3779B97F4A7C15u
+
+static inline uint64_t mix64(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+static inline uint64_t rng_key(uint64_t key, uint64_t v) { return mix64(key ^ mix64(v + GOLDEN)); }
+static inline uint64_t rng_bits(uint64_t key, uint64_t i) { return mix64(key + GOLDEN * (i + 1)); }
+
+// Uniform on [0,1) with 24 bits, so that it is exact in float.
+static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_bits(key, i) >> 40) / 16777216.0f; }
+
+// Folded into a seed first, these keep one use from repeating the numbers of another.
+enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3 };
+
+// memory on the device that computes, all bytes zero (the optimizer's moments start so); NULL when there is not enough
 void *memory_take(size_t bytes);
 void memory_give(void *p);
 void memory_copy_in(void *device, const void *host, size_t bytes);
@@ -1597,7 +1623,8 @@ size_t first_not_finite(const real *x, size_t n);       // n when all are finite
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
-// What interleaving the lower, and the upper, halves of two vectors takes from them (for the transposition in 5.3).
+// Lane numbers for __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the
+// upper (the transposition in 5.3).
 #ifdef GLMTUNE_DOUBLE
 #define LANE_COUNT (VECTOR_BYTES / 8)
 #else
@@ -1617,7 +1644,7 @@ enum { LANES = VECTOR_BYTES / sizeof(real) };
 #define HIGH_LANES 1, 3
 #endif
 
-// Waking the other threads costs as much as some thousand operations: less work than this stays on one.
+// Waking the other threads costs as much as some ten thousand operations: less work than this stays on one.
 enum { WORTH_THREADS = 1 << 15 };
 
 #ifdef GLMTUNE_DOUBLE
@@ -1761,8 +1788,8 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
 // high-performance matrix multiplication"):
 //   1. A tile of C, TILE_M rows by two vectors, stays in registers while k runs: each number that is loaded from A
 //      meets two vectors of B, each vector of B meets TILE_M numbers of A.
-//   2. For that, A and B are first copied into panels in the very order in which the tile reads them, widened to `real`
-//      on the way from whatever type the file has: A in lines of BLOCK_K, B in rows of TILE_N.
+//   2. For that, A and B are first copied into panels, widened to `real` on the way from whatever type the file has: B
+//      row by row as the tile reads it, TILE_N numbers each; A in lines of BLOCK_K, TILE_M of them side by side.
 //   3. A panel of B (BLOCK_K x TILE_N) stays in the first-level cache while the panels of A go by; a block of B
 //      (BLOCK_K x BLOCK_N) and what of A meets it stay in the second.
 //   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS
@@ -1903,6 +1930,7 @@ static void product_block(Block p, size_t N) {
 
 static void product(real *c, View a, View b, real scale, size_t M, size_t N, size_t K) {
     // c [M,N] is added to
+    // Static, because kernels do not allocate; so one product runs at a time. Only what a shape needs is ever touched.
     static real packed[MOST_M * MOST_K] __attribute__((aligned(64)));
     for (size_t k = 0; k < K; k += MOST_K)
         for (size_t i = 0; i < M; i += MOST_M)
@@ -1967,7 +1995,7 @@ void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dty
         wideners[dtype](x + t*H, (const char *)table + (size_t)ids[t] * H * sizes[dtype], H);
 }
 
-// dtable [V,H] is added to at rows ids [T]; a token that occurs twice adds twice
+// dtable [V,H] is added to at rows ids [T], dx [T,H]; a token that occurs twice adds twice
 void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H) {
     #pragma omp parallel for if (T * H > WORTH_THREADS)
     for (size_t i = 0; i < H; i += FEATURES)
@@ -2093,32 +2121,37 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 // 2018, arXiv:1805.02867); the backward computes the probabilities again from lse_i = log sum_j exp(s_ij) (Dao et al.
 // 2022, arXiv:2205.14135). Blocks of keys that no query of a block may see are not computed.
 
-enum { QUERIES = SMALL_M, KEYS = SMALL_M, MAX_HEAD_DIM = 512 };     // head_dim is checked when a config is read
+enum { BLOCK_QUERIES = SMALL_M, BLOCK_KEYS = SMALL_M };
 
-// A block of queries of one head, and the keys and values that they meet: those of the prefix, then those of their own
-// sequence. Rows are q_stride or kv_stride apart. Query i sees the first n_visible + i keys of its sequence.
-typedef struct { const real *k, *v; real *dk, *dv; size_t n; bool causal; } Keys;
-typedef struct { size_t n, n_visible, q_stride, kv_stride, d; real scale; } Queries;
+// A block of n queries of one head. Query i of it sees the first n_visible + i keys of its sequence. Rows of queries
+// are q_stride apart, rows of keys and values kv_stride.
+typedef struct { size_t n, n_visible, q_stride, kv_stride, d; real scale; } QueryBlock;
 
-static size_t keys_seen(Queries q, Keys k, size_t i) { return k.causal ? min_size(k.n, q.n_visible + i) : k.n; }
+// The n keys and values that a block meets in one place: in the prefix, where it sees all, or in its sequence, where
+// what it sees is causal. dk and dv NULL: frozen, or forward.
+typedef struct { const real *k, *v; real *dk, *dv; size_t n; bool causal; } KeyPart;
+
+static size_t keys_seen(QueryBlock b, KeyPart part, size_t i) {
+    return part.causal ? min_size(part.n, b.n_visible + i) : part.n;
+}
 
 static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }      // lines are rows
 static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }   // lines are columns
 
-static void block_scores(real *score, const real *q, const real *k, Queries s, size_t n_keys) {
-    // score [n,KEYS] = q k^T / sqrt(d)
-    memset(score, 0, s.n * KEYS * sizeof *score);
-    small_product(score, KEYS, by_rows(q, s.q_stride), by_rows(k, s.kv_stride), s.scale, s.n, n_keys, s.d);
+static void block_scores(real *score, const real *q, const real *k, QueryBlock b, size_t n_keys) {
+    // score [n,BLOCK_KEYS] = q k^T / sqrt(d)
+    memset(score, 0, b.n * BLOCK_KEYS * sizeof *score);
+    small_product(score, BLOCK_KEYS, by_rows(q, b.q_stride), by_rows(k, b.kv_stride), b.scale, b.n, n_keys, b.d);
 }
 
-static void attend_block(real *out, real *largest, real *sum, const real *q, const real *k, const real *v, Queries s,
-                         Keys keys, size_t j0, size_t n_keys) {
-    // keys j0 .. j0 + n_keys of `keys`: updates out [n,d] (not yet divided by sum), largest [n], sum [n]
-    real score[QUERIES * KEYS];
-    block_scores(score, q, k, s, n_keys);
-    for (size_t i = 0; i < s.n; i++) {
-        real *score_i = score + i*KEYS, before = largest[i], top = before, *out_i = out + i*s.q_stride;
-        size_t seen = keys_seen(s, keys, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
+static void attend_block(real *out, real *largest, real *sum, const real *q, const real *k, const real *v, QueryBlock b,
+                         KeyPart part, size_t j0, size_t n_keys) {
+    // keys j0 .. j0 + n_keys of the part: updates out [n,d] (not yet divided by sum), largest [n], sum [n]
+    real score[BLOCK_QUERIES * BLOCK_KEYS];
+    block_scores(score, q, k, b, n_keys);
+    for (size_t i = 0; i < b.n; i++) {
+        real *score_i = score + i*BLOCK_KEYS, before = largest[i], top = before, *out_i = out + i*b.q_stride;
+        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
         for (size_t j = 0; j < n; j++) top = score_i[j] > top ? score_i[j] : top;
         for (size_t j = n; j < n_keys; j++) score_i[j] = 0;
         if (!n) continue;
@@ -2126,39 +2159,41 @@ static void attend_block(real *out, real *largest, real *sum, const real *q, con
         real shrink = real_exp(before - top);
         sum[i] *= shrink;
         for (size_t j = 0; j < n; j++) sum[i] += score_i[j];
-        for (size_t c = 0; c < s.d; c++) out_i[c] *= shrink;
+        for (size_t c = 0; c < b.d; c++) out_i[c] *= shrink;
         largest[i] = top;
     }
-    small_product(out, s.q_stride, by_rows(score, KEYS), by_columns(v, s.kv_stride), 1, s.n, s.d, n_keys);
+    small_product(out, b.q_stride, by_rows(score, BLOCK_KEYS), by_columns(v, b.kv_stride), 1, b.n, b.d, n_keys);
 }
 
-static void attend(real *out, real *lse, size_t lse_stride, const real *q, Queries s, const Keys *parts,
+static void attend(real *out, real *lse, size_t lse_stride, const real *q, QueryBlock b, const KeyPart *parts,
                    size_t n_parts) {
-    real largest[QUERIES], sum[QUERIES];
-    for (size_t i = 0; i < s.n; i++) {
+    real largest[BLOCK_QUERIES], sum[BLOCK_QUERIES];
+    for (size_t i = 0; i < b.n; i++) {
         largest[i] = -(real)INFINITY, sum[i] = 0;
-        memset(out + i*s.q_stride, 0, s.d * sizeof *out);
+        memset(out + i*b.q_stride, 0, b.d * sizeof *out);
     }
-    for (const Keys *k = parts; k < parts + n_parts; k++)
-        for (size_t j = 0, n = keys_seen(s, *k, s.n - 1); j < n; j += KEYS)
-            attend_block(out, largest, sum, q, k->k + j * s.kv_stride, k->v + j * s.kv_stride, s, *k, j,
-                         min_size(KEYS, n - j));
-    for (size_t i = 0; i < s.n; i++) {
-        for (size_t c = 0; c < s.d; c++) out[i*s.q_stride + c] /= sum[i];
+    for (const KeyPart *part = parts; part < parts + n_parts; part++)
+        for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
+            attend_block(out, largest, sum, q, part->k + j * b.kv_stride, part->v + j * b.kv_stride, b, *part, j,
+                         min_size(BLOCK_KEYS, n - j));
+    for (size_t i = 0; i < b.n; i++) {
+        for (size_t c = 0; c < b.d; c++) out[i*b.q_stride + c] /= sum[i];
         lse[i*lse_stride] = largest[i] + real_log(sum[i]);
     }
 }
 
-// The queries i .. of sequence b, and how many blocks of queries the longest sequence has.
-static Queries queries_of(AttentionShape s, size_t b, size_t i) {
+// The block of queries that begins at query i of sequence b.
+static QueryBlock query_block(AttentionShape s, size_t b, size_t i) {
     size_t n = s.starts[b+1] - s.starts[b], past = s.kv_starts[b+1] - s.kv_starts[b] - n, d = s.head_dim;
-    return (Queries){ min_size(QUERIES, n - i), past + i + 1, s.n_heads*d, s.n_kv_heads*d, d, 1 / real_sqrt((real)d) };
+    return (QueryBlock){ min_size(BLOCK_QUERIES, n - i), past + i + 1, s.n_heads*d, s.n_kv_heads*d, d,
+                         1 / real_sqrt((real)d) };
 }
 
+// How many blocks of queries the longest sequence has.
 static size_t most_blocks(AttentionShape s) {
     size_t most = 0;
     for (size_t b = 0; b < s.n_sequences; b++) most = max_size(most, s.starts[b+1] - s.starts[b]);
-    return (most + QUERIES - 1) / QUERIES;
+    return (most + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
 }
 
 // out [T,n_heads,head_dim], lse [T,n_heads], q as out, k and v [kv rows,n_kv_heads,head_dim], prefix_k and prefix_v
@@ -2170,56 +2205,58 @@ void attention_forward(real *out, real *lse, const real *q, const real *k, const
     for (size_t b = 0; b < s.n_sequences; b++)
         for (size_t block = 0; block < blocks; block++)
             for (size_t h = 0; h < s.n_heads; h++) {
-                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * QUERIES;    // at: the head's place in a row
+                // at: the head's place in a row
+                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;
                 if (i >= s.starts[b+1] - s.starts[b]) continue;
                 size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
-                Keys parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
+                KeyPart parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
                                    s.n_prefix, false },
                                  { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
-                attend(out + th*d, lse + th, s.n_heads, q + th*d, queries_of(s, b, i), parts, 2);
+                attend(out + th*d, lse + th, s.n_heads, q + th*d, query_block(s, b, i), parts, 2);
             }
 }
 
-// One block of queries against one block of keys. With D_i = out_i . dout_i, the derivative of the softmax is
-// ds_ij = p_ij (dout_i . v_j - D_i), so
-//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += sum_i ds_ij q_i / sqrt(d)      dv_j += sum_i p_ij dout_i
-// dk and dv NULL: frozen.
+// What the backward of a block of queries needs: rows of q, dout and dq as the block has them, lse with its own
+// stride, and D_i = out_i . dout_i.
 typedef struct { const real *q, *dout, *lse, *D; real *dq; size_t lse_stride; } QueryRows;
 
-static void attend_block_backward(QueryRows r, Queries s, Keys keys, size_t j0, size_t n_keys) {
-    real p[QUERIES * KEYS], ds[QUERIES * KEYS] = {0};
-    const real *k = keys.k + j0*s.kv_stride, *v = keys.v + j0*s.kv_stride;
-    block_scores(p, r.q, k, s, n_keys);
-    small_product(ds, KEYS, by_rows(r.dout, s.q_stride), by_rows(v, s.kv_stride), 1, s.n, n_keys, s.d);
-    for (size_t i = 0; i < s.n; i++) {
-        real *p_i = p + i*KEYS, *ds_i = ds + i*KEYS, lse = r.lse[i*r.lse_stride];
-        size_t seen = keys_seen(s, keys, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
+// One block of queries against one block of part. The derivative of the softmax is ds_ij = p_ij (dout_i . v_j - D_i),
+// so
+//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += sum_i ds_ij q_i / sqrt(d)      dv_j += sum_i p_ij dout_i
+static void attend_block_backward(QueryRows r, QueryBlock b, KeyPart part, size_t j0, size_t n_keys) {
+    real p[BLOCK_QUERIES * BLOCK_KEYS], ds[BLOCK_QUERIES * BLOCK_KEYS] = {0};
+    const real *k = part.k + j0*b.kv_stride, *v = part.v + j0*b.kv_stride;
+    block_scores(p, r.q, k, b, n_keys);
+    small_product(ds, BLOCK_KEYS, by_rows(r.dout, b.q_stride), by_rows(v, b.kv_stride), 1, b.n, n_keys, b.d);
+    for (size_t i = 0; i < b.n; i++) {
+        real *p_i = p + i*BLOCK_KEYS, *ds_i = ds + i*BLOCK_KEYS, lse = r.lse[i*r.lse_stride];
+        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
         for (size_t j = 0; j < n; j++) {
             p_i[j] = real_exp(p_i[j] - lse);
             ds_i[j] = p_i[j] * (ds_i[j] - r.D[i]);
         }
         for (size_t j = n; j < n_keys; j++) p_i[j] = ds_i[j] = 0;
     }
-    small_product(r.dq, s.q_stride, by_rows(ds, KEYS), by_columns(k, s.kv_stride), s.scale, s.n, s.d, n_keys);
-    if (!keys.dk) return;
-    small_product(keys.dk + j0 * s.kv_stride, s.kv_stride, by_columns(ds, KEYS), by_columns(r.q, s.q_stride), s.scale,
-                  n_keys, s.d, s.n);
-    small_product(keys.dv + j0 * s.kv_stride, s.kv_stride, by_columns(p, KEYS), by_columns(r.dout, s.q_stride), 1,
-                  n_keys, s.d, s.n);
+    small_product(r.dq, b.q_stride, by_rows(ds, BLOCK_KEYS), by_columns(k, b.kv_stride), b.scale, b.n, b.d, n_keys);
+    if (!part.dk) return;
+    small_product(part.dk + j0 * b.kv_stride, b.kv_stride, by_columns(ds, BLOCK_KEYS), by_columns(r.q, b.q_stride),
+                  b.scale, n_keys, b.d, b.n);
+    small_product(part.dv + j0 * b.kv_stride, b.kv_stride, by_columns(p, BLOCK_KEYS), by_columns(r.dout, b.q_stride), 1,
+                  n_keys, b.d, b.n);
 }
 
-static void attend_backward(QueryRows r, const real *out, Queries s, const Keys *parts, size_t n_parts) {
-    real D[QUERIES];
-    for (size_t i = 0; i < s.n; i++) D[i] = dot(r.dout + i*s.q_stride, out + i*s.q_stride, s.d);
+static void attend_backward(QueryRows r, const real *out, QueryBlock b, const KeyPart *parts, size_t n_parts) {
+    real D[BLOCK_QUERIES];
+    for (size_t i = 0; i < b.n; i++) D[i] = dot(r.dout + i*b.q_stride, out + i*b.q_stride, b.d);
     r.D = D;
-    for (const Keys *k = parts; k < parts + n_parts; k++)
-        for (size_t j = 0, n = keys_seen(s, *k, s.n - 1); j < n; j += KEYS)
-            attend_block_backward(r, s, *k, j, min_size(KEYS, n - j));
+    for (const KeyPart *part = parts; part < parts + n_parts; part++)
+        for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
+            attend_block_backward(r, b, *part, j, min_size(BLOCK_KEYS, n - j));
 }
 
-// dq, dk, dv and the prefix's gradients (NULL: frozen) are added to; out, lse as the forward left them. Here all keys
-// belong to queries of this call (no cache). The thread of a key/value head walks over the queries of its group in
-// order.
+// dq, dk and dv, shaped as q, k and v, are added to; so are dprefix_k and dprefix_v, both NULL where the prefix is
+// frozen. out, lse as the forward left them. Here all keys belong to queries of this call (no cache). The thread of a
+// key/value head walks over the queries of its group in order.
 void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, const real *dout,
                         const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s) {
@@ -2231,15 +2268,15 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
         for (size_t g = 0; g < s.n_kv_heads; g++)
             for (size_t b = b0; b < b0 + together; b++) {
                 size_t at = g*d, row = s.kv_starts[b]*stride + at, n = s.starts[b+1] - s.starts[b];
-                Keys parts[] = { { NULL, NULL, NULL, NULL, s.n_prefix, false },
+                KeyPart parts[] = { { NULL, NULL, NULL, NULL, s.n_prefix, false },
                                  { k + row, v + row, dk + row, dv + row, n, true } };
                 if (s.n_prefix) parts[0].k = prefix_k + at, parts[0].v = prefix_v + at;
                 if (dprefix_k) parts[0].dk = dprefix_k + at, parts[0].dv = dprefix_v + at;
                 for (size_t h = g*group; h < (g + 1)*group; h++)
-                    for (size_t i = 0; i < n; i += QUERIES) {
+                    for (size_t i = 0; i < n; i += BLOCK_QUERIES) {
                         size_t th = (s.starts[b] + i)*s.n_heads + h;
                         QueryRows r = { q + th*d, dout + th*d, lse + th, NULL, dq + th*d, s.n_heads };
-                        attend_backward(r, out + th*d, queries_of(s, b, i), parts, 2);
+                        attend_backward(r, out + th*d, query_block(s, b, i), parts, 2);
                     }
             }
 }
@@ -2257,7 +2294,7 @@ void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
     }
 }
 
-// dgate_up [T,2F] is added to; with z = sigmoid(g):  dg = dh u z (1 + g (1 - z)),  du = dh g z
+// dgate_up [T,2F] is added to, dh [T,F]; with z = sigmoid(g):  dg = dh u z (1 + g (1 - z)),  du = dh g z
 void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F) {
     #pragma omp parallel for if (T * F > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
@@ -2276,29 +2313,21 @@ void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t
 // function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
 // feature, so it is never stored: the backward asks for it again.
 
-static void drop(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, real keep_old, size_t T,
-                 size_t n) {
+// dx [T,n] is added to, dy [T,n], token_keys [T]
+void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
     float least = (float)p;
     real scale = 1 / (1 - p);
     #pragma omp parallel for if (T * n > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         uint64_t key = rng_key(token_keys[t], site);
-        for (size_t i = 0; i < n; i++) {
-            real kept = rng_uniform(key, i) >= least ? scale * x[t*n + i] : 0;
-            y[t*n + i] = keep_old * y[t*n + i] + kept;
-        }
+        for (size_t i = 0; i < n; i++) dx[t*n + i] += rng_uniform(key, i) >= least ? scale * dy[t*n + i] : 0;
     }
 }
 
-// y [T,n] dropped out, x [T,n], token_keys [T]
+// y [T,n] dropped out, x [T,n]: the same factors, so the same loop
 void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
     zero(y, T*n);
-    drop(y, x, token_keys, site, p, 0, T, n);
-}
-
-// dx [T,n] is added to
-void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
-    drop(dx, dy, token_keys, site, p, 1, T, n);
+    dropout_backward(y, x, token_keys, site, p, T, n);
 }
 
 // ---- 5.10 Cross-entropy ------------------------------------------------------------------------------------------
@@ -2376,8 +2405,8 @@ size_t first_not_finite(const real *x, size_t n) {
 // A GLM is a stack of equal layers: x + attention(norm(x)), then x + mlp(norm(x)), between an embedding and a head.
 // Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
 // ChatGLM2/3 and GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps;
-// glm4 has two more norms a layer). The rest of the program knows neither: it sees maps that have parts, and both
-// give the same bits.
+// glm4 has two more norms a layer). The computation knows neither: it sees maps that have parts, and both give
+// the same bits. Only LoRA's default targets and the choice of a chat layout ask.
 
 // ---- 6.1 Config --------------------------------------------------------------------------------------------------
 
@@ -2388,7 +2417,7 @@ typedef struct {
     const char *file, *model_type, *layout, *name_or_path, *torch_dtype, *source;  // source: the text of config.json
 } Config;
 
-#define REQUIRED 0
+enum { REQUIRED = 0, MAX_HEAD_DIM = 512 };
 static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
     { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
     { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED },
@@ -2433,7 +2462,7 @@ static void read_sizes(Config *c, const Json *root) {
     }
 }
 
-// What a remote config may switch on and no released model does: refused rather than computed wrongly.
+// What a remote config may set otherwise than any release does: refused rather than computed wrongly.
 static void check_remote_flags(const Config *c, const Json *root) {
     static const struct { const char *key; bool missing, wanted; } flags[] = {
         { "multi_query_attention", false, true }, { "rmsnorm", true, true }, { "post_layer_norm", true, true },
@@ -2737,9 +2766,10 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 // ================================================================================================================
 // 7  Tuning methods
 // ================================================================================================================
-// A method says which tensors of the base train, which new ones there are and how they start (`setup`), and what it
-// does beside a linear map (`map_forward`, `map_backward`). Each is one block: the math, the setup, forward,
-// backward. To add one, write a block and give it a row in the table of 7.3.
+// A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
+// beside a linear map (`map_forward`, `map_backward`), and how it stands in adapter_config.json. Each is one block:
+// the math, setup, forward, backward, its words in files, and what merging it into the base means. To add one that
+// acts beside a map, write a block and give it a row in the table of 7.4.
 
 // ---- 7.1 What the user may set -----------------------------------------------------------------------------------
 // The table in section 14 says what each means, its default and its limits. Names are Hugging Face's where it has one.
@@ -2762,17 +2792,20 @@ typedef struct {
     size_t T;
     const uint64_t *token_keys;     // [T] for dropout; NULL: dropout is off
     real *scratch;                  // [T, the widest input of a map]
-    real *narrow_scratch;           // [T, the largest number that keeps_per_token gives]
+    real *beside_scratch;           // [T, the largest number that keeps_per_token gives]
 } Pass;
 
 typedef struct {
-    const char *name, *help;
+    const char *name, *peft_type;   // peft_type: its name in adapter_config.json
     double learning_rate;           // the default; the reason stands in the method's comment
     void (*setup)(Model *, const Options *);
     size_t (*keeps_per_token)(const Map *);     // numbers that map_forward keeps for map_backward, for each token
     void (*map_forward)(const Map *, real *const *y, const real *x, real *kept, Pass);
     void (*map_backward)(const Map *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
-} Method;
+    void (*write_config)(Text *, const Model *, const Options *);       // its own keys, each after a comma
+    void (*read_config)(const char *path, const Json *, Options *);
+    void (*merge)(real *weight, const Map *);   // adds what the method does to W [out,in]
+} Method;                           // functions that a method has no use for are NULL
 
 // Marks a tensor as trained; its memory is taken when all are known.
 static void train_tensor(Model *m, Tensor *t) {
@@ -2843,7 +2876,7 @@ static void lora_forward(const Map *w, real *const *y, const real *x, real *z, P
 static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x, const real *z, Pass p) {
     size_t r = lora_rank(w), at = 0;
     if (!r) return;
-    real *dz = p.narrow_scratch;
+    real *dz = p.beside_scratch;
     zero(dz, p.T * r);
     for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r) {
         linear_backward_input(dz, dy[i], w->lora_b->value + at, REAL, w->lora_scale, p.T, w->part_rows[i], r);
@@ -2861,8 +2894,66 @@ static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x
     dropout_backward(dx, p.scratch, p.token_keys, w->site, w->lora_dropout, p.T, w->n_in);
 }
 
-// ---- 7.3 Full tuning, and the table ------------------------------------------------------------------------------
-// Full: every tensor of the base trains. Four numbers of 4 bytes per parameter (weight, gradient, two moments).
+static void lora_write_config(Text *t, const Model *m, const Options *o) {
+    const Layer *l = &m->layers[0];
+    const char *comma = "";
+    text_print(t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %.9g,\n  \"lora_dropout\": %.9g,\n  \"use_rslora\": %s",
+               (long long)o->r, o->lora_alpha, o->lora_dropout, o->use_rslora ? "true" : "false");
+    text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
+    text_print(t, ",\n  \"target_modules\": [");
+    for (size_t i = 0; i < l->n_maps; i++) {
+        if (!l->maps[i].lora_a) continue;
+        text_print(t, "%s\"%s\"", comma, l->maps[i].short_name);
+        comma = ", ";
+    }
+    text_print(t, "]");
+}
+
+// What PEFT can do to LoRA and glmtune does not: each must be absent, null, false or empty.
+static void lora_check_config(const char *path, const Json *root) {
+    static const char *const unwanted[] = { "use_dora",          "fan_in_fan_out",      "lora_bias",
+                                            "use_qalora",        "modules_to_save",     "rank_pattern",
+                                            "alpha_pattern",     "layers_to_transform", "exclude_modules",
+                                            "layer_replication", "target_parameters",   "trainable_token_indices" };
+    const Json *bias = json_get(root, "bias");
+    for (size_t i = 0; i < COUNT(unwanted); i++) {
+        const Json *j = json_get(root, unwanted[i]);
+        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
+                     (j->type >= JSON_ARRAY && !j->count);
+        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
+    }
+    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
+        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
+}
+
+static void lora_read_config(const char *path, const Json *root, Options *o) {
+    const Json *targets = json_get(root, "target_modules");
+    Text list = {0};
+    lora_check_config(path, root);
+    double r = config_number(path, root, "r", 1, 65536, 8);
+    if (floor(r) != r) fail("%s: \"r\" must be a whole number", path);
+    o->r = (int64_t)r;
+    o->lora_alpha = config_number(path, root, "lora_alpha", 0, 1e6, 8);
+    o->lora_dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
+    o->use_rslora = config_flag(root, "use_rslora", false);
+    if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
+    for (const Json *j = targets->first; j; j = j->next) {
+        if (j->type != JSON_STRING) fail("%s: \"target_modules\" must be a list of names", path);
+        const char *dot = strrchr(j->text, '.');
+        text_print(&list, "%s%s", list.n ? "," : "", dot ? dot + 1 : j->text);
+    }
+    o->target_modules = list.s;
+}
+
+static void lora_merge(real *weight, const Map *w) {
+    // weight [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
+    if (w->lora_a)
+        linear_backward_input(weight, w->lora_b->value, w->lora_a->value, REAL, w->lora_scale, w->n_out, lora_rank(w),
+                              w->n_in);
+}
+
+// ---- 7.3 Full tuning ---------------------------------------------------------------------------------------------
+// Every tensor of the base trains. Four numbers of 4 bytes per parameter (weight, gradient, two moments).
 // Learning rate 5e-5: the official `sft` recipes; every weight moves, so each must move little.
 
 static void full_setup(Model *m, const Options *o) {
@@ -2870,34 +2961,39 @@ static void full_setup(Model *m, const Options *o) {
     for (size_t i = 0; i < m->n_tensors; i++) train_tensor(m, m->tensors[i]);
 }
 
+// ---- 7.4 The table -----------------------------------------------------------------------------------------------
+
 static const Method methods[] = {
-    { "lora", "a low-rank change beside chosen linear maps", 5e-4, lora_setup, lora_rank, lora_forward, lora_backward },
-    { "full", "every weight of the base", 5e-5, full_setup, NULL, NULL, NULL },
+    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .setup = lora_setup, .keeps_per_token = lora_rank,
+      .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
+      .read_config = lora_read_config, .merge = lora_merge },
+    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .setup = full_setup },
 };
 
 static const Method *find_method(const char *wanted) {
-    for (size_t i = 0; i < COUNT(methods); i++) if (!strcmp(methods[i].name, wanted)) return &methods[i];
-    fail_usage("--method %s: there are lora and full", wanted);
+    Text known = {0};
+    for (size_t i = 0; i < COUNT(methods); i++) {
+        if (!strcmp(methods[i].name, wanted)) return &methods[i];
+        text_print(&known, " %s", methods[i].name);
+    }
+    fail_usage("--method %s: there are%s", wanted, known.s);
 }
 
-// ---- 7.4 Memory of what trains -----------------------------------------------------------------------------------
+// ---- 7.5 Memory of what trains -----------------------------------------------------------------------------------
 
-// Numbers for each number that trains: weight, gradient, two moments. Without training only the weight.
-enum { PLACES = 4 };
+// Gives a trained tensor its places in an arena: weight, and where it is to be trained gradient and two moments.
+static void lay_out_tensor(Tensor *t, Arena *a, bool trains) {
+    real **places[] = { &t->value, &t->grad, &t->m, &t->v };
+    for (size_t k = 0; k < (trains ? COUNT(places) : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
+}
 
 static size_t trainable_bytes(const Model *m, bool trains) {
     Arena count = {0};
-    for (size_t i = 0; i < m->n_trained; i++)
-        for (size_t k = 0; k < (trains ? PLACES : 1); k++) arena_take(&count, m->trained[i]->n, sizeof(real));
-    return count.used;
-}
-
-static void lay_out_trainables(Model *m, Arena *a, bool trains) {
     for (size_t i = 0; i < m->n_trained; i++) {
-        Tensor *t = m->trained[i];
-        real **places[PLACES] = { &t->value, &t->grad, &t->m, &t->v };
-        for (size_t k = 0; k < (trains ? PLACES : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
+        Tensor copy = *m->trained[i];
+        lay_out_tensor(&copy, &count, trains);
     }
+    return count.used;
 }
 
 // Takes the memory and sets the first values: tensors of the base as they are in the file, new ones random from the
@@ -2905,9 +3001,9 @@ static void lay_out_trainables(Model *m, Arena *a, bool trains) {
 static void start_trainables(Model *m, uint64_t seed, bool trains) {
     m->trainables.size = trainable_bytes(m, trains);
     m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
-    lay_out_trainables(m, &m->trainables, trains);
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor *t = m->trained[i];
+        lay_out_tensor(t, &m->trainables, trains);
         if (t->data) widen(t->value, t->data, t->dtype, t->n);
         else fill_uniform(t->value, rng_key(seed, hash_name(t->name)), 0, t->init_spread, t->n);
         t->data = t->value;
@@ -2923,24 +3019,32 @@ static void start_trainables(Model *m, uint64_t seed, bool trains) {
 // the same numbers, upwards. Gradients flow only as far down as something trains, the head and the loss are computed
 // only at positions that have a target, and frozen weights get no gradient.
 
-enum { HEAD_ROWS = 128, NO_TARGET = -100 };     // rows x vocabulary is the largest block of logits there ever is
+enum { HEAD_ROWS = 128, NO_TARGET = -100 };     // rows x vocabulary is the largest block of logits on the device
 
 typedef struct {                    // on the host
     int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
     bool every_row;                 // without labels: logits are wanted at every row, else at the last
     uint64_t *token_keys;           // [T] for dropout
-    size_t *starts, n, T;           // [n+1]
+    size_t *starts, n, T;           // [n+1] the rows at which its n sequences begin
 } Batch;
 
-typedef struct {                    // of one layer, in the order in which they come about
-    real *x, *rms1, *a, *q, *k, *v, *att, *lse, *o, *rms_o, *mid, *rms2, *m, *gate_up, *h, *down, *rms_down;
-    real *beside[MAX_MAPS];         // what the method keeps beside each map
+// What a layer computes, in the order in which it comes about. T tokens, n rows (T, or R in the last layer, see Run), H
+// hidden, F the MLP's width; kv rows: of the whole cache.
+typedef struct {
+    real *x, *rms1, *a;                         // [T,H] its input, [T], [T,H] the norm of it
+    real *q, *k, *v;                            // [T,heads,d], [kv rows,kv_heads,d] twice
+    real *att, *lse;                            // [T,heads,d] what attention gives, [T,heads]
+    real *o, *rms_o, *mid;                      // [n,H] Wo att, [n], [n,H] the residual stream between the two halves
+    real *rms2, *m, *gate_up, *h;               // [n], [n,H] the norm of mid, [n,2F], [n,F]
+    real *down, *rms_down;                      // [n,H] W h, [n]
+    real *beside[MAX_MAPS];                     // [n,keeps_per_token] what the method keeps beside each map
 } Kept;
 
-// What layers keep of their own for the backward: keys and values alone (they share the rest), everything, or
-// everything but the inside of the MLP and the first norm, which the backward then computes once more (Chen et al.
-// 2016, arXiv:1604.06174). The bits are the same.
-typedef enum { FORWARD_ONLY, KEEPS_ALL, RECOMPUTES } RunKind;
+typedef enum {
+    FORWARD_ONLY,   // layers share everything but keys and values, which are the cache
+    KEEPS_ALL,      // each keeps what its backward needs
+    RECOMPUTES      // the same but for the first norm and the inside of the MLP, which the backward computes once more
+} RunKind;          // (Chen et al. 2016, arXiv:1604.06174); the bits are the same
 
 typedef struct {
     Model *model;
@@ -2950,18 +3054,25 @@ typedef struct {
     Arena kept_arena, scratch_arena;
     // the batch under way
     size_t T, R, past;              // R rows whose logits are wanted; past: tokens already in the cache
-    size_t n;                       // rows that a layer works on: T, and R behind the last layer's attention
+    size_t n_rows;                  // that a layer works on: T, and behind the last layer's attention R
     bool dropout;
-    size_t *starts, *kv_starts, n_sequences;
-    int32_t *ids, *positions, *rows, *targets;
-    uint64_t *token_keys, *row_keys;
+    size_t *starts, *kv_starts, n_sequences;        // as attention wants them
+    int32_t *ids, *positions;                       // [T]
+    int32_t *rows, *targets;                        // [R] which of the T they are, and their targets
+    uint64_t *token_keys, *row_keys;                // [T], [R] for dropout
     // activations
-    Kept *layers, shared;           // shared: what several layers use in turn
-    real *rope, *x_rows, *att_rows, *x_final, *final_rms, *final;   // from x_rows on: R rows
+    Kept *layers, shared;                           // shared: what several layers use in turn
+    real *rope;                                     // [kv rows,rotated]
+    real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's, where logits are wanted
+    real *x_final, *final_rms, *final;              // [R,H] what leaves the last layer, [R], [R,H] the last norm
     // scratch
-    real *branch, *logits, *loss, *scratch, *narrow;
-    // dx: one of the next two
-    real *dx, *dx_rows, *dx_all, *dy, *dn, *dgate_up, *dh, *datt_rows, *datt, *dq, *dk, *dv, *dfinal;
+    real *branch;                                   // [n_rows,H] a branch behind its post norm
+    real *logits, *loss;                            // [HEAD_ROWS,V], [R]
+    real *scratch, *beside_scratch;                 // [T,widest input of a map], [T,most that keeps_per_token gives]
+    real *dx, *dx_rows, *dx_all;                    // of the residual stream: dx is dx_rows [R,H], then dx_all [T,H]
+    // [n_rows,H], of a norm's output [n_rows,H], [n_rows,2F], [n_rows,F]
+    real *dy, *dnorm, *dgate_up, *dh;
+    real *datt_rows, *datt, *dq, *dk, *dv, *dfinal; // as what they are the gradients of
 } Run;
 
 // ---- 8.1 The memory of a run -------------------------------------------------------------------------------------
@@ -2976,8 +3087,8 @@ static size_t keeps_per_token(const Run *r, const Map *w) {
 
 static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a, times(rows, columns), sizeof(real)); }
 
-// The backward of a map needs its input where the map trains; a norm behind a branch needs the branch.
-static bool trains(const Map *w) { return w->weight->trained || w->lora_a; }
+// Whether the map, or what stands beside it, trains: then its backward needs its input.
+static bool needs_input(const Map *w) { return w->weight->trained || w->lora_a; }
 
 // An array of the layer's own where its backward needs it, else the one that all layers use in turn.
 static real *keep(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
@@ -2993,16 +3104,16 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim;
     Kept *k = &r->layers[l], *s = &r->shared;
     bool own = r->kind != FORWARD_ONLY, inside = r->kind == KEEPS_ALL, qkv = false;
-    for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || trains(&L->maps[i]);
+    for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || needs_input(&L->maps[i]);
     k->x = keep(a, own, &s->x, T, H), k->rms1 = keep(a, own, &s->rms1, T, 1);
     k->a = keep(a, inside && qkv, &s->a, T, H);
     k->q = keep(a, own, &s->q, T, qd), k->att = keep(a, own, &s->att, T, qd);
     k->lse = keep(a, own, &s->lse, T, c->n_heads);
     k->o = keep(a, own && L->attention_post_norm, &s->o, T, H), k->rms_o = keep(a, own, &s->rms_o, T, 1);
     k->mid = keep(a, own, &s->mid, T, H), k->rms2 = keep(a, own, &s->rms2, T, 1);
-    k->m = keep(a, inside && trains(L->gate_up), &s->m, T, H);
+    k->m = keep(a, inside && needs_input(L->gate_up), &s->m, T, H);
     k->gate_up = keep(a, inside, &s->gate_up, T, 2 * F);
-    k->h = keep(a, inside && trains(L->down), &s->h, T, F);
+    k->h = keep(a, inside && needs_input(L->down), &s->h, T, F);
     k->down = keep(a, inside && L->mlp_post_norm, &s->down, T, H), k->rms_down = keep(a, own, &s->rms_down, T, 1);
     for (size_t i = 0; i < L->n_maps; i++)
         k->beside[i] = keep(a, own, &s->beside[i], T, keeps_per_token(r, &L->maps[i]));
@@ -3026,14 +3137,14 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->rows = arena_take(scratch, T, sizeof *r->rows), r->targets = arena_take(scratch, T, sizeof *r->targets);
     r->token_keys = arena_take(scratch, T, sizeof *r->token_keys);
     r->row_keys = arena_take(scratch, T, sizeof *r->row_keys);
-    r->starts = arena_take(scratch, T + 2, sizeof *r->starts);
-    r->kv_starts = arena_take(scratch, T + 2, sizeof *r->kv_starts);
+    r->starts = arena_take(scratch, T + 1, sizeof *r->starts);
+    r->kv_starts = arena_take(scratch, T + 1, sizeof *r->kv_starts);
     r->branch = reals(scratch, T, H);
     r->logits = reals(scratch, min_size(HEAD_ROWS, T), c->vocab_size), r->loss = reals(scratch, T, 1);
-    r->scratch = reals(scratch, T, widest_input(c)), r->narrow = reals(scratch, T, beside);
+    r->scratch = reals(scratch, T, widest_input(c)), r->beside_scratch = reals(scratch, T, beside);
     if (r->kind == FORWARD_ONLY) return;
     r->dx_rows = reals(scratch, T, H), r->dx_all = reals(scratch, T, H);
-    r->dy = reals(scratch, T, H), r->dn = reals(scratch, T, H);
+    r->dy = reals(scratch, T, H), r->dnorm = reals(scratch, T, H);
     r->dgate_up = reals(scratch, T, 2 * c->ffn_dim), r->dh = reals(scratch, T, c->ffn_dim);
     r->datt_rows = reals(scratch, T, qd), r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
     r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd);
@@ -3050,8 +3161,8 @@ static Run describe_run(Model *m, const Method *method, RunKind kind, size_t max
 
 static void take_run(Run *r) {
     Arena *arenas[] = { &r->kept_arena, &r->scratch_arena };
-    const char *what[] = { "activations (lower --per_device_train_batch_size or the lengths)",
-                           "scratch (lower --per_device_train_batch_size or the lengths)" };
+    const char *what[] = { "activations (lower the number or the length of the samples in a batch)",
+                           "scratch (lower the number or the length of the samples in a batch)" };
     for (size_t i = 0; i < COUNT(arenas); i++)
         *arenas[i] = (Arena){ .block = device_take(arenas[i]->used, 1, what[i]), .size = arenas[i]->used };
     lay_out_run(r, &r->kept_arena, &r->scratch_arena);
@@ -3100,8 +3211,8 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
 // ---- 8.2 A linear map with what stands beside it -----------------------------------------------------------------
 
 static Pass pass_of(const Run *r) {
-    const uint64_t *keys = r->n == r->T ? r->token_keys : r->row_keys;
-    return (Pass){ r->n, r->dropout ? keys : NULL, r->scratch, r->narrow };
+    const uint64_t *keys = r->n_rows == r->T ? r->token_keys : r->row_keys;
+    return (Pass){ r->n_rows, r->dropout ? keys : NULL, r->scratch, r->beside_scratch };
 }
 
 static const void *part_weight(const Map *w, size_t row) {
@@ -3111,9 +3222,9 @@ static const void *part_weight(const Map *w, size_t row) {
 // y[part] [n,rows of the part] = W x + b, and what the method adds
 static void map_forward(const Run *r, const Map *w, real *const *y, const real *x, real *kept) {
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
-        zero(y[i], r->n * w->part_rows[i]);
-        linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->n, w->part_rows[i], w->n_in);
-        if (w->bias) bias_forward(y[i], (const real *)w->bias->data + row, r->n, w->part_rows[i]);
+        zero(y[i], r->n_rows * w->part_rows[i]);
+        linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i], w->n_in);
+        if (w->bias) bias_forward(y[i], (const real *)w->bias->data + row, r->n_rows, w->part_rows[i]);
     }
     if (r->method && r->method->map_forward) r->method->map_forward(w, y, x, kept, pass_of(r));
 }
@@ -3121,11 +3232,12 @@ static void map_forward(const Run *r, const Map *w, real *const *y, const real *
 // dx [n,in] is added to; NULL: nothing below trains
 static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, const real *x, const real *kept) {
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
-        if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->n, w->part_rows[i]);
+        if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->n_rows, w->part_rows[i]);
         if (w->weight->grad)
-            linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, r->n, w->part_rows[i], w->n_in);
+            linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, r->n_rows, w->part_rows[i], w->n_in);
         if (dx)
-            linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->n, w->part_rows[i], w->n_in);
+            linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i],
+                                  w->n_in);
     }
     if (r->method && r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
 }
@@ -3149,7 +3261,7 @@ static AttentionShape attention_shape(const Run *r) {
 // What a branch adds to the residual stream: its output, normalized where the layer has a post norm.
 static const real *branch_forward(const Run *r, const real *branch, const Tensor *post_norm, real *rms) {
     if (!post_norm) return branch;
-    norm_forward(r, r->branch, rms, branch, post_norm, r->n);
+    norm_forward(r, r->branch, rms, branch, post_norm, r->n_rows);
     return r->branch;
 }
 
@@ -3178,23 +3290,22 @@ static void self_attention_forward(Run *r, size_t l) {
     if (is_last(r, l)) {
         gather_forward(r->x_rows, x, r->rows, r->R, H);
         gather_forward(r->att_rows, att, r->rows, r->R, qd);
-        x = r->x_rows, att = r->att_rows, r->n = r->R;
+        x = r->x_rows, att = r->att_rows, r->n_rows = r->R;
     }
     // 5. mid = x + [norm] (Wo att)
     map_forward(r, L->o, &k->o, att, k->beside[L->o - L->maps]);
-    add(k->mid, x, branch_forward(r, k->o, L->attention_post_norm, k->rms_o), r->n * H);
+    add(k->mid, x, branch_forward(r, k->o, L->attention_post_norm, k->rms_o), r->n_rows * H);
 }
 
 static void mlp_inside(const Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     Kept *k = &r->layers[l];
     // 6. m = norm(mid)
-    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm, r->n);
+    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm, r->n_rows);
     // 7. gate, up = W m
     map_forward(r, L->gate_up, &k->gate_up, k->m, k->beside[L->gate_up - L->maps]);
     // 8. h = silu(gate) up
-    swiglu_forward(k->h, k->gate_up, r->n, r->model->config.ffn_dim);
-    map_forward(r, L->down, &k->down, k->h, k->beside[L->down - L->maps]);
+    swiglu_forward(k->h, k->gate_up, r->n_rows, r->model->config.ffn_dim);
 }
 
 static void mlp_forward(const Run *r, size_t l) {
@@ -3203,8 +3314,9 @@ static void mlp_forward(const Run *r, size_t l) {
     real *out = is_last(r, l) ? r->x_final : r->layers[l+1].x;
     mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
+    map_forward(r, L->down, &k->down, k->h, k->beside[L->down - L->maps]);
     add(out, k->mid, branch_forward(r, k->down, L->mlp_post_norm, k->rms_down),
-        r->n * r->model->config.hidden_size);
+        r->n_rows * r->model->config.hidden_size);
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -3213,15 +3325,15 @@ static bool flows_below(const Run *r, size_t l, size_t stage) { return r->model-
 // A zeroed array to collect a gradient in, or NULL when nothing below the stage trains.
 static real *collect(const Run *r, real *array, size_t columns, size_t l, size_t stage) {
     if (!flows_below(r, l, stage)) return NULL;
-    zero(array, r->n * columns);
+    zero(array, r->n_rows * columns);
     return array;
 }
 
 // The gradient of a branch before its post norm: dx itself where the layer has none.
 static real *branch_backward(const Run *r, const real *branch, const Tensor *post_norm, const real *rms) {
     if (!post_norm) return r->dx;
-    zero(r->dy, r->n * r->model->config.hidden_size);
-    norm_backward(r, r->dy, r->dx, branch, post_norm, rms, r->n);
+    zero(r->dy, r->n_rows * r->model->config.hidden_size);
+    norm_backward(r, r->dy, r->dx, branch, post_norm, rms, r->n_rows);
     return r->dy;
 }
 
@@ -3231,6 +3343,10 @@ static bool mlp_backward(const Run *r, size_t l) {
     const Config *c = &r->model->config;
     const Kept *k = &r->layers[l];
     if (r->kind == RECOMPUTES) mlp_inside(r, l);
+    if (r->kind == RECOMPUTES && L->mlp_post_norm) {
+        real *down = k->down;
+        map_forward(r, L->down, &down, k->h, k->beside[L->down - L->maps]);
+    }
     // 9. out = mid + [norm] (W h)
     real *dy = branch_backward(r, k->down, L->mlp_post_norm, k->rms_down);
     if (!flows_below(r, l, AT_MLP_POST_NORM)) return false;
@@ -3238,14 +3354,14 @@ static bool mlp_backward(const Run *r, size_t l) {
     map_backward(r, L->down, dh, &dy, k->h, k->beside[L->down - L->maps]);
     if (!dh) return false;
     // 8. h = silu(gate) up
-    zero(r->dgate_up, r->n * 2 * c->ffn_dim);
-    swiglu_backward(r->dgate_up, dh, k->gate_up, r->n, c->ffn_dim);
+    zero(r->dgate_up, r->n_rows * 2 * c->ffn_dim);
+    swiglu_backward(r->dgate_up, dh, k->gate_up, r->n_rows, c->ffn_dim);
     // 7. gate, up = W m
-    real *dm = collect(r, r->dn, c->hidden_size, l, AT_GATE_UP), *dgate_up = r->dgate_up;
+    real *dm = collect(r, r->dnorm, c->hidden_size, l, AT_GATE_UP), *dgate_up = r->dgate_up;
     map_backward(r, L->gate_up, dm, &dgate_up, k->m, k->beside[L->gate_up - L->maps]);
     if (!dm) return false;
     // 6. m = norm(mid)
-    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2, r->n);
+    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2, r->n_rows);
     return flows_below(r, l, AT_MLP_NORM);
 }
 
@@ -3255,7 +3371,7 @@ static void spread_rows(Run *r) {
     zero(r->dx_all, r->T * H), zero(r->datt, r->T * qd);
     gather_backward(r->dx_all, r->dx_rows, r->rows, r->R, H);
     gather_backward(r->datt, r->datt_rows, r->rows, r->R, qd);
-    r->dx = r->dx_all, r->n = r->T;
+    r->dx = r->dx_all, r->n_rows = r->T;
 }
 
 static bool self_attention_backward(Run *r, size_t l) {
@@ -3281,7 +3397,7 @@ static bool self_attention_backward(Run *r, size_t l) {
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
     // 2. q, k, v = W a + b
     if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->rms1, k->x, L->input_norm, T);
-    real *da = collect(r, r->dn, c->hidden_size, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
+    real *da = collect(r, r->dnorm, c->hidden_size, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
     FOR_QKV_MAPS(L, i, part) map_backward(r, &L->maps[i], da, dqkv + part, k->a, k->beside[i]);
     if (!da) return false;
     // 1. a = norm(x)
@@ -3329,7 +3445,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     const Tensor *e = r->model->embedding;
     load_batch(r, b, dropout);
     embedding_forward(r->layers[0].x, r->ids, e->data, e->dtype, r->T, e->shape[1]);
-    r->n = r->T;
+    r->n_rows = r->T;
     for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l);
     norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm, r->R);
 }
@@ -3688,7 +3804,7 @@ static Dataset split_off(Dataset *set, double share, uint64_t seed) {
 // The order of the samples in one epoch (Fisher-Yates).
 static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
     size_t *order = take(n, sizeof *order);
-    uint64_t key = rng_key(rng_key(seed, 0x0EDE), epoch);
+    uint64_t key = rng_key(rng_key(seed, KEY_SHUFFLE), epoch);
     for (size_t i = 0; i < n; i++) {
         size_t j = (size_t)(rng_bits(key, i) % (i + 1));
         order[i] = order[j];
@@ -3715,12 +3831,12 @@ static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint
 
 static void free_batch(Batch *b) { free(b->ids), free(b->labels), free(b->token_keys), free(b->starts); }
 
-// The tokens of the largest batch that can come up: the longest samples together.
 static int by_length_down(const void *a, const void *b) {
     size_t x = *(const size_t *)a, y = *(const size_t *)b;
     return (x < y) - (x > y);
 }
 
+// The tokens of the largest batch that can come up: the longest samples together.
 static size_t most_tokens(const Dataset *set, size_t batch_size) {
     size_t *lengths = take(set->n, sizeof *lengths), sum = 0;
     for (size_t i = 0; i < set->n; i++) lengths[i] = set->samples[i].n;
@@ -3739,7 +3855,7 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
 
 enum { PREFILL = 256 };             // tokens of a prompt that go through the model at once
 
-typedef struct { Run run; real *logits; size_t n_drawn; } Generator;
+typedef struct { Run run; real *logits; size_t n_answers; } Generator;
 
 static Generator make_generator(Model *m, const Method *method, size_t longest) {
     Generator g = { .run = describe_run(m, method, FORWARD_ONLY, min_size(PREFILL, longest), longest) };
@@ -3813,7 +3929,7 @@ static size_t whole_characters(const char *s, size_t n) {
 // stopped.
 static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t most, Ids *answer, FILE *stream) {
     size_t shown = 0, skipped = 0;
-    uint64_t key = rng_key(rng_key((uint64_t)o->seed, 0xC4A7), g->n_drawn++);
+    uint64_t key = rng_key(rng_key((uint64_t)o->seed, KEY_ANSWER), g->n_answers++);
     for (size_t i = 0; i < most && g->run.past < g->run.max_kv; i++) {
         int32_t id =
             draw_token(g->logits, g->run.model->config.vocab_size, o->temperature, o->top_p, rng_uniform(key, i));
@@ -3836,11 +3952,6 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
 // An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, under
 // the names that Hugging Face's PEFT gives them, so that either program reads the other's. Full tuning has no PEFT
 // name; it is saved the same way as "GLMTUNE_FULL". `merge` makes a model folder of base and adapter.
-
-static const struct { const char *peft_type, *method; } peft_types[] = {
-    { "LORA", "lora" },
-    { "GLMTUNE_FULL", "full" },
-};
 
 // ---- 12.1 Model folders ------------------------------------------------------------------------------------------
 
@@ -3918,28 +4029,12 @@ static void copy_if_there(const char *from, const char *to, const char *file) {
 
 // ---- 12.2 Writing an adapter -------------------------------------------------------------------------------------
 
-static void text_names_of_targets(Text *t, const Model *m) {
-    const Layer *l = &m->layers[0];
-    size_t n = 0;
-    for (size_t i = 0; i < l->n_maps; i++)
-        if (l->maps[i].lora_a) text_print(t, "%s\"%s\"", n++ ? ", " : "", l->maps[i].short_name);
-}
-
 static Text adapter_config(const Model *m, const Method *method, const Options *o, const char *base) {
     Text t = {0};
-    size_t k = 0;
-    while (strcmp(peft_types[k].method, method->name)) k++;
-    text_print(&t, "{\n  \"peft_type\": \"%s\",\n  \"base_model_name_or_path\": ", peft_types[k].peft_type);
+    text_print(&t, "{\n  \"peft_type\": \"%s\",\n  \"base_model_name_or_path\": ", method->peft_type);
     text_json(&t, base, strlen(base));
     text_print(&t, ",\n  \"task_type\": \"CAUSAL_LM\",\n  \"inference_mode\": true");
-    if (!strcmp(method->name, "lora")) {
-        text_print(&t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %.9g,\n  \"lora_dropout\": %.9g,\n  \"use_rslora\": %s",
-                   (long long)o->r, o->lora_alpha, o->lora_dropout, o->use_rslora ? "true" : "false");
-        text_print(&t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
-        text_print(&t, ",\n  \"target_modules\": [");
-        text_names_of_targets(&t, m);
-        text_print(&t, "]");
-    }
+    if (method->write_config) method->write_config(&t, m, o);
     text_print(&t, "\n}\n");
     return t;
 }
@@ -3961,42 +4056,6 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
 
 // ---- 12.3 Reading one --------------------------------------------------------------------------------------------
 
-// What PEFT can do to LoRA and glmtune does not: each must be absent, or have this harmless value.
-static void check_lora_config(const char *path, const Json *root) {
-    static const char *const unwanted[] = { "use_dora",          "fan_in_fan_out",      "lora_bias",
-                                            "use_qalora",        "modules_to_save",     "rank_pattern",
-                                            "alpha_pattern",     "layers_to_transform", "exclude_modules",
-                                            "layer_replication", "target_parameters",   "trainable_token_indices" };
-    const Json *bias = json_get(root, "bias");
-    for (size_t i = 0; i < COUNT(unwanted); i++) {
-        const Json *j = json_get(root, unwanted[i]);
-        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
-                     (j->type >= JSON_ARRAY && !j->count);
-        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
-    }
-    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
-        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
-}
-
-static void read_lora_config(const char *path, const Json *root, Options *o) {
-    const Json *targets = json_get(root, "target_modules");
-    Text list = {0};
-    check_lora_config(path, root);
-    double r = config_number(path, root, "r", 1, 65536, 8);
-    if (floor(r) != r) fail("%s: \"r\" must be a whole number", path);
-    o->r = (int64_t)r;
-    o->lora_alpha = config_number(path, root, "lora_alpha", 0, 1e6, 8);
-    o->lora_dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
-    o->use_rslora = config_flag(root, "use_rslora", false);
-    if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
-    for (const Json *j = targets->first; j; j = j->next) {
-        if (j->type != JSON_STRING) fail("%s: \"target_modules\" must be a list of names", path);
-        const char *dot = strrchr(j->text, '.');
-        text_print(&list, "%s%s", list.n ? "," : "", dot ? dot + 1 : j->text);
-    }
-    o->target_modules = list.s;
-}
-
 // Reads adapter_config.json into the options; returns its method, and the base folder that it names in *base.
 static const Method *read_adapter_config(const char *folder, Options *o, const char **base) {
     const char *path = name("%s/adapter_config.json", folder);
@@ -4005,11 +4064,11 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     JsonReader r = json_open(path, source, n);
     const Json *root = json_only(&r), *type = json_get(root, "peft_type"),
                *named = json_get(root, "base_model_name_or_path");
-    while (k < COUNT(peft_types) && !(json_is(type, JSON_STRING) && !strcmp(type->text, peft_types[k].peft_type))) k++;
-    if (k == COUNT(peft_types))
-        fail("%s: peft_type '%s' is not supported; LORA is", path, json_is(type, JSON_STRING) ? type->text : "");
-    o->method = peft_types[k].method;
-    if (!strcmp(o->method, "lora")) read_lora_config(path, root, o);
+    if (!json_is(type, JSON_STRING)) fail("%s: has no \"peft_type\"; is it an adapter's?", path);
+    while (k < COUNT(methods) && strcmp(type->text, methods[k].peft_type)) k++;
+    if (k == COUNT(methods)) fail("%s: peft_type '%s' is not supported; LORA is", path, type->text);
+    o->method = methods[k].name;
+    if (methods[k].read_config) methods[k].read_config(path, root, o);
     *base = o->base;
     if (!*base && json_is(named, JSON_STRING))
         *base = named->text[0] == '/' ? name("%s", named->text) : name("%s/%s", folder, named->text);
@@ -4018,7 +4077,7 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
              json_is(named, JSON_STRING) ? named->text : "");
     json_close(&r);
     free(source);
-    return find_method(o->method);
+    return &methods[k];
 }
 
 static void read_adapter_tensors(const char *folder, Model *m) {
@@ -4039,45 +4098,52 @@ static void read_adapter_tensors(const char *folder, Model *m) {
 }
 
 // A model as the command line names it: a model folder, or an adapter folder with its base.
-typedef struct { Model *model; const Method *method; const char *folder; } Opened;     // folder: the base's
+typedef struct { Model *model; const Method *method; const char *folder, *adapter; } Opened;    // folder: the base's
 
-static Opened open_model(const char *path, Options *o, bool trains) {
+static Opened open_model(const char *path, Options *o) {
     Opened m = { .folder = path };
-    bool adapter = exists(name("%s/adapter_config.json", path));
     if (!is_folder(path))
         fail("%s: is no folder; MODEL must be one with config.json and weights, or an adapter's", path);
-    if (adapter) m.method = read_adapter_config(path, o, &m.folder);
+    if (exists(name("%s/adapter_config.json", path))) {
+        m.method = read_adapter_config(path, o, &m.folder);
+        m.adapter = path;
+    }
     m.model = load_model(m.folder);
-    if (!adapter) return m;
-    m.method->setup(m.model, o);
-    start_trainables(m.model, 0, trains);
-    read_adapter_tensors(path, m.model);
+    if (m.method) m.method->setup(m.model, o);
     return m;
+}
+
+// Takes the memory of what the method trains, and reads the adapter if there is one.
+static void start_method(const Opened *m, uint64_t seed, bool trains) {
+    start_trainables(m->model, seed, trains);
+    if (m->adapter) read_adapter_tensors(m->adapter, m->model);
 }
 
 // ---- 12.4 Merging ------------------------------------------------------------------------------------------------
 
 // The numbers of a base tensor with what was tuned: its own when it trained, W + s B A beside LoRA.
 static void merged_tensor(real *out, const Tensor *t, const void *context) {
-    const Model *m = context;
+    const Opened *o = context;
     widen(out, t->data, t->dtype, t->n);
-    for (size_t l = 0; l < m->config.n_layers; l++)
-        for (const Map *w = m->layers[l].maps, *end = w + m->layers[l].n_maps; w < end; w++) {
-            if (w->weight != t || !w->lora_a) continue;
-            // out [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
-            linear_backward_input(out, w->lora_b->value, w->lora_a->value, REAL, w->lora_scale, w->n_out, lora_rank(w),
-                                  w->n_in);
-        }
+    for (size_t l = 0; o->method->merge && l < o->model->config.n_layers; l++)
+        for (const Map *w = o->model->layers[l].maps, *end = w + o->model->layers[l].n_maps; w < end; w++)
+            if (w->weight == t) o->method->merge(out, w);
 }
 
+// Writes base and adapter as one model folder, in the type of the base's embedding; a folder that exists is refused.
 static void merge(const char *adapter, const char *out, Options *o) {
-    static const char *const files[] = { "config.json", "generation_config.json", "tokenizer.bin", "tokenizer.model",
-                                         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja" };
+    static const char *const files[] = {
+        "config.json",         "generation_config.json",   "tokenizer.bin",           "tokenizer.model",
+        "tokenizer.json",      "tokenizer_config.json",    "special_tokens_map.json", "added_tokens.json",
+        "chat_template.jinja", "configuration_chatglm.py", "modeling_chatglm.py",     "tokenization_chatglm.py",
+        "quantization.py"
+    };
     if (!exists(name("%s/adapter_config.json", adapter))) fail("%s: is no adapter or checkpoint folder", adapter);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
-    Opened m = open_model(adapter, o, false);
+    Opened m = open_model(adapter, o);
+    start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
-    write_weights(temporary, m.model, m.model->embedding->file_dtype, o->max_shard_size * 1e9, merged_tensor, m.model);
+    write_weights(temporary, m.model, m.model->embedding->file_dtype, o->max_shard_size * 1e9, merged_tensor, &m);
     for (size_t i = 0; i < COUNT(files); i++) copy_if_there(m.folder, temporary, files[i]);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
@@ -4101,7 +4167,8 @@ static const char *size_text(size_t bytes) {
     return name("%.3g %s", n, units[unit]);
 }
 
-// Memory that may still be taken: what the system calls available, or less where a limit is set.
+// Memory that may still be taken: what the system calls available, or less under `ulimit -v`. Limits of containers are
+// not read.
 static size_t available_bytes(void) {
     size_t kib, pages, used = 0, available = SIZE_MAX;
     char line[256];
@@ -4130,16 +4197,17 @@ static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, 
     fprintf(out, "memory: %s mapped (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens"
             "%s\n", size_text(mapped), size_text(trainables + r.kept_arena.used + r.scratch_arena.used),
             size_text(trainables), size_text(r.kept_arena.used), size_text(r.scratch_arena.used), T,
-            kind == RECOMPUTES ? " (the inside of layers is computed twice)" : "");
+            kind == RECOMPUTES ? "; first norm and inside of the MLP are computed twice" : "");
     free(r.layers);
 }
 
 // Prints what will be taken for batches of T tokens, and returns how the run shall work: recomputing where that was
-// asked for or where memory is short. What cannot be had even so is refused, with the largest batch that could.
+// asked for or where memory is short. What cannot be had even so is refused, naming a size of batch that could.
 static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T) {
     size_t trainables = trainable_bytes(m, true), available = available_bytes(), fits = T;
-    RunKind kind = recompute || trainables + run_bytes(m, method, KEEPS_ALL, T) > available ? RECOMPUTES : KEEPS_ALL;
-    size_t own = trainables + run_bytes(m, method, kind, T);
+    size_t keeps = run_bytes(m, method, KEEPS_ALL, T), recomputes = run_bytes(m, method, RECOMPUTES, T);
+    RunKind kind = recompute || (trainables + keeps > available && recomputes < keeps) ? RECOMPUTES : KEEPS_ALL;
+    size_t own = trainables + (kind == RECOMPUTES ? recomputes : keeps);
     print_plan(stderr, m, method, kind, T);
     if (own <= available) return kind;
     while (fits && trainables + run_bytes(m, method, kind, fits) > available) fits = fits * 7 / 8;
@@ -4148,13 +4216,13 @@ static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_
              "model: --method lora, a lower --r, fewer --target_modules", size_text(own), size_text(available),
              size_text(trainables));
     fail("not enough memory: %s are needed for batches of %zu tokens, %s are to be had; batches of %zu tokens fit: "
-         "lower --per_device_train_batch_size or the lengths", size_text(own), T, size_text(available), fits);
+         "lower the number or the length of the samples in one", size_text(own), T, size_text(available), fits);
 }
 
 // ---- 13.2 One step -----------------------------------------------------------------------------------------------
 
 static uint64_t key_of_step(const Options *o, int64_t step) {
-    return rng_key(rng_key((uint64_t)o->seed, 0x57E9), (uint64_t)step);
+    return rng_key(rng_key((uint64_t)o->seed, KEY_STEP), (uint64_t)step);
 }
 
 // Gradients of the mean loss over all targets of the chosen samples, computed in batches; returns that loss.
@@ -4292,11 +4360,12 @@ static void log_step(Trainer *t, int64_t step, double loss, double lr, double no
 }
 
 static void log_evaluation(Trainer *t, int64_t step) {
-    double loss = evaluate(&t->run, &t->validation, t->batch_size);
+    double start = seconds(), loss = evaluate(&t->run, &t->validation, t->batch_size), took = seconds() - start;
+    if (!isfinite(loss)) fail("step %lld: the validation loss is not finite; lower --learning_rate", (long long)step);
     progress(true, "step %lld/%lld  validation loss %.4f", (long long)step, (long long)t->steps, loss);
     fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g}\n", (long long)step, loss);
     if (fflush(t->log)) fail("%s: writing failed: %s; free some space", t->log_path, strerror(errno));
-    t->logged_at = seconds();       // evaluation does not count as training time
+    t->logged_at += took, t->began += took;     // evaluation does not count as training time
 }
 
 // The steps of the checkpoints in a folder, in no order.
@@ -4379,21 +4448,21 @@ static void open_log(Trainer *t) {
 }
 
 static void train(const char *data, const char *model, Options *o) {
-    Trainer t = { .base = open_model(model, o, true), .o = o };
+    Trainer t = { .base = open_model(model, o), .o = o };
     Model *m = t.base.model;
     ChatFormat format = choose_format(o, &m->config, t.base.folder);
-    t.method = t.base.method ? t.base.method : find_method(o->method);
+    if (!t.base.method) t.base.method = find_method(o->method), t.base.method->setup(m, o);
+    t.method = t.base.method;
     if (!(o->learning_rate >= 0)) o->learning_rate = t.method->learning_rate;
     read_data(&t, data, &format);
     plan_steps(&t);
-    if (!t.base.method) t.method->setup(m, o);
     size_t T =
         max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
-    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu of them; chat layout %s\n", t.base.folder,
+    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s\n", t.base.folder,
             count_parameters(m->tensors, m->n_tensors), t.method->name, count_parameters(m->trained, m->n_trained),
             format.layout ? format.layout->name : "none");
     RunKind kind = plan_memory(m, t.method, o->gradient_checkpointing, T);
-    if (!t.base.method) start_trainables(m, (uint64_t)o->seed, true);
+    start_method(&t.base, (uint64_t)o->seed, true);
     t.run = describe_run(m, t.method, kind, T, T);
     take_run(&t.run);
     open_log(&t);
@@ -4404,7 +4473,7 @@ static void train(const char *data, const char *model, Options *o) {
             time_text(seconds() - t.began), o->output_dir, (long long)t.steps, o->output_dir, (long long)t.steps);
 }
 
-// ---- 13.4 Dump: every activation and every gradient of one batch -------------------------------------------------
+// ---- 13.4 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
 
 // All samples of a file as one batch, in order.
 static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
@@ -4463,15 +4532,14 @@ static void write_list(const char *path, const TensorList *l) {
 }
 
 static void dump(const char *model, const char *batch, const char *out, Options *o) {
-    Opened opened = open_model(model, o, true);
+    Opened opened = open_model(model, o);
     Model *m = opened.model;
-    const Method *method = opened.method ? opened.method : find_method("full");
+    if (!opened.method) opened.method = find_method("full"), opened.method->setup(m, o);
     size_t n_targets;
     Batch b = read_batch(batch, &m->config, &n_targets);
-    if (!opened.method) method->setup(m, o);
-    RunKind kind = plan_memory(m, method, false, b.T);
-    if (!opened.method) start_trainables(m, 0, true);
-    Run r = describe_run(m, method, kind, b.T, b.T);
+    RunKind kind = plan_memory(m, opened.method, false, b.T);
+    start_method(&opened, 0, true);
+    Run r = describe_run(m, opened.method, kind, b.T, b.T);
     take_run(&r);
     double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
     real mean = (real)loss;
@@ -4492,8 +4560,9 @@ static void dump(const char *model, const char *batch, const char *out, Options 
 // ---- 13.5 Gradient check -----------------------------------------------------------------------------------------
 // Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
 //     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
-// error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor). Where all gradients of a tensor are zero (a key bias
-// before a softmax that no position distinguishes), the slope must be below 1e-10 itself.
+// error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
+// tensor are below 1e-12 (a key bias before a softmax that no position distinguishes), the slope itself must be below
+// 1e-10.
 
 // small models of each kind: grouped heads, tied, post norms, odd sizes
 static const char *const gradcheck_configs[] = {
@@ -4555,7 +4624,8 @@ static bool check_tensor(const Slope *s, const Tensor *t, size_t elements) {
     for (size_t k = 0; k < n; k++) {
         size_t i = t->n * k / n;
         double fd = finite_difference(s, t, i), scale = fmax(fmax(fabs(fd), fabs((double)g[i])), 0.01 * largest);
-        double error = largest < 1e-12 ? fabs(fd) * 1e4 : fabs(fd - (double)g[i]) / scale;     // 1e-10 counts as 1e-6
+        bool zero_slope = largest < 1e-12 && fabs(fd) < 1e-10;
+        double error = zero_slope ? 0 : fabs(fd - (double)g[i]) / scale;
         worst = error <= worst ? worst : error;
     }
     free(g);
@@ -4740,13 +4810,15 @@ static void chat_turn(Generator *g, const ChatFormat *f, const Options *o, const
     feed(g, row.ids.ids, row.ids.n);
     bool stopped = generate(g, f, o, (size_t)o->max_new_tokens, &answer, stdout);
     putchar('\n');
-    if (!stopped) fprintf(stderr, "(cut off after %zu tokens: see --max_new_tokens)\n", answer.n);
+    if (!stopped) fprintf(stderr, "(cut off after %zu tokens: see --%s)\n", answer.n,
+                          g->run.past == g->run.max_kv ? "max_context" : "max_new_tokens");
     free(row.ids.ids), free(row.teaches.ids), free(answer.ids);
 }
 
 static int chat_command(const Call *c) {
     Options *o = c->o;
-    Opened m = open_model(word(c, 0), o, false);
+    Opened m = open_model(word(c, 0), o);
+    start_method(&m, 0, false);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
     if (!f.tokenizer || !f.layout) fail("chat needs a tokenizer and a chat layout: %s", f.why);
     Generator g = make_generator(m.model, m.method, min_size((size_t)o->max_context, m.model->config.max_positions));
@@ -4797,7 +4869,7 @@ static const struct {
 typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE } OptionType;
 #define FIELD(field) #field, offsetof(Options, field)
 
-// `text` is the default, NULL: not set. The last but one field holds the choices of a CHOICE; limits concern numbers.
+// `text` is the default, NULL: not set. The last field holds the choices of a CHOICE; limits concern numbers.
 static const struct {
     const char *name;
     size_t offset;
@@ -4820,7 +4892,7 @@ static const struct {
     { FIELD(target_modules), STRING, TRAIN | GRADCHECK | INFO, NULL, 0, 0,
       "lora: linear maps by name, comma between; default: query, key and value", NULL },
     { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, 0, 1e3,
-      "highest step size; default by method: lora 5e-4, full 5e-5", NULL },
+      "highest step size; default by method (lora 5e-4, full 5e-5)", NULL },
     { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine", 0, 0,
       "how the rate falls after the warm-up", "cosine,linear,constant" },
     { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", 0, 1,
@@ -4846,7 +4918,7 @@ static const struct {
     { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", 1, 1e6,
       "samples computed together; activations grow with it", NULL },
     { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false", 0, 0,
-      "compute the inside of layers twice rather than keep it: a third more time, half the activations", NULL },
+      "compute first norm and inside of the MLP twice rather than keep them: more time, less memory", NULL },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6,
       "batches that make one step; costs no memory", NULL },
     { FIELD(max_input_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,

@@ -1,7 +1,8 @@
 // probe: how many questions of each kind a model answers to the letter, greedily.
 //     probe MODEL SAMPLES.jsonl       samples as tests/make_corpus.c writes them: "messages" and "kind"
-// The last message is the reference; what stands before it is the prompt. Prints a row for each kind: right, asked, share;
-// then the share of answers that ended in a stop token, and the mean over kinds. With GLM_VERBOSE the wrong ones on stderr.
+// The last message is the reference; what stands before it is the prompt. Prints a row for each kind: right, asked,
+// share; then the share of answers that ended in a stop token, and the mean over kinds. With GLM_VERBOSE the wrong
+// answers on stderr.
 #define GLMTUNE_NO_MAIN
 #include "../glmtune.c"
 
@@ -49,8 +50,9 @@ int main(int argc, char **argv) {
     if (argc != 3) fail_usage("usage: probe MODEL SAMPLES.jsonl");
     Options o = default_options();
     size_t n;
-    Opened m = open_model(argv[1], &o, false);
-    ChatFormat f = choose_format(&o, &m.model->config, m.folder);   // the vocabulary is the model's own, or tokenizer.bin
+    Opened m = open_model(argv[1], &o);
+    start_method(&m, 0, false);
+    ChatFormat f = choose_format(&o, &m.model->config, m.folder);
     Generator g = make_generator(m.model, m.method, 512);
     char *source = read_file(argv[2], &n);
     JsonReader r = json_open(argv[2], source, n);
@@ -64,6 +66,7 @@ int main(int argc, char **argv) {
         printf("%-10s %5zu of %5zu  %.3f\n", s.rows[i].kind, s.rows[i].right, s.rows[i].asked, share);
         mean += share / (double)s.n;
     }
-    printf("stopped    %5zu of %5zu  %.3f\nmean over kinds         %.3f\n", s.stopped, s.asked, (double)s.stopped / (double)s.asked, mean);
+    printf("stopped    %5zu of %5zu  %.3f\n", s.stopped, s.asked, (double)s.stopped / (double)s.asked);
+    printf("mean over kinds         %.3f\n", mean);
     return 0;
 }

@@ -117,10 +117,11 @@ static void test_training(void) {
 // A folder as a user gives it: an adapter, or a model, which is then tuned by the method of the options.
 static Subject open_subject(const char *folder, const Dataset *data, const Options *o) {
     Subject s = { .name = folder, .options = *o, .data = *data };
-    Opened opened = open_model(folder, &s.options, true);
+    Opened opened = open_model(folder, &s.options);
     s.model = opened.model;
     s.method = opened.method;
-    if (!s.method) begin_tuning(&s, 81);
+    if (s.method) start_method(&opened, 0, true);
+    else begin_tuning(&s, 81);
     compute(&s);
     return s;
 }
