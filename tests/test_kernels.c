@@ -891,8 +891,11 @@ static void test_attention_backward(const AttentionCase *c, double spread, doubl
     TestArray *dk = random_array(a.k->n, 1), *dv = random_array(a.k->n, 1);
     TestArray *dpk = random_array(a.prefix_k->n, 1), *dpv = random_array(a.prefix_k->n, 1);
     bool given = c->n_prefix && !frozen;
+    size_t n_scratch = 2 * (a.q->n + c->n_prefix * c->n_heads * c->head_dim);
+    real *scratch = memory_take(n_scratch * sizeof *scratch);
+    fill_uniform(scratch, 1, 0, 1, n_scratch);              // what lies there before does not matter
     attention_backward(dq->device, dk->device, dv->device, given ? dpk->device : NULL, given ? dpv->device : NULL,
-                       dout->device, out->device, lse->device, a.q->device, a.k->device, a.v->device, a.device_prefix_k,
+                       scratch, dout->device, out->device, lse->device, a.q->device, a.k->device, a.v->device, a.device_prefix_k,
                        a.device_prefix_v, a.shape);
     double *unused = take(2 * dpk->n, sizeof *unused);      // takes the gradient of a frozen prefix
     AttentionGradients d = { dq->host, dk->host, dv->host, given ? dpk->host : unused, given ? dpv->host : unused };
@@ -903,6 +906,7 @@ static void test_attention_backward(const AttentionCase *c, double spread, doubl
         expect(outputs[i].a, tolerance, "attention_backward %s%s, %s", outputs[i].what, frozen ? " (frozen)" : "",
                attention_label(c, spread));
     free(out_host), free(lse_host), free(unused);
+    memory_give(scratch);
     finish_arrays("attention_backward");
 }
 
