@@ -236,14 +236,17 @@ __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char
 
 static struct { char *temporary, *final; } unfinished[4];
 
-static void remove_tree(const char *path) {     // a file, or a folder that holds files
-    DIR *folder = opendir(path);
-    for (struct dirent *e; folder && (e = readdir(folder)); ) {
+static void remove_tree(const char *path) {     // a file, a link, or a folder with all that is in it
+    struct stat s;
+    bool folder = !lstat(path, &s) && S_ISDIR(s.st_mode);
+    DIR *d = folder ? opendir(path) : NULL;
+    for (struct dirent *e; d && (e = readdir(d)); ) {
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
         char *inner = name("%s/%s", path, e->d_name);
-        unlink(inner);
+        remove_tree(inner);
         free(inner);
     }
-    if (folder) closedir(folder);
+    if (d) closedir(d);
     remove(path);
 }
 
@@ -256,8 +259,10 @@ static void discard_unfinished(void) {
 static const char *begin_output(const char *path) {
     for (size_t i = 0; i < COUNT(unfinished); i++)
         if (!unfinished[i].temporary) {
-            unfinished[i].final = name("%s", path);
-            return unfinished[i].temporary = name("%s.tmp", path);
+            size_t n = strlen(path);
+            while (n > 1 && path[n-1] == '/') n--;
+            unfinished[i].final = name("%.*s", (int)n, path);
+            return unfinished[i].temporary = name("%.*s.glmtune.tmp", (int)n, path);
         }
     fail("internal error: more than %zu files are being written at once", COUNT(unfinished));
 }
@@ -313,6 +318,7 @@ static bool is_folder(const char *path) {
 
 // Makes a folder and those above it.
 static void make_folders(const char *path) {
+    if (!*path) fail("the name of a folder to write to is empty");
     char *p = name("%s", path);
     for (char *slash = p + 1; ; slash++) {
         if (*slash && *slash != '/') continue;
@@ -460,6 +466,25 @@ static size_t utf8_put(char *s, uint32_t c) {
     return n;
 }
 
+#define INVALID UINT32_MAX      // what stands for a byte that is no UTF-8
+
+// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
+static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
+    const unsigned char *u = (const unsigned char *)s;
+    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
+    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+    *c = INVALID;
+    if (!length || length > n) return 1;
+    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((u[i] & 0xC0) != 0x80) return 1;
+        value = value << 6 | (u[i] & 0x3F);
+    }
+    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
+    *c = value;
+    return length;
+}
+
 static uint32_t json_hex4(JsonReader *r) {
     uint32_t c = 0;
     for (int i = 0; i < 4; i++, r->at++) {
@@ -495,10 +520,13 @@ static const char *json_string(JsonReader *r, size_t *count) {
         if (r->at >= r->n) json_fail(r, "the file ends inside a string");
         unsigned char c = (unsigned char)r->source[r->at];
         if (c < 0x20) json_fail(r, "a line break or control character inside a string; write it as \\n or \\u00XX");
-        r->at++;
+        uint32_t character;
+        size_t n = utf8_get(r->source + r->at, r->n - r->at, &character);
+        if (character == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
+        if (c != '"' && c != '\\') memcpy(out, r->source + r->at, n), out += n;
+        r->at += n;
         if (c == '"') break;
         if (c == '\\') out += json_escape(r, out);
-        else *out++ = (char)c;
     }
     *out = 0;
     *count = (size_t)(out - start);
@@ -900,7 +928,6 @@ enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
 
 #define RANK_NEVER UINT32_MAX           // a control piece such as </s>: text never becomes it
 #define RANK_BYTE (UINT32_MAX - 1)      // SentencePiece's <0x0A>: the byte itself, for what has no piece
-#define INVALID UINT32_MAX              // what stands for a byte that is no UTF-8
 
 typedef struct { const char *text; uint32_t n, rank; } Piece;
 typedef struct { const char *name; int32_t id; } Special;
@@ -908,6 +935,7 @@ typedef struct { uint32_t n, previous, next; } Symbol;          // a run of byte
 typedef struct { uint32_t rank, left, n; } Merge;               // bytes left .. left + n may become one piece
 
 typedef struct {
+    const char *file;                   // where it came from
     char *image;                        // the bytes of tokenizer.bin
     size_t image_bytes;
     uint32_t kind, flags, n_pieces, n_specials;
@@ -978,23 +1006,6 @@ static const uint32_t number_runs[] = {
 static const uint32_t space_runs[] = {
     9,5,18,1,100,1,26,1,5599,1,2431,11,29,2,5,1,47,1,4000,1
 };
-
-// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
-static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
-    const unsigned char *u = (const unsigned char *)s;
-    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
-    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-    *c = INVALID;
-    if (!length || length > n) return 1;
-    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
-    for (size_t i = 1; i < length; i++) {
-        if ((u[i] & 0xC0) != 0x80) return 1;
-        value = value << 6 | (u[i] & 0x3F);
-    }
-    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
-    *c = value;
-    return length;
-}
 
 static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length) {
     uint32_t c;
@@ -1100,8 +1111,8 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
                     4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES];
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
     if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
-    *t = (Tokenizer){ .image = image, .image_bytes = bytes, .kind = h[KIND], .flags = h[FLAGS], .n_pieces = h[PIECES],
-                      .n_specials = h[SPECIALS] };
+    *t = (Tokenizer){ .file = name("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
+                      .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS] };
     t->pieces = take(t->n_pieces, sizeof *t->pieces);
     t->specials = take(t->n_specials, sizeof *t->specials);
     t->class_of = take(0x110000, 1);
@@ -1315,9 +1326,9 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     return parse_tokenizer(path, image.s, image.n);
 }
 
-// The tokenizer of a folder, else the one beside the program if the model has room for its ids. NULL where only ready
+// The tokenizer of a folder, else the one beside the program if its ids are below `room`. NULL where only ready
 // input_ids can be used, which `why` then explains.
-static Tokenizer *load_tokenizer(const char *folder, size_t vocab_size, const char **why) {
+static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why) {
     static const char *const files[] = { "tokenizer.bin", "tokenizer.model" };
     for (size_t i = 0; i < COUNT(files); i++) {
         const char *path = name("%s/%s", folder, files[i]);
@@ -1331,8 +1342,8 @@ static Tokenizer *load_tokenizer(const char *folder, size_t vocab_size, const ch
     const char *own = beside_program("tokenizer.bin");
     Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
     *why = name("%s: has no tokenizer (tokenizer.bin or tokenizer.model), and %s %s", folder, own,
-                t ? "has more ids than the model" : "is missing");
-    return t && (size_t)largest_id(t) < vocab_size ? t : NULL;
+                t ? "is not for this model" : "is missing");
+    return t && (size_t)largest_id(t) < room ? t : NULL;
 }
 
 // ---- 4.6 Encoding ------------------------------------------------------------------------------------------------
@@ -1481,13 +1492,22 @@ static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
     }
 }
 
-// The text of n ids. SentencePiece's blank in front of a text is its own addition and is taken off.
+static bool is_special(const Tokenizer *t, int32_t id) {
+    for (uint32_t i = 0; i < t->n_specials; i++) if (t->specials[i].id == id) return true;
+    return false;
+}
+
+// The text of n ids. SentencePiece's blank in front of a text is its own addition and is taken off, after each special
+// token too, where a text of its own begins.
 static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
     Text out = {0};
     text_add(&out, "", 0);
-    for (size_t i = 0; i < n; i++) decode_one(t, ids[i], &out);
-    if (t->kind == SENTENCEPIECE && out.n && out.s[0] == ' ') {
-        memmove(out.s, out.s + 1, out.n);       // the NUL moves too
+    for (size_t i = 0; i < n; i++) {
+        size_t at = out.n;
+        decode_one(t, ids[i], &out);
+        bool begins = t->kind == SENTENCEPIECE && (i == 0 || is_special(t, ids[i-1]));
+        if (!begins || at == out.n || out.s[at] != ' ') continue;
+        memmove(out.s + at, out.s + at + 1, out.n - at);        // the NUL moves too
         out.n--;
     }
     return out;
@@ -1675,7 +1695,7 @@ static inline float real_exp(float x) {
     p = p * r + 0.5f;
     p = p * r * r + r + 1;
     float result = bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << 23));
-    return x < -87.3f ? 0 : x > 88.3f ? (float)INFINITY : result;
+    return x != x ? x : x < -87.3f ? 0 : x > 88.3f ? (float)INFINITY : result;
 }
 #endif
 
@@ -2269,8 +2289,8 @@ static void add_heads(real *dkv, const real *by_head, size_t rows, AttentionShap
 
 // dq, dk and dv, shaped as q, k and v, are added to; so are dprefix_k and dprefix_v, both NULL where the prefix is
 // frozen. scratch [2,T + n_prefix,n_heads,head_dim] is overwritten: dk and dv of each query head, so that a head is one
-// thread's work; they are then added up over the group. out, lse as the forward left them. All keys belong to queries of
-// this call (no cache).
+// thread's work; they are then added up over the group. out, lse as the forward left them. All keys belong to queries
+// of this call (no cache).
 void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
                         const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s) {
@@ -2496,14 +2516,19 @@ static void check_remote_flags(const Config *c, const Json *root) {
                  flags[i].wanted ? "false" : "true");
 }
 
+// Rotary positions may be described in either of two objects, with their type under either of two names.
+static bool is_plain_rotary(const Json *rope) {
+    const Json *type = json_get(rope, "rope_type") ? json_get(rope, "rope_type") : json_get(rope, "type");
+    return !json_is(rope, JSON_OBJECT) || !type || (type->type == JSON_STRING && !strcmp(type->text, "default"));
+}
+
 static void check_supported(const Config *c, const Json *root) {
-    const Json *bits = json_get(root, "quantization_bit"), *scaling = json_get(root, "rope_scaling");
-    const Json *act = json_get(root, "hidden_act"), *rope = json_get(json_get(root, "rope_parameters"), "rope_type");
+    const Json *bits = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
     if ((json_is(bits, JSON_NUMBER) && bits->number != 0) ||
         json_is(json_get(root, "quantization_config"), JSON_OBJECT))
         fail("%s: these weights are quantised, which cannot be tuned yet; download the release in fp16 or bf16",
              c->file);
-    if (json_is(scaling, JSON_OBJECT) || (json_is(rope, JSON_STRING) && strcmp(rope->text, "default")))
+    if (!is_plain_rotary(json_get(root, "rope_scaling")) || !is_plain_rotary(json_get(root, "rope_parameters")))
         fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones",
              c->file);
     if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
@@ -2527,10 +2552,12 @@ static Config parse_config(const char *path, const char *source) {
     c.post_norms = !strcmp(t, "glm4");
     if (c.remote) check_remote_flags(&c, root);
     read_sizes(&c, root);
-    const Json *from = json_is(rope, JSON_OBJECT) ? rope : root;
-    double theta = config_number(path, from, "rope_theta", 1, 1e12, 10000);
-    double partial = config_number(path, from, "partial_rotary_factor", 0, 1, 0.5);
-    if (from == rope) partial = config_number(path, root, "partial_rotary_factor", 0, 1, partial);
+    double theta = config_number(path, root, "rope_theta", 1, 1e12, 10000);
+    double partial = config_number(path, root, "partial_rotary_factor", 0, 1, 0.5);
+    if (json_is(rope, JSON_OBJECT)) {           // the newer place; what stands there counts
+        theta = config_number(path, rope, "rope_theta", 1, 1e12, theta);
+        partial = config_number(path, rope, "partial_rotary_factor", 0, 1, partial);
+    }
     c.rope_theta = c.remote ? 10000 * config_number(path, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
     c.n_rotated = c.remote ? c.head_dim / 2 : (size_t)((double)c.head_dim * partial);
     c.rms_norm_eps = config_number(path, root, c.remote ? "layernorm_epsilon" : "rms_norm_eps", 0, 1,
@@ -2793,7 +2820,8 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 // ---- 7.1 What the user may set -----------------------------------------------------------------------------------
 // The table in section 14 says what each means, its default and its limits. Names are Hugging Face's where it has one.
 
-typedef struct {
+typedef struct Options {
+    const struct Options *defaults; // what each was before the command line
     const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
     const char *prompt, *system, *out;
     bool use_rslora, official_mask, combine, decode, force, gradient_checkpointing;
@@ -2868,6 +2896,7 @@ static void lora_setup(Model *m, const Options *o) {
             train_tensor(m, w->lora_a);
             train_tensor(m, w->lora_b);
         }
+    if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets);
 }
 
 static size_t lora_rank(const Map *w) { return w->lora_a ? w->lora_a->shape[0] : 0; }
@@ -2930,11 +2959,17 @@ static void lora_write_config(Text *t, const Model *m, const Options *o) {
 
 // What PEFT can do to LoRA and glmtune does not: each must be absent, null, false or empty.
 static void lora_check_config(const char *path, const Json *root) {
-    static const char *const unwanted[] = { "use_dora",          "fan_in_fan_out",      "lora_bias",
-                                            "use_qalora",        "modules_to_save",     "rank_pattern",
-                                            "alpha_pattern",     "layers_to_transform", "exclude_modules",
-                                            "layer_replication", "target_parameters",   "trainable_token_indices" };
-    const Json *bias = json_get(root, "bias");
+    static const char *const unwanted[] = {
+        "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern",
+        "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters", "trainable_token_indices",
+        "alora_invocation_tokens", "arrow_config", "kasa_config", "use_bdlora", "velora_config", "monteclora_config" };
+    // others (pissa) change the base as well
+    static const char *const starts[] = { "gaussian", "eva", "orthogonal" };
+    const Json *bias = json_get(root, "bias"), *start = json_get(root, "init_lora_weights");
+    bool known = !json_is(start, JSON_STRING);
+    for (size_t i = 0; i < COUNT(starts) && !known; i++) known = !strcmp(start->text, starts[i]);
+    if (!known)
+        fail("%s: \"init_lora_weights\" is '%s', which changes the base as well; not supported", path, start->text);
     for (size_t i = 0; i < COUNT(unwanted); i++) {
         const Json *j = json_get(root, unwanted[i]);
         bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
@@ -2951,9 +2986,14 @@ static void lora_read_config(const char *path, const Json *root, Options *o) {
     lora_check_config(path, root);
     double r = config_number(path, root, "r", 1, 65536, 8);
     if (floor(r) != r) fail("%s: \"r\" must be a whole number", path);
+    double alpha = config_number(path, root, "lora_alpha", 0, 1e6, 8);
+    double dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
+    bool given_r = o->r != o->defaults->r, given_alpha = o->lora_alpha != o->defaults->lora_alpha;
+    if ((given_r && (double)o->r != r) || (given_alpha && o->lora_alpha != alpha) || o->target_modules)
+        fail("%s: the adapter has r %g, lora_alpha %g and its target_modules; leave these options out", path, r, alpha);
     o->r = (int64_t)r;
-    o->lora_alpha = config_number(path, root, "lora_alpha", 0, 1e6, 8);
-    o->lora_dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
+    o->lora_alpha = alpha;
+    if (o->lora_dropout == o->defaults->lora_dropout) o->lora_dropout = dropout;
     o->use_rslora = config_flag(root, "use_rslora", false);
     if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
     for (const Json *j = targets->first; j; j = j->next) {
@@ -3603,7 +3643,9 @@ static int32_t need_special(const Tokenizer *t, const char *token, const Layout 
 static ChatFormat choose_format(const Options *o, const Config *c, const char *folder) {
     ChatFormat f = {0};
     const char *wanted = layout_name(o, c, folder);
-    f.tokenizer = load_tokenizer(folder, c->vocab_size, &f.why);
+    // The bundled vocabulary is for models of our own: the smallest release has 59,264 ids and a tokenizer to go with
+    // it.
+    f.tokenizer = load_tokenizer(folder, c->layout || c->vocab_size < 59264 ? c->vocab_size : 0, &f.why);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
     if (!wanted)
         f.why = name("%s: its chat layout cannot be told from its files; set --layout chatglm3 or glm4-chat", folder);
@@ -3664,6 +3706,18 @@ typedef struct {
     size_t vocab_size;
 } DataReader;
 
+// A member of an object, unless it is null.
+static const Json *given(const Json *object, const char *key) {
+    const Json *j = json_get(object, key);
+    return j && j->type != JSON_NULL ? j : NULL;
+}
+
+// Tools that a message or sample brings along; an empty list is none.
+static bool has_tools(const Json *object) {
+    const Json *tools = given(object, "tools");
+    return tools && !(tools->type == JSON_ARRAY && !tools->count);
+}
+
 static const char *where(const DataReader *d, const Json *j) { return json_where(d->reader, j->at); }
 
 static const Json *want(const DataReader *d, const Json *object, const char *key, JsonType type, const char *what) {
@@ -3678,13 +3732,13 @@ static void read_message(const DataReader *d, const Json *message, Row *row) {
         fail("%s: a message must be an object with \"role\" and \"content\"", where(d, message));
     const Json *role = want(d, message, "role", JSON_STRING, "a string");
     const Json *content = want(d, message, "content", JSON_STRING, "a string");
-    const Json *metadata = json_get(message, "metadata"), *loss = json_get(message, "loss");
+    const Json *metadata = given(message, "metadata"), *loss = given(message, "loss");
     int r = 0;
-    while (r < ROLES && strcmp(role->text, role_names[r])) r++;
+    while (r < ROLES && (strlen(role->text) != role->count || strcmp(role->text, role_names[r]))) r++;
     if (r == ROLES)
         fail("%s: role '%s' is not one of system, user, assistant, observation", where(d, role), role->text);
-    if (json_get(message, "tools")) fail("%s: \"tools\" are not supported yet", where(d, message));
-    if (metadata && metadata->type != JSON_STRING && metadata->type != JSON_NULL)
+    if (has_tools(message)) fail("%s: \"tools\" are not supported yet", where(d, message));
+    if (metadata && metadata->type != JSON_STRING)
         fail("%s: \"metadata\" must be a string", where(d, metadata));
     if (loss && loss->type != JSON_BOOL) fail("%s: \"loss\" must be true or false", where(d, loss));
     bool teaches = r == ASSISTANT && !(loss && loss->number == 0);
@@ -3707,7 +3761,7 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
         fail("%s: text needs a tokenizer and a chat layout: %s", where(d, root), d->format->why);
     if (!json_is(messages, JSON_ARRAY))
         fail("%s: \"%s\" must be an array of messages", where(d, messages), messages->key);
-    if (json_get(root, "tools")) fail("%s: \"tools\" are not supported yet", where(d, root));
+    if (has_tools(root)) fail("%s: \"tools\" are not supported yet", where(d, root));
     row_begin(&row, d->format);
     for (const Json *m = messages->first; m; m = m->next) read_message(d, m, &row);
     row_add(&row, d->format->end, false);
@@ -3743,7 +3797,7 @@ static Sample read_ready(const DataReader *d, const Json *root) {
 
 static Sample read_sample(const DataReader *d, const Json *root) {
     if (root->type != JSON_OBJECT) fail("%s: a sample must be an object", where(d, root));
-    const Json *messages = json_get(root, "messages"), *conversations = json_get(root, "conversations");
+    const Json *messages = given(root, "messages"), *conversations = given(root, "conversations");
     if (messages || conversations) return read_conversation(d, root, messages ? messages : conversations);
     if (json_get(root, "input_ids")) return read_ready(d, root);
     fail("%s: a sample must have \"messages\", \"conversations\" or \"input_ids\" and \"labels\"", where(d, root));
@@ -3768,6 +3822,7 @@ static Dataset read_data_file(const char *path, const ChatFormat *f, const Optio
     for (const Json *root; (root = json_next(&r)); ) {
         Sample s = read_sample(&d, root);
         s.number = set.n + set.n_dropped + 1;
+        if (!s.n) fail("%s: the sample has no tokens", where(&d, root));
         for (size_t i = 1; i < s.n; i++) s.n_targets += s.labels[i] != NO_TARGET;
         if (!s.n_targets && need_targets)
             fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100", where(&d, root));
@@ -3797,9 +3852,9 @@ static const char *data_file(const char *data, const char *part) {
 
 // ---- 10.4 Splits and batches -------------------------------------------------------------------------------------
 
-static double split_place(const Sample *s, uint64_t seed) {     // in [0,1), the same for equal samples
-    uint64_t h = hash_bytes(s->ids, s->n * sizeof *s->ids) ^ mix64(hash_bytes(s->labels, s->n * sizeof *s->labels));
-    return (double)rng_uniform(rng_key(seed, h), 0);
+// In [0,1), the same for samples with the same ids, whatever their labels.
+static double split_place(const Sample *s, uint64_t seed) {
+    return (double)rng_uniform(rng_key(seed, hash_bytes(s->ids, s->n * sizeof *s->ids)), 0);
 }
 
 // Moves a share of the samples to a validation set, by their content, so that equal samples stay together. At least one
@@ -3978,17 +4033,24 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
 // Gives the numbers of one tensor: out [t->n].
 typedef void (*TensorSource)(real *out, const Tensor *t, const void *context);
 
-static void write_numbers(TensorWriter *w, const real *numbers, size_t n, Dtype dtype) {
+// Writes n numbers of a tensor, rounded to a type. One that is not finite, or too large for the type, ends the program:
+// a result that holds such is no result.
+static void write_numbers(TensorWriter *w, const char *tensor_name, const real *numbers, size_t n, Dtype dtype) {
     enum { CHUNK = 1 << 18 };
     size_t bytes = CHUNK * dtype_size(dtype);
     void *narrowed = device_take(bytes, 1, "writing"), *host = take(bytes, 1);
+    real *back = device_take(CHUNK, sizeof *back, "writing");
     for (size_t i = 0; i < n; i += CHUNK) {
-        size_t part = min_size(CHUNK, n - i);
+        size_t part = min_size(CHUNK, n - i), good;
         narrow(narrowed, dtype, numbers + i, part);
+        widen(back, narrowed, dtype, part);
+        if ((good = first_not_finite(back, part)) < part)
+            fail("%s: '%s' would hold a number that is not finite in %s, at %zu; nothing is written", w->path,
+                 tensor_name, dtypes[dtype].name, i + good);
         memory_copy_out(host, narrowed, part * dtype_size(dtype));
         write_tensor_bytes(w, host, part * dtype_size(dtype));
     }
-    memory_give(narrowed);
+    memory_give(narrowed), memory_give(back);
     free(host);
 }
 
@@ -3999,28 +4061,28 @@ static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
 }
 
 // Writes the tensors first .. last - 1 of a model to one file.
-static void write_shard(const char *path, const Model *m, size_t first, size_t last, Dtype dtype, TensorSource source,
+static void write_shard(const char *path, const Model *m, size_t first, size_t last, TensorSource source,
                         const void *context) {
     StoredTensor *s = take(last - first, sizeof *s);
-    for (size_t i = first; i < last; i++) s[i - first] = stored_as(m->tensors[i], dtype);
+    for (size_t i = first; i < last; i++) s[i - first] = stored_as(m->tensors[i], m->tensors[i]->file_dtype);
     TensorWriter w = begin_tensor_file(path, s, last - first, "\"format\":\"pt\"");
     for (size_t i = first; i < last; i++) {
         real *numbers = device_take(m->tensors[i]->n, sizeof *numbers, m->tensors[i]->name);
         source(numbers, m->tensors[i], context);
-        write_numbers(&w, numbers, m->tensors[i]->n, dtype);
+        write_numbers(&w, m->tensors[i]->name, numbers, m->tensors[i]->n, m->tensors[i]->file_dtype);
         memory_give(numbers);
     }
     finish_tensor_file(&w);
     free(s);
 }
 
-// Writes model.safetensors, or shards of at most max_shard bytes with their index.
-static void write_weights(const char *folder, const Model *m, Dtype dtype, double max_shard, TensorSource source,
+// Writes model.safetensors, or shards of at most max_shard bytes with their index, each tensor in its file_dtype.
+static void write_weights(const char *folder, const Model *m, double max_shard, TensorSource source,
                           const void *context) {
     size_t *ends = take(m->n_tensors, sizeof *ends), n_shards = 0, bytes = 0, total = 0;
     Text index = {0};
     for (size_t i = 0; i < m->n_tensors; i++) {
-        size_t more = times(m->tensors[i]->n, dtype_size(dtype));
+        size_t more = times(m->tensors[i]->n, dtype_size(m->tensors[i]->file_dtype));
         if (bytes && (double)(bytes + more) > max_shard) ends[n_shards++] = i, bytes = 0;
         bytes += more, total += more;
     }
@@ -4029,7 +4091,7 @@ static void write_weights(const char *folder, const Model *m, Dtype dtype, doubl
     for (size_t s = 0, first = 0; s < n_shards; first = ends[s++]) {
         const char *file =
             n_shards == 1 ? "model.safetensors" : name("model-%05zu-of-%05zu.safetensors", s + 1, n_shards);
-        write_shard(name("%s/%s", folder, file), m, first, ends[s], dtype, source, context);
+        write_shard(name("%s/%s", folder, file), m, first, ends[s], source, context);
         for (size_t i = first; i < ends[s]; i++)
             text_print(&index, "%s\n\"%s\": \"%s\"", i ? "," : "", m->tensors[i]->name, file);
     }
@@ -4066,7 +4128,8 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
     for (size_t i = 0; i < m->n_trained; i++) s[i] = stored_as(m->trained[i], REAL);
     TensorWriter w =
         begin_tensor_file(name("%s/adapter_model.safetensors", temporary), s, m->n_trained, "\"format\":\"pt\"");
-    for (size_t i = 0; i < m->n_trained; i++) write_numbers(&w, m->trained[i]->value, m->trained[i]->n, REAL);
+    for (size_t i = 0; i < m->n_trained; i++) 
+        write_numbers(&w, m->trained[i]->name, m->trained[i]->value, m->trained[i]->n, REAL);
     finish_tensor_file(&w);
     Text config = adapter_config(m, method, o, base);
     write_file(name("%s/adapter_config.json", temporary), config.s, config.n);
@@ -4087,14 +4150,17 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     if (!json_is(type, JSON_STRING)) fail("%s: has no \"peft_type\"; is it an adapter's?", path);
     while (k < COUNT(methods) && strcmp(type->text, methods[k].peft_type)) k++;
     if (k == COUNT(methods)) fail("%s: peft_type '%s' is not supported; LORA is", path, type->text);
+    if (strcmp(o->method, o->defaults->method) && strcmp(o->method, methods[k].name))
+        fail("%s: the adapter was made by --method %s; leave the option out", path, methods[k].name);
     o->method = methods[k].name;
     if (methods[k].read_config) methods[k].read_config(path, root, o);
     *base = o->base;
-    if (!*base && json_is(named, JSON_STRING))
-        *base = named->text[0] == '/' ? name("%s", named->text) : name("%s/%s", folder, named->text);
+    if (!*base && json_is(named, JSON_STRING)) {        // as it stands, or seen from the adapter's folder
+        const char *beside = name("%s/%s", folder, named->text);
+        *base = named->text[0] != '/' && is_folder(beside) ? beside : name("%s", named->text);
+    }
     if (!*base || !is_folder(*base))
-        fail("%s: its base model '%s' is no folder here; name it with --base DIR", path,
-             json_is(named, JSON_STRING) ? named->text : "");
+        fail("%s: its base model '%s' is no folder here; name it with --base DIR", path, *base ? *base : "");
     json_close(&r);
     free(source);
     return &methods[k];
@@ -4150,7 +4216,7 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
             if (w->weight == t) o->method->merge(out, w);
 }
 
-// Writes base and adapter as one model folder, in the type of the base's embedding; a folder that exists is refused.
+// Writes base and adapter as one model folder, each tensor in the base's type; a folder that exists is refused.
 static void merge(const char *adapter, const char *out, Options *o) {
     static const char *const files[] = {
         "config.json",         "generation_config.json",   "tokenizer.bin",           "tokenizer.model",
@@ -4163,7 +4229,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
     Opened m = open_model(adapter, o);
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
-    write_weights(temporary, m.model, m.model->embedding->file_dtype, o->max_shard_size * 1e9, merged_tensor, &m);
+    write_weights(temporary, m.model, o->max_shard_size * 1e9, merged_tensor, &m);
     for (size_t i = 0; i < COUNT(files); i++) copy_if_there(m.folder, temporary, files[i]);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
@@ -4187,20 +4253,29 @@ static const char *size_text(size_t bytes) {
     return name("%.3g %s", n, units[unit]);
 }
 
-// Memory that may still be taken: what the system calls available, or less under `ulimit -v`. Limits of containers are
-// not read.
+// A number in a file of its own; SIZE_MAX where there is none.
+static size_t number_in(const char *path) {
+    size_t n;
+    FILE *f = fopen(path, "re");
+    bool read = f && fscanf(f, "%zu", &n) == 1;
+    if (f) fclose(f);
+    return read ? n : SIZE_MAX;
+}
+
+// Memory that may still be taken: what the system calls available, or less in a container or under `ulimit -v`.
 static size_t available_bytes(void) {
-    size_t kib, pages, used = 0, available = SIZE_MAX;
+    size_t kib, available = SIZE_MAX;
     char line[256];
     FILE *f = fopen("/proc/meminfo", "re");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu", &kib) == 1) available = times(kib, 1024);
     if (f) fclose(f);
     struct rlimit limit;
+    size_t most = number_in("/sys/fs/cgroup/memory.max"), current = number_in("/sys/fs/cgroup/memory.current");
+    if (most != SIZE_MAX && current != SIZE_MAX) available = min_size(available, most - min_size(current, most));
     if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return available;
-    f = fopen("/proc/self/statm", "re");
-    if (f && fscanf(f, "%zu", &pages) == 1) used = times(pages, (size_t)sysconf(_SC_PAGESIZE));
-    if (f) fclose(f);
+    size_t pages = number_in("/proc/self/statm");
+    size_t used = pages == SIZE_MAX ? 0 : times(pages, (size_t)sysconf(_SC_PAGESIZE));
     return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
 }
 
@@ -4358,6 +4433,8 @@ static void plan_steps(Trainer *t) {
     t->steps_per_epoch = (int64_t)((t->train.n + t->samples_per_step - 1) / t->samples_per_step);
     t->steps = o->max_steps > 0 ? o->max_steps : (int64_t)ceil(o->num_train_epochs * (double)t->steps_per_epoch);
     if (t->steps < 1) t->steps = 1;
+    if (warmup_of(o, t->steps) >= t->steps)
+        fprintf(stderr, "warning: all %lld steps are warm-up, and the first has rate 0\n", (long long)t->steps);
 }
 
 static const char *time_text(double s) {
@@ -4453,6 +4530,16 @@ static void train_loop(Trainer *t) {
     free(order);
 }
 
+// What is being tuned must not lie where --force removes checkpoints.
+static const char *outside_of(const char *path, const char *output_dir) {
+    const char *real_path = realpath(path, NULL), *output = realpath(output_dir, NULL);
+    if (!real_path || !output) fail("%s: %s", real_path ? output_dir : path, strerror(errno));
+    size_t n = strlen(output);
+    if (!strncmp(real_path, output, n) && !strncmp(real_path + n, "/checkpoint-", 12))
+        fail("%s: lies in --output_dir, whose checkpoints --force removes; choose another --output_dir", path);
+    return real_path;
+}
+
 static void open_log(Trainer *t) {
     const char *folder = t->o->output_dir;
     int64_t *steps;
@@ -4460,7 +4547,12 @@ static void open_log(Trainer *t) {
     if (list_checkpoints(folder, &steps) && !t->o->force)
         fail("%s: holds the checkpoints of another run; choose another --output_dir, or --force to remove them",
              folder);
+    free(steps);
+    t->base.folder = outside_of(t->base.folder, folder);
+    if (t->base.adapter) outside_of(t->base.adapter, folder);
     remove_checkpoints(folder, 0);
+    if (list_checkpoints(folder, &steps))
+        fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
     free(steps);
     t->log_path = name("%s/log.jsonl", folder);
     t->log = fopen(t->log_path, "we");
@@ -4474,19 +4566,24 @@ static void train(const char *data, const char *model, Options *o) {
     if (!t.base.method) t.base.method = find_method(o->method), t.base.method->setup(m, o);
     t.method = t.base.method;
     if (!(o->learning_rate >= 0)) o->learning_rate = t.method->learning_rate;
+    if (o->combine && !(o->official_mask && format.layout && format.layout->official_combine))
+        fail("--combine belongs to --official_mask and the layout glm4-chat");
+    if (o->official_mask)
+        fprintf(stderr, "labels as the official script sets them: %s\n",
+                o->combine ? "the last answer alone, without the line break before it"
+                           : "every answer, whatever its \"loss\" says");
     read_data(&t, data, &format);
     plan_steps(&t);
     size_t T =
         max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
-    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s\n", t.base.folder,
+    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t.base.folder,
             count_parameters(m->tensors, m->n_tensors), t.method->name, count_parameters(m->trained, m->n_trained),
-            format.layout ? format.layout->name : "none");
+            format.layout ? format.layout->name : "none", format.tokenizer ? format.tokenizer->file : "no tokenizer");
     RunKind kind = plan_memory(m, t.method, o->gradient_checkpointing, T);
     start_method(&t.base, (uint64_t)o->seed, true);
     t.run = describe_run(m, t.method, kind, T, T);
     take_run(&t.run);
     open_log(&t);
-    t.base.folder = checked(realpath(t.base.folder, NULL), PATH_MAX);
     train_loop(&t);
     close_written(t.log, t.log_path);
     fprintf(stderr, "done in %s; the result is %s/checkpoint-%lld; try: glmtune chat %s/checkpoint-%lld\n",
@@ -4734,13 +4831,17 @@ static int init_command(const Call *c) {
     Text text = {0};
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Model *m = describe_model(config);
+    Dtype dtype = choose_dtype(c->o, &config);
+    for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
     const char *closing = strrchr(config.source, '}');
     text_add(&text, config.source, (size_t)(closing - config.source));
     while (text.n && isspace((unsigned char)text.s[text.n - 1])) text.n--;
     if (c->o->layout) text_print(&text, ",\n  \"glmtune.layout\": \"%s\"", c->o->layout);
+    for (size_t i = 0; c->o->dtype && i < COUNT(dtype_options); i++)
+        if (dtype_options[i].dtype == dtype) text_print(&text, ",\n  \"torch_dtype\": \"%s\"", dtype_options[i].torch);
     text_print(&text, "\n}\n");
     const char *temporary = begin_folder(out);
-    write_weights(temporary, m, choose_dtype(c->o, &config), c->o->max_shard_size * 1e9, initial_tensor, c->o);
+    write_weights(temporary, m, c->o->max_shard_size * 1e9, initial_tensor, c->o);
     write_file(name("%s/config.json", temporary), text.s, text.n);
     finish_output(temporary);
     printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
@@ -4755,7 +4856,9 @@ static int info_command(const Call *c) {
     Config config = read_config(is_folder(base) ? name("%s/config.json", base) : base);
     Model *m = describe_model(config);
     Dtype dtype = choose_dtype(o, &config);
-    const char *layout = layout_name(o, &config, base);
+    const char *slash = strrchr(base, '/'), *folder = base;
+    if (!is_folder(base)) folder = slash ? name("%.*s", (int)(slash - base), base) : ".";
+    const char *layout = layout_name(o, &config, folder);
     for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
     method->setup(m, o);
     printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n",
@@ -4919,7 +5022,7 @@ static const struct {
       "share of the steps in which the rate rises from 0", NULL },
     { FIELD(warmup_steps), INTEGER, TRAIN, "0", 0, 1e9,
       "the same in steps; above 0 it counts instead", NULL },
-    { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", 0, 1e6,
+    { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", 1e-6, 1e6,
       "how often each sample is seen", NULL },
     { FIELD(max_steps), INTEGER, TRAIN, "0", 0, 1e9,
       "optimizer steps; above 0 it counts instead of epochs", NULL },
@@ -4929,7 +5032,7 @@ static const struct {
       "memory of AdamW's mean gradient", NULL },
     { FIELD(adam_beta2), REAL_NUMBER, TRAIN, "0.999", 0, 0.999999,
       "memory of AdamW's mean square gradient", NULL },
-    { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", 0, 1,
+    { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", 1e-30, 1,
       "keeps AdamW from dividing by 0", NULL },
     { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1", 0, 1e9,
       "gradients are scaled down to this norm; 0: never", NULL },
@@ -5031,8 +5134,11 @@ static void set_option(Options *o, size_t i, const char *value) {
 }
 
 static Options default_options(void) {
+    static Options defaults;
     Options o = { .learning_rate = NAN, .std = NAN };
     for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) set_option(&o, i, options[i].text);
+    defaults = o;
+    o.defaults = &defaults;
     return o;
 }
 

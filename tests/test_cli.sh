@@ -79,7 +79,7 @@ expect_error() {
     tail -n 1 stderr >last
     [ "$status" = "$expected" ] || want "exit status $expected"
     [ "$(grep -c '^glmtune: ' stderr)" = 1 ] && grep -q '^glmtune: ' last || want "one line of error, as the last"
-    ! grep -qvE '^(glmtune: |training: |validation: |model: |memory: |step [0-9])' stderr || want "no other lines"
+    ! grep -qvE '^(glmtune: |training: |validation: |model: |memory: |labels as |warning: |step [0-9])' stderr || want "no other lines"
     [ ! -s stdout ] || want "nothing on stdout"
     want_words last "$words"
     want_clean
@@ -860,6 +860,35 @@ if [ -x "$beside/glmtune64" ]; then
 else
     skip 'gradcheck: there is no glmtune64'
 fi
+
+# ---- What must never be lost or silently changed -----------------------------------------------------------------
+
+works 'done' train data.jsonl m --output_dir keep --max_steps 3 --val_size 0
+refuse 'keep|--output_dir|checkpoint' train data.jsonl m --output_dir keep
+refuse 'keep/checkpoint-3|--output_dir' train data.jsonl keep/checkpoint-3 --output_dir keep --force
+check 'a refused run leaves the adapter it was to go on from' test -f keep/checkpoint-3/adapter_model.safetensors
+refuse '--method lora|leave' train data.jsonl keep/checkpoint-3 --method full --output_dir out
+refuse 'r 8|leave' train data.jsonl keep/checkpoint-3 --r 2 --output_dir out
+mkdir precious; echo 1 >precious/file; mkdir linked; ln -s ../precious linked/checkpoint-1
+works 'done' train data.jsonl m --output_dir linked --max_steps 3 --val_size 0 --force
+check 'a link to a folder is removed, not what it points to' test -f precious/file -a ! -e linked/checkpoint-1
+works 'parameters' init glm.json slash/
+check 'a slash behind a folder name changes nothing' test -f slash/model.safetensors
+rm -rf keep linked precious slash
+refuse 'names no linear map' train data.jsonl m --output_dir out --target_modules ''
+refuse 'empty' train data.jsonl m --output_dir ''
+refuse '--combine|--official_mask' train data.jsonl m --output_dir out --combine true
+stops 'step|not finite' train data.jsonl m --output_dir out --learning_rate 1000 --warmup_ratio 0 \
+    --weight_decay 1000 --lora_alpha 1000000 --max_grad_norm 0 --max_steps 40 --logging_steps 1 --lr_scheduler_type constant
+printf '{"messages": [{"role": "user", "content": "\304\343"}, {"role": "assistant", "content": "x"}]}\n' >gb.jsonl
+refuse 'gb.jsonl:1:|UTF-8' train gb.jsonl m --output_dir out
+echo '{"messages": [{"role": "user", "content": "a", "tools": null}, {"role": "assistant", "content": "b", "loss": null}],
+    "tools": []}' >nulls.jsonl
+works 'done' train nulls.jsonl m --output_dir nulls --max_steps 1 --val_size 0
+sed 's/"attention_bias"/"rope_parameters": {"type": "yarn", "factor": 4}, "attention_bias"/' glm.json >yarn.json
+refuse 'rotary' init yarn.json out
+sed 's/"attention_bias"/"rope_theta": 500, "rope_parameters": {"rope_type": "default"}, "attention_bias"/' glm.json >theta.json
+works 'theta 500' info theta.json
 
 # ---- The sizes that the released models are known by -------------------------------------------------------------
 

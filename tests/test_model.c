@@ -35,8 +35,8 @@ static void check_gradients(const Subject *s, const TensorSet *g) {
 static Subject golden_subject(const char *case_name, const TensorSet *g) {
     const char *folder = name("tests/golden/%s", case_name), *base;
     Subject s = { .name = case_name, .model = golden_model(folder), .options = default_options() };
-    s.options.method = "full";
     if (exists(name("%s/adapter_config.json", folder))) read_adapter_config(folder, &s.options, &base);
+    else s.options.method = "full";
     bind_generated(s.model, golden_seed(g));
     begin_tuning(&s, golden_seed(g));
     return s;
@@ -117,6 +117,7 @@ static void test_training(void) {
 // A folder as a user gives it: an adapter, or a model, which is then tuned by the method of the options.
 static Subject open_subject(const char *folder, const Dataset *data, const Options *o) {
     Subject s = { .name = folder, .options = *o, .data = *data };
+    if (exists(name("%s/adapter_config.json", folder))) s.options = default_options();     // the adapter says the rest
     Opened opened = open_model(folder, &s.options);
     s.model = opened.model;
     s.method = opened.method;
