@@ -289,6 +289,10 @@ static void finish_output(const char *temporary) {
     }
 }
 
+__attribute__((noreturn)) static void fail_writing(const char *path) {
+    fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
+}
+
 static FILE *open_to_write(const char *temporary) {
     FILE *f = fopen(temporary, "wbe");
     if (!f) fail("%s: cannot be written: %s", temporary, strerror(errno));
@@ -297,8 +301,7 @@ static FILE *open_to_write(const char *temporary) {
 
 static void close_written(FILE *f, const char *path) {
     bool bad = ferror(f) || fflush(f) || fsync(fileno(f));
-    if (fclose(f) || bad)
-        fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
+    if (fclose(f) || bad) fail_writing(path);
 }
 
 static void write_file(const char *path, const char *bytes, size_t n) {
@@ -893,8 +896,7 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
 }
 
 static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n) {
-    if (fwrite(bytes, 1, n, w->f) != n)
-        fail("%s: writing failed: %s; free some space or choose another folder", w->path, strerror(errno));
+    if (fwrite(bytes, 1, n, w->f) != n) fail_writing(w->path);
     w->written += n;
 }
 
@@ -1790,7 +1792,6 @@ NARROW(narrow_bf16, uint16_t, float_to_bf16(round_to_odd((double)p[i])))
 
 static void (*const wideners[])(real *, const void *, size_t) = { widen_f64, widen_f32, widen_f16, widen_bf16 };
 static void (*const narrowers[])(void *, const real *, size_t) = { narrow_f64, narrow_f32, narrow_f16, narrow_bf16 };
-static const size_t sizes[] = { 8, 4, 2, 2 };
 
 void widen(real *out, const void *in, Dtype dtype, size_t n) { wideners[dtype](out, in, n); }       // exact
 void narrow(void *out, Dtype dtype, const real *in, size_t n) { narrowers[dtype](out, in, n); }     // rounds once
@@ -1828,7 +1829,7 @@ enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK
 typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
 
 static const void *view_at(View v, size_t line, size_t k) {
-    return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * sizes[v.dtype];
+    return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * dtype_size(v.dtype);
 }
 
 // Interleaves halves of the rows log2(LANES) times, which transposes them: rows i and i + LANES/2 become 2i and 2i + 1.
@@ -1979,11 +1980,11 @@ static void one_row(real *y, const real *x, const void *w, Dtype dtype, real sca
     // y [n_out] += scale W x, W [n_out,n_in] read once, as it lies: decoding is bound by memory, not by arithmetic
     #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
     for (size_t j = 0; j < n_out; j++) {
-        const char *w_j = (const char *)w + j * n_in * sizes[dtype];
+        const char *w_j = (const char *)w + j * n_in * dtype_size(dtype);
         real run[512], sum = 0;
         for (size_t k = 0; k < n_in; k += COUNT(run)) {
             size_t n = min_size(COUNT(run), n_in - k);
-            wideners[dtype](run, w_j + k * sizes[dtype], n);
+            wideners[dtype](run, w_j + k * dtype_size(dtype), n);
             sum += dot(run, x + k, n);
         }
         y[j] += scale * sum;
@@ -2016,7 +2017,7 @@ enum { FEATURES = 64 };     // features that one thread owns when rows are added
 void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t T, size_t H) {
     #pragma omp parallel for if (T * H > WORTH_THREADS)
     for (size_t t = 0; t < T; t++)
-        wideners[dtype](x + t*H, (const char *)table + (size_t)ids[t] * H * sizes[dtype], H);
+        wideners[dtype](x + t*H, (const char *)table + (size_t)ids[t] * H * dtype_size(dtype), H);
 }
 
 // dtable [V,H] is added to at rows ids [T], dx [T,H]; a token that occurs twice adds twice
@@ -3538,11 +3539,11 @@ static void zero_gradients(Model *m) {
 // ================================================================================================================
 // Where programs differ in a formula, this is ours; each is also what Hugging Face and PyTorch compute.
 
-// The learning rate of step s = 0 .. T-1, with w steps of warm-up (the first of which has rate 0):
-//     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/(T-w))) / 2    linear: lr (T-s)/(T-w)    constant: lr
+// The learning rate of step s = 0 .. T-1, with w steps of warm-up, the first at rate 0, and n = max(1, T-w) after them:
+//     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/n)) / 2    linear: lr (T-s)/n    constant: lr
 static double scheduled_rate(const char *schedule, double lr, int64_t s, int64_t w, int64_t T) {
     double left = (double)(T - w > 1 ? T - w : 1);
-    if (s < w) return lr * (double)s / (double)(w > 1 ? w : 1);
+    if (s < w) return lr * (double)s / (double)w;
     if (!strcmp(schedule, "cosine")) return lr * (1 + cos(acos(-1.0) * (double)(s - w) / left)) / 2;
     if (!strcmp(schedule, "linear")) return lr * fmax(0, (double)(T - s) / left);
     return lr;
@@ -4451,7 +4452,7 @@ static void log_step(Trainer *t, int64_t step, double loss, double lr, double no
     if (!due) return;
     fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %zu, "
             "\"tokens_per_s\": %.9g}\n", (long long)step + 1, loss, lr, norm, t->tokens, speed);
-    if (fflush(t->log)) fail("%s: writing failed: %s; free some space", t->log_path, strerror(errno));
+    if (fflush(t->log)) fail_writing(t->log_path);
     t->tokens_logged = t->tokens;
     t->logged_at = now;
 }
@@ -4461,7 +4462,7 @@ static void log_evaluation(Trainer *t, int64_t step) {
     if (!isfinite(loss)) fail("step %lld: the validation loss is not finite; lower --learning_rate", (long long)step);
     progress(true, "step %lld/%lld  validation loss %.4f", (long long)step, (long long)t->steps, loss);
     fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g}\n", (long long)step, loss);
-    if (fflush(t->log)) fail("%s: writing failed: %s; free some space", t->log_path, strerror(errno));
+    if (fflush(t->log)) fail_writing(t->log_path);
     t->logged_at += took, t->began += took;     // evaluation does not count as training time
 }
 
