@@ -3130,8 +3130,8 @@ typedef struct {
     real *logits, *loss;                            // [HEAD_ROWS,V], [R]
     real *scratch, *beside_scratch;                 // [T,widest input of a map], [T,most that keeps_per_token gives]
     real *dx, *dx_rows, *dx_all;                    // of the residual stream: dx is dx_rows [R,H], then dx_all [T,H]
-    // [n_rows,H], of a norm's output [n_rows,H], [n_rows,2F], [n_rows,F]
-    real *dy, *dnorm, *dgate_up, *dh;
+    real *dy, *dnorm;                               // [n_rows,H] of a branch, of what a norm gives
+    real *dgate_up, *dh;                            // [n_rows,2F], [n_rows,F]
     real *datt_rows, *datt, *dq, *dk, *dv, *dfinal; // as what they are the gradients of
     real *dkv_heads;                                // [2,T,heads,d] dk and dv of each query head
 } Run;
@@ -3183,8 +3183,8 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
 
 static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
-    size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim,
-           beside = 0;
+    size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
+    size_t beside = 0;
     r->shared = (Kept){0};
     for (size_t l = 0; l < c->n_layers; l++) {
         lay_out_layer(r, l, kept);
@@ -4399,7 +4399,6 @@ static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
 
 typedef struct {
     Opened base;
-    const Method *method;
     const Options *o;
     Dataset train, validation;
     Run run;
@@ -4440,6 +4439,7 @@ static void plan_steps(Trainer *t) {
 
 static const char *time_text(double s) {
     long long n = (long long)s;
+    if (n < 60) return name("%.1f s", s);
     return name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
 }
 
@@ -4498,7 +4498,7 @@ static void remove_checkpoints(const char *folder, size_t keep) {
 
 static void save_checkpoint(const Trainer *t, int64_t step) {
     const Options *o = t->o;
-    save_adapter(name("%s/checkpoint-%lld", o->output_dir, (long long)step), t->base.model, t->method, o,
+    save_adapter(name("%s/checkpoint-%lld", o->output_dir, (long long)step), t->base.model, t->base.method, o,
                  t->base.folder);
     if (o->save_total_limit > 0) remove_checkpoints(o->output_dir, (size_t)o->save_total_limit);
 }
@@ -4565,8 +4565,7 @@ static void train(const char *data, const char *model, Options *o) {
     Model *m = t.base.model;
     ChatFormat format = choose_format(o, &m->config, t.base.folder);
     if (!t.base.method) t.base.method = find_method(o->method), t.base.method->setup(m, o);
-    t.method = t.base.method;
-    if (!(o->learning_rate >= 0)) o->learning_rate = t.method->learning_rate;
+    if (!(o->learning_rate >= 0)) o->learning_rate = t.base.method->learning_rate;
     if (o->combine && !(o->official_mask && format.layout && format.layout->official_combine))
         fail("--combine belongs to --official_mask and the layout glm4-chat");
     if (o->official_mask)
@@ -4578,11 +4577,11 @@ static void train(const char *data, const char *model, Options *o) {
     size_t T =
         max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
     fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t.base.folder,
-            count_parameters(m->tensors, m->n_tensors), t.method->name, count_parameters(m->trained, m->n_trained),
+            count_parameters(m->tensors, m->n_tensors), t.base.method->name, count_parameters(m->trained, m->n_trained),
             format.layout ? format.layout->name : "none", format.tokenizer ? format.tokenizer->file : "no tokenizer");
-    RunKind kind = plan_memory(m, t.method, o->gradient_checkpointing, T);
+    RunKind kind = plan_memory(m, t.base.method, o->gradient_checkpointing, T);
     start_method(&t.base, (uint64_t)o->seed, true);
-    t.run = describe_run(m, t.method, kind, T, T);
+    t.run = describe_run(m, t.base.method, kind, T, T);
     take_run(&t.run);
     open_log(&t);
     train_loop(&t);
