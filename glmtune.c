@@ -1822,9 +1822,10 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
 //      threads.
 
 // A tile takes 15 of 16 vector registers: 12 sums, 2 of B, 1 of A. Where there are 32 (AVX-512), tiles of 8x2, 12x2,
-// 9x3 and 6x4 were no faster (78 to 82 % of what independent multiply-adds reach there, all of them).
+// 9x3 and 6x4 were no faster. With MOST_K four times as large the packed A falls out of the third-level cache: dX of 512
+// rows at 2048 x 12288 then reaches 67 % of the peak instead of 85.
 enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 16 * TILE_M,
-       MOST_M = 128 * TILE_M, MOST_K = 32 * BLOCK_K };  // the last two: of A that is packed at once
+       MOST_M = 128 * TILE_M, MOST_K = 8 * BLOCK_K };   // the last two: of A that is packed at once
 
 typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
 
@@ -3517,16 +3518,21 @@ static double forward_loss(Run *r, const Batch *b) {
     return head_loss(r, 0, 0);
 }
 
-// The same, with label smoothing, and dropout where asked for; gradients of (sum of losses / n_targets) are added to
-// what trains. n_targets are those of the whole optimizer step, so that micro-batches add up to one batch.
-static double forward_backward(Run *r, const Batch *b, size_t n_targets, double smoothing, bool dropout) {
-    forward(r, b, dropout);
-    double sum = head_loss(r, (real)smoothing, 1 / (real)n_targets);
+// Undoes the layers, from r->dx, the gradient of x_final, down to the embedding.
+static void backward(Run *r) {
     size_t l = r->model->config.n_layers;
     bool more = r->model->lowest < depth_of(l, 0);
     while (more && l-- > 0) more = mlp_backward(r, l) && self_attention_backward(r, l);
     Tensor *e = r->model->embedding;
     if (more && e->grad) embedding_backward(e->grad, r->dx, r->ids, r->T, e->shape[1]);
+}
+
+// The same, with label smoothing, and dropout where asked for; gradients of (sum of losses / n_targets) are added to
+// what trains. n_targets are those of the whole optimizer step, so that micro-batches add up to one batch.
+static double forward_backward(Run *r, const Batch *b, size_t n_targets, double smoothing, bool dropout) {
+    forward(r, b, dropout);
+    double sum = head_loss(r, (real)smoothing, 1 / (real)n_targets);
+    backward(r);
     return sum;
 }
 
