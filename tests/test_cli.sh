@@ -880,6 +880,11 @@ refuse 'empty' train data.jsonl m --output_dir ''
 refuse '--combine|--official_mask' train data.jsonl m --output_dir out --combine true
 stops 'step|not finite' train data.jsonl m --output_dir out --learning_rate 1000 --warmup_ratio 0 \
     --weight_decay 1000 --lora_alpha 1000000 --max_grad_norm 0 --max_steps 40 --logging_steps 1 --lr_scheduler_type constant
+works 'parameters' init glm.json half --layout glm4-chat --dtype f16
+works 'done' train data.jsonl half --output_dir huge --max_steps 1 --val_size 0 --warmup_ratio 0 --learning_rate 1000 \
+    --lora_alpha 1000000
+refuse 'q_proj|not finite in F16|nothing is written' merge huge/checkpoint-1 out
+rm -rf half huge
 printf '{"messages": [{"role": "user", "content": "\304\343"}, {"role": "assistant", "content": "x"}]}\n' >gb.jsonl
 refuse 'gb.jsonl:1:|UTF-8' train gb.jsonl m --output_dir out
 echo '{"messages": [{"role": "user", "content": "a", "tools": null}, {"role": "assistant", "content": "b", "loss": null}],

@@ -1064,6 +1064,26 @@ static void test_cross_entropy(void) {
     for (size_t at = 0; at < 3; at++) test_cross_entropy_nan(at);
 }
 
+// Whatever is computed from NaN is NaN, with any payload: a polynomial that takes its bits apart must not lose it.
+static void test_cross_entropy_payloads(void) {
+    enum { V = 5 };
+    const int32_t target = 1;
+    for (uint32_t payload = 1; payload < 1 << 22; payload *= 2) {
+        uint32_t bits = 0x7FC00000u | payload;
+        float nan;
+        memcpy(&nan, &bits, sizeof nan);
+        real logits[V] = { 0, 1, 2, 3, (real)nan }, loss = 0;
+        real *device = memory_take(sizeof logits + sizeof loss);
+        int32_t *targets = memory_take(sizeof target);
+        memory_copy_in(device, logits, sizeof logits);
+        memory_copy_in(targets, &target, sizeof target);
+        cross_entropy(device + V, device, targets, 0, 1, 1, V);
+        memory_copy_out(&loss, device + V, sizeof loss);
+        check_true(label("cross_entropy: NaN with payload %x gives a loss of %g", payload, (double)loss), isnan(loss));
+        memory_give(device), memory_give(targets);
+    }
+}
+
 // ---- 5.11 Optimizer steps ----------------------------------------------------------------------------------------
 
 static void test_adamw(size_t n, double weight_decay) {
@@ -1148,6 +1168,7 @@ static void test_all_kernels(void) {
     test_swiglu();
     test_dropout();
     test_cross_entropy();
+    if (test_pass == 0) test_cross_entropy_payloads();
     test_optimizer();
 }
 
