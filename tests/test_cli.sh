@@ -908,6 +908,13 @@ works 'trains 1949696 of 6245533696' info chatglm3-6b --method lora --r 8 --targ
 works 'trains 2785280 of 9402736640|glm4-chat' info glm-4-9b-chat
 works 'trains 6243584000 of 6243584000' info chatglm3-6b/config.json --method full
 
+# ---- One file for each further subject; they use what stands above -----------------------------------------------
+
+set +f
+parts=("$tests"/cli_*.sh)
+set -f
+for part in "${parts[@]}"; do [ ! -f "$part" ] || . "$part"; done
+
 # ---- The end -----------------------------------------------------------------------------------------------------
 
 echo "$passed passed, $failed failed"
