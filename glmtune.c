@@ -3674,7 +3674,8 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
 // its role token included, so the targets are everything after the role token and the token that ends the turn: the
 // next role token, or the layout's end. That is how a model learns to stop.
 
-typedef struct { Ids ids, teaches; } Row;       // teaches[i]: token i + 1 is a target
+// teaches[i]: token i + 1 is a target; prompt_n: ids before the last answer
+typedef struct { Ids ids, teaches; size_t prompt_n; } Row;
 
 static void row_add(Row *row, int32_t id, bool teaches) {
     ids_add(&row->ids, id);
@@ -3695,6 +3696,7 @@ static void row_add_message(Row *row, const ChatFormat *f, int role, const char 
     Text header = {0};
     text_print(&header, "%s\n", metadata);
     row_add(row, f->roles[role], teaches);
+    if (role == ASSISTANT) row->prompt_n = row->ids.n;
     row_add_text(row, f->tokenizer, header.s, header.n, teaches);
     row_add_text(row, f->tokenizer, content, n, teaches);
     free(header.s);
@@ -3702,8 +3704,8 @@ static void row_add_message(Row *row, const ChatFormat *f, int role, const char 
 
 // ---- 10.3 Samples ------------------------------------------------------------------------------------------------
 
-// number: its place in the file, from 1
-typedef struct { int32_t *ids, *labels; size_t n, n_targets, number; } Sample;
+// number: its place in the file, from 1; prompt_n: ids before the last answer, its role token included; 0: it has none
+typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; } Sample;
 typedef struct { Sample *samples; size_t n, capacity, n_tokens, n_targets, n_dropped, longest; } Dataset;
 
 typedef struct {
@@ -3774,7 +3776,7 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
     row_add(&row, d->format->end, false);
     if (d->options->official_mask && d->options->combine && d->format->layout->official_combine)
         keep_last_turn(d->format, &row);
-    Sample s = { .n = row.ids.n, .ids = row.ids.ids, .labels = take(row.ids.n, sizeof *s.labels) };
+    Sample s = { .n = row.ids.n, .prompt_n = row.prompt_n, .ids = row.ids.ids, .labels = take(row.ids.n, sizeof *s.labels) };
     for (size_t i = 0; i < s.n; i++) s.labels[i] = i > 0 && row.teaches.ids[i-1] ? s.ids[i] : NO_TARGET;
     free(row.teaches.ids);
     return s;
@@ -3799,7 +3801,11 @@ static Sample read_ready(const DataReader *d, const Json *root) {
     if (labels->count != ids->count)
         fail("%s: there are %zu labels for %zu input_ids; they must be as many", where(d, labels), labels->count,
              ids->count);
-    return (Sample){ .ids = read_ids(d, ids, false), .labels = read_ids(d, labels, true), .n = ids->count };
+    Sample s = { .ids = read_ids(d, ids, false), .labels = read_ids(d, labels, true), .n = ids->count };
+    size_t end = s.n;       // the last answer is the last run of targets
+    while (end > 0 && s.labels[end-1] == NO_TARGET) end--;
+    for (s.prompt_n = end; s.prompt_n > 0 && s.labels[s.prompt_n - 1] != NO_TARGET; ) s.prompt_n--;
+    return s;
 }
 
 static Sample read_sample(const DataReader *d, const Json *root) {
