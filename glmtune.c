@@ -19,7 +19,7 @@
 //      6  Model              config and weights by name, both released layouts
 //      7  Tuning methods     LoRA, full; what trains, and where it acts
 //      8  Forward, backward  the transformer layer by layer, and the memory it needs
-//      9  Optimizer          AdamW, schedules, clipping
+//      9  Optimizers         AdamW, SGD, Lion, schedules, clipping
 //     10  Data               chat layouts, loss mask, samples
 //     11  Generation         key/value cache, sampling
 //     12  Files of a run     adapters as PEFT writes them, whole models
@@ -1618,6 +1618,8 @@ void cross_entropy(real *loss, real *logits, const int32_t *targets, real smooth
 // optimizer
 void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
                 double eps, double correction1, double correction2, size_t n);
+void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n);
+void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2, size_t n);
 void scale_by(real *x, real factor, size_t n);
 double sum_of_squares(const real *x, size_t n);
 size_t first_not_finite(const real *x, size_t n);       // n when all are finite
@@ -2416,6 +2418,30 @@ void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double d
     }
 }
 
+// SGD with momentum as PyTorch computes it: the decay goes into the gradient, and so into the buffer; all arrays [n]:
+//     buffer = momentum buffer + g + weight_decay w      w -= lr buffer
+void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n) {
+    real step = (real)lr, pull = (real)weight_decay, old = (real)momentum;
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        buffer[i] = old * buffer[i] + (grad[i] + pull * w[i]);
+        w[i] -= step * buffer[i];
+    }
+}
+
+// Lion (Chen et al. 2023, arXiv:2302.06675): every number moves by lr, or stays where the sign is of 0; all arrays [n]:
+//     w = decay w - lr sign(b1 m + (1-b1) g)      m = b2 m + (1-b2) g
+void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2, size_t n) {
+    real step = (real)lr, keep = (real)decay, old1 = (real)beta1, old2 = (real)beta2;
+    real new1 = (real)(1 - beta1), new2 = (real)(1 - beta2);
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        real direction = old1 * m[i] + new1 * grad[i];
+        w[i] = keep * w[i] - (direction > 0 ? step : direction < 0 ? -step : 0);
+        m[i] = old2 * m[i] + new2 * grad[i];
+    }
+}
+
 void scale_by(real *x, real factor, size_t n) {
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) x[i] *= factor;
@@ -2595,7 +2621,7 @@ typedef struct {
     Dtype dtype, file_dtype;
     const void *data;               // what kernels read
     const void *file_data;          // in the mapped file; NULL where there is none
-    real *value, *grad, *m, *v;     // when trained; value is data
+    real *value, *grad, *moments[2];    // when trained; value is data
 } Tensor;
 
 // A linear map, in one to three parts that give separate outputs: query_key_value gives q, k, v.
@@ -2624,6 +2650,7 @@ typedef struct {
     Tensor **tensors; size_t n_tensors, capacity;   // of the files, in the order of the model
     Tensor **trained; size_t n_trained, trained_capacity;
     size_t lowest;                                  // depth of the lowest trained tensor
+    size_t n_moments;                               // that the optimizer keeps of each trained number
     Arena trainables;
 } Model;
 
@@ -2714,6 +2741,7 @@ static Model *describe_model(Config c) {
     Model *m = take(1, sizeof *m);
     m->config = c;
     m->lowest = SIZE_MAX;
+    m->n_moments = 2;
     m->layers = take(c.n_layers, sizeof *m->layers);
     m->embedding = describe_own(m, name("%s.weight", path_of(m, N_EMBEDDING, 0)), c.vocab_size, c.hidden_size, 0);
     for (size_t i = 0; i < c.n_layers; i++) describe_layer(m, i);
@@ -2825,7 +2853,7 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 typedef struct Options {
     const struct Options *defaults; // what each was before the command line
     const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
-    const char *prompt, *system, *out;
+    const char *prompt, *system, *out, *optim;
     bool use_rslora, official_mask, combine, decode, force, gradient_checkpointing;
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
     int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
@@ -2833,7 +2861,7 @@ typedef struct Options {
     int64_t threads, elements;
     double lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay, adam_beta1,
         adam_beta2;
-    double adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p, val_size, std, max_shard_size;
+    double momentum, adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p, val_size, std, max_shard_size;
 } Options;
 
 // What a method sees of the pass that is under way.
@@ -3042,17 +3070,17 @@ static const Method *find_method(const char *wanted) {
 
 // ---- 7.5 Memory of what trains -----------------------------------------------------------------------------------
 
-// Gives a trained tensor its places in an arena: weight, and where it is to be trained gradient and two moments.
-static void lay_out_tensor(Tensor *t, Arena *a, bool trains) {
-    real **places[] = { &t->value, &t->grad, &t->m, &t->v };
-    for (size_t k = 0; k < (trains ? COUNT(places) : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
+// Gives a trained tensor its places in an arena: weight, and where it is to be trained gradient and moments.
+static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
+    real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
+    for (size_t k = 0; k < (trains ? 2 + n_moments : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
 }
 
 static size_t trainable_bytes(const Model *m, bool trains) {
     Arena count = {0};
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor copy = *m->trained[i];
-        lay_out_tensor(&copy, &count, trains);
+        lay_out_tensor(&copy, &count, trains, m->n_moments);
     }
     return count.used;
 }
@@ -3064,7 +3092,7 @@ static void start_trainables(Model *m, uint64_t seed, bool trains) {
     m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor *t = m->trained[i];
-        lay_out_tensor(t, &m->trainables, trains);
+        lay_out_tensor(t, &m->trainables, trains, m->n_moments);
         if (t->data) widen(t->value, t->data, t->dtype, t->n);
         else fill_uniform(t->value, rng_key(seed, hash_name(t->name)), 0, t->init_spread, t->n);
         t->data = t->value;
@@ -3541,7 +3569,7 @@ static void zero_gradients(Model *m) {
 }
 
 // ================================================================================================================
-// 9  Optimizer
+// 9  Optimizers
 // ================================================================================================================
 // Where programs differ in a formula, this is ours; each is also what Hugging Face and PyTorch compute.
 
@@ -3570,15 +3598,47 @@ static double clip_gradients(Model *m, double max_norm) {
     return norm;
 }
 
-// Step t = 1, 2, ... of AdamW over everything that trains. Gains and biases do not decay.
-static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
+// An optimizer: how many moments it keeps of each number, its betas unless the user set them, and its step t = 1, 2, ...
+typedef struct {
+    const char *name;
+    size_t n_moments;
+    double beta1, beta2;
+    void (*step)(Tensor *, const Options *, double lr, double weight_decay, int64_t t);
+} Optimizer;
+
+static void step_adamw(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
     double correction1 = 1 - pow(o->adam_beta1, (double)t), correction2 = 1 - pow(o->adam_beta2, (double)t);
-    for (size_t i = 0; i < m->n_trained; i++) {
-        Tensor *w = m->trained[i];
-        double decay = w->vector ? 1 : 1 - lr * o->weight_decay;
-        adamw_step(w->value, w->grad, w->m, w->v, lr, decay, o->adam_beta1, o->adam_beta2, o->adam_epsilon, correction1,
-                   correction2, w->n);
-    }
+    adamw_step(w->value, w->grad, w->moments[0], w->moments[1], lr, 1 - lr * weight_decay, o->adam_beta1, o->adam_beta2,
+               o->adam_epsilon, correction1, correction2, w->n);
+}
+
+static void step_sgd(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
+    (void)t;
+    sgd_step(w->value, w->grad, w->moments[0], lr, weight_decay, o->momentum, w->n);
+}
+
+static void step_lion(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
+    (void)t;
+    lion_step(w->value, w->grad, w->moments[0], lr, 1 - lr * weight_decay, o->adam_beta1, o->adam_beta2, w->n);
+}
+
+static const Optimizer optimizers[] = {
+    { "adamw", 2, 0.9, 0.999, step_adamw }, { "sgd", 1, 0, 0, step_sgd }, { "lion", 1, 0.9, 0.99, step_lion } };
+
+static const Optimizer *find_optimizer(const char *wanted) {
+    size_t i = 0;
+    while (strcmp(optimizers[i].name, wanted)) i++;     // the table of options lets no other pass
+    return &optimizers[i];
+}
+
+// Step t = 1, 2, ... over everything that trains. Gains and biases do not decay.
+static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
+    const Optimizer *optimizer = find_optimizer(o->optim);
+    Options set = *o;
+    if (isnan(o->adam_beta1)) set.adam_beta1 = optimizer->beta1;
+    if (isnan(o->adam_beta2)) set.adam_beta2 = optimizer->beta2;
+    for (size_t i = 0; i < m->n_trained; i++)
+        optimizer->step(m->trained[i], &set, lr, m->trained[i]->vector ? 0 : o->weight_decay, t);
 }
 
 // ================================================================================================================
@@ -4591,6 +4651,7 @@ static void train(const char *data, const char *model, Options *o) {
     fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t.base.folder,
             count_parameters(m->tensors, m->n_tensors), t.base.method->name, count_parameters(m->trained, m->n_trained),
             format.layout ? format.layout->name : "none", format.tokenizer ? format.tokenizer->file : "no tokenizer");
+    m->n_moments = find_optimizer(o->optim)->n_moments;
     RunKind kind = plan_memory(m, t.base.method, o->gradient_checkpointing, T);
     start_method(&t.base, (uint64_t)o->seed, true);
     t.run = describe_run(m, t.base.method, kind, T, T);
@@ -4666,6 +4727,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     if (!opened.method) opened.method = find_method("full"), opened.method->setup(m, o);
     size_t n_targets;
     Batch b = read_batch(batch, &m->config, &n_targets);
+    m->n_moments = 0;
     RunKind kind = plan_memory(m, opened.method, false, b.T);
     start_method(&opened, 0, true);
     Run r = describe_run(m, opened.method, kind, b.T, b.T);
@@ -4873,6 +4935,7 @@ static int info_command(const Call *c) {
     const char *layout = layout_name(o, &config, folder);
     for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
     method->setup(m, o);
+    m->n_moments = find_optimizer(o->optim)->n_moments;
     printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n",
            config.model_type, config.n_layers, config.hidden_size, config.n_heads, config.head_dim, config.n_kv_heads,
            config.ffn_dim, config.vocab_size, config.tied ? ", tied" : "");
@@ -5040,12 +5103,17 @@ static const struct {
       "optimizer steps; above 0 it counts instead of epochs", NULL },
     { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0", 0, 1e3,
       "pull of matrices towards 0, times the rate; gains and biases feel none", NULL },
-    { FIELD(adam_beta1), REAL_NUMBER, TRAIN, "0.9", 0, 0.999999,
-      "memory of AdamW's mean gradient", NULL },
-    { FIELD(adam_beta2), REAL_NUMBER, TRAIN, "0.999", 0, 0.999999,
-      "memory of AdamW's mean square gradient", NULL },
+    { FIELD(optim), CHOICE, TRAIN | INFO, "adamw", 0, 0,
+      "how gradients become steps; adamw keeps two numbers more for each that trains, the others one",
+      "adamw,sgd,lion" },
+    { FIELD(momentum), REAL_NUMBER, TRAIN, "0.9", 0, 0.999999,
+      "sgd: share of the last step that goes on", NULL },
+    { FIELD(adam_beta1), REAL_NUMBER, TRAIN, NULL, 0, 0.999999,
+      "memory of the mean gradient; default: 0.9", NULL },
+    { FIELD(adam_beta2), REAL_NUMBER, TRAIN, NULL, 0, 0.999999,
+      "adamw: memory of the mean square gradient, default 0.999; lion: of the mean that it keeps, 0.99", NULL },
     { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", 1e-30, 1,
-      "keeps AdamW from dividing by 0", NULL },
+      "adamw: keeps it from dividing by 0", NULL },
     { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1", 0, 1e9,
       "gradients are scaled down to this norm; 0: never", NULL },
     { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0", 0, 0.99,
@@ -5147,7 +5215,7 @@ static void set_option(Options *o, size_t i, const char *value) {
 
 static Options default_options(void) {
     static Options defaults;
-    Options o = { .learning_rate = NAN, .std = NAN };
+    Options o = { .learning_rate = NAN, .std = NAN, .adam_beta1 = NAN, .adam_beta2 = NAN };
     for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) set_option(&o, i, options[i].text);
     defaults = o;
     o.defaults = &defaults;

@@ -17,6 +17,7 @@ no target. The loss is the sum of -log p over all targets / their number. Traini
     sample_ids, sample_labels, sample_starts, order [steps, micro-batches, batch]   which samples a micro-batch takes
     hyper [7]                       lr, warmup_steps, weight_decay, beta1, beta2, eps, max_grad_norm
     linear [1], learning_rates      the schedule: 1 linear, 0 cosine
+    optimizer [1]                   where it is not AdamW: 1 SGD (its momentum stands as beta1), 2 Lion
     losses, grad_norms [steps]      before clipping; and final.NAME, the last value of two tensors (hf. and f64. each)
 
 Sections: 1 generator, 2 configs and cases, 3 names, 4 the plain model, 5 Hugging Face, 6 model and LoRA cases,
@@ -551,6 +552,7 @@ def write_case(case):
 # ---- 7. Training -------------------------------------------------------------------------------
 
 STEPS, MICRO, BATCH, SAMPLES = 20, 2, 2, 24
+OPTIMIZERS = ("adamw", "sgd", "lion")
 
 
 @dataclass
@@ -565,6 +567,7 @@ class Recipe:
     max_norm: float
     linear: bool
     final: tuple                    # names of the tensors whose last value is stored
+    optimizer: str = "adamw"
 
     def rate(self, step):
         """The learning rate of a step, counted from 0."""
@@ -583,13 +586,34 @@ def sample_order(seed):
     return torch.from_numpy(np.concatenate(shuffled)[:STEPS * MICRO * BATCH]).int().reshape(STEPS, MICRO, BATCH)
 
 
+class Lion(torch.optim.Optimizer):
+    """Chen et al. 2023 (arXiv:2302.06675), algorithm 2, with decoupled decay."""
+
+    def __init__(self, groups, lr, betas):
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                direction = torch.sign(beta1 * m + (1 - beta1) * p.grad)
+                p.copy_((1 - group["lr"] * group["weight_decay"]) * p - group["lr"] * direction)
+                m.copy_(beta2 * m + (1 - beta2) * p.grad)
+
+
 def make_optimizer(trained, recipe):
-    """AdamW; only matrices that are no norms decay."""
+    """Only matrices that are no norms decay. SGD's momentum stands in the recipe's beta1."""
     decays = [t for name, t in trained.items() if t.ndim > 1 and "norm" not in name]
     others = [t for name, t in trained.items() if t.ndim <= 1 or "norm" in name]
     groups = [{"params": decays, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=recipe.lr, betas=(recipe.beta1, recipe.beta2),
-                             eps=recipe.eps, foreach=False)
+    groups, betas = [g for g in groups if g["params"]], (recipe.beta1, recipe.beta2)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.beta1, foreach=False)
+    if recipe.optimizer == "lion":
+        return Lion(groups, recipe.lr, betas)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, foreach=False)
 
 
 def clip(trained, max_norm):
@@ -642,6 +666,8 @@ def write_training(name, case, recipe):
                  | {"order": order, "hyper": torch.tensor(hyper, dtype=torch.float64),
                     "linear": torch.tensor([int(recipe.linear)], dtype=torch.int32),
                     "learning_rates": torch.tensor(rates, dtype=torch.float64)}
+                 | ({"optimizer": torch.tensor([OPTIMIZERS.index(recipe.optimizer)], dtype=torch.int32)}
+                    if recipe.optimizer != "adamw" else {})
                  | with_prefix("hf", single) | with_prefix("f64", truth))
     return compare_runs(name, single, truth, recipe)
 
@@ -739,6 +765,11 @@ FULL = Recipe(lr=2e-3, warmup=3, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=
 LORA = Recipe(lr=5e-3, warmup=2, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, max_norm=3.0, linear=True,
               final=("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
                      "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"))
+SGD = Recipe(lr=2e-2, warmup=3, weight_decay=0.1, beta1=0.9, beta2=0, eps=0, max_norm=4.0, linear=False,
+             final=("model.layers.0.self_attn.o_proj.weight", "model.layers.1.self_attn.q_proj.weight"),
+             optimizer="sgd")
+LION = Recipe(lr=1e-3, warmup=2, weight_decay=0.1, beta1=0.9, beta2=0.99, eps=0, max_norm=3.0, linear=True,
+              final=LORA.final, optimizer="lion")
 
 
 def golden_files():
@@ -760,7 +791,9 @@ def main():
     loras = lora_cases(models)
     lines = [line for case in (models | loras).values() for line in write_case(case)] + write_saved()
     runs = [write_training("train_full", models["glm_bias"], FULL),
-            write_training("train_lora", loras["lora_qkv"], LORA)]
+            write_training("train_lora", loras["lora_qkv"], LORA),
+            write_training("train_sgd", models["glm_bias"], SGD),
+            write_training("train_lion", loras["lora_qkv"], LION)]
     print("Hugging Face against the plain float64 model: logits relative to the largest, loss relative,\n"
           "worst tensor's gradient (length of the difference over the length)\n")
     print("\n".join([f"{'case':<22}{'logits':>12}{'loss':>12}{'gradient':>12}  worst tensor"] + lines))

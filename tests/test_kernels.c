@@ -1106,6 +1106,43 @@ static void test_adamw(size_t n, double weight_decay) {
     finish_arrays("adamw_step");
 }
 
+static void test_sgd(size_t n, double weight_decay) {
+    double lr = 0.01, momentum = 0.9;
+    TestArray *w = random_array(n, 1), *b = random_array(n, 0);
+    b->least = 0.1;
+    for (int t = 1; t <= 5; t++) {
+        TestArray *g = random_array(n, t == 3 ? 1e-6 : 1);
+        sgd_step(w->device, g->device, b->device, lr, weight_decay, momentum, n);
+        for (size_t i = 0; i < n; i++) {
+            b->host[i] = momentum * b->host[i] + g->host[i] + weight_decay * w->host[i];
+            w->host[i] -= lr * b->host[i];
+        }
+        expect(w, TOLERANCE(6e-7, 8e-16), "sgd_step %d w, n=%zu decay %g", t, n, weight_decay);
+        expect(b, TOLERANCE(6e-7, 8e-16), "sgd_step %d buffer, n=%zu", t, n);
+    }
+    finish_arrays("sgd_step");
+}
+
+// The gradient of the first number is 0 throughout, and it must stay where it is but for the decay.
+static void test_lion(size_t n, double weight_decay) {
+    double lr = 0.01, b1 = 0.9, b2 = 0.99, decay = 1 - lr * weight_decay;
+    TestArray *w = random_array(n, 1), *m = random_array(n, 0);
+    m->least = 0.1;
+    for (int t = 1; t <= 5; t++) {
+        TestArray *g = random_array(n, 1);
+        if (n) zero(g->device, 1), g->host[0] = 0, g->start[GUARD] = 0;
+        lion_step(w->device, g->device, m->device, lr, decay, b1, b2, n);
+        for (size_t i = 0; i < n; i++) {
+            double direction = b1 * m->host[i] + (1 - b1) * g->host[i];
+            w->host[i] = w->host[i] * decay - (direction > 0 ? lr : direction < 0 ? -lr : 0);
+            m->host[i] = b2 * m->host[i] + (1 - b2) * g->host[i];
+        }
+        expect(w, TOLERANCE(6e-7, 8e-16), "lion_step %d w, n=%zu decay %g", t, n, weight_decay);
+        expect(m, TOLERANCE(6e-7, 8e-16), "lion_step %d m, n=%zu", t, n);
+    }
+    finish_arrays("lion_step");
+}
+
 // Both builds sum in double; a spread of 1e25 has squares that no float holds.
 static void test_sum_of_squares(size_t n, double spread) {
     TestArray *x = random_array(n, spread);
@@ -1146,6 +1183,8 @@ static void test_optimizer(void) {
     static const size_t n[] = { 0, 1, 255, 256, 100003 };
     for (size_t k = 0; k < COUNT(n); k++) {
         test_adamw(n[k], k % 2 ? 0.1 : 0);
+        test_sgd(n[k], k % 2 ? 0.1 : 0);
+        test_lion(n[k], k % 2 ? 0.1 : 0);
         test_sum_of_squares(n[k], 1);
         test_sum_of_squares(n[k], 1e25);
         test_first_not_finite(n[k]);

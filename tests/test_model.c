@@ -64,6 +64,8 @@ static void read_hyper(Options *o, const TensorSet *g) {
     const double *h = golden(g, "hyper", 7);
     o->lr_scheduler_type = *golden(g, "linear", 1) != 0 ? "linear" : "cosine";
     o->learning_rate = h[0], o->warmup_steps = (int64_t)h[1], o->weight_decay = h[2];
+    const StoredTensor *optimizer = find_tensor(g, "optimizer");
+    if (optimizer) o->optim = optimizers[*golden_ids(g, "optimizer", &(size_t){0})].name, o->momentum = h[3];
     o->adam_beta1 = h[3], o->adam_beta2 = h[4], o->adam_epsilon = h[5], o->max_grad_norm = h[6];
 }
 
@@ -91,7 +93,7 @@ static void check_steps(Subject *s, const TensorSet *g) {
 }
 
 static void test_training(void) {
-    static const char *const cases[] = { "train_full", "train_lora" };
+    static const char *const cases[] = { "train_full", "train_lora", "train_sgd", "train_lion" };
     for (size_t i = 0; i < COUNT(cases); i++) {
         TensorSet g = open_golden(name("tests/golden/%s", cases[i]));
         Subject s = golden_subject(cases[i], &g);
