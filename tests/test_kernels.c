@@ -1130,7 +1130,7 @@ static void test_lion(size_t n, double weight_decay) {
     m->least = 0.1;
     for (int t = 1; t <= 5; t++) {
         TestArray *g = random_array(n, 1);
-        if (n) zero(g->device, 1), g->host[0] = 0, g->start[GUARD] = 0;
+        if (n) zero(g->device, 1), g->host[0] = 0, memset(g->start + GUARD, 0, sizeof(real));
         lion_step(w->device, g->device, m->device, lr, decay, b1, b2, n);
         for (size_t i = 0; i < n; i++) {
             double direction = b1 * m->host[i] + (1 - b1) * g->host[i];
