@@ -3208,6 +3208,9 @@ typedef enum {
     RECOMPUTES      // the same but for the first norm and the inside of the MLP, which the backward computes once more
 } RunKind;          // (Chen et al. 2016, arXiv:1604.06174); the bits are the same
 
+// What a sequence has in the cache of keys and values: n rows from `first` on.
+typedef struct { size_t first, n; } Cache;
+
 typedef struct {
     Model *model;
     const Method *method;           // NULL: the base alone
@@ -3215,7 +3218,11 @@ typedef struct {
     size_t max_T, max_kv;           // tokens of a batch; rows of keys and values (a cache holds more than a batch)
     Arena kept_arena, scratch_arena;
     // the batch under way
-    size_t T, R, past;              // R rows whose logits are wanted; past: tokens already in the cache
+    size_t T, R;                    // R rows whose logits are wanted
+    Cache *caches;                  // [sequences of the batch] what earlier batches left; NULL: this one is whole
+    size_t new_keys;                // row at which the keys and values of the batch are computed
+    int32_t *key_rows;              // [T] where they belong in the caches of several sequences
+    bool spread_keys;               // whether they must be moved there
     size_t n_rows;                  // that a layer works on: T, and behind the last layer's attention R
     bool dropout;
     size_t *starts, *kv_starts, n_sequences;        // as attention wants them
@@ -3300,8 +3307,9 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->rows = arena_take(scratch, T, sizeof *r->rows), r->targets = arena_take(scratch, T, sizeof *r->targets);
     r->token_keys = arena_take(scratch, T, sizeof *r->token_keys);
     r->row_keys = arena_take(scratch, T, sizeof *r->row_keys);
-    r->starts = arena_take(scratch, T + 1, sizeof *r->starts);
-    r->kv_starts = arena_take(scratch, T + 1, sizeof *r->kv_starts);
+    r->starts = arena_take(scratch, 2 * T + 1, sizeof *r->starts);
+    r->kv_starts = arena_take(scratch, 2 * T + 1, sizeof *r->kv_starts);
+    r->key_rows = arena_take(scratch, T, sizeof *r->key_rows);
     r->branch = reals(scratch, T, H);
     r->logits = reals(scratch, min_size(HEAD_ROWS, T), c->vocab_size), r->loss = reals(scratch, T, 1);
     r->scratch = reals(scratch, T, widest_input(c)), r->beside_scratch = reals(scratch, T, beside);
@@ -3344,16 +3352,41 @@ static bool is_wanted(const Batch *b, size_t t, size_t end) {
     return b->every_row || t + 1 == end;
 }
 
+// Says where attention finds the keys of each sequence. Those of a batch that is whole lie as its rows do; a cache has
+// room behind the keys, so between each two sequences one is put in that has no queries and owns that room. The new
+// keys of several sequences are computed in the last rows of the cache, which belong to none, and then moved.
+static void place_keys(Run *r, const Batch *b) {
+    const Cache *c = r->caches;
+    size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1;
+    size_t *starts = take(n + 1, sizeof *starts), *kv_starts = take(n + 1, sizeof *kv_starts);
+    int32_t *rows = take(b->T, sizeof *rows);
+    for (size_t s = 0, t = 0, i = 0; s < b->n; s++, i += each) {
+        starts[i] = b->starts[s], starts[i+1] = b->starts[s+1];
+        kv_starts[i] = c ? c[s].first : starts[i];
+        size_t next = kv_starts[i] + (c ? c[s].n : 0);
+        while (t < b->starts[s+1]) rows[t++] = (int32_t)next++;
+        kv_starts[i+1] = next;
+    }
+    r->n_sequences = n;
+    r->spread_keys = c && b->n > 1;
+    r->new_keys = r->spread_keys ? r->max_kv - r->max_T : c ? c->first + c->n : 0;
+    if (r->new_keys + b->T > r->max_kv) fail("internal error: a batch of %zu tokens is too large", b->T);
+    memory_copy_in(r->starts, starts, (n + 1) * sizeof *starts);
+    memory_copy_in(r->kv_starts, kv_starts, (n + 1) * sizeof *kv_starts);
+    memory_copy_in(r->key_rows, rows, b->T * sizeof *rows);
+    free(starts), free(kv_starts), free(rows);
+}
+
 // Puts a batch into a run.
 static void load_batch(Run *r, const Batch *b, bool dropout) {
     int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows);
     int32_t *targets = take(b->T, sizeof *targets);
     uint64_t *row_keys = take(b->T, sizeof *row_keys);
-    if (b->T > r->max_T || b->T + r->past > r->max_kv) fail("internal error: a batch of %zu tokens is too large", b->T);
-    r->T = b->T, r->n_sequences = b->n, r->R = 0, r->dropout = dropout;
+    if (b->T > r->max_T) fail("internal error: a batch of %zu tokens is too large", b->T);
+    r->T = b->T, r->R = 0, r->dropout = dropout;
     for (size_t s = 0; s < b->n; s++)
         for (size_t t = b->starts[s]; t < b->starts[s+1]; t++) {
-            positions[t] = (int32_t)(r->past + t - b->starts[s]);
+            positions[t] = (int32_t)((r->caches ? r->caches[s].n : 0) + t - b->starts[s]);
             if (!is_wanted(b, t, b->starts[s+1])) continue;
             rows[r->R] = (int32_t)t;
             targets[r->R] = b->labels ? b->labels[t+1] : 0;
@@ -3364,10 +3397,8 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
     memory_copy_in(r->rows, rows, r->R * sizeof *rows);
     memory_copy_in(r->targets, targets, r->R * sizeof *targets);
     memory_copy_in(r->row_keys, row_keys, r->R * sizeof *row_keys);
-    memory_copy_in(r->starts, b->starts, (b->n + 1) * sizeof *b->starts);
     if (dropout) memory_copy_in(r->token_keys, b->token_keys, b->T * sizeof *b->token_keys);
-    size_t one_cache[] = { 0, r->past + b->T };     // with a past there is one sequence
-    memory_copy_in(r->kv_starts, r->past ? one_cache : b->starts, (b->n + 1) * sizeof *b->starts);
+    place_keys(r, b);
     free(positions), free(rows), free(targets), free(row_keys);
 }
 
@@ -3439,7 +3470,7 @@ static void self_attention_forward(Run *r, size_t l) {
     const Config *c = &r->model->config;
     Kept *k = &r->layers[l];
     size_t H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
-    real *k_new = k->k + r->past * kvd, *v_new = k->v + r->past * kvd, *qkv[] = { k->q, k_new, v_new };
+    real *k_new = k->k + r->new_keys * kvd, *v_new = k->v + r->new_keys * kvd, *qkv[] = { k->q, k_new, v_new };
     const real *x = k->x, *att = k->att;
     // 1. a = norm(x)
     norm_forward(r, k->a, k->rms1, k->x, L->input_norm, r->T);
@@ -3448,6 +3479,10 @@ static void self_attention_forward(Run *r, size_t l) {
     // 3. q, k turned by their positions
     rope_forward(k->q, r->positions, r->rope, r->T, c->n_heads, c->head_dim, c->n_rotated);
     rope_forward(k_new, r->positions, r->rope, r->T, c->n_kv_heads, c->head_dim, c->n_rotated);
+    if (r->spread_keys) {           // adds to rows that are zero
+        gather_backward(k->k, k_new, r->key_rows, r->T, kvd);
+        gather_backward(k->v, v_new, r->key_rows, r->T, kvd);
+    }
     // 4. att = attention(q, k, v); in the last layer only the rows whose logits are wanted go on
     attention_forward(k->att, k->lse, k->q, k->k, k->v, NULL, NULL, attention_shape(r));
     if (is_last(r, l)) {
@@ -4076,26 +4111,40 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
 
 enum { PREFILL = 256 };             // tokens of a prompt that go through the model at once
 
-typedef struct { Run run; real *logits; size_t n_answers; } Generator;
+typedef struct { Run run; real *logits; size_t n_sequences, longest, n_answers; } Generator;  // logits [n_sequences,V]
 
-static Generator make_generator(Model *m, const Method *method, size_t longest) {
-    Generator g = { .run = describe_run(m, method, FORWARD_ONLY, min_size(PREFILL, longest), longest) };
+// For up to n sequences at once, of at most `longest` tokens each.
+static Generator make_generator(Model *m, const Method *method, size_t longest, size_t n) {
+    size_t T = max_size(min_size(PREFILL, longest), n), kv = times(n, longest) + (n > 1 ? T : 0);
+    Generator g = { .run = describe_run(m, method, FORWARD_ONLY, T, kv), .n_sequences = n, .longest = longest };
     take_run(&g.run);
-    g.logits = take(m->config.vocab_size, sizeof *g.logits);
+    g.run.caches = take(n, sizeof *g.run.caches);
+    g.logits = take(times(n, m->config.vocab_size), sizeof *g.logits);
     return g;
 }
 
-// Runs the tokens through the model after those that it has; afterwards g->logits are those of the next token.
+static void give_generator(Generator *g) {
+    give_run(&g->run);
+    free(g->run.caches), free(g->logits);
+}
+
+// Runs tokens through the model, each sequence behind what it has in its cache; with `logits` [n,V] also gives those of
+// the token that follows each sequence.
+static void feed_batch(Generator *g, const Batch *b, real *logits) {
+    forward(&g->run, b, false);
+    for (size_t s = 0; s < b->n; s++) g->run.caches[s].n += b->starts[s+1] - b->starts[s];
+    if (!logits) return;
+    head_forward(&g->run, g->run.final, b->n);
+    memory_copy_out(logits, g->run.logits, b->n * g->run.model->config.vocab_size * sizeof *logits);
+}
+
+// The same for one sequence of any length; afterwards g->logits are those of the next token.
 static void feed(Generator *g, const int32_t *ids, size_t n) {
     for (size_t at = 0, part; at < n; at += part) {
         part = min_size(g->run.max_T, n - at);
         size_t starts[] = { 0, part };
         Batch b = { .ids = (int32_t *)ids + at, .starts = starts, .n = 1, .T = part };
-        forward(&g->run, &b, false);
-        g->run.past += part;
-        if (at + part < n) continue;
-        head_forward(&g->run, g->run.final, 1);
-        memory_copy_out(g->logits, g->run.logits, g->run.model->config.vocab_size * sizeof(real));
+        feed_batch(g, &b, at + part < n ? NULL : g->logits);
     }
 }
 
@@ -4130,6 +4179,12 @@ static int32_t draw_token(const real *logits, size_t V, double temperature, doub
     return id;
 }
 
+// Token number i of answer number n, which has random numbers of its own.
+static int32_t draw_answer(const Options *o, const real *logits, size_t V, size_t n, size_t i) {
+    uint64_t key = rng_key(rng_key((uint64_t)o->seed, KEY_ANSWER), n);
+    return draw_token(logits, V, o->temperature, o->top_p, rng_uniform(key, i));
+}
+
 static bool is_stop(const ChatFormat *f, int32_t id) {
     for (size_t i = 0; i < COUNT(f->stops); i++) if (f->stops[i] == id) return true;
     return false;
@@ -4149,11 +4204,9 @@ static size_t whole_characters(const char *s, size_t n) {
 // it comes. Blanks and the line break that begin an answer are the layout's and are not shown. Returns whether it
 // stopped.
 static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t most, Ids *answer, FILE *stream) {
-    size_t shown = 0, skipped = 0;
-    uint64_t key = rng_key(rng_key((uint64_t)o->seed, KEY_ANSWER), g->n_answers++);
-    for (size_t i = 0; i < most && g->run.past < g->run.max_kv; i++) {
-        int32_t id =
-            draw_token(g->logits, g->run.model->config.vocab_size, o->temperature, o->top_p, rng_uniform(key, i));
+    size_t shown = 0, skipped = 0, number = g->n_answers++;
+    for (size_t i = 0; i < most && g->run.caches->n < g->longest; i++) {
+        int32_t id = draw_answer(o, g->logits, g->run.model->config.vocab_size, number, i);
         if (is_stop(f, id)) return true;
         ids_add(answer, id);
         feed(g, &id, 1);
@@ -4165,6 +4218,53 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
         free(text.s);
     }
     return false;
+}
+
+// A prompt and what the model answers to it.
+typedef struct { const int32_t *prompt; size_t n_prompt, number; Ids answer; bool stopped; } Question;
+
+// One more token for each of n sequences: gives the next one for each, in place.
+static void next_tokens(Generator *g, const Options *o, Question *const *asked, int32_t *ids, size_t n) {
+    size_t V = g->run.model->config.vocab_size, *starts = take(n + 1, sizeof *starts);
+    for (size_t i = 0; i <= n; i++) starts[i] = i;
+    feed_batch(g, &(Batch){ .ids = ids, .starts = starts, .n = n, .T = n }, g->logits);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = draw_answer(o, g->logits + i*V, V, asked[i]->number, asked[i]->answer.n);
+    free(starts);
+}
+
+// Answers up to n_sequences questions together: their prompts one by one, then a token of each at a time. Who has ended
+// leaves the batch. The numbers are those of one by one but for their last bits: a product of one row adds up in
+// another order than one of several.
+static void answer_together(Generator *g, const ChatFormat *f, const Options *o, Question *questions, size_t n) {
+    size_t V = g->run.model->config.vocab_size, kept = n;
+    Question **asked = take(n, sizeof *asked);
+    Cache *caches = g->run.caches;
+    int32_t *ids = take(n, sizeof *ids);
+    for (size_t l = 0, kvd = g->run.model->config.n_kv_heads * g->run.model->config.head_dim;
+         l < g->run.model->config.n_layers; l++)
+        zero(g->run.layers[l].k, g->run.max_kv * kvd), zero(g->run.layers[l].v, g->run.max_kv * kvd);
+    for (size_t i = 0; i < n; i++) {
+        asked[i] = &questions[i];
+        asked[i]->number = g->n_answers++;
+        caches[i] = (Cache){ i * g->longest, 0 };
+        g->run.caches = caches + i;
+        feed(g, asked[i]->prompt, asked[i]->n_prompt);
+        ids[i] = draw_answer(o, g->logits, V, asked[i]->number, 0);
+    }
+    g->run.caches = caches;
+    for (size_t live = n; live; live = kept) {
+        kept = 0;
+        for (size_t i = 0; i < live; i++) {
+            Question *q = asked[i];
+            if ((q->stopped = is_stop(f, ids[i]))) continue;
+            ids_add(&q->answer, ids[i]);
+            if (q->answer.n == (size_t)o->max_new_tokens || caches[i].n == g->longest) continue;
+            asked[kept] = q, caches[kept] = caches[i], ids[kept++] = ids[i];
+        }
+        if (kept) next_tokens(g, o, asked, ids, kept);
+    }
+    free(asked), free(ids);
 }
 
 // ================================================================================================================
@@ -4540,7 +4640,139 @@ static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
     return sum / (double)set->n_targets;
 }
 
-// ---- 13.3 The run ------------------------------------------------------------------------------------------------
+// ---- 13.3 Scores of answers --------------------------------------------------------------------------------------
+// All are means over the answers, from 0 to 100, on characters (no words are cut), with blanks at both ends left out.
+// ROUGE (Lin 2004) as the Python package rouge_chinese has it: over distinct characters or pairs, and blanks are none.
+// BLEU (Papineni et al. 2002) as NLTK's sentence_bleu with smoothing method 3, blanks inside included. An empty answer
+// has 0 in both.
+
+typedef enum { ROUGE_1, ROUGE_2, ROUGE_L, BLEU_4, ACCURACY, STOP_RATE, REPETITION_RATE, METRICS } Metric;
+static const struct { const char *name, *meaning; } metrics[METRICS] = {
+    { "rouge-1", "F1 of the distinct characters that answer and reference share" },
+    { "rouge-2", "the same of pairs of characters" },
+    { "rouge-l", "F1 of their longest common subsequence of characters" },
+    { "bleu-4", "share of runs of 1 to 4 characters that the reference has, geometric mean, short answers punished" },
+    { "accuracy", "% of answers that are the reference to the letter" },
+    { "stop_rate", "% of answers that ended in a stop token, not at max_new_tokens" },
+    { "repetition_rate", "% of answers that loop: at their end at most 20 characters stand 4 times or more in a row, "
+                         "20 characters or more together" },
+};
+typedef struct { double sum[METRICS]; size_t n; } Scores;
+
+typedef struct { uint32_t *at; size_t n; } Characters;
+typedef struct { uint32_t c[4]; } Gram;         // a run of 1 to 4 characters, zeros behind
+
+static bool is_space_character(uint32_t c) {
+    uint32_t end = 0;
+    bool inside = false;
+    for (size_t i = 0; i < COUNT(space_runs); i++, inside = !inside) if (c < (end += space_runs[i])) return inside;
+    return false;
+}
+
+// The characters of a text without the blanks at its ends, or without any.
+static Characters characters_of(const char *s, size_t n, bool any_blanks) {
+    Characters t = { take(n, sizeof *t.at), 0 };
+    for (size_t at = 0, end = 0; at < n; ) {
+        uint32_t c;
+        at += utf8_get(s + at, n - at, &c);
+        if (!is_space_character(c)) t.at[end] = c, t.n = ++end;
+        else if (any_blanks && end) t.at[end++] = c;
+    }
+    return t;
+}
+
+static int by_gram(const void *a, const void *b) { return memcmp(a, b, sizeof(Gram)); }
+
+static Gram *sorted_grams(Characters t, size_t order, size_t *n) {
+    *n = t.n < order ? 0 : t.n - order + 1;
+    Gram *grams = take(*n, sizeof *grams);
+    for (size_t i = 0; i < *n; i++) memcpy(grams[i].c, t.at + i, order * sizeof *t.at);
+    qsort(grams, *n, sizeof *grams, by_gram);
+    return grams;
+}
+
+static size_t equal_grams(const Gram *grams, size_t i, size_t n) {      // how many from i on are the same
+    size_t j = i;
+    while (j < n && !by_gram(grams + i, grams + j)) j++;
+    return j - i;
+}
+
+// Of runs of `order` characters: how many a has, distinct ones in a and b, distinct ones in both, and those of a that
+// find a partner in b.
+typedef struct { size_t n, distinct_a, distinct_b, distinct_both, matched; } Overlap;
+
+static Overlap overlap(Characters a, Characters b, size_t order) {
+    size_t n_a, n_b;
+    Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
+    Overlap o = { .n = n_a };
+    for (size_t i = 0, j = 0; i < n_a || j < n_b; ) {
+        int first = i == n_a ? 1 : j == n_b ? -1 : by_gram(in_a + i, in_b + j);
+        size_t of_a = first <= 0 ? equal_grams(in_a, i, n_a) : 0, of_b = first >= 0 ? equal_grams(in_b, j, n_b) : 0;
+        o.distinct_a += of_a > 0, o.distinct_b += of_b > 0, o.distinct_both += of_a && of_b;
+        o.matched += min_size(of_a, of_b);
+        i += of_a, j += of_b;
+    }
+    free(in_a), free(in_b);
+    return o;
+}
+
+static double f1(size_t both, size_t a, size_t b) {
+    double precision = a ? (double)both / (double)a : 0, recall = b ? (double)both / (double)b : 0;
+    return 2 * precision * recall / (precision + recall + 1e-8);
+}
+
+static double rouge_n(Characters answer, Characters reference, size_t order) {
+    Overlap o = overlap(answer, reference, order);
+    return f1(o.distinct_both, o.distinct_a, o.distinct_b);
+}
+
+static double rouge_l(Characters a, Characters b) {
+    size_t *row = take(b.n + 1, sizeof *row);   // row[j]: of the first i characters of a and the first j of b
+    for (size_t i = 0; i < a.n; i++)
+        for (size_t j = 0, diagonal = 0; j < b.n; j++) {
+            size_t above = row[j+1];
+            row[j+1] = a.at[i] == b.at[j] ? diagonal + 1 : max_size(above, row[j]);
+            diagonal = above;
+        }
+    size_t longest = row[b.n];
+    free(row);
+    return f1(longest, a.n, b.n);
+}
+
+static double bleu_4(Characters answer, Characters reference) {
+    double sum = 0, halved = 1;
+    for (size_t order = 1; order <= 4; order++) {
+        Overlap o = overlap(answer, reference, order);
+        if (!o.matched && order == 1) return 0;
+        if (!o.matched) halved /= 2;
+        sum += log((o.matched ? (double)o.matched : halved) / (double)max_size(o.n, 1)) / 4;
+    }
+    double shortness = (double)reference.n / (double)answer.n;
+    return exp(sum + (answer.n > reference.n ? 0 : 1 - shortness));
+}
+
+static bool loops(Characters t) {
+    for (size_t period = 1; period <= 20 && period < t.n; period++) {
+        size_t n = period;
+        while (n < t.n && t.at[t.n-1-n] == t.at[t.n-1-n+period]) n++;
+        if (n >= 4 * period && n >= 20) return true;
+    }
+    return false;
+}
+
+static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
+    Characters a = characters_of(answer.s, answer.n, true), r = characters_of(reference.s, reference.n, true);
+    Characters a_dense = characters_of(answer.s, answer.n, false);
+    Characters r_dense = characters_of(reference.s, reference.n, false);
+    double of_this[METRICS] = {
+        rouge_n(a_dense, r_dense, 1), rouge_n(a_dense, r_dense, 2), rouge_l(a_dense, r_dense), bleu_4(a, r),
+        a.n == r.n && !memcmp(a.at, r.at, a.n * sizeof *a.at), stopped, loops(a) };
+    for (size_t i = 0; i < METRICS; i++) s->sum[i] += 100 * of_this[i];
+    s->n++;
+    free(a.at), free(r.at), free(a_dense.at), free(r_dense.at);
+}
+
+// ---- 13.4 The run ------------------------------------------------------------------------------------------------
 
 typedef struct {
     Opened base;
@@ -4736,7 +4968,7 @@ static void train(const char *data, const char *model, Options *o) {
             time_text(seconds() - t.began), o->output_dir, (long long)t.steps, o->output_dir, (long long)t.steps);
 }
 
-// ---- 13.4 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
+// ---- 13.5 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
 
 // All samples of a file as one batch, in order.
 static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
@@ -4821,7 +5053,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
 }
 
-// ---- 13.5 Gradient check -----------------------------------------------------------------------------------------
+// ---- 13.6 Gradient check -----------------------------------------------------------------------------------------
 // Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
 //     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
 // error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
@@ -5063,17 +5295,17 @@ static int tokenize_command(const Call *c) {
 static void chat_turn(Generator *g, const ChatFormat *f, const Options *o, const char *text, size_t n) {
     Row row = {0};
     Ids answer = {0};
-    if (!g->run.past) {
+    if (!g->run.caches->n) {
         row_begin(&row, f);
         if (o->system) row_add_message(&row, f, SYSTEM, "", o->system, strlen(o->system), false);
     }
     row_add_message(&row, f, USER, "", text, n, false);
     row_add(&row, f->roles[ASSISTANT], true);
-    if (row.ids.n >= g->run.max_kv)
-        fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, g->run.max_kv);
-    if (g->run.past + row.ids.n >= g->run.max_kv) {
-        fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", g->run.max_kv);
-        g->run.past = 0;
+    if (row.ids.n >= g->longest)
+        fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, g->longest);
+    if (g->run.caches->n + row.ids.n >= g->longest) {
+        fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", g->longest);
+        g->run.caches->n = 0;
         free(row.ids.ids), free(row.teaches.ids);
         chat_turn(g, f, o, text, n);
         return;
@@ -5082,7 +5314,7 @@ static void chat_turn(Generator *g, const ChatFormat *f, const Options *o, const
     bool stopped = generate(g, f, o, (size_t)o->max_new_tokens, &answer, stdout);
     putchar('\n');
     if (!stopped) fprintf(stderr, "(cut off after %zu tokens: see --%s)\n", answer.n,
-                          g->run.past == g->run.max_kv ? "max_context" : "max_new_tokens");
+                          g->run.caches->n == g->longest ? "max_context" : "max_new_tokens");
     free(row.ids.ids), free(row.teaches.ids), free(answer.ids);
 }
 
@@ -5092,7 +5324,7 @@ static int chat_command(const Call *c) {
     start_method(&m, 0, false);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
     if (!f.tokenizer || !f.layout) fail("chat needs a tokenizer and a chat layout: %s", f.why);
-    Generator g = make_generator(m.model, m.method, min_size((size_t)o->max_context, m.model->config.max_positions));
+    Generator g = make_generator(m.model, m.method, min_size((size_t)o->max_context, m.model->config.max_positions), 1);
     if (o->prompt) {
         chat_turn(&g, &f, o, o->prompt, strlen(o->prompt));
         return 0;

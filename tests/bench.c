@@ -316,7 +316,7 @@ static void bench_decoding(Model *m) {
             const Tensor *w = m->layers[l].maps[i].weight;
             bytes += (double)(w->n * dtype_size(w->dtype));
         }
-    Generator g = make_generator(m, NULL, PROMPT + TOKENS);
+    Generator g = make_generator(m, NULL, PROMPT + TOKENS, 1);
     feed(&g, prompt, PROMPT);
     for (size_t i = 0; i < TOKENS; i++) {
         double began = seconds();

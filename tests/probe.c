@@ -31,7 +31,7 @@ static void ask(Scores *s, Generator *g, const DataReader *d, const Json *sample
     Row row = {0};
     Ids answer = {0};
     const Json *reference = build_prompt(d, messages, &row);
-    g->run.past = 0;
+    g->run.caches->n = 0;
     feed(g, row.ids.ids, row.ids.n);
     bool stopped = generate(g, d->format, d->options, 96, &answer, NULL);
     Text text = decode(d->format->tokenizer, answer.ids, answer.n);
@@ -53,7 +53,7 @@ int main(int argc, char **argv) {
     Opened m = open_model(argv[1], &o);
     start_method(&m, 0, false);
     ChatFormat f = choose_format(&o, &m.model->config, m.folder);
-    Generator g = make_generator(m.model, m.method, 512);
+    Generator g = make_generator(m.model, m.method, 512, 1);
     char *source = read_file(argv[2], &n);
     JsonReader r = json_open(argv[2], source, n);
     DataReader d = { &r, &f, &o, m.model->config.vocab_size };

@@ -267,6 +267,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 
 #include "test_model.c"
 #include "test_data.c"
+#include "test_eval.c"
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
@@ -280,6 +281,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "chunks", test_chunks }, { "tokenizers", test_tokenizers }, { "vectors", test_vectors },
     { "masks", test_masks }, { "data", test_data_sets }, { "configs", test_configs },
     { "layouts", test_layouts },
+    { "scores", test_scores },
 };
 
 int main(int argc, char **argv) {

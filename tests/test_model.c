@@ -708,7 +708,7 @@ static void test_schedules(void) {
 
 // The logits after n tokens, fed to a cache in parts of this size.
 static real *fed_logits(const Subject *s, const int32_t *ids, size_t n, size_t part) {
-    Generator g = make_generator(s->model, s->method, n);
+    Generator g = make_generator(s->model, s->method, n, 1);
     for (size_t at = 0; at < n; at += part) feed(&g, ids + at, min_size(part, n - at));
     give_run(&g.run);
     return g.logits;
@@ -765,7 +765,7 @@ static void test_generate(void) {
     const int32_t prompt[] = { 3, 1, 4, 1, 5 };
     ChatFormat f = { .stops = { -1, -1, -1 } };
     enum { N = 12 };
-    Generator g = make_generator(s.model, s.method, 64), h = make_generator(s.model, s.method, 64);
+    Generator g = make_generator(s.model, s.method, 64, 1), h = make_generator(s.model, s.method, 64, 1);
     Ids answer = {0}, stopped = {0};
     int32_t by_hand[N];
     feed(&h, prompt, COUNT(prompt));
@@ -780,12 +780,12 @@ static void test_generate(void) {
     size_t first = 0;
     while (by_hand[first] != by_hand[N/2]) first++;
     f.stops[1] = by_hand[first];
-    g.run.past = 0;
+    g.run.caches->n = 0;
     feed(&g, prompt, COUNT(prompt));
     check_true("a stop token stops", generate(&g, &f, &s.options, N, &stopped, NULL) && is_stop(&f, by_hand[first]));
     check_equal("the answer ends before it", stopped.n, first);
     f.stops[1] = -1;
-    g.run.past = 0;
+    g.run.caches->n = 0;
     feed(&g, prompt, COUNT(prompt));
     stopped.n = 0;
     check_true("a full cache ends it too", !generate(&g, &f, &s.options, 1000, &stopped, NULL));
@@ -859,13 +859,13 @@ static void check_released_model(void) {
         Tensor *t = m->tensors[i];
         bind_tensor(t, t == m->head ? take(t->n, sizeof(real)) : next_reals(&f, t->n), REAL);
     }
-    Generator g = make_generator(m, NULL, 16);
+    Generator g = make_generator(m, NULL, 16, 1);
     for (size_t i = 0; i < COUNT(steps); i++) {
         size_t starts[] = { 0, steps[i] };
         Batch b = { .ids = (int32_t *)next_bytes(&f, steps[i] * sizeof *b.ids), .starts = starts, .n = 1, .T = steps[i],
                     .every_row = true };
         forward(&g.run, &b, false);
-        g.run.past += steps[i];
+        g.run.caches->n += steps[i];
         check_close(label("glm3_model.data, step %zu", i + 1), host_copy(g.run.final, steps[i]*H),
                     next_truth(&f, steps[i]*H), steps[i]*H, 1e-6);
     }
