@@ -2931,7 +2931,7 @@ typedef struct Options {
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
     int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
         max_context;
-    int64_t threads, elements;
+    int64_t threads, elements, per_device_eval_batch_size;
     double lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay, adam_beta1,
         adam_beta2;
     double momentum, adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p, val_size, std, max_shard_size;
@@ -4220,8 +4220,8 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
     return false;
 }
 
-// A prompt and what the model answers to it.
-typedef struct { const int32_t *prompt; size_t n_prompt, number; Ids answer; bool stopped; } Question;
+// The prompt of a sample and what the model answers to it.
+typedef struct { const Sample *sample; size_t number; Ids answer; bool stopped; } Question;
 
 // One more token for each of n sequences: gives the next one for each, in place.
 static void next_tokens(Generator *g, const Options *o, Question *const *asked, int32_t *ids, size_t n) {
@@ -4249,7 +4249,7 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
         asked[i]->number = g->n_answers++;
         caches[i] = (Cache){ i * g->longest, 0 };
         g->run.caches = caches + i;
-        feed(g, asked[i]->prompt, asked[i]->n_prompt);
+        feed(g, asked[i]->sample->ids, asked[i]->sample->prompt_n);
         ids[i] = draw_answer(o, g->logits, V, asked[i]->number, 0);
     }
     g->run.caches = caches;
@@ -4651,11 +4651,10 @@ static const struct { const char *name, *meaning; } metrics[METRICS] = {
     { "rouge-1", "F1 of the distinct characters that answer and reference share" },
     { "rouge-2", "the same of pairs of characters" },
     { "rouge-l", "F1 of their longest common subsequence of characters" },
-    { "bleu-4", "share of runs of 1 to 4 characters that the reference has, geometric mean, short answers punished" },
+    { "bleu-4", "runs of 1 to 4 characters that the reference has too, times a penalty for short answers" },
     { "accuracy", "% of answers that are the reference to the letter" },
     { "stop_rate", "% of answers that ended in a stop token, not at max_new_tokens" },
-    { "repetition_rate", "% of answers that loop: at their end at most 20 characters stand 4 times or more in a row, "
-                         "20 characters or more together" },
+    { "repetition_rate", "% of answers that end in a loop: up to 20 characters, 4 times or more, 20 or more in all" },
 };
 typedef struct { double sum[METRICS]; size_t n; } Scores;
 
@@ -4772,7 +4771,109 @@ static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
     free(a.at), free(r.at), free(a_dense.at), free(r_dense.at);
 }
 
-// ---- 13.4 The run ------------------------------------------------------------------------------------------------
+// ---- 13.4 Evaluation ---------------------------------------------------------------------------------------------
+
+// Text of n ids for people and JSON, without the blanks in front, which are the layout's: bytes that are no UTF-8 (a
+// character cut in the middle) become U+FFFD.
+static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
+    Text text = decode(t, ids, n), out = {0};
+    text_add(&out, "", 0);
+    for (size_t at = 0, length; at < text.n; at += length) {
+        uint32_t c;
+        length = utf8_get(text.s + at, text.n - at, &c);
+        if (c == INVALID) text_print(&out, "\xEF\xBF\xBD");
+        else if (out.n || !is_space_character(c)) text_add(&out, text.s + at, length);
+    }
+    free(text.s);
+    return out;
+}
+
+// The ids of the last answer of a sample, as long as no token ends it.
+static size_t reference_length(const Sample *s, const ChatFormat *f) {
+    size_t n = 0;
+    while (s->prompt_n + n < s->n && !is_stop(f, s->ids[s->prompt_n + n])) n++;
+    return n;
+}
+
+// Scores one answer; writes it to `out`, and the first one of all to *example.
+static void score_answer(Scores *scores, const Question *q, const ChatFormat *f, FILE *out, const char **example) {
+    const Sample *s = q->sample;
+    Text texts[] = { readable(f->tokenizer, s->ids, s->prompt_n),
+                     readable(f->tokenizer, s->ids + s->prompt_n, reference_length(s, f)),
+                     readable(f->tokenizer, q->answer.ids, q->answer.n) };
+    static const char *const names[] = { "prompt", "reference", "answer" };
+    Text line = {0}, shown = {0};
+    add_scores(scores, texts[2], texts[1], q->stopped);
+    text_print(&line, "{\"sample\": %zu", s->number);
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        text_print(&line, ", \"%s\": ", names[i]);
+        text_json(&line, texts[i].s, texts[i].n);
+        text_print(&shown, "%s%-10s %s", i ? "\n" : "", names[i], texts[i].s);
+        free(texts[i].s);
+    }
+    text_print(&line, ", \"stopped\": %s}\n", q->stopped ? "true" : "false");
+    if (out) fwrite(line.s, 1, line.n, out);
+    if (*example) free(shown.s);
+    else *example = shown.s;
+    free(line.s);
+}
+
+// The longest sequence that answering a data set can give.
+static size_t longest_answered(const Dataset *set, const Config *c, const Options *o) {
+    size_t prompt = 0;
+    for (size_t i = 0; i < set->n; i++) prompt = max_size(prompt, set->samples[i].prompt_n);
+    return max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, c->max_positions));
+}
+
+// Answers every sample that has a prompt, which never holds the answer, and scores what comes.
+static Scores score_answers(Generator *g, const ChatFormat *f, const Options *o, const Dataset *set, FILE *out,
+                            const char **example) {
+    Scores scores = {0};
+    Question *q = take(g->n_sequences, sizeof *q);
+    g->n_answers = 0;
+    for (size_t i = 0, n; i < set->n; ) {
+        for (n = 0; i < set->n && n < g->n_sequences; i++)
+            if (set->samples[i].prompt_n) q[n++] = (Question){ .sample = &set->samples[i] };
+        answer_together(g, f, o, q, n);
+        for (size_t k = 0; k < n; k++) score_answer(&scores, &q[k], f, out, example), free(q[k].answer.ids);
+        progress(false, "answers to %zu of %zu samples", i, set->n);
+    }
+    free(q);
+    return scores;
+}
+
+static double mean_score(const Scores *s, Metric m) { return s->n ? s->sum[m] / (double)s->n : 0; }
+
+// The command: loss, then the scores of the answers, of a model on a data file.
+static void eval(const char *data, const char *model, Options *o) {
+    Opened m = open_model(model, o);
+    ChatFormat f = choose_format(o, &m.model->config, m.folder);
+    const char *file = is_folder(data) ? data_file(data, "dev") : data, *example = NULL;
+    if (!file) fail("%s: holds neither dev.json nor dev.jsonl; name the file to evaluate on", data);
+    Dataset set = read_data_file(file, &f, o, m.model->config.vocab_size, true);
+    size_t batch = (size_t)o->per_device_eval_batch_size, T = most_tokens(&set, batch);
+    start_method(&m, 0, false);
+    Run run = describe_run(m.model, m.method, FORWARD_ONLY, T, T);
+    take_run(&run);
+    double loss = evaluate(&run, &set, batch);
+    give_run(&run);
+    if (!isfinite(loss)) fail("%s: the loss is not finite; the weights are damaged (glmtune info --check)", model);
+    printf("%-16s %10.4f  mean over the %zu target tokens of %zu samples; ln(vocabulary) is %.4f\n", "loss", loss,
+           set.n_targets, set.n, log((double)m.model->config.vocab_size));
+    printf("%-16s %10.4f  exp(loss)\n", "perplexity", exp(loss));
+    if (!f.tokenizer || !f.layout) { fprintf(stderr, "no answers are generated: %s\n", f.why); return; }
+    Generator g = make_generator(m.model, m.method, longest_answered(&set, &m.model->config, o), batch);
+    const char *temporary = o->out ? begin_output(o->out) : NULL;
+    FILE *out = temporary ? open_to_write(temporary) : NULL;
+    Scores s = score_answers(&g, &f, o, &set, out, &example);
+    if (out) close_written(out, o->out), finish_output(temporary);
+    for (Metric k = 0; k < METRICS; k++)
+        printf("%-16s %10.4f  %s\n", metrics[k].name, mean_score(&s, k), metrics[k].meaning);
+    if (example) printf("of %zu answers, the first:\n%s\n", s.n, example);
+    give_generator(&g);
+}
+
+// ---- 13.5 The run ------------------------------------------------------------------------------------------------
 
 typedef struct {
     Opened base;
@@ -4968,7 +5069,7 @@ static void train(const char *data, const char *model, Options *o) {
             time_text(seconds() - t.began), o->output_dir, (long long)t.steps, o->output_dir, (long long)t.steps);
 }
 
-// ---- 13.5 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
+// ---- 13.6 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
 
 // All samples of a file as one batch, in order.
 static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
@@ -5053,7 +5154,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
 }
 
-// ---- 13.6 Gradient check -----------------------------------------------------------------------------------------
+// ---- 13.7 Gradient check -----------------------------------------------------------------------------------------
 // Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
 //     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
 // error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
@@ -5184,6 +5285,7 @@ typedef struct { Options *o; size_t n; const char **words; } Call;
 static const char *word(const Call *c, size_t i) { return i < c->n ? c->words[i] : NULL; }
 
 static int train_command(const Call *c) { return train(word(c, 0), word(c, 1), c->o), 0; }
+static int eval_command(const Call *c) { return eval(word(c, 0), word(c, 1), c->o), 0; }
 static int dump_command(const Call *c) { return dump(word(c, 0), word(c, 1), word(c, 2), c->o), 0; }
 static int merge_command(const Call *c) { return merge(word(c, 0), word(c, 1), c->o), 0; }
 static int gradcheck_command(const Call *c) { return gradcheck(word(c, 0), c->o); }
@@ -5346,13 +5448,16 @@ static int chat_command(const Call *c) {
 
 // ---- 14.3 The tables ---------------------------------------------------------------------------------------------
 
-enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, ALL = 255 };
+enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
+       ALL = 511 };
 
 static const struct {
     const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
 } commands[] = {
     { "train", TRAIN, 2, 2, train_command, "DATA MODEL",
       "tune a model (or go on with an adapter) on a file of conversations" },
+    { "eval", EVAL, 2, 2, eval_command, "DATA MODEL",
+      "loss of a model on a file of conversations, and scores of its answers to the prompts" },
     { "chat", CHAT, 1, 1, chat_command, "MODEL",
       "talk to a model or an adapter" },
     { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT",
@@ -5429,11 +5534,11 @@ static const struct {
       "compute first norm and inside of the MLP twice rather than keep them: more time, less memory", NULL },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6,
       "batches that make one step; costs no memory", NULL },
-    { FIELD(max_input_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,
+    { FIELD(max_input_length), INTEGER, TRAIN | EVAL | INFO, "512", 1, 1e7,
       "a sample may have max_input_length + max_output_length + 1 tokens", NULL },
-    { FIELD(max_output_length), INTEGER, TRAIN | INFO, "512", 1, 1e7,
+    { FIELD(max_output_length), INTEGER, TRAIN | EVAL | INFO, "512", 1, 1e7,
       "see max_input_length", NULL },
-    { FIELD(overlong), CHOICE, TRAIN, "error", 0, 0,
+    { FIELD(overlong), CHOICE, TRAIN | EVAL, "error", 0, 0,
       "what to do with a longer sample", "error,drop" },
     { FIELD(official_mask), FLAG, TRAIN, "false", 0, 0,
       "labels exactly as the official script of the layout sets them", NULL },
@@ -5455,26 +5560,29 @@ static const struct {
       "checkpoints to keep; 0: all", NULL },
     { FIELD(force), FLAG, TRAIN, "false", 0, 0,
       "write over a run that is in output_dir", NULL },
-    { FIELD(layout), CHOICE, TRAIN | CHAT | INIT | INFO, NULL, 0, 0,
+    { FIELD(layout), CHOICE, TRAIN | EVAL | CHAT | INIT | INFO, NULL, 0, 0,
       "chat layout; default: told from the model", "chatglm3,glm4-chat" },
-    { FIELD(base), STRING, TRAIN | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
+    { FIELD(base), STRING, TRAIN | EVAL | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
       "base model of an adapter; default: the one that it names", NULL },
     { FIELD(prompt), STRING, CHAT, NULL, 0, 0,
       "answer this one text and end", NULL },
     { FIELD(system), STRING, CHAT, NULL, 0, 0,
       "system message that opens the conversation", NULL },
-    { FIELD(temperature), REAL_NUMBER, CHAT, "0", 0, 100,
+    { FIELD(temperature), REAL_NUMBER, EVAL | CHAT, "0", 0, 100,
       "0: always the likeliest token; 1: as the model has it; more: wilder", NULL },
-    { FIELD(top_p), REAL_NUMBER, CHAT, "1", 0, 1,
+    { FIELD(top_p), REAL_NUMBER, EVAL | CHAT, "1", 0, 1,
       "draw only from the likeliest tokens with this probability together", NULL },
-    { FIELD(max_new_tokens), INTEGER, CHAT, "512", 1, 1e9,
+    { FIELD(max_new_tokens), INTEGER, EVAL | CHAT, "512", 1, 1e9,
       "tokens of an answer at most", NULL },
     { FIELD(max_context), INTEGER, CHAT, "4096", 2, 1e9,
       "tokens of a conversation at most; the cache grows with it", NULL },
     { FIELD(decode), FLAG, TOKENIZE, "false", 0, 0,
       "ids on stdin to text", NULL },
-    { FIELD(out), STRING, TOKENIZE, NULL, 0, 0,
-      "write the tokenizer as this tokenizer.bin", NULL },
+    { FIELD(out), STRING, TOKENIZE | EVAL, NULL, 0, 0,
+      "file to write: the tokenizer as a tokenizer.bin; eval: each prompt, reference and answer as a line of JSON",
+      NULL },
+    { FIELD(per_device_eval_batch_size), INTEGER, EVAL, "8", 1, HEAD_ROWS,
+      "samples evaluated, and answers generated, together; memory grows with it", NULL },
     { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0,
       "type of the weights; default: what config.json says, else bf16", "f64,f32,f16,bf16" },
     { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, 0, 10,
@@ -5483,7 +5591,7 @@ static const struct {
       "largest file in GB", NULL },
     { FIELD(elements), INTEGER, GRADCHECK, "200", 1, 1e9,
       "numbers to check in each tensor", NULL },
-    { FIELD(seed), INTEGER, TRAIN | CHAT | INIT | GRADCHECK, "42", 0, 9e15,
+    { FIELD(seed), INTEGER, TRAIN | EVAL | CHAT | INIT | GRADCHECK, "42", 0, 9e15,
       "of every random number", NULL },
     { FIELD(threads), INTEGER, ALL, "0", 0, 4096,
       "cores to use; 0: all. The result is the same bits", NULL },

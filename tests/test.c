@@ -281,7 +281,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "chunks", test_chunks }, { "tokenizers", test_tokenizers }, { "vectors", test_vectors },
     { "masks", test_masks }, { "data", test_data_sets }, { "configs", test_configs },
     { "layouts", test_layouts },
-    { "scores", test_scores },
+    { "scores", test_scores }, { "answers", test_answers },
 };
 
 int main(int argc, char **argv) {

@@ -51,3 +51,71 @@ static void test_scores(void) {
     check_scores("", "", STOP_RATE, 0);
     check_number("stop rate of an answer that stopped", scores_of("", "", true).sum[STOP_RATE], 100, 0);
 }
+
+// ---- Generation in batches ---------------------------------------------------------------------------------------
+
+// Sequences of several lengths, each with a cache of its own, against the same tokens through the whole model at once.
+static void check_batched_feeding(const char *folder) {
+    enum { N = 3, MORE = 4, LONGEST = 16 };
+    static const size_t prompts[N] = { 5, 1, 9 };
+    Subject s = make_subject(folder, golden_model(folder), "lora", 5);
+    size_t V = s.model->config.vocab_size, starts[N + 1] = { 0, 1, 2, 3 };
+    Generator g = make_generator(s.model, s.method, LONGEST, N), alone = make_generator(s.model, s.method, LONGEST, 1);
+    int32_t ids[N][LONGEST];
+    Cache caches[N];
+    for (size_t i = 0; i < N; i++) for (size_t t = 0; t < LONGEST; t++) ids[i][t] = (int32_t)pick(V);
+    for (size_t i = 0; i < N; i++) {
+        g.run.caches = &caches[i];
+        caches[i] = (Cache){ i * LONGEST, 0 };
+        feed(&g, ids[i], prompts[i]);
+    }
+    g.run.caches = caches;
+    for (size_t t = 0; t < MORE; t++) {
+        int32_t next[N];
+        for (size_t i = 0; i < N; i++) next[i] = ids[i][prompts[i] + t];
+        feed_batch(&g, &(Batch){ .ids = next, .starts = starts, .n = N, .T = N }, g.logits);
+    }
+    for (size_t i = 0; i < N; i++) {
+        alone.run.caches->n = 0;
+        feed(&alone, ids[i], prompts[i] + MORE);
+        double *want = as_doubles(alone.logits, V);
+        check_close(label("%s: logits of sequence %zu of a batch", folder, i), g.logits + i*V, want, V,
+                    TOLERANCE(5e-6, 1e-14));
+        check_equal(label("%s: tokens in cache %zu", folder, i), caches[i].n, prompts[i] + MORE);
+        free(want);
+    }
+}
+
+// Answers of the bundled model to real prompts, one by one and together, greedily and drawn.
+static void check_answers_together(double temperature) {
+    enum { ASKED = 14, TOGETHER = 5, MOST = 24 };
+    Options o = default_options();
+    Opened m = open_model("tests/tiny", &o);
+    ChatFormat f = choose_format(&o, &m.model->config, m.folder);
+    Dataset set = read_data_file("tests/data/ads.jsonl", &f, &o, m.model->config.vocab_size, true);
+    Generator alone = make_generator(m.model, NULL, 128, 1), g = make_generator(m.model, NULL, 128, TOGETHER);
+    size_t same = 0, stopped = 0;
+    o.temperature = temperature, o.max_new_tokens = MOST;
+    for (size_t i = 0; i < ASKED; i += TOGETHER) {
+        Question q[TOGETHER] = {{0}};
+        size_t n = min_size(TOGETHER, ASKED - i);
+        for (size_t k = 0; k < n; k++) q[k].sample = &set.samples[i + k];
+        answer_together(&g, &f, &o, q, n);
+        for (size_t k = 0; k < n; k++) {
+            Ids answer = {0};
+            alone.run.caches->n = 0;
+            feed(&alone, q[k].sample->ids, q[k].sample->prompt_n);
+            bool ended = generate(&alone, &f, &o, MOST, &answer, NULL);
+            same += ended == q[k].stopped && answer.n == q[k].answer.n &&
+                    !memcmp(answer.ids, q[k].answer.ids, answer.n * sizeof *answer.ids);
+            stopped += ended;
+        }
+    }
+    check_equal(label("answers together as one by one, temperature %g", temperature), same, ASKED);
+    check_true(label("some answers stop and some do not: %zu of %d stop", stopped, ASKED), stopped && stopped < ASKED);
+}
+
+static void test_answers(void) {
+    check_batched_feeding("tests/golden/glm4"), check_batched_feeding("tests/golden/chatglm");
+    check_answers_together(0), check_answers_together(1);
+}
