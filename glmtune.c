@@ -4873,7 +4873,255 @@ static void eval(const char *data, const char *model, Options *o) {
     give_generator(&g);
 }
 
-// ---- 13.5 The run ------------------------------------------------------------------------------------------------
+// ---- 13.5 Curves -------------------------------------------------------------------------------------------------
+// loss.svg, and the picture that `compare` makes. Both are drawn from log.jsonl alone, so a run that was resumed has
+// the same curves as one that was not. A style sheet in the file follows the reader's choice of light or dark.
+
+typedef struct { double x, y; } Point;
+typedef struct { Point *points; size_t n, capacity, style; const char *label; } Curve;
+typedef struct { const char *title; const Curve *curves; size_t n; bool may_log; double left, top, w, h; } Panel;
+
+// Adds a point; what is not finite, or further out than a picture can show, is left out.
+static void curve_add(Curve *c, double x, double y) {
+    if (!(fabs(x) <= 1e15) || !(fabs(y) <= 1e30)) return;
+    c->points = grow(c->points, &c->capacity, c->n + 1, sizeof *c->points);
+    c->points[c->n++] = (Point){ x, y };
+}
+
+// An axis from `least` to `most`, which begins at pixel `from` and is `length` pixels long (upwards: negative). Tick i,
+// for the multiples of `stride` from first to last, is i step, or in a log scale the i-th of ... 0.5 1 2 5 10 20 ...
+typedef struct { double least, most, from, length, step; int64_t first, last, stride; bool log; } Axis;
+
+static double tick(const Axis *a, int64_t i) {
+    static const double parts[] = { 1, 2, 5 };
+    return a->log ? parts[(i % 3 + 3) % 3] * pow(10, floor((double)i / 3)) : (double)i * a->step;
+}
+
+static double place(const Axis *a, double v) {
+    double part = a->log ? log(v / a->least) / log(a->most / a->least) : (v - a->least) / (a->most - a->least);
+    return a->from + a->length * part;
+}
+
+static double nice_step(double x) {     // the least of 1, 2, 5 times a power of ten that is not below x
+    double power = pow(10, floor(log10(x)));
+    return power * (x <= power ? 1 : x <= 2 * power ? 2 : x <= 5 * power ? 5 : 10);
+}
+
+static Axis x_axis(double most, double from, double length) {       // steps, from 0
+    Axis a = { .most = fmax(most, 1), .from = from, .length = length, .stride = 1 };
+    a.step = fmax(1, nice_step(a.most * 75 / length));
+    a.last = (int64_t)floor(a.most / a.step + 1e-9);
+    return a;
+}
+
+// Values, from tick to tick; in a log scale where that is allowed and they spread over a factor of 50.
+static Axis y_axis(double least, double most, bool may_log, double from, double length) {
+    double ticks = floor(fabs(length) / 40), largest = fmax(fabs(most), fabs(least));
+    if (!(most - least > 1e-6 * largest)) least -= largest / 2, most += largest > 0 ? largest / 2 : 1;
+    Axis a = { .from = from, .length = length, .stride = 1, .log = may_log && least > 0 && most > 50 * least };
+    double decades = a.log ? log10(most / least) : 0;
+    if (3 * decades > 1.5 * ticks) a.stride = 3 * (int64_t)ceil(decades / ticks);
+    a.step = nice_step((most - least) / ticks);
+    a.first = a.log ? 3 * (int64_t)floor(log10(least)) : (int64_t)floor(least / a.step + 1e-9);
+    while (tick(&a, a.first + 1) <= least) a.first++;
+    for (a.last = a.first + 1; tick(&a, a.last) < most - 1e-9 * fabs(most); ) a.last++;
+    a.least = tick(&a, a.first), a.most = tick(&a, a.last);
+    return a;
+}
+
+static size_t text_columns(const char *s) {     // Chinese characters take two, others one
+    size_t columns = 0;
+    uint32_t c;
+    for (const char *end = s + strlen(s); s < end; columns += c != INVALID && c >= 0x2E80 ? 2 : 1)
+        s += utf8_get(s, (size_t)(end - s), &c);
+    return columns;
+}
+
+// A text at (x, y); of one with more columns the end stands, which is what tells paths apart.
+static void svg_text(Text *t, double x, double y, const char *attributes, const char *s, size_t columns) {
+    const char *end = s + strlen(s);
+    uint32_t c;
+    bool cut = text_columns(s) > columns;
+    while (cut && text_columns(s) >= columns) s += utf8_get(s, (size_t)(end - s), &c);
+    text_print(t, "<text x=\"%.4g\" y=\"%.4g\" %s>%s", x, y, attributes, cut ? "…" : "");
+    for (size_t n; s < end; s += n) {
+        n = utf8_get(s, (size_t)(end - s), &c);
+        if (c == INVALID || c < ' ') text_add(t, "?", 1);
+        else if (c == '<' || c == '&') text_print(t, "&#%u;", c);
+        else text_add(t, s, n);
+    }
+    text_print(t, "</text>\n");
+}
+
+static void draw_axis(Text *t, const Axis *a, const Axis *across, bool is_x) {      // grid lines with their numbers
+    for (int64_t i = a->first; i <= a->last; i++) {
+        if (i % a->stride) continue;
+        double at = place(a, tick(a, i)), from = across->from;
+        char number[32], *e;
+        snprintf(number, sizeof number, "%.6g", tick(a, i));
+        if ((e = strchr(number, 'e'))) sprintf(e, "e%d", atoi(e + 1));      // 1e-05 is 1e-5
+        text_print(t, "<path class=\"g\" d=\"M%.4g %.4g%c%.4g\"/>\n", is_x ? at : from, is_x ? from : at,
+                   is_x ? 'v' : 'h', across->length);
+        svg_text(t, is_x ? at : from - 8, is_x ? from + 17 : at + 4,
+                 is_x ? "class=\"s\" text-anchor=\"middle\"" : "class=\"s\" text-anchor=\"end\"", number, 99);
+    }
+}
+
+// How curves are told apart: by colours, by dashes where colours are not seen.
+static const struct { const char *light, *dark, *dashes; } curve_styles[] = {
+    { "#1f6fb4", "#6db3f2", "none" }, { "#cf3f4f", "#ff8d8a", "7 3" }, { "#23845f", "#5fd0a5", "2 3" },
+    { "#8456bd", "#c6a4f7", "9 3 2 3" }, { "#b8700a", "#f2b84b", "14 4" }, { "#4d5a66", "#b6c2cd", "4 2" },
+};
+
+static void begin_line(Text *t, size_t style, bool thin) {      // its points and the end of the element follow
+    size_t n = COUNT(curve_styles), dashes = thin ? 0 : (style + style / n) % n;
+    text_print(t, "<polyline class=\"c%zu%s\" stroke-dasharray=\"%s\" points=\"", style % n, thin ? " n" : "",
+               curve_styles[dashes].dashes);
+}
+
+// A line through the means of up to 240 groups of neighbouring points, over a thin one through their extremes.
+static void draw_curve(Text *t, const Curve *c, const Axis *x, const Axis *y) {
+    size_t groups = min_size(c->n, max_size(40, min_size(c->n / 16, 240)));
+    for (int thin = groups < c->n; c->n && thin >= 0; thin--) {
+        begin_line(t, c->style, thin);
+        for (size_t g = 0; g < groups; g++) {
+            size_t begin = g * c->n / groups, end = (g + 1) * c->n / groups;
+            double low = INFINITY, high = -INFINITY, mean = 0, middle = 0;
+            for (size_t i = begin; i < end; i++) {
+                low = fmin(low, c->points[i].y), high = fmax(high, c->points[i].y);
+                mean += c->points[i].y / (double)(end - begin), middle += c->points[i].x / (double)(end - begin);
+            }
+            text_print(t, "%.4g,%.4g ", place(x, middle), place(y, !thin ? mean : g % 2 ? high : low));
+            if (thin) text_print(t, "%.4g,%.4g ", place(x, middle), place(y, g % 2 ? low : high));
+        }
+        text_print(t, "\"/>\n");
+    }
+    for (const Point *p = c->points; p < c->points + c->n && c->n <= 40; p++)
+        text_print(t, "<circle class=\"c%zu\" r=\"2.2\" cx=\"%.4g\" cy=\"%.4g\"/>\n", c->style % COUNT(curve_styles),
+                   place(x, p->x), place(y, p->y));
+}
+
+static void draw_panel(Text *t, const Panel *p) {
+    double least = INFINITY, most = -INFINITY, last = 0, center = p->left + p->w / 2, bottom = p->top + p->h;
+    for (size_t k = 0; k < p->n; k++)
+        for (const Point *q = p->curves[k].points; q < p->curves[k].points + p->curves[k].n; q++)
+            least = fmin(least, q->y), most = fmax(most, q->y), last = fmax(last, q->x);
+    bool empty = !(least <= most);
+    Axis x = x_axis(last, p->left, p->w), y = y_axis(empty ? 0 : least, empty ? 1 : most, p->may_log, bottom, -p->h);
+    svg_text(t, p->left, p->top - 10, "class=\"h\"", p->title, 99);
+    svg_text(t, center, bottom + 34, "class=\"s\" text-anchor=\"middle\"", "step", 99);
+    draw_axis(t, &x, &y, true);
+    draw_axis(t, &y, &x, false);
+    if (empty) svg_text(t, center, bottom - p->h / 2, "text-anchor=\"middle\"", "no values yet", 99);
+    for (size_t k = 0; k < p->n; k++) draw_curve(t, &p->curves[k], &x, &y);
+}
+
+// Writes a picture of panels under a title and a legend of the first one's curves.
+static void draw_picture(const char *path, const char *title, double width, double height, const Panel *panels,
+                         size_t n) {
+    Text t = {0};
+    text_print(&t, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%g\" height=\"%g\" viewBox=\"0 0 %g %g\"><style>"
+               "\nsvg{color:#24292f;font:12px system-ui,sans-serif}text{fill:currentColor}.b{fill:#fff}\n"
+               ".g{fill:none;stroke:currentColor;opacity:.14}.s{font-size:11px;opacity:.75}.h{font-weight:600}\n"
+               "polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}\n"
+               "circle{fill:currentColor}polyline.n{stroke-width:1;opacity:.35}\n", width, height, width, height);
+    for (size_t i = 0; i < COUNT(curve_styles); i++) text_print(&t, ".c%zu{color:%s}", i, curve_styles[i].light);
+    text_print(&t, "\n@media(prefers-color-scheme:dark){svg{color:#d8dee4}.b{fill:#15181c}");
+    for (size_t i = 0; i < COUNT(curve_styles); i++) text_print(&t, ".c%zu{color:%s}", i, curve_styles[i].dark);
+    text_print(&t, "}\n</style>\n<rect class=\"b\" width=\"%g\" height=\"%g\"/>\n", width, height);
+    svg_text(&t, 20, 28, "class=\"h\" font-size=\"15\"", title, (size_t)(width / 10));
+    for (size_t k = 0; k < panels->n; k++) {
+        double x = 20 + (double)(k % 3) * (width - 20) / 3, y = 56 + 19 * (double)(k / 3);
+        begin_line(&t, panels->curves[k].style, false);
+        text_print(&t, "%.4g,%.4g %.4g,%.4g\"/>\n", x, y - 4, x + 28, y - 4);
+        svg_text(&t, x + 36, y, "", panels->curves[k].label, (size_t)(width / 3 - 60) / 7);
+    }
+    for (size_t i = 0; i < n; i++) draw_panel(&t, &panels[i]);
+    text_print(&t, "</svg>\n");
+    write_file(path, t.s, t.n);
+    free(t.s);
+}
+
+// What is known of a run: curves of these names, and facts as `compare` shows them: what run.json holds, speed and
+// steps, and the numbers of the evaluation with the lowest loss.
+enum { LOSS, EVAL_LOSS, RATE, NORM, SPEED, N_LOGGED, MAX_FACTS = 32 };
+static const char *const logged[] = { "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_s" };
+typedef struct { char *name, *text; } Fact;
+typedef struct { Curve curves[N_LOGGED]; Fact facts[MAX_FACTS]; size_t n_facts, n_lines; } RunLog;
+
+static void add_fact(RunLog *log, const char *fact, char *text) {
+    if (log->n_facts < MAX_FACTS) log->facts[log->n_facts++] = (Fact){ name("%s", fact), text };
+}
+
+static void add_facts(RunLog *log, const Json *object) {
+    for (const Json *j = object->first; j; j = j->next) {
+        if (list_has("epoch,loss,learning_rate,grad_norm,tokens,tokens_per_s", j->key)) continue;
+        const char *fact = strcmp(j->key, "step") ? j->key : "best step";
+        bool whole = floor(j->number) == j->number;
+        if (j->type == JSON_NUMBER) add_fact(log, fact, whole ? name("%.0f", j->number) : name("%.4g", j->number));
+        if (j->type == JSON_STRING) add_fact(log, j->key, name("%s", j->text));
+    }
+}
+
+static int by_y(const void *a, const void *b) {
+    double x = ((const Point *)a)->y, y = ((const Point *)b)->y;
+    return (x > y) - (x < y);
+}
+
+static RunLog read_run(const char *folder) {
+    RunLog log = {0};
+    char *path = name("%s/log.jsonl", folder), *facts_path = name("%s/run.json", folder);
+    if (!exists(path)) fail("%s: is no run: it holds no log.jsonl; name the --output_dir of a training", folder);
+    size_t n, best_at = 0;
+    double best = INFINITY, last = 0;
+    if (exists(facts_path)) {
+        char *facts = read_file(facts_path, &n);
+        JsonReader r = json_open(facts_path, facts, n);
+        add_facts(&log, json_only(&r));
+        json_close(&r), free(facts);
+    }
+    char *source = read_file(path, &n);
+    JsonReader r = json_open(path, source, n);
+    for (const Json *line; (line = json_next(&r)); log.n_lines++) {
+        const Json *step = json_get(line, "step"), *loss = json_get(line, "eval_loss");
+        if (!json_is(step, JSON_NUMBER)) fail("%s: no line of a log: it has no step", json_where(&r, line->at));
+        for (size_t i = 0; i < N_LOGGED; i++) {
+            const Json *value = json_get(line, logged[i]);
+            if (json_is(value, JSON_NUMBER)) curve_add(&log.curves[i], step->number, value->number);
+        }
+        last = fmax(last, step->number);
+        if (json_is(loss, JSON_NUMBER) && loss->number < best) best = loss->number, best_at = line->at;
+    }
+    Curve *speed = &log.curves[SPEED];
+    if (speed->n) qsort(speed->points, speed->n, sizeof *speed->points, by_y);
+    add_fact(&log, "steps", name("%.0f", last));
+    if (speed->n) add_fact(&log, "tokens/s", name("%.0f", speed->points[speed->n / 2].y));      // the median
+    r.at = best_at;
+    if (best < INFINITY) add_facts(&log, json_next(&r));
+    json_close(&r);
+    free(source), free(path), free(facts_path);
+    return log;
+}
+
+static void free_run(RunLog *log) {
+    for (size_t i = 0; i < N_LOGGED; i++) free(log->curves[i].points);
+    for (size_t i = 0; i < log->n_facts; i++) free(log->facts[i].name), free(log->facts[i].text);
+}
+
+static void draw_losses(const char *folder) {       // loss.svg of a run folder
+    RunLog log = read_run(folder);
+    Curve *c = log.curves;
+    c[LOSS].label = "training", c[EVAL_LOSS].label = "evaluation", c[EVAL_LOSS].style = 1;
+    const Panel panels[] = { { "loss", c, 2, true, 64, 96, 716, 240 },
+                             { "learning rate", &c[RATE], 1, false, 64, 412, 316, 140 },
+                             { "gradient norm", &c[NORM], 1, true, 464, 412, 316, 140 } };
+    char *path = name("%s/loss.svg", folder);
+    draw_picture(path, folder, 800, 602, panels, COUNT(panels));
+    free(path);
+    free_run(&log);
+}
+
+// ---- 13.6 The run ------------------------------------------------------------------------------------------------
 
 typedef struct {
     Opened base;
@@ -4884,7 +5132,7 @@ typedef struct {
     const char *log_path;
     int64_t steps, steps_per_epoch;
     size_t batch_size, samples_per_step, tokens, tokens_logged;
-    double began, logged_at;
+    double began, logged_at, draw_at;
 } Trainer;
 
 static void read_data(Trainer *t, const char *data, const ChatFormat *f) {
@@ -4942,6 +5190,24 @@ static void log_evaluation(Trainer *t, int64_t step) {
     fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g}\n", (long long)step, loss);
     if (fflush(t->log)) fail_writing(t->log_path);
     t->logged_at += took, t->began += took;     // evaluation does not count as training time
+}
+
+// Draws loss.svg, at most every second, and so seldom that it takes no more than a fiftieth of the time.
+static void draw_progress(Trainer *t, bool last) {
+    double start = seconds();
+    if (!last && start < t->draw_at) return;
+    draw_losses(t->o->output_dir);
+    t->draw_at = seconds() + fmax(1, 50 * (seconds() - start));
+}
+
+// run.json: what `compare` shows of a run besides its log.
+static void write_facts(const Trainer *t) {
+    size_t trained = count_parameters(t->base.model->trained, t->base.model->n_trained);
+    size_t own = trainable_bytes(t->base.model, true) + t->run.kept_arena.used + t->run.scratch_arena.used;
+    char *facts = name("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
+                       size_text(own));
+    write_file(name("%s/run.json", t->o->output_dir), facts, strlen(facts));
+    free(facts);
 }
 
 // The steps of the checkpoints in a folder, in no order.
@@ -5004,6 +5270,7 @@ static void train_loop(Trainer *t) {
         train_step(t, step, order + at, min_size(t->samples_per_step, t->train.n - at));
         bool last = step + 1 == t->steps;
         if (t->validation.n && ((step + 1) % eval_every == 0 || last)) log_evaluation(t, step + 1);
+        draw_progress(t, false);
         if ((step + 1) % o->save_steps == 0 || last) save_checkpoint(t, step + 1);
     }
     free(order);
@@ -5063,13 +5330,15 @@ static void train(const char *data, const char *model, Options *o) {
     t.run = describe_run(m, t.base.method, kind, T, T);
     take_run(&t.run);
     open_log(&t);
+    write_facts(&t);
     train_loop(&t);
     close_written(t.log, t.log_path);
+    draw_progress(&t, true);
     fprintf(stderr, "done in %s; the result is %s/checkpoint-%lld; try: glmtune chat %s/checkpoint-%lld\n",
             time_text(seconds() - t.began), o->output_dir, (long long)t.steps, o->output_dir, (long long)t.steps);
 }
 
-// ---- 13.6 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
+// ---- 13.7 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
 
 // All samples of a file as one batch, in order.
 static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
@@ -5154,7 +5423,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
 }
 
-// ---- 13.7 Gradient check -----------------------------------------------------------------------------------------
+// ---- 13.8 Gradient check -----------------------------------------------------------------------------------------
 // Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
 //     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
 // error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
@@ -5271,6 +5540,59 @@ static int gradcheck(const char *folder, Options *o) {
     return failed > 0;
 }
 
+// ---- 13.9 Comparing runs -----------------------------------------------------------------------------------------
+
+// cells [rows, columns]; those without a number in them, and the first column, are words and stand to the left.
+static void print_table(const char *const *cells, size_t rows, size_t columns) {
+    for (size_t i = 0; i < rows * columns; i++) {
+        size_t column = i % columns, width = 0;
+        for (size_t k = column; k < rows * columns; k += columns) width = max_size(width, text_columns(cells[k]));
+        int pad = (int)(width - text_columns(cells[i]));
+        bool words = !column || isalpha((unsigned char)cells[columns + column][0]);
+        if (words && column + 1 < columns) printf("%s%*s  ", cells[i], pad, "");
+        else printf("%*s%s%s", words ? 0 : pad, "", cells[i], column + 1 < columns ? "  " : "\n");
+    }
+}
+
+// One row a run, with a column for every fact that any of them has.
+static void print_runs(const char *const *folders, const RunLog *runs, size_t n) {
+    const char *heads[256] = { "run" };
+    size_t columns = 1, known;
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < runs[i].n_facts; k++) {
+            for (known = 1; known < columns && strcmp(heads[known], runs[i].facts[k].name); ) known++;
+            if (known == columns && columns < COUNT(heads)) heads[columns++] = runs[i].facts[k].name;
+        }
+    const char **cells = take((n + 1) * columns, sizeof *cells);
+    memcpy(cells, heads, columns * sizeof *cells);
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < columns; c++) {
+            const char **cell = &cells[(i + 1) * columns + c];
+            *cell = c ? "-" : folders[i];
+            for (size_t k = 0; k < runs[i].n_facts; k++)
+                if (!strcmp(runs[i].facts[k].name, heads[c])) *cell = runs[i].facts[k].text;
+        }
+    print_table(cells, n + 1, columns);
+    free(cells);
+}
+
+static void compare(const char *const *folders, size_t n, const char *out) {
+    RunLog *runs = take(n, sizeof *runs);
+    Curve *curves[] = { take(n, sizeof **curves), take(n, sizeof **curves) };
+    for (size_t i = 0; i < n; i++) {
+        runs[i] = read_run(folders[i]);
+        if (!runs[i].n_lines) fail("%s/log.jsonl: is empty: no step has been logged yet", folders[i]);
+        for (size_t f = LOSS; f <= EVAL_LOSS; f++)
+            curves[f][i] = runs[i].curves[f], curves[f][i].label = folders[i], curves[f][i].style = i;
+    }
+    double top = 92 + 19 * (double)((n + 2) / 3);
+    const Panel panels[] = { { "training loss", curves[LOSS], n, true, 64, top, 416, 330 },
+                             { "evaluation loss", curves[EVAL_LOSS], n, true, 564, top, 416, 330 } };
+    draw_picture(out, "runs side by side", 1000, top + 380, panels, COUNT(panels));
+    print_runs(folders, runs, n);
+    fprintf(stderr, "curves: %s\n", out);
+}
+
 // ================================================================================================================
 // 14  Commands
 // ================================================================================================================
@@ -5288,6 +5610,9 @@ static int train_command(const Call *c) { return train(word(c, 0), word(c, 1), c
 static int eval_command(const Call *c) { return eval(word(c, 0), word(c, 1), c->o), 0; }
 static int dump_command(const Call *c) { return dump(word(c, 0), word(c, 1), word(c, 2), c->o), 0; }
 static int merge_command(const Call *c) { return merge(word(c, 0), word(c, 1), c->o), 0; }
+static int compare_command(const Call *c) {
+    return compare(c->words, c->n, c->o->out ? c->o->out : "compare.svg"), 0;
+}
 static int gradcheck_command(const Call *c) { return gradcheck(word(c, 0), c->o); }
 
 static const struct { const char *name, *torch; Dtype dtype; } dtype_options[] = {
@@ -5449,7 +5774,7 @@ static int chat_command(const Call *c) {
 // ---- 14.3 The tables ---------------------------------------------------------------------------------------------
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
-       ALL = 511 };
+       COMPARE = 1 << 12, ALL = -1 };
 
 static const struct {
     const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
@@ -5472,6 +5797,8 @@ static const struct {
       "what a config.json, model or adapter is: sizes, trainable counts, memory plan" },
     { "init", INIT, 2, 2, init_command, "CONFIG OUT",
       "write a randomly initialised model folder" },
+    { "compare", COMPARE, 1, 1000, compare_command, "RUN [RUN ...]",
+      "output folders of train side by side: a table, and their curves as an SVG" },
 };
 
 typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE } OptionType;
@@ -5578,9 +5905,9 @@ static const struct {
       "tokens of a conversation at most; the cache grows with it", NULL },
     { FIELD(decode), FLAG, TOKENIZE, "false", 0, 0,
       "ids on stdin to text", NULL },
-    { FIELD(out), STRING, TOKENIZE | EVAL, NULL, 0, 0,
-      "file to write: the tokenizer as a tokenizer.bin; eval: each prompt, reference and answer as a line of JSON",
-      NULL },
+    { FIELD(out), STRING, TOKENIZE | EVAL | COMPARE, NULL, 0, 0,
+      "file to write: the tokenizer as a tokenizer.bin; eval: each prompt, reference and answer as a line of JSON; "
+      "compare: the curves [compare.svg]", NULL },
     { FIELD(per_device_eval_batch_size), INTEGER, EVAL, "8", 1, HEAD_ROWS,
       "samples evaluated, and answers generated, together; memory grows with it", NULL },
     { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0,

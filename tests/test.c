@@ -268,6 +268,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 #include "test_model.c"
 #include "test_data.c"
 #include "test_eval.c"
+#include "test_svg.c"
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
@@ -282,6 +283,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "masks", test_masks }, { "data", test_data_sets }, { "configs", test_configs },
     { "layouts", test_layouts },
     { "scores", test_scores }, { "answers", test_answers },
+    { "svg", test_svg },
 };
 
 int main(int argc, char **argv) {

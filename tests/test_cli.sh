@@ -63,7 +63,7 @@ want_clean() {                  # no temporary file, and no output but what a ru
     local left
     left=$(find . -name '*.tmp*')
     [ -z "$left" ] || want "nothing left behind, and there is $left"
-    if [ -n "$may_begin" ]; then left=$(find out -type f ! -name log.jsonl 2>stdout.find; find out -name 'checkpoint-*')
+    if [ -n "$may_begin" ]; then left=$(find out -type f ! -name log.jsonl ! -name loss.svg ! -name run.json 2>stdout.find; find out -name 'checkpoint-*')
     else left=$(find . -path ./out); fi
     [ -z "$left" ] || want "no output, and there is $left"
     rm -rf out stdout.find

@@ -1,0 +1,138 @@
+// Pictures and what they are drawn from: axes, well-formed XML, thinning, logs with one line or none.
+
+static void check_axis(const char *what, Axis a, double least, double most, double inner, size_t ticks) {
+    size_t n = 0, hits = 0;
+    for (int64_t i = a.first; i <= a.last; i++)
+        if (i % a.stride == 0) n++, hits += fabs(tick(&a, i) / inner - 1) < 1e-9;
+    check_number(label("axis %s: its least", what), a.least, least, 1e-12);
+    check_number(label("axis %s: its most", what), a.most, most, 1e-12);
+    check_equal(label("axis %s: ticks", what), n, ticks);
+    check_equal(label("axis %s: ticks at %g", what, inner), hits, 1);
+    check_number(label("axis %s: place of its least", what), place(&a, a.least), a.from, 1e-12);
+    check_number(label("axis %s: place of its most", what), place(&a, a.most), a.from + a.length, 1e-12);
+}
+
+static void test_axes(void) {
+    check_axis("0.31 to 2.27", y_axis(0.31, 2.27, true, 300, -240), 0, 2.5, 1.5, 6);
+    check_axis("-3 to 4", y_axis(-3, 4, true, 300, -240), -4, 4, 2, 5);
+    check_axis("all the same", y_axis(5e-4, 5e-4, false, 300, -240), 2e-4, 8e-4, 6e-4, 7);
+    check_axis("all zero", y_axis(0, 0, true, 300, -240), 0, 1, 0.4, 6);
+    check_axis("0.02 to 3, log", y_axis(0.02, 3, true, 300, -240), 0.02, 5, 0.1, 8);
+    check_axis("0.02 to 3, linear", y_axis(0.02, 3, false, 300, -240), 0, 3, 1.5, 7);
+    check_axis("3e-5 to 7, log", y_axis(3e-5, 7, true, 300, -240), 2e-5, 10, 0.01, 6);
+    check_axis("two extremes", y_axis(-1e30, 1e30, true, 300, -240), -1e30, 1e30, 5e29, 5);
+    check_axis("a close pair", y_axis(1e30, 1e30 * (1 + 1e-15), true, 300, -240), 4e29, 1.6e30, 1e30, 7);
+    check_axis("step 1", x_axis(1, 50, 700), 0, 1, 1, 2);
+    check_axis("600 steps", x_axis(600, 50, 700), 0, 600, 300, 7);
+    check_axis("14049 steps", x_axis(14049, 50, 416), 0, 14049, 10000, 3);
+}
+
+static bool is_reference(const char *p) {        // as &#60; is one
+    size_t digits = p[1] == '#' ? strspn(p + 2, "0123456789") : 0;
+    return digits && p[2 + digits] == ';';
+}
+
+// Elements that are begun and not ended, plus what XML or a picture must not hold; *largest coordinate beside it.
+static size_t xml_faults(const char *s, double *largest) {
+    size_t depth = 0, faults = 0;
+    *largest = 0;
+    for (const char *p = s; *p; p++) {
+        uint32_t c;
+        if (utf8_get(p, strlen(p), &c) && c == INVALID) faults++;
+        if (*p == '&') faults += !is_reference(p);
+        if ((unsigned char)*p >= 0xC0) p += utf8_get(p, strlen(p), &c) - 1;
+        if (*p != '<') continue;
+        const char *end = strchr(p, '>');
+        if (!end) return faults + 1;
+        size_t quotes = 0;
+        for (const char *q = p + 1; q < end; q++) quotes += *q == '"', faults += *q == '<';
+        faults += quotes % 2;
+        if (p[1] == '/') faults += depth == 0, depth -= depth > 0;
+        else depth += end[-1] != '/';
+        for (const char *q = p; q < end; q++)
+            if (strchr(" ,\"", *q) && isdigit((unsigned char)q[1])) *largest = fmax(*largest, strtod(q + 1, NULL));
+    }
+    for (const char *p = s; (p = strstr(p, "points=\"")); p++) faults += p[8 + strspn(p + 8, "0123456789.,- ")] != '"';
+    static const char *const none[] = { "=\"nan", "=\"-nan", "=\"inf", "=\"-inf" };
+    for (size_t i = 0; i < COUNT(none); i++) faults += strstr(s, none[i]) != NULL;
+    return faults + depth;
+}
+
+static size_t occurrences(const char *s, const char *part) {
+    size_t n = 0;
+    for (; (s = strstr(s, part)); s += strlen(part)) n++;
+    return n;
+}
+
+// Draws the log of a run folder; returns the picture.
+static char *drawn(const char *folder, const char *log) {
+    size_t n;
+    write_file(name("%s/log.jsonl", folder), log, strlen(log));
+    draw_losses(folder);
+    return read_file(name("%s/loss.svg", folder), &n);
+}
+
+static void check_picture(const char *what, const char *picture) {
+    double largest;
+    check_equal(label("%s: faults in the XML", what), xml_faults(picture, &largest), 0);
+    check_true(label("%s: nothing lies outside: %g", what, largest), largest <= 800);
+    check_equal(label("%s: pictures end", what), occurrences(picture, "</svg>"), 1);
+}
+
+static void test_pictures(void) {
+    const char *folder = scratch("<svg> & \"\xFF\" 中文");
+    make_folders(folder);
+    char *picture = drawn(folder, "");
+    check_picture("no line", picture);
+    check_equal("no line: panels that say so", occurrences(picture, "no values yet"), 3);
+    check_true("the title is escaped", strstr(picture, "/&#60;svg> &#38; \"?\" 中文<") != NULL);
+    picture = drawn(folder, "{\"step\": 1, \"loss\": 2.5, \"learning_rate\": 0, \"grad_norm\": 1, \"tokens\": 3}\n");
+    check_picture("one line", picture);
+    check_equal("one line: a dot for each value", occurrences(picture, "<circle"), 3);
+    picture = drawn(folder, "{\"step\": 1, \"loss\": NaN}\n{\"step\": 2, \"loss\": 1e999}\n"
+                            "{\"step\": 3, \"loss\": 1e300}\n{\"step\": 4, \"loss\": 1e-300}\n"
+                            "{\"step\": 5, \"loss\": 1e30}\n{\"step\": 6, \"eval_loss\": -1}\n");
+    check_picture("strange numbers", picture);
+    check_equal("strange numbers: those that can be drawn", occurrences(picture, "<circle"), 3);
+    Text log = {0};
+    for (size_t i = 1; i <= 20000; i++)
+        text_print(&log, "{\"step\": %zu, \"loss\": %.9g, \"learning_rate\": 1e-05}\n", i,
+                   i == 7777 ? 9.0 : 1 + (double)(i % 7) / 7);
+    picture = drawn(folder, log.s);
+    check_picture("20000 lines", picture);
+    check_true(label("20000 lines: %zu bytes, at most 40000", strlen(picture)), strlen(picture) <= 40000);
+    // loss runs from 1 to 9 on an axis from 0 to 10 between pixels 336 and 96: the one spike stands at 336 - 216
+    check_true("20000 lines: a single spike is seen", strstr(picture, ",120 ") != NULL);
+    check_true("1e-05 is written 1e-5", strstr(picture, ">1e-5<") != NULL && !strstr(picture, "e-05"));
+}
+
+static void test_run_facts(void) {
+    const char *folder = scratch("facts");
+    make_folders(folder);
+    const char *log = "{\"step\": 2, \"loss\": 3, \"tokens_per_s\": 100}\n"
+                      "{\"step\": 2, \"eval_loss\": 2, \"rouge_l\": 0.25}\n"
+                      "{\"step\": 4, \"loss\": 2, \"tokens_per_s\": 900}\n"
+                      "{\"step\": 4, \"eval_loss\": 1.5, \"rouge_l\": 0.123456}\n"
+                      "{\"step\": 6, \"loss\": 1, \"tokens_per_s\": 120}\n"
+                      "{\"step\": 6, \"eval_loss\": 1.75, \"rouge_l\": 0.75}\n";
+    const char *facts = "{\"method\": \"lora\", \"trainable\": 9399951360}";
+    static const char *const want[][2] = { { "method", "lora" }, { "trainable", "9399951360" }, { "steps", "6" },
+        { "tokens/s", "120" }, { "best step", "4" }, { "eval_loss", "1.5" }, { "rouge_l", "0.1235" } };
+    write_file(name("%s/log.jsonl", folder), log, strlen(log));
+    write_file(name("%s/run.json", folder), facts, strlen(facts));
+    RunLog run = read_run(folder);
+    check_equal("facts of a run", run.n_facts, COUNT(want));
+    for (size_t i = 0; i < COUNT(want) && i < run.n_facts; i++)
+        check_true(label("fact %zu is %s %s, wanted %s %s", i, run.facts[i].name, run.facts[i].text, want[i][0],
+                         want[i][1]),
+                   !strcmp(run.facts[i].name, want[i][0]) && !strcmp(run.facts[i].text, want[i][1]));
+    check_equal("steps with a loss", run.curves[LOSS].n, 3);
+    check_equal("columns of a text", text_columns("a中文é"), 6);
+    free_run(&run);
+}
+
+static void test_svg(void) {
+    test_axes();
+    test_pictures();
+    test_run_facts();
+}
