@@ -432,11 +432,14 @@ static const char *json_where(const JsonReader *r, size_t at) {
     return name("%s:%zu:%zu", r->file, line, column);
 }
 
+static const char *excerpt(const char *s, size_t n);
+
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
-    size_t lines = 0;
+    size_t lines = 0, left = r->at < r->n ? r->n - r->at : 0;
     for (size_t i = r->began; i < r->at && i < r->n; i++) lines += r->source[i] == '\n';
-    if (!lines) fail("%s: this is no JSON: %s", json_where(r, r->at), problem);
-    fail("%s: this is no JSON: %s; the value began at %s", json_where(r, r->at), problem, json_where(r, r->began));
+    fail("%s: this is no JSON: %s%s%s%s%s", json_where(r, r->at), problem, left ? "; here stands " : "",
+         left ? excerpt(r->source + r->at, left) : "", lines ? "; the value began at " : "",
+         lines ? json_where(r, r->began) : "");
 }
 
 static Json *json_node(JsonReader *r, JsonType type) {
@@ -487,6 +490,17 @@ static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
     if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
     *c = value;
     return length;
+}
+
+// A text in quotes, for messages: 40 characters at most, to the end of its line or to a byte that is no UTF-8.
+static const char *excerpt(const char *s, size_t n) {
+    size_t at = 0, count = 0;
+    uint32_t c;
+    for (size_t length; at < n && count < 40; at += length, count++) {
+        length = utf8_get(s + at, n - at, &c);
+        if (c == INVALID || c < ' ') break;
+    }
+    return name("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
 }
 
 static uint32_t json_hex4(JsonReader *r) {
@@ -655,11 +669,13 @@ static Json *json_get(const Json *object, const char *key) {
 
 static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
 
-static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON string, quotes included
+static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON string, quotes included, as Python writes it
+    static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
     text_add(t, "\"", 1);
     for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)s[i];
-        if (c == '"' || c == '\\') text_print(t, "\\%c", c);
+        const char *escaped = c ? strchr(from, c) : NULL;
+        if (escaped) text_print(t, "\\%c", to[escaped - from]);
         else if (c < 0x20) text_print(t, "\\u%04x", c);
         else text_add(t, s + i, 1);
     }
@@ -2981,12 +2997,13 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 typedef struct Options {
     const struct Options *defaults; // what each was before the command line
     const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
+    const char *prompt_column, *response_column, *history_column;
     const char *prompt, *system, *out, *optim;
-    bool use_rslora, official_mask, combine, decode, force, gradient_checkpointing;
+    bool use_rslora, official_mask, combine, ids, decode, force, gradient_checkpointing;
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
     int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
         max_context;
-    int64_t threads, tokens, elements, per_device_eval_batch_size;
+    int64_t threads, tokens, elements, per_device_eval_batch_size, samples, sample;
     double target_share, lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay;
     double adam_beta1, adam_beta2, momentum, adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p;
     double val_size, std, max_shard_size;
@@ -3817,15 +3834,35 @@ enum { SYSTEM, USER, ASSISTANT, OBSERVATION, ROLES };
 static const char *const role_names[ROLES] = { "system", "user", "assistant", "observation" };
 static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
 
-// A row is the prefix, then for each message its role token, metadata and a line break, and the text; then `end`. The
-// flags say what the official script of the layout does: learn observations too; know `combine`.
-typedef struct { const char *name, *prefix[2], *end, *stops[3]; bool official_observations, official_combine; } Layout;
+// A row is the prefix, then each turn: its role token, metadata and a line break, and the text; then `end`. Exceptions
+// are named below; what the official scripts learn concerns --official_mask alone.
+typedef struct {
+    const char *name, *prefix[2], *end, *stops[3];
+    const char *tools;              // how a text of tools begins; "": it follows the system message's; NULL: no tools
+    bool rounds;                    // no role tokens: all but the last answer is one text of numbered rounds
+    bool system_first;              // system messages stand before all others
+    bool thinks;                    // an answer opens with <think>, and in later prompts its thoughts are left out
+    bool official_observations;     // the official script learns observations too
+    enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official_answers;      // COMBINES: every one, or the last by `combine`
+} Layout;
+
+#define GLM4_STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
+#define GLM4_TOOLS "# 可用工具"     // "available tools"; GLM_TOOL_END: "give the arguments of a call to it as JSON"
+#define GLM4_TOOL_END "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+#define GLM4_SELF "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，你的任务是针对" \
+                  "用户的问题和要求提供适当的答复和支持。\n\n"
+#define GLM3_TOOLS "Answer the following questions as best as you can. You have access to the following tools:"
 
 static const Layout layouts[] = {
-    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" },
-      true, false },
-    { "glm4-chat", { "[gMASK]", "<sop>" }, "<|user|>", { "<|endoftext|>", "<|user|>", "<|observation|>" },
-      false, true },
+    { "chatglm2", { "[gMASK]", "sop" }, "</s>", { "</s>" }, .rounds = true },
+    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" }, .tools = "",
+      .official_observations = true },
+    { "glm4-chat", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_SELF GLM4_TOOLS, .official_answers = COMBINES },
+    { "0414", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true,
+      .official_answers = COMBINES },
+    { "z1", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .thinks = true,
+      .official_answers = COMBINES },
+    { "edge", { NULL }, GLM4_STOPS, .official_answers = LAST_ANSWER },
 };
 
 // A layout with a tokenizer: all that encoding a conversation needs.
@@ -3833,7 +3870,7 @@ typedef struct {
     const Layout *layout;
     Tokenizer *tokenizer;
     const char *why;                // when layout or tokenizer is missing: why text cannot be used
-    int32_t prefix[2], roles[ROLES], end, stops[3];
+    int32_t prefix[2], roles[ROLES], end, stops[3];     // -1: the layout has none
 } ChatFormat;
 
 static bool file_contains(const char *path, const char *wanted) {
@@ -3863,8 +3900,8 @@ static const char *layout_name(const Options *o, const Config *c, const char *fo
 }
 
 static int32_t need_special(const Tokenizer *t, const char *token, const Layout *l) {
-    int32_t id = special_id(t, token);
-    if (id < 0)
+    int32_t id = token ? special_id(t, token) : -1;
+    if (token && id < 0)
         fail("the tokenizer has no token %s, which the chat layout %s needs; set another with --layout", token,
              l->name);
     return id;
@@ -3878,18 +3915,24 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
     f.tokenizer = load_tokenizer(folder, c->layout || c->vocab_size < 59264 ? c->vocab_size : 0, &f.why);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
     if (!wanted)
-        f.why = name("%s: its chat layout cannot be told from its files; set --layout chatglm3 or glm4-chat", folder);
+        f.why = name("%s: its chat layout cannot be told from its files; set --layout", folder);
     else if (!f.layout)
-        f.why = name("chat layout '%s' is not written yet; give ready \"input_ids\" and \"labels\"", wanted);
+        f.why = name("chat layout '%s' is none of those that --layout knows", wanted);
     if (f.tokenizer && largest_id(f.tokenizer) >= (int64_t)c->vocab_size)
         fail("%s: the tokenizer has ids up to %d, the model only %zu: they do not belong together", folder,
              largest_id(f.tokenizer), c->vocab_size);
     if (!f.tokenizer || !f.layout) return f;
     for (int i = 0; i < 2; i++) f.prefix[i] = need_special(f.tokenizer, f.layout->prefix[i], f.layout);
-    for (int i = 0; i < ROLES; i++) f.roles[i] = need_special(f.tokenizer, role_tokens[i], f.layout);
+    for (int i = 0; i < ROLES; i++)
+        f.roles[i] = need_special(f.tokenizer, f.layout->rounds ? NULL : role_tokens[i], f.layout);
     for (int i = 0; i < 3; i++) f.stops[i] = need_special(f.tokenizer, f.layout->stops[i], f.layout);
     f.end = need_special(f.tokenizer, f.layout->end, f.layout);
     return f;
+}
+
+static bool is_stop(const ChatFormat *f, int32_t id) {
+    for (size_t i = 0; i < COUNT(f->stops); i++) if (f->stops[i] == id) return true;
+    return false;
 }
 
 // ---- 10.2 From a conversation to ids and labels ------------------------------------------------------------------
@@ -3897,8 +3940,22 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
 // its role token included, so the targets are everything after the role token and the token that ends the turn: the
 // next role token, or the layout's end. That is how a model learns to stop.
 
+// A message as it is encoded. fixed: it holds tools and is never shortened; own: its text, where nobody else has it.
+typedef struct { int role; const char *metadata, *text; size_t metadata_n, n; bool learns, fixed; char *own; } Turn;
+typedef struct { Turn *turns; size_t n, capacity; } Conversation;
+
 // teaches[i]: token i + 1 is a target; prompt_n: ids before the last answer
 typedef struct { Ids ids, teaches; size_t prompt_n; } Row;
+
+static void add_turn(Conversation *c, Turn t) {
+    c->turns = grow(c->turns, &c->capacity, c->n + 1, sizeof *c->turns);
+    c->turns[c->n++] = t;
+}
+
+// Forgets all turns but the first `keep`.
+static void drop_turns(Conversation *c, size_t keep) { while (c->n > keep) free(c->turns[--c->n].own); }
+
+static void free_row(Row *row) { free(row->ids.ids), free(row->teaches.ids); }
 
 static void row_add(Row *row, int32_t id, bool teaches) {
     ids_add(&row->ids, id);
@@ -3911,31 +3968,107 @@ static void row_add_text(Row *row, Tokenizer *t, const char *s, size_t n, bool t
 }
 
 static void row_begin(Row *row, const ChatFormat *f) {
-    for (int i = 0; i < 2; i++) row_add(row, f->prefix[i], false);
+    for (int i = 0; i < 2; i++) if (f->prefix[i] >= 0) row_add(row, f->prefix[i], false);
 }
 
-static void row_add_message(Row *row, const ChatFormat *f, int role, const char *metadata, const char *content,
-                            size_t n, bool teaches) {
+// The bytes of a turn's text when none may have more than `most`; no character is cut in two.
+static size_t shortened(const Turn *t, size_t most) {
+    size_t n = t->fixed ? t->n : min_size(t->n, most);
+    while (n > 0 && n < t->n && ((unsigned char)t->text[n] & 0xC0) == 0x80) n--;
+    return n;
+}
+
+// What follows the last </think> of an answer, without the blanks around it.
+static Turn without_thoughts(Turn t) {
+    static const char mark[] = "</think>";
+    for (const char *p; (p = memmem(t.text, t.n, mark, strlen(mark))); )
+        t.n -= (size_t)(p - t.text) + strlen(mark), t.text = p + strlen(mark);
+    while (t.n && isspace((unsigned char)*t.text)) t.text++, t.n--;
+    while (t.n && isspace((unsigned char)t.text[t.n-1])) t.n--;
+    return t;
+}
+
+// past: the turn has been answered. The <think> that opens an answer is encoded with the line break before it, as it is
+// in the prompt of an answer.
+static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text header = {0};
-    text_print(&header, "%s\n", metadata);
-    row_add(row, f->roles[role], teaches);
-    if (role == ASSISTANT) row->prompt_n = row->ids.n;
-    row_add_text(row, f->tokenizer, header.s, header.n, teaches);
-    row_add_text(row, f->tokenizer, content, n, teaches);
+    bool thinks = f->layout->thinks && t.role == ASSISTANT;
+    if (thinks && past) t = without_thoughts(t);
+    size_t n = shortened(&t, most), opening = thinks && !past && n >= 7 && !memcmp(t.text, "<think>", 7) ? 7 : 0;
+    text_add(&header, t.metadata, t.metadata_n);
+    text_add(&header, "\n", 1);
+    text_add(&header, t.text, opening);
+    row_add(row, f->roles[t.role], t.learns);
+    if (t.role == ASSISTANT) row->prompt_n = row->ids.n;
+    row_add_text(row, f->tokenizer, header.s, header.n, t.learns);
+    if (opening) row->prompt_n = row->ids.n;
+    row_add_text(row, f->tokenizer, t.text + opening, n - opening, t.learns);
     free(header.s);
 }
 
-// ---- 10.3 Samples ------------------------------------------------------------------------------------------------
+// ChatGLM2: questions and answers take turns, and all but the last answer is one text, encoded at once.
+static void row_add_rounds(Row *row, const ChatFormat *f, const Turn *turns, size_t n, size_t most) {
+    Text prompt = {0};
+    const Turn *answer = n && turns[n-1].role == ASSISTANT ? &turns[n-1] : NULL;
+    for (size_t i = 0; i < n - (answer != NULL); i++) {
+        if (i % 2 == 0) text_print(&prompt, "[Round %zu]\n\n问：", i / 2 + 1);
+        text_add(&prompt, turns[i].text, shortened(&turns[i], most));
+        text_print(&prompt, "%s", i % 2 == 0 ? "\n\n答：" : "\n\n");
+    }
+    row_add_text(row, f->tokenizer, prompt.s, prompt.n, false);
+    free(prompt.s);
+    row->prompt_n = row->ids.n;
+    if (!answer) return;
+    row->teaches.ids[row->ids.n - 1] = answer->learns;
+    row_add_text(row, f->tokenizer, answer->text, shortened(answer, most), answer->learns);
+}
 
+// The row of a conversation, no text longer than `most` bytes. `asks`: it ends where the next answer is to begin.
+static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t most, bool asks) {
+    const Layout *l = f->layout;
+    Row row = {0};
+    row_begin(&row, f);
+    if (l->rounds) row_add_rounds(&row, f, turns, n, most);
+    for (int later = !l->system_first; !l->rounds && later < 2; later++)    // twice where system messages come first
+        for (size_t i = 0; i < n; i++)
+            if (!l->system_first || (turns[i].role != SYSTEM) == later)
+                row_add_turn(&row, f, turns[i], most, asks || i + 1 < n);
+    if (!asks) return row_add(&row, f->end, false), row;
+    if (!l->rounds) row_add(&row, f->roles[ASSISTANT], true);
+    if (l->thinks) row_add_text(&row, f->tokenizer, "\n<think>", 8, true);
+    row.prompt_n = row.ids.n;
+    return row;
+}
+
+// ---- 10.3 Samples ------------------------------------------------------------------------------------------------
 // number: its place in the file, from 1; prompt_n: ids before the last answer, its role token included; 0: it has none
 typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; } Sample;
-typedef struct { Sample *samples; size_t n, capacity, n_tokens, n_targets, n_dropped, longest; } Dataset;
+
+// What is noted while data are read: how often, and the first place. What is `wrong` keeps the data from being used.
+enum { TOO_LONG, LEFT_NAME, LEFT_BRACES, TYPED_ROLE, EMPTY_TEXT, NO_THOUGHTS, FINDINGS };
+static const struct { bool wrong; const char *what; } finding_kinds[FINDINGS] = {
+    [TOO_LONG] = { true, "more than max_input_length + max_output_length + 1; raise one of them, or --overlong drop "
+                         "or truncate" },
+    [LEFT_NAME] = { true, "a placeholder that nobody replaced; put the real text in its place" },
+    [LEFT_BRACES] = { false, "looks like a placeholder that nobody replaced" },
+    [TYPED_ROLE] = { false, "a role token typed as text; here it stays text and opens no turn" },
+    [EMPTY_TEXT] = { false, "a message without text" },
+    [NO_THOUGHTS] = { false, "an answer that does not open with <think>, as this layout's prompts make the model do" },
+};
+typedef struct { size_t n; const char *first; } Finding;
+
+typedef struct {
+    Sample *samples;
+    size_t n, capacity, n_tokens, n_targets, n_dropped, n_cut, n_turns, n_answers, longest;
+    Finding findings[FINDINGS];
+} Dataset;
 
 typedef struct {
     JsonReader *reader;
     const ChatFormat *format;
     const Options *options;
     size_t vocab_size;
+    Dataset *set;
 } DataReader;
 
 // A member of an object, unless it is null.
@@ -3944,40 +4077,196 @@ static const Json *given(const Json *object, const char *key) {
     return j && j->type != JSON_NULL ? j : NULL;
 }
 
-// Tools that a message or sample brings along; an empty list is none.
-static bool has_tools(const Json *object) {
-    const Json *tools = given(object, "tools");
-    return tools && !(tools->type == JSON_ARRAY && !tools->count);
+static const char *where(const DataReader *d, const Json *j) { return json_where(d->reader, j->at); }
+
+// A value as the file has it.
+static const char *quoted(const DataReader *d, const Json *j) {
+    return excerpt(d->reader->source + j->at, d->reader->n - j->at);
 }
 
-static const char *where(const DataReader *d, const Json *j) { return json_where(d->reader, j->at); }
+static void note(const DataReader *d, int kind, const Json *at, const char *text) {
+    Finding *f = &d->set->findings[kind];
+    if (!f->n++) f->first = name("%s: %s", where(d, at), text);
+}
 
 static const Json *want(const DataReader *d, const Json *object, const char *key, JsonType type, const char *what) {
     const Json *j = json_get(object, key);
-    if (!j) fail("%s: \"%s\" is missing; it must be %s", where(d, object), key, what);
-    if (j->type != type) fail("%s: \"%s\" must be %s", where(d, j), key, what);
+    if (!j) fail("%s: \"%s\" is missing, which must be %s, in %s", where(d, object), key, what, quoted(d, object));
+    if (j->type != type) fail("%s: \"%s\" must be %s, not %s", where(d, j), key, what, quoted(d, j));
     return j;
 }
 
-static void read_message(const DataReader *d, const Json *message, Row *row) {
-    if (message->type != JSON_OBJECT)
-        fail("%s: a message must be an object with \"role\" and \"content\"", where(d, message));
+// {{...}} and [[...]] in one line of at most 40 bytes. {{NAME}}, in capitals, is never meant.
+static void note_placeholders(const DataReader *d, const Json *text) {
+    for (const char *p = text->text, *end = p + text->count; p + 4 < end; p++) {
+        if ((*p != '{' && *p != '[') || p[1] != *p) continue;
+        size_t left = min_size((size_t)(end - p - 2), 38);
+        const char *closing = memmem(p + 2, left, *p == '{' ? "}}" : "]]", 2);
+        size_t n = closing ? (size_t)(closing - p - 2) : 0;
+        if (!n || memchr(p + 2, '\n', n)) continue;
+        bool is_name = *p == '{' && strspn(p + 2, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == n;
+        note(d, is_name ? LEFT_NAME : LEFT_BRACES, text, excerpt(p, n + 4));
+        p = closing + 1;
+    }
+}
+
+static void note_text(const DataReader *d, int role, const Json *text) {
+    if (!text->count) note(d, EMPTY_TEXT, text, role_names[role]);
+    note_placeholders(d, text);
+    for (int i = 0; i < ROLES; i++) {
+        const char *p = memmem(text->text, text->count, role_tokens[i], strlen(role_tokens[i]));
+        if (p) note(d, TYPED_ROLE, text, excerpt(p, (size_t)(text->text + text->count - p)));
+    }
+}
+
+// Tools that a message or sample brings along; an empty list is none.
+static const Json *given_tools(const DataReader *d, const Json *object) {
+    const Json *tools = given(object, "tools");
+    if (tools && tools->type != JSON_ARRAY)
+        fail("%s: \"tools\" must be an array, not %s", where(d, tools), quoted(d, tools));
+    return tools && tools->count ? tools : NULL;
+}
+
+// A value as Python's json.dumps(indent=4, ensure_ascii=False) writes it; numbers keep the spelling of the file.
+// Members of the object `sparse` that are null are left out.
+static void text_python(Text *out, const DataReader *d, const Json *j, const Json *sparse, int depth) {
+    const char *source = d->reader->source + j->at;
+    bool object = j->type == JSON_OBJECT, empty = true;
+    if (j->type == JSON_STRING) text_json(out, j->text, j->count);
+    else if (!object && j->type != JSON_ARRAY) text_add(out, source, strcspn(source, ",]} \t\r\n"));
+    if (!object && j->type != JSON_ARRAY) return;
+    text_print(out, "%c", *source);
+    for (const Json *m = j->first; m; m = m->next) {
+        if (j == sparse && m->type == JSON_NULL) continue;
+        text_print(out, "%s\n%*s", empty ? "" : ",", 4 * depth + 4, "");
+        if (object) text_json(out, m->key, strlen(m->key)), text_print(out, ": ");
+        text_python(out, d, m, sparse, depth + 1);
+        empty = false;
+    }
+    if (!empty) text_print(out, "\n%*s", 4 * depth, "");
+    text_print(out, "%c", object ? '}' : ']');
+}
+
+static void text_function(Text *out, const DataReader *d, const Json *tool) {
+    const Json *type = given(tool, "type"), *function = given(tool, "function");
+    if (type && !(type->type == JSON_STRING && !strcmp(type->text, "function")))
+        fail("%s: tools of type %s are not supported, only \"function\"", where(d, type), quoted(d, type));
+    if (!function) function = tool;
+    const Json *called = want(d, function, "name", JSON_STRING, "a string");
+    text_print(out, "\n\n## %s\n\n", called->text);
+    text_python(out, d, function, json_get(json_get(function, "parameters"), "properties"), 0);
+    text_print(out, "%s", GLM4_TOOL_END);
+}
+
+// Adds a system message with tools: one of their own, or, for ChatGLM3, the one that brings them, whose text is given.
+static void add_tools(const DataReader *d, Conversation *c, const Json *tools, const char *text, size_t n) {
+    const char *opening = d->format->layout->tools;
+    Text t = {0};
+    if (!opening) fail("%s: the chat layout %s has no words for tools", where(d, tools), d->format->layout->name);
+    if (*opening) {
+        text_print(&t, "%s", opening);
+        for (const Json *tool = tools->first; tool; tool = tool->next) text_function(&t, d, tool);
+    } else {
+        text_add(&t, text, n);
+        text_add(&t, "\n", 1);
+        text_python(&t, d, tools, NULL, 0);
+    }
+    add_turn(c, (Turn){ .role = SYSTEM, .text = t.s, .n = t.n, .fixed = true, .own = t.s });
+}
+
+static bool role_learns(const DataReader *d, int role, bool wanted) {
+    if (!d->options->official_mask) return role == ASSISTANT && wanted;
+    return role == ASSISTANT || (role == OBSERVATION && d->format->layout->official_observations);
+}
+
+static void add_text_turn(const DataReader *d, Conversation *c, int role, const Json *metadata, const Json *text,
+                          bool wanted) {
+    note_text(d, role, text);
+    add_turn(c, (Turn){ .role = role, .text = text->text, .n = text->count, .learns = role_learns(d, role, wanted),
+                        .metadata = metadata ? metadata->text : "", .metadata_n = metadata ? metadata->count : 0 });
+}
+
+// tools: those of the sample, if this is the message that brings them
+static void read_message(const DataReader *d, const Json *message, const Json *tools, Conversation *c) {
+    const Layout *l = d->format->layout;
     const Json *role = want(d, message, "role", JSON_STRING, "a string");
     const Json *content = want(d, message, "content", JSON_STRING, "a string");
     const Json *metadata = given(message, "metadata"), *loss = given(message, "loss");
+    const Json *own = given_tools(d, message);
     int r = 0;
     while (r < ROLES && (strlen(role->text) != role->count || strcmp(role->text, role_names[r]))) r++;
     if (r == ROLES)
-        fail("%s: role '%s' is not one of system, user, assistant, observation", where(d, role), role->text);
-    if (has_tools(message)) fail("%s: \"tools\" are not supported yet", where(d, message));
+        fail("%s: role %s is not one of system, user, assistant, observation", where(d, role),
+             excerpt(role->text, role->count));
+    if (l->rounds && r != (c->n % 2 ? ASSISTANT : USER))
+        fail("%s: role '%s' cannot stand here: in the chat layout %s user and assistant take turns, and there is no "
+             "other", where(d, role), role_names[r], l->name);
+    if (own && r != SYSTEM) fail("%s: \"tools\" belong to a system message", where(d, own));
+    if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(d, own));
+    if (own) tools = own;
     if (metadata && metadata->type != JSON_STRING)
-        fail("%s: \"metadata\" must be a string", where(d, metadata));
-    if (loss && loss->type != JSON_BOOL) fail("%s: \"loss\" must be true or false", where(d, loss));
-    bool teaches = r == ASSISTANT && !(loss && loss->number == 0);
-    if (d->options->official_mask)
-        teaches = r == ASSISTANT || (r == OBSERVATION && d->format->layout->official_observations);
-    row_add_message(row, d->format, r, json_is(metadata, JSON_STRING) ? metadata->text : "", content->text,
-                    content->count, teaches);
+        fail("%s: \"metadata\" must be a string, not %s", where(d, metadata), quoted(d, metadata));
+    if (loss && loss->type != JSON_BOOL)
+        fail("%s: \"loss\" must be true or false, not %s", where(d, loss), quoted(d, loss));
+    if (tools && !*l->tools && content->count) note_text(d, r, content);
+    if (tools) add_tools(d, c, tools, content->text, content->count);
+    if (!tools || (*l->tools && content->count)) add_text_turn(d, c, r, metadata, content, !loss || loss->number > 0);
+}
+
+static void read_messages(const DataReader *d, const Json *root, const Json *messages, Conversation *c) {
+    const Json *tools = given_tools(d, root), *carrier = NULL;
+    if (!json_is(messages, JSON_ARRAY))
+        fail("%s: \"%s\" must be an array of messages, not %s", where(d, messages), messages->key, quoted(d, messages));
+    if (!messages->count) fail("%s: \"%s\" is empty: there is nothing to learn", where(d, root), messages->key);
+    for (const Json *m = messages->first; m; m = m->next) {
+        if (m->type != JSON_OBJECT)
+            fail("%s: a message must be an object with \"role\" and \"content\", not %s", where(d, m), quoted(d, m));
+        const Json *role = json_get(m, "role");
+        if (tools && !carrier && json_is(role, JSON_STRING) && !strcmp(role->text, role_names[SYSTEM])) carrier = m;
+    }
+    if (tools && !carrier) add_tools(d, c, tools, GLM3_TOOLS, strlen(GLM3_TOOLS));
+    for (const Json *m = messages->first; m; m = m->next) read_message(d, m, m == carrier ? tools : NULL, c);
+}
+
+// A question and its answer in columns, and those before them: history: [[question, answer], ...].
+static void read_columns(const DataReader *d, const Json *root, Conversation *c) {
+    const Options *o = d->options;
+    const Json *history = given(root, o->history_column);
+    const Json *prompt = want(d, root, o->prompt_column, JSON_STRING, "a string");
+    const Json *response = want(d, root, o->response_column, JSON_STRING, "a string");
+    if (history && history->type != JSON_ARRAY)
+        fail("%s: \"%s\" must be an array of pairs, not %s", where(d, history), history->key, quoted(d, history));
+    for (const Json *pair = history ? history->first : NULL; pair; pair = pair->next) {
+        bool good = pair->type == JSON_ARRAY && pair->count == 2 && pair->first->type == JSON_STRING;
+        if (!good || pair->first->next->type != JSON_STRING)
+            fail("%s: \"%s\" must hold pairs of a question and its answer, not %s", where(d, pair), history->key,
+                 quoted(d, pair));
+        add_text_turn(d, c, USER, NULL, pair->first, true);
+        add_text_turn(d, c, ASSISTANT, NULL, pair->first->next, true);
+    }
+    add_text_turn(d, c, USER, NULL, prompt, true);
+    add_text_turn(d, c, ASSISTANT, NULL, response, true);
+}
+
+static size_t most_ids(const Options *o) { return (size_t)(o->max_input_length + o->max_output_length + 1); }
+
+// --overlong truncate: all texts are cut to one length, the largest at which the sample fits, so that the longest lose
+// first. Role tokens, metadata, tools and the token that ends the answer stay; so a target always stays.
+static Row encode_sample(const DataReader *d, const Conversation *c) {
+    size_t most = most_ids(d->options), low = 0, high = 0;
+    Row row = encode_turns(d->format, c->turns, c->n, SIZE_MAX, false);
+    if (row.ids.n <= most || strcmp(d->options->overlong, "truncate")) return row;
+    for (size_t i = 0; i < c->n; i++) high = max_size(high, c->turns[i].n);
+    while (low < high) {
+        size_t middle = high - (high - low) / 2;
+        free_row(&row);
+        row = encode_turns(d->format, c->turns, c->n, middle, false);
+        if (row.ids.n <= most) low = middle;
+        else high = middle - 1;
+    }
+    free_row(&row);
+    d->set->n_cut++;
+    return encode_turns(d->format, c->turns, c->n, low, false);
 }
 
 // GLM-4's official script with `combine: true` learns the last assistant turn alone, without the line break before it.
@@ -3987,21 +4276,32 @@ static void keep_last_turn(const ChatFormat *f, Row *row) {
     for (size_t i = 0; i < row->ids.n; i++) row->teaches.ids[i] = i > last;
 }
 
+static bool learns_last(const Options *o, const Layout *l) {
+    return l->official_answers == LAST_ANSWER || (l->official_answers == COMBINES && o->combine);
+}
+
+// messages: NULL where the sample has columns
 static Sample read_conversation(const DataReader *d, const Json *root, const Json *messages) {
-    Row row = {0};
-    if (!d->format->tokenizer || !d->format->layout)
+    Conversation c = {0};
+    const Layout *l = d->format->layout;
+    if (!d->format->tokenizer || !l)
         fail("%s: text needs a tokenizer and a chat layout: %s", where(d, root), d->format->why);
-    if (!json_is(messages, JSON_ARRAY))
-        fail("%s: \"%s\" must be an array of messages", where(d, messages), messages->key);
-    if (has_tools(root)) fail("%s: \"tools\" are not supported yet", where(d, root));
-    row_begin(&row, d->format);
-    for (const Json *m = messages->first; m; m = m->next) read_message(d, m, &row);
-    row_add(&row, d->format->end, false);
-    if (d->options->official_mask && d->options->combine && d->format->layout->official_combine)
+    if (messages) read_messages(d, root, messages, &c);
+    else read_columns(d, root, &c);
+    d->set->n_turns += c.n;
+    for (size_t i = 0; i < c.n; i++) d->set->n_answers += c.turns[i].role == ASSISTANT;
+    const Turn *last = &c.turns[c.n - 1];
+    if (l->thinks && last->role == ASSISTANT && strncmp(last->text, "<think>", 7))
+        note(d, NO_THOUGHTS, root, excerpt(last->text, last->n));
+    Row row = encode_sample(d, &c);
+    if (d->options->official_mask && learns_last(d->options, l))
         keep_last_turn(d->format, &row);
-    Sample s = { .n = row.ids.n, .prompt_n = row.prompt_n, .ids = row.ids.ids, .labels = take(row.ids.n, sizeof *s.labels) };
+    Sample s = { .n = row.ids.n, .prompt_n = row.prompt_n, .ids = row.ids.ids };
+    s.labels = take(s.n, sizeof *s.labels);
     for (size_t i = 0; i < s.n; i++) s.labels[i] = i > 0 && row.teaches.ids[i-1] ? s.ids[i] : NO_TARGET;
     free(row.teaches.ids);
+    drop_turns(&c, 0);
+    free(c.turns);
     return s;
 }
 
@@ -4011,13 +4311,14 @@ static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
         bool whole = j->type == JSON_NUMBER && j->number >= -1e9 && j->number <= 1e9 && floor(j->number) == j->number;
         bool inside = whole && j->number >= 0 && j->number < (double)d->vocab_size;
         if (!inside && !(whole && labels && j->number == NO_TARGET))
-            fail("%s: is no token id of this model, which has 0 to %zu%s", where(d, j), d->vocab_size - 1,
-                 labels ? "; -100 marks a token that is no target" : "");
+            fail("%s: %s is no token id of this model, which has 0 to %zu%s", where(d, j), quoted(d, j),
+                 d->vocab_size - 1, labels ? "; -100 marks a token that is no target" : "");
         *out++ = (int32_t)j->number;
     }
     return ids;
 }
 
+// Ready ids that are too long lose those before the last, which ends the answer.
 static Sample read_ready(const DataReader *d, const Json *root) {
     const Json *ids = want(d, root, "input_ids", JSON_ARRAY, "an array of token ids");
     const Json *labels = want(d, root, "labels", JSON_ARRAY, "an array of token ids and -100");
@@ -4025,18 +4326,27 @@ static Sample read_ready(const DataReader *d, const Json *root) {
         fail("%s: there are %zu labels for %zu input_ids; they must be as many", where(d, labels), labels->count,
              ids->count);
     Sample s = { .ids = read_ids(d, ids, false), .labels = read_ids(d, labels, true), .n = ids->count };
-    size_t end = s.n;       // the last answer is the last run of targets
-    while (end > 0 && s.labels[end-1] == NO_TARGET) end--;
+    size_t most = most_ids(d->options), end;
+    if (s.n > most && !strcmp(d->options->overlong, "truncate")) {
+        s.ids[most-1] = s.ids[s.n-1], s.labels[most-1] = s.labels[s.n-1];
+        s.n = most;
+        d->set->n_cut++;
+    }
+    for (end = s.n; end > 0 && s.labels[end-1] == NO_TARGET; ) end--;       // the last answer: the last run of targets
     for (s.prompt_n = end; s.prompt_n > 0 && s.labels[s.prompt_n - 1] != NO_TARGET; ) s.prompt_n--;
     return s;
 }
 
 static Sample read_sample(const DataReader *d, const Json *root) {
-    if (root->type != JSON_OBJECT) fail("%s: a sample must be an object", where(d, root));
+    const Options *o = d->options;
+    if (root->type != JSON_OBJECT) fail("%s: a sample must be an object, not %s", where(d, root), quoted(d, root));
     const Json *messages = given(root, "messages"), *conversations = given(root, "conversations");
     if (messages || conversations) return read_conversation(d, root, messages ? messages : conversations);
     if (json_get(root, "input_ids")) return read_ready(d, root);
-    fail("%s: a sample must have \"messages\", \"conversations\" or \"input_ids\" and \"labels\"", where(d, root));
+    if (json_get(root, o->prompt_column) || json_get(root, o->response_column)) return read_conversation(d, root, NULL);
+    fail("%s: a sample must have \"messages\", \"conversations\", \"input_ids\" and \"labels\", or the columns \"%s\" "
+         "and \"%s\" (other names: --prompt_column, --response_column); here stands %s", where(d, root),
+         o->prompt_column, o->response_column, quoted(d, root));
 }
 
 static void dataset_add(Dataset *set, Sample s) {
@@ -4047,32 +4357,46 @@ static void dataset_add(Dataset *set, Sample s) {
     set->longest = max_size(set->longest, s.n);
 }
 
-// Reads a data file. Every sample fits, and has a target where it must, or the file and line are named.
-static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size,
+// Reads a data file and notes what it finds. What cannot be read, or has no target where it must, is named and ends it.
+static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size,
                               bool need_targets) {
-    size_t n, most = (size_t)(o->max_input_length + o->max_output_length + 1);
+    size_t n;
     char *source = read_file(path, &n);
     JsonReader r = json_open(path, source, n);
-    DataReader d = { &r, f, o, vocab_size };
     Dataset set = {0};
+    DataReader d = { &r, f, o, vocab_size, &set };
     for (const Json *root; (root = json_next(&r)); ) {
         Sample s = read_sample(&d, root);
         s.number = set.n + set.n_dropped + 1;
         if (!s.n) fail("%s: the sample has no tokens", where(&d, root));
         for (size_t i = 1; i < s.n; i++) s.n_targets += s.labels[i] != NO_TARGET;
         if (!s.n_targets && need_targets)
-            fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100", where(&d, root));
-        if (s.n <= most) { dataset_add(&set, s); continue; }
-        if (strcmp(o->overlong, "drop"))
-            fail("%s: the sample has %zu tokens, more than max_input_length + max_output_length + 1 = %zu; raise one "
-                 "of them, or --overlong drop",
-                 where(&d, root), s.n, most);
+            fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100; here stands %s",
+                 where(&d, root), quoted(&d, root));
+        bool fits = s.n <= most_ids(o), drops = !fits && !strcmp(o->overlong, "drop");
+        if (!fits && !drops) note(&d, TOO_LONG, root, name("%zu tokens", s.n));
+        if (!drops) { dataset_add(&set, s); continue; }
         free(s.ids), free(s.labels);
         set.n_dropped++;
     }
     if (!set.n) fail("%s: holds no sample%s", path, set.n_dropped ? " that is short enough" : "");
     json_close(&r);
     free(source);
+    return set;
+}
+
+// Ends the program when something was found that keeps the data from being used.
+static void refuse_findings(const Dataset *set) {
+    for (int k = 0; k < FINDINGS; k++)
+        if (finding_kinds[k].wrong && set->findings[k].n)
+            fail("%s: %s (%zu in all)", set->findings[k].first, finding_kinds[k].what, set->findings[k].n);
+}
+
+// A data file whose every sample fits and can be used.
+static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size,
+                              bool need_targets) {
+    Dataset set = scan_data_file(path, f, o, vocab_size, need_targets);
+    refuse_findings(&set);
     return set;
 }
 
@@ -4086,7 +4410,77 @@ static const char *data_file(const char *data, const char *part) {
     return NULL;
 }
 
-// ---- 10.4 Splits and batches -------------------------------------------------------------------------------------
+// ---- 10.4 What was read ------------------------------------------------------------------------------------------
+
+// Which labels the official script sets, in words; NULL: the mask is ours.
+static const char *mask_words(const Options *o, const ChatFormat *f) {
+    const Layout *l = f->layout;
+    if (o->combine && !(o->official_mask && l && l->official_answers != EVERY_ANSWER))
+        fail("--combine belongs to --official_mask and a layout of GLM-4 (glm4-chat, 0414, z1, edge)");
+    if (!o->official_mask) return NULL;
+    if (l && learns_last(o, l))
+        return "the last answer alone, without the line break before it";
+    return l && l->official_observations ? "every answer and observation, whatever its \"loss\" says"
+                                         : "every answer, whatever its \"loss\" says";
+}
+
+static size_t count_stops(const Dataset *set, const ChatFormat *f) {
+    size_t n = 0;
+    for (size_t i = 0; i < set->n; i++) n += is_stop(f, set->samples[i].labels[set->samples[i].n - 1]);
+    return n;
+}
+
+static int by_hash(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+// Samples whose ids another one before them has.
+static size_t count_duplicates(const Dataset *set) {
+    uint64_t *hashes = take(set->n, sizeof *hashes);
+    size_t n = 0;
+    for (size_t i = 0; i < set->n; i++)
+        hashes[i] = hash_bytes(set->samples[i].ids, set->samples[i].n * sizeof *set->samples[i].ids);
+    qsort(hashes, set->n, sizeof *hashes, by_hash);
+    for (size_t i = 1; i < set->n; i++) n += hashes[i] == hashes[i-1];
+    free(hashes);
+    return n;
+}
+
+enum { BINS = 10 };
+
+// How many samples have each length, in at most BINS bins; returns their width, 1, 2 or 5 times a power of ten.
+static size_t count_lengths(const Dataset *set, size_t counts[BINS]) {
+    size_t width = 1, steps[] = { 2, 5, 10 }, power = 1;
+    for (size_t i = 0; width * BINS < set->longest; i++) {
+        width = power * steps[i % 3];
+        if (i % 3 == 2) power *= 10;
+    }
+    memset(counts, 0, BINS * sizeof *counts);
+    for (size_t i = 0; i < set->n; i++) counts[(set->samples[i].n - 1) / width]++;
+    return width;
+}
+
+static void print_findings(FILE *f, const Dataset *set) {
+    for (int k = 0; k < FINDINGS; k++)
+        if (set->findings[k].n)
+            fprintf(f, "%s: %s: %s (%zu in all)\n", finding_kinds[k].wrong ? "wrong" : "warning",
+                    set->findings[k].first, finding_kinds[k].what, set->findings[k].n);
+}
+
+// The short form, which every run prints.
+static void print_summary(const char *what, const Dataset *set, const ChatFormat *f) {
+    size_t counts[BINS], width = count_lengths(set, counts);
+    fprintf(stderr, "%s: %zu samples, %zu tokens, longest %zu; target tokens: %zu of %zu; %zu cut, %zu dropped", what,
+            set->n, set->n_tokens, set->longest, set->n_targets, set->n_tokens, set->n_cut, set->n_dropped);
+    if (f->layout) fprintf(stderr, "; samples ending in a stop token: %zu of %zu", count_stops(set, f), set->n);
+    fprintf(stderr, "\n%s: samples by length:", what);
+    for (size_t i = 0; i < BINS; i++)
+        if (counts[i]) fprintf(stderr, " %zu-%zu: %zu", i * width + 1, (i + 1) * width, counts[i]);
+    fprintf(stderr, "\n");
+}
+
+// ---- 10.5 Splits and batches -------------------------------------------------------------------------------------
 
 // In [0,1), the same for samples with the same ids, whatever their labels.
 static double split_place(const Sample *s, uint64_t seed) {
@@ -4106,7 +4500,8 @@ static Dataset split_off(Dataset *set, double share, uint64_t seed) {
     double limit = fmin(fmax(share, nextafter(lowest, 1)), highest);
     for (size_t i = 0; i < set->n; i++)
         dataset_add(split_place(&set->samples[i], seed) < limit ? &validation : &train, set->samples[i]);
-    train.n_dropped = set->n_dropped;
+    train.n_dropped = set->n_dropped, train.n_cut = set->n_cut;
+    memcpy(train.findings, set->findings, sizeof train.findings);
     free(set->samples);
     *set = train;
     return validation;
@@ -4238,11 +4633,6 @@ static int32_t draw_token(const real *logits, size_t V, double temperature, doub
 static int32_t draw_answer(const Options *o, const real *logits, size_t V, size_t n, size_t i) {
     uint64_t key = rng_key(rng_key((uint64_t)o->seed, KEY_ANSWER), n);
     return draw_token(logits, V, o->temperature, o->top_p, rng_uniform(key, i));
-}
-
-static bool is_stop(const ChatFormat *f, int32_t id) {
-    for (size_t i = 0; i < COUNT(f->stops); i++) if (f->stops[i] == id) return true;
-    return false;
 }
 
 // Where the text before `n` can be cut without splitting a character that may still be completed.
@@ -5200,11 +5590,9 @@ static void read_data(Trainer *t, const char *data, const ChatFormat *f) {
     t->train = read_data_file(train, f, o, V, true);
     if (dev) t->validation = read_data_file(dev, f, o, V, true);
     else t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
-    const Dataset *sets[] = { &t->train, &t->validation };
-    for (size_t i = 0; i < COUNT(sets); i++)
-        fprintf(stderr, "%s: %zu samples, %zu tokens, %zu of them targets, longest %zu%s\n",
-                i ? "validation" : "training", sets[i]->n, sets[i]->n_tokens, sets[i]->n_targets, sets[i]->longest,
-                sets[i]->n_dropped ? name(", %zu too long and dropped", sets[i]->n_dropped) : "");
+    print_summary("training", &t->train, f);
+    if (t->validation.n) print_summary("validation", &t->validation, f);
+    print_findings(stderr, &t->train);
 }
 
 static void plan_steps(Trainer *t) {
@@ -5366,12 +5754,8 @@ static void train(const char *data, const char *model, Options *o) {
     ChatFormat format = choose_format(o, &m->config, t.base.folder);
     if (!t.base.method) t.base.method = find_method(o->method), t.base.method->setup(m, o);
     if (!(o->learning_rate >= 0)) o->learning_rate = t.base.method->learning_rate;
-    if (o->combine && !(o->official_mask && format.layout && format.layout->official_combine))
-        fail("--combine belongs to --official_mask and the layout glm4-chat");
-    if (o->official_mask)
-        fprintf(stderr, "labels as the official script sets them: %s\n",
-                o->combine ? "the last answer alone, without the line break before it"
-                           : "every answer, whatever its \"loss\" says");
+    const char *official = mask_words(o, &format);
+    if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
     read_data(&t, data, &format);
     plan_steps(&t);
     size_t T =
@@ -5397,7 +5781,8 @@ static void train(const char *data, const char *model, Options *o) {
 
 // All samples of a file as one batch, in order.
 static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
-    Options o = { .max_input_length = INT32_MAX, .max_output_length = INT32_MAX, .overlong = "error" };
+    Options o = { .max_input_length = INT32_MAX, .max_output_length = INT32_MAX, .overlong = "error",
+                  .prompt_column = "prompt", .response_column = "response", .history_column = "history" };
     ChatFormat none = { .why = "a batch must hold ready \"input_ids\" and \"labels\"" };
     Dataset set = read_data_file(path, &none, &o, c->vocab_size, false);
     if (!set.n_targets) fail("%s: has no target in any sample, so no loss", path);
@@ -6087,31 +6472,62 @@ static int tokenize_command(const Call *c) {
 
 // ---- 14.2 Chat ---------------------------------------------------------------------------------------------------
 
-// One turn: the user's text goes in, the answer comes out on stdout as it is made.
-static void chat_turn(Generator *g, const ChatFormat *f, const Options *o, const char *text, size_t n) {
-    Row row = {0};
-    Ids answer = {0};
-    if (!g->run.caches->n) {
-        row_begin(&row, f);
-        if (o->system) row_add_message(&row, f, SYSTEM, "", o->system, strlen(o->system), false);
-    }
-    row_add_message(&row, f, USER, "", text, n, false);
-    row_add(&row, f->roles[ASSISTANT], true);
-    if (row.ids.n >= g->longest)
-        fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, g->longest);
-    if (g->run.caches->n + row.ids.n >= g->longest) {
-        fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", g->longest);
-        g->run.caches->n = 0;
-        free(row.ids.ids), free(row.teaches.ids);
-        chat_turn(g, f, o, text, n);
+// A conversation under way. fed: the ids that the model has seen.
+typedef struct { Generator g; const ChatFormat *format; const Options *o; Conversation turns; Ids fed; } Chat;
+
+// The answer as a turn: its first line is the metadata, as the layout writes it.
+static Turn answer_turn(const ChatFormat *f, const Ids *ids) {
+    Text text = decode(f->tokenizer, ids->ids, ids->n), whole = {0};
+    if (f->layout->thinks) text_add(&whole, "<think>", 7);
+    text_add(&whole, text.s, text.n);
+    free(text.s);
+    Turn t = { .role = ASSISTANT, .metadata = "", .text = whole.s, .n = whole.n, .own = whole.s };
+    const char *line = f->layout->rounds || f->layout->thinks ? NULL : memchr(t.text, '\n', t.n);
+    if (!line) return t;
+    t.metadata = t.text, t.metadata_n = (size_t)(line - t.text);
+    t.text = line + 1, t.n -= t.metadata_n + 1;
+    // SentencePiece's own blank, which stands before each text
+    if (f->tokenizer->kind == SENTENCEPIECE && t.n && *t.text == ' ') t.text++, t.n--;
+    return t;
+}
+
+// Feeds the conversation as training encodes it, from the first id on that the model has not seen.
+static void feed_turns(Chat *c) {
+    size_t room = c->g.longest, same = 0;
+    Row row = encode_turns(c->format, c->turns.turns, c->turns.n, SIZE_MAX, true);
+    size_t opening = c->o->system != NULL;
+    if (row.ids.n >= room && c->turns.n <= opening + 1)
+        fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, room);
+    if (row.ids.n >= room) {
+        fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", room);
+        Turn asked = c->turns.turns[--c->turns.n];
+        drop_turns(&c->turns, opening);
+        add_turn(&c->turns, asked);
+        free_row(&row);
+        feed_turns(c);
         return;
     }
-    feed(g, row.ids.ids, row.ids.n);
-    bool stopped = generate(g, f, o, (size_t)o->max_new_tokens, &answer, stdout);
+    while (same < c->fed.n && same + 1 < row.ids.n && c->fed.ids[same] == row.ids.ids[same]) same++;
+    c->g.run.caches->n = same;
+    feed(&c->g, row.ids.ids + same, row.ids.n - same);
+    c->fed.n = 0;
+    for (size_t i = 0; i < row.ids.n; i++) ids_add(&c->fed, row.ids.ids[i]);
+    free_row(&row);
+}
+
+// One turn: the user's text goes in, the answer comes out on stdout as it is made.
+static void chat_turn(Chat *c, const char *text, size_t n) {
+    Ids answer = {0};
+    char *own = strndup(text, n);
+    add_turn(&c->turns, (Turn){ .role = USER, .metadata = "", .text = own, .n = strlen(own), .own = own });
+    feed_turns(c);
+    bool stopped = generate(&c->g, c->format, c->o, (size_t)c->o->max_new_tokens, &answer, stdout);
     putchar('\n');
     if (!stopped) fprintf(stderr, "(cut off after %zu tokens: see --%s)\n", answer.n,
-                          g->run.caches->n == g->longest ? "max_context" : "max_new_tokens");
-    free(row.ids.ids), free(row.teaches.ids), free(answer.ids);
+                          c->g.run.caches->n == c->g.longest ? "max_context" : "max_new_tokens");
+    for (size_t i = 0; i < answer.n; i++) ids_add(&c->fed, answer.ids[i]);
+    add_turn(&c->turns, answer_turn(c->format, &answer));
+    free(answer.ids);
 }
 
 static int chat_command(const Call *c) {
@@ -6120,9 +6536,13 @@ static int chat_command(const Call *c) {
     start_method(&m, 0, false);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
     if (!f.tokenizer || !f.layout) fail("chat needs a tokenizer and a chat layout: %s", f.why);
-    Generator g = make_generator(m.model, m.method, min_size((size_t)o->max_context, m.model->config.max_positions), 1);
+    if (o->system && f.layout->rounds) fail("the chat layout %s has no system message", f.layout->name);
+    Chat chat = { .format = &f, .o = o };
+    chat.g = make_generator(m.model, m.method, min_size((size_t)o->max_context, m.model->config.max_positions), 1);
+    if (o->system)
+        add_turn(&chat.turns, (Turn){ .role = SYSTEM, .metadata = "", .text = o->system, .n = strlen(o->system) });
     if (o->prompt) {
-        chat_turn(&g, &f, o, o->prompt, strlen(o->prompt));
+        chat_turn(&chat, o->prompt, strlen(o->prompt));
         return 0;
     }
     char *line = NULL;
@@ -6133,14 +6553,111 @@ static int chat_command(const Call *c) {
         ssize_t n = getline(&line, &capacity, stdin);
         while (n > 0 && (line[n-1] == '\n' || line[n-1] == '\r')) n--;
         if (n <= 0) break;
-        chat_turn(&g, &f, o, line, (size_t)n);
+        chat_turn(&chat, line, (size_t)n);
         fflush(stdout);
     }
     free(line);
     return 0;
 }
 
-// ---- 14.3 The tables ---------------------------------------------------------------------------------------------
+// ---- 14.3 Check --------------------------------------------------------------------------------------------------
+
+// Prints a token so that it stays on its line and `columns` wide; wide characters take two.
+static void print_token(const Tokenizer *t, int32_t id, size_t columns) {
+    Text text = {0}, shown = {0};
+    size_t width = 0;
+    uint32_t c;
+    if (t) decode_one(t, id, &text);
+    for (size_t at = 0, length; at < text.n; at += length) {
+        length = utf8_get(text.s + at, text.n - at, &c);
+        size_t before = shown.n;
+        bool plain = c != INVALID && c >= ' ' && c != 127;
+        if (plain) text_add(&shown, text.s + at, length);
+        else if (c == '\n') text_print(&shown, "\\n");
+        else text_print(&shown, "\\x%02x", (unsigned char)text.s[at]);
+        width += !plain ? shown.n - before : c >= 0x1100 ? 2 : 1;
+    }
+    printf("  %s%*s", shown.s ? shown.s : "", (int)(columns - min_size(width, columns)), "");
+    free(text.s), free(shown.s);
+}
+
+static void print_sample(const Sample *s, const ChatFormat *f) {
+    printf("sample %zu: %zu tokens, %zu targets\n  %-24s%8s%8s\n", s->number, s->n, s->n_targets, "token", "id",
+           "target");
+    for (size_t i = 0; i < s->n; i++) {
+        print_token(f->tokenizer, s->ids[i], 24);
+        if (i && s->labels[i] != NO_TARGET) printf("%8d%8d\n", s->ids[i], s->labels[i]);
+        else printf("%8d%8s\n", s->ids[i], "-");
+    }
+}
+
+static void print_ids(const char *key, const int32_t *ids, size_t n, const char *end) {
+    printf("\"%s\": [", key);
+    for (size_t i = 0; i < n; i++) printf("%s%d", i ? ", " : "", ids[i]);
+    printf("]%s", end);
+}
+
+static void print_lengths(const Dataset *set) {
+    size_t counts[BINS], width = count_lengths(set, counts), most = 1, shortest = SIZE_MAX;
+    for (size_t i = 0; i < BINS; i++) most = max_size(most, counts[i]);
+    for (size_t i = 0; i < set->n; i++) shortest = min_size(shortest, set->samples[i].n);
+    printf("lengths   %zu to %zu tokens, mean %.1f\n", shortest, set->longest, (double)set->n_tokens / (double)set->n);
+    for (size_t i = (shortest - 1) / width; i * width < set->longest; i++) {
+        printf("%8zu - %-6zu %8zu  ", i * width + 1, (i + 1) * width, counts[i]);
+        for (size_t k = 0; k < (counts[i] * 40 + most - 1) / most; k++) putchar('#');
+        putchar('\n');
+    }
+}
+
+static void check_file(const char *path, const ChatFormat *f, const Options *o, const Config *config) {
+    if (!exists(path)) fail("%s: there is no such file", path);
+    Dataset set = scan_data_file(path, f, o, config->vocab_size, true);
+    if (o->ids) {
+        for (size_t i = 0; i < set.n; i++) {
+            const Sample *s = &set.samples[i];
+            printf("{"), print_ids("input_ids", s->ids, s->n, ", "), print_ids("labels", s->labels, s->n, "}\n");
+        }
+        print_findings(stderr, &set);
+        refuse_findings(&set);
+        return;
+    }
+    printf("data      %s\n", path);
+    printf("samples   %zu read, %zu kept, %zu cut, %zu dropped, %zu duplicates\n", set.n + set.n_dropped, set.n,
+           set.n_cut, set.n_dropped, count_duplicates(&set));
+    if (set.n_turns) printf("turns     %zu, %zu of them the assistant's\n", set.n_turns, set.n_answers);
+    printf("tokens    %zu, target tokens: %zu of %zu (%.1f %%)\n", set.n_tokens, set.n_targets, set.n_tokens,
+           100 * (double)set.n_targets / (double)set.n_tokens);
+    print_lengths(&set);
+    if (f->layout) printf("samples ending in a stop token: %zu of %zu\n", count_stops(&set, f), set.n);
+    print_findings(stdout, &set);
+    bool found = !o->sample;
+    for (size_t i = 0; i < set.n; i++) {
+        bool wanted = set.samples[i].number == (size_t)o->sample;
+        if (wanted || (!o->sample && i < (size_t)o->samples)) print_sample(&set.samples[i], f);
+        found |= wanted;
+    }
+    if (!found) fail("%s: has no sample %lld, or it was dropped", path, (long long)o->sample);
+    refuse_findings(&set);
+}
+
+static int check_command(const Call *c) {
+    const char *data = word(c, 0), *base = word(c, 1), *dev = c->o->eval_file;
+    Options *o = c->o;
+    if (exists(name("%s/adapter_config.json", base))) read_adapter_config(base, o, &base);
+    Config config = read_config(name("%s/config.json", base));
+    ChatFormat f = choose_format(o, &config, base);
+    const char *official = mask_words(o, &f), *train_file = is_folder(data) ? data_file(data, "train") : data;
+    if (!train_file) fail("%s: holds neither train.json nor train.jsonl", data);
+    if (!dev && is_folder(data)) dev = data_file(data, "dev");
+    if (!o->ids) printf("layout    %s, %s\n", f.layout ? f.layout->name : "none: ready ids only",
+                        f.tokenizer ? f.tokenizer->file : "no tokenizer");
+    if (!o->ids && official) printf("labels    as the official script sets them: %s\n", official);
+    check_file(train_file, &f, o, &config);
+    if (dev) check_file(dev, &f, o, &config);
+    return 0;
+}
+
+// ---- 14.4 The tables ---------------------------------------------------------------------------------------------
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
        BENCH = 512, CHECK = 1024, EXPORT = 2048, COMPARE = 4096, ALL = 8191 };
@@ -6154,6 +6671,8 @@ static const struct {
       "loss of a model on a file of conversations, and scores of its answers to the prompts" },
     { "chat", CHAT, 1, 1, chat_command, "MODEL",
       "talk to a model or an adapter" },
+    { "check", CHECK, 2, 2, check_command, "DATA MODEL",
+      "show what would be learned: tokens, targets, lengths, doubtful places; trains nothing" },
     { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT",
       "write base and adapter as one model folder, in the base's type" },
     { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE",
@@ -6232,17 +6751,30 @@ static const struct {
       "compute first norm and inside of the MLP twice rather than keep them: more time, less memory", NULL },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", 1, 1e6,
       "batches that make one step; costs no memory", NULL },
-    { FIELD(max_input_length), INTEGER, TRAIN | EVAL | INFO, "512", 1, 1e7,
+    { FIELD(max_input_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512", 1, 1e7,
       "a sample may have max_input_length + max_output_length + 1 tokens", NULL },
-    { FIELD(max_output_length), INTEGER, TRAIN | EVAL | INFO, "512", 1, 1e7,
+    { FIELD(max_output_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512", 1, 1e7,
       "see max_input_length", NULL },
-    { FIELD(overlong), CHOICE, TRAIN | EVAL, "error", 0, 0,
-      "what to do with a longer sample", "error,drop" },
-    { FIELD(official_mask), FLAG, TRAIN, "false", 0, 0,
+    { FIELD(overlong), CHOICE, TRAIN | EVAL | CHECK, "error", 0, 0,
+      "what to do with a longer sample; truncate cuts its longest texts at their ends, to one length, and keeps all "
+      "role tokens, tools and the token that ends the answer", "error,drop,truncate" },
+    { FIELD(prompt_column), STRING, TRAIN | EVAL | CHECK, "prompt", 0, 0,
+      "name of the question in samples of columns", NULL },
+    { FIELD(response_column), STRING, TRAIN | EVAL | CHECK, "response", 0, 0,
+      "name of the answer", NULL },
+    { FIELD(history_column), STRING, TRAIN | EVAL | CHECK, "history", 0, 0,
+      "name of the earlier pairs [question, answer]", NULL },
+    { FIELD(official_mask), FLAG, TRAIN | CHECK, "false", 0, 0,
       "labels exactly as the official script of the layout sets them", NULL },
-    { FIELD(combine), FLAG, TRAIN, "false", 0, 0,
+    { FIELD(combine), FLAG, TRAIN | CHECK, "false", 0, 0,
       "with official_mask: GLM-4's combine, the last answer alone", NULL },
-    { FIELD(eval_file), STRING, TRAIN, NULL, 0, 0,
+    { FIELD(samples), INTEGER, CHECK, "1", 0, 1e9,
+      "how many samples to print as a table of tokens, ids and targets", NULL },
+    { FIELD(sample), INTEGER, CHECK, "0", 0, 1e9,
+      "print this one instead, by its place in the file", NULL },
+    { FIELD(ids), FLAG, CHECK, "false", 0, 0,
+      "print every sample as ready input_ids and labels, a line each, and nothing else", NULL },
+    { FIELD(eval_file), STRING, TRAIN | CHECK, NULL, 0, 0,
       "validation samples; default: dev.json[l] of a data folder, else val_size", NULL },
     { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", 0, 0.9,
       "share of the samples that validates instead of training", NULL },
@@ -6258,9 +6790,9 @@ static const struct {
       "checkpoints to keep; 0: all", NULL },
     { FIELD(force), FLAG, TRAIN, "false", 0, 0,
       "write over a run that is in output_dir", NULL },
-    { FIELD(layout), CHOICE, TRAIN | EVAL | CHAT | INIT | INFO, NULL, 0, 0,
-      "chat layout; default: told from the model", "chatglm3,glm4-chat" },
-    { FIELD(base), STRING, TRAIN | EVAL | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
+    { FIELD(layout), CHOICE, TRAIN | EVAL | CHECK | CHAT | INIT | INFO, NULL, 0, 0,
+      "chat layout; default: told from the model", "chatglm2,chatglm3,glm4-chat,0414,z1,edge" },
+    { FIELD(base), STRING, TRAIN | EVAL | CHECK | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
       "base model of an adapter; default: the one that it names", NULL },
     { FIELD(prompt), STRING, CHAT, NULL, 0, 0,
       "answer this one text and end", NULL },
@@ -6299,7 +6831,7 @@ static const struct {
       "cores to use; 0: all. The result is the same bits", NULL },
 };
 
-// ---- 14.4 Parsing ------------------------------------------------------------------------------------------------
+// ---- 14.5 Parsing ------------------------------------------------------------------------------------------------
 
 static void set_option(Options *o, size_t i, const char *value) {
     void *field = (char *)o + options[i].offset;

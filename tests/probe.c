@@ -20,9 +20,9 @@ static Score *score_of(Scores *s, const char *kind) {
 // The prompt up to and with the last assistant's role token; returns the reference.
 static const Json *build_prompt(const DataReader *d, const Json *messages, Row *row) {
     const Json *m = messages->first;
-    row_begin(row, d->format);
-    for (; m->next; m = m->next) read_message(d, m, row);
-    row_add(row, d->format->roles[ASSISTANT], true);
+    Conversation c = {0};
+    for (; m->next; m = m->next) read_message(d, m, NULL, &c);
+    *row = encode_turns(d->format, c.turns, c.n, SIZE_MAX, true);
     return want(d, m, "content", JSON_STRING, "a string");
 }
 
@@ -56,7 +56,8 @@ int main(int argc, char **argv) {
     Generator g = make_generator(m.model, m.method, 512, 1);
     char *source = read_file(argv[2], &n);
     JsonReader r = json_open(argv[2], source, n);
-    DataReader d = { &r, &f, &o, m.model->config.vocab_size };
+    Dataset notes = {0};
+    DataReader d = { &r, &f, &o, m.model->config.vocab_size, &notes };
     Scores s = {0};
     double mean = 0;
     if (!f.tokenizer || !f.layout) fail("%s", f.why);
