@@ -58,6 +58,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE,
 #include <limits.h>
 #include <math.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -254,6 +255,28 @@ static void remove_tree(const char *path) {     // a file, a link, or a folder w
 static void discard_unfinished(void) {
     for (size_t i = COUNT(unfinished); i-- > 0; )
         if (unfinished[i].temporary) remove_tree(unfinished[i].temporary);
+}
+
+// What a run that was killed has left in a folder.
+static void remove_leftovers(const char *folder) {
+    static const char tail[] = ".glmtune.tmp";
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d)); ) {
+        size_t n = strlen(e->d_name);
+        if (n >= sizeof tail && !strcmp(e->d_name + n + 1 - sizeof tail, tail))
+            remove_tree(name("%s/%s", folder, e->d_name));
+    }
+    if (d) closedir(d);
+}
+
+// The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
+// being written, as soon as that notices and has removed it.
+static volatile sig_atomic_t stop_signals;
+
+static void on_stop_signal(int signal_number) {
+    bool writing = false;
+    for (size_t i = 0; i < COUNT(unfinished); i++) writing |= unfinished[i].temporary != NULL;
+    if (stop_signals++ && !writing) _exit(128 + signal_number);
 }
 
 // Returns the temporary name under which `path` is to be written.
@@ -711,7 +734,7 @@ typedef struct {
     const void *data;
 } StoredTensor;
 
-typedef struct { StoredTensor *tensors; size_t n, capacity; Text metadata; } TensorSet;
+typedef struct { StoredTensor *tensors; size_t n, capacity; Text metadata; } TensorSet;     // metadata: "key=value\n"
 
 static const char *shape_text(const size_t *shape, size_t n_dims) {
     Text t = {0};
@@ -723,6 +746,14 @@ static const char *shape_text(const size_t *shape, size_t n_dims) {
 
 static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted) {
     for (size_t i = 0; i < s->n; i++) if (!strcmp(s->tensors[i].name, wanted)) return &s->tensors[i];
+    return NULL;
+}
+
+// The value of a key in "key=value" lines, such as a file's metadata; NULL: there is none.
+static const char *line_value(const char *lines, const char *key) {
+    size_t n = strlen(key);
+    for (const char *p = lines; p && *p; p = strchr(p, '\n'), p += p ? 1 : 0)
+        if (!strncmp(p, key, n) && p[n] == '=') return name("%.*s", (int)strcspn(p + n + 1, "\n"), p + n + 1);
     return NULL;
 }
 
@@ -913,6 +944,7 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
 }
 
 static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n) {
+    if (stop_signals > 1) fail("%s: stopped by a second signal; what was being written is removed", w->path);
     if (fwrite(bytes, 1, n, w->f) != n) fail_writing(w->path);
     w->written += n;
 }
@@ -2998,12 +3030,13 @@ typedef struct Options {
     const struct Options *defaults; // what each was before the command line
     const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
     const char *prompt_column, *response_column, *history_column;
-    const char *prompt, *system, *out, *optim;
+    const char *prompt, *system, *out, *optim, *resume_from_checkpoint;
+    const char *settings;           // "name=value" lines of what bears on the result, as a checkpoint keeps them
     bool use_rslora, official_mask, combine, ids, decode, force, gradient_checkpointing;
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
     int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
         max_context;
-    int64_t threads, tokens, elements, per_device_eval_batch_size, samples, sample;
+    int64_t threads, tokens, elements, per_device_eval_batch_size, samples, sample, stop_at_step;
     double target_share, lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay;
     double adam_beta1, adam_beta2, momentum, adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p;
     double val_size, std, max_shard_size;
@@ -3778,7 +3811,7 @@ static double clip_gradients(Model *m, double max_norm) {
     return norm;
 }
 
-// An optimizer: how many moments it keeps of each number, its betas unless the user set them, and its step t = 1, 2, ...
+// An optimizer: how many moments it keeps of each number, its betas unless the user set them, its step t = 1, 2, ...
 typedef struct {
     const char *name;
     size_t n_moments;
@@ -4812,19 +4845,21 @@ static Text adapter_config(const Model *m, const Method *method, const Options *
     return t;
 }
 
-// Writes an adapter or checkpoint folder; it appears under its name when it is complete.
-static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
-    const char *temporary = begin_folder(folder);
-    StoredTensor *s = take(m->n_trained, sizeof *s);
-    for (size_t i = 0; i < m->n_trained; i++) s[i] = stored_as(m->trained[i], REAL);
-    TensorWriter w =
-        begin_tensor_file(name("%s/adapter_model.safetensors", temporary), s, m->n_trained, "\"format\":\"pt\"");
-    for (size_t i = 0; i < m->n_trained; i++) 
-        write_numbers(&w, m->trained[i]->name, m->trained[i]->value, m->trained[i]->n, REAL);
+// A file of arrays in model memory, as REAL: s [n] say how they are called and shaped, data where they lie.
+static void write_reals(const char *path, const StoredTensor *s, size_t n, const char *metadata) {
+    TensorWriter w = begin_tensor_file(path, s, n, metadata);
+    for (size_t i = 0; i < n; i++) write_numbers(&w, s[i].name, s[i].data, s[i].n, REAL);
     finish_tensor_file(&w);
+}
+
+// Writes the files of an adapter into a folder; one that shall appear when it is complete, the caller begins.
+static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
+    make_folders(folder);
+    StoredTensor *s = take(m->n_trained, sizeof *s);
+    for (size_t i = 0; i < m->n_trained; i++) s[i] = stored_as(m->trained[i], REAL), s[i].data = m->trained[i]->value;
+    write_reals(name("%s/adapter_model.safetensors", folder), s, m->n_trained, "\"format\":\"pt\"");
     Text config = adapter_config(m, method, o, base);
-    write_file(name("%s/adapter_config.json", temporary), config.s, config.n);
-    finish_output(temporary);
+    write_file(name("%s/adapter_config.json", folder), config.s, config.n);
     free(config.s), free(s);
 }
 
@@ -5568,16 +5603,27 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
 
 // ---- 13.6 The run ------------------------------------------------------------------------------------------------
 
+// What a run must remember besides weights and moments: a checkpoint holds each number that stands in the table. All
+// are double, so that one loop writes and reads them; whole numbers stay exact up to 2^53.
+typedef struct { double step, tokens, best_step, best_metric; } RunState;
+
+static const struct { const char *name; size_t offset; } state_numbers[] = {
+    { "step", offsetof(RunState, step) }, { "tokens", offsetof(RunState, tokens) },
+    { "best_step", offsetof(RunState, best_step) }, { "best_metric", offsetof(RunState, best_metric) },
+};
+
 typedef struct {
     Opened base;
     const Options *o;
     Dataset train, validation;
     Run run;
+    RunState state;                 // best_step: 0 when there is none
     FILE *log;
     const char *log_path;
-    int64_t steps, steps_per_epoch;
-    size_t batch_size, samples_per_step, tokens, tokens_logged;
-    double began, logged_at, draw_at;
+    Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
+    int64_t steps, steps_per_epoch, first_step;
+    size_t batch_size, samples_per_step;
+    double tokens_logged, began, logged_at, draw_at;
 } Trainer;
 
 static void read_data(Trainer *t, const char *data, const ChatFormat *f) {
@@ -5613,16 +5659,16 @@ static const char *time_text(double s) {
 }
 
 static void log_step(Trainer *t, int64_t step, double loss, double lr, double norm) {
-    double now = seconds(), speed = (double)(t->tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
+    double now = seconds(), speed = (t->state.tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
     bool due = (step + 1) % t->o->logging_steps == 0 || step + 1 == t->steps;
     progress(due, "step %lld/%lld  loss %.4f  lr %.3g  grad norm %.3g  %.0f tokens/s  %s left", (long long)step + 1,
              (long long)t->steps, loss, lr, norm, speed,
-             time_text((now - t->began) / (double)(step + 1) * (double)(t->steps - step - 1)));
+             time_text((now - t->began) / (double)(step + 1 - t->first_step) * (double)(t->steps - step - 1)));
     if (!due) return;
-    fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %zu, "
-            "\"tokens_per_s\": %.9g}\n", (long long)step + 1, loss, lr, norm, t->tokens, speed);
+    fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %.0f, "
+            "\"tokens_per_s\": %.9g}\n", (long long)step + 1, loss, lr, norm, t->state.tokens, speed);
     if (fflush(t->log)) fail_writing(t->log_path);
-    t->tokens_logged = t->tokens;
+    t->tokens_logged = t->state.tokens;
     t->logged_at = now;
 }
 
@@ -5674,20 +5720,187 @@ static int by_number_down(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-// Removes all checkpoints of a folder but the newest `keep`.
-static void remove_checkpoints(const char *folder, size_t keep) {
+// It loses its name first, so that no checkpoint is ever seen half removed.
+static void remove_checkpoint(const char *folder, int64_t step) {
+    const char *path = name("%s/checkpoint-%lld", folder, (long long)step), *gone = name("%s.glmtune.tmp", path);
+    if (!rename(path, gone)) remove_tree(gone);
+}
+
+// Removes all checkpoints of a run but the newest `keep` and the best.
+static void remove_checkpoints(const Trainer *t, size_t keep) {
     int64_t *steps;
-    size_t n = list_checkpoints(folder, &steps);
+    size_t n = list_checkpoints(t->o->output_dir, &steps);
     if (n) qsort(steps, n, sizeof *steps, by_number_down);
-    for (size_t i = keep; i < n; i++) remove_tree(name("%s/checkpoint-%lld", folder, (long long)steps[i]));
+    for (size_t i = keep; i < n; i++)
+        if (steps[i] != (int64_t)t->state.best_step) remove_checkpoint(t->o->output_dir, steps[i]);
     free(steps);
 }
 
-static void save_checkpoint(const Trainer *t, int64_t step) {
+// ---- 13.7 Checkpoints --------------------------------------------------------------------------------------------
+// checkpoint-N is an adapter's folder with what going on needs: optimizer.safetensors holds the moments and, as its
+// metadata, the state of the run and all settings that bear on the result; trainer_state.json is Hugging Face's
+// TrainerState, with the lines of the log. The order of the data, dropout and the learning rate are functions of seed
+// and step, so nothing more is needed for the same bits.
+
+static uint64_t hash_data(const Dataset *d, uint64_t h) {
+    for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
+        h = rng_key(rng_key(h, hash_bytes(s->ids, s->n * sizeof *s->ids)),
+                    hash_bytes(s->labels, s->n * sizeof *s->labels));
+    return h;
+}
+
+// All that must be the same when a run goes on, as "key=value" lines.
+static Text run_settings(const Trainer *t) {
+    Text lines = {0};
+    text_print(&lines, "%s", t->o->settings ? t->o->settings : "");
+    text_print(&lines, "trained parameters=%zu\n", count_parameters(t->base.model->trained, t->base.model->n_trained));
+    text_print(&lines, "hash of the training data=%016llx\n", (unsigned long long)hash_data(&t->train, 0));
+    text_print(&lines, "hash of the validation data=%016llx\n", (unsigned long long)hash_data(&t->validation, 0));
+    return lines;
+}
+
+// The moments by tensor name, s [n_moments x n_trained].
+static StoredTensor *list_moments(const Model *m) {
+    StoredTensor *s = take(times(m->n_moments, m->n_trained), sizeof *s);
+    for (size_t k = 0; k < m->n_moments; k++)
+        for (size_t i = 0; i < m->n_trained; i++) {
+            StoredTensor *one = &s[k * m->n_trained + i];
+            *one = stored_as(m->trained[i], REAL);
+            one->name = name("moment%zu.%s", k + 1, m->trained[i]->name);
+            one->data = m->trained[i]->moments[k];
+        }
+    return s;
+}
+
+static void write_optimizer(const Trainer *t, const char *path) {
+    const Model *m = t->base.model;
+    Text metadata = {0}, lines = run_settings(t);
+    StoredTensor *s = list_moments(m);
+    text_print(&metadata, "\"format\":\"pt\"");
+    for (size_t i = 0; i < COUNT(state_numbers); i++)
+        text_print(&lines, "state.%s=%.17g\n", state_numbers[i].name,
+                   *(const double *)((const char *)&t->state + state_numbers[i].offset));
+    for (const char *p = lines.s, *equals; *p; p = strchr(p, '\n') + 1) {
+        equals = strchr(p, '=');
+        text_print(&metadata, ",\"%.*s\":", (int)(equals - p), p);
+        text_json(&metadata, equals + 1, strcspn(equals + 1, "\n"));
+    }
+    write_reals(path, s, m->n_moments * m->n_trained, metadata.s);
+    free(s), free(metadata.s), free(lines.s);
+}
+
+static void write_trainer_state(const Trainer *t, const char *path) {
+    size_t n;
+    const RunState *s = &t->state;
     const Options *o = t->o;
-    save_adapter(name("%s/checkpoint-%lld", o->output_dir, (long long)step), t->base.model, t->base.method, o,
-                 t->base.folder);
-    if (o->save_total_limit > 0) remove_checkpoints(o->output_dir, (size_t)o->save_total_limit);
+    char *log = read_file(t->log_path, &n), best[64] = "null", *best_folder = strdup("null");
+    Text out = {0};
+    if (s->best_step > 0) {
+        snprintf(best, sizeof best, "%.9g", s->best_metric);
+        best_folder = name("\"%s/checkpoint-%.0f\"", o->output_dir, s->best_step);
+    }
+    text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": %s,\n  \"epoch\": %.9g,\n", best,
+               best_folder, s->step / (double)t->steps_per_epoch);
+    text_print(&out, "  \"eval_steps\": %lld,\n  \"global_step\": %.0f,\n  \"is_hyper_param_search\": false,\n",
+               (long long)(o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch), s->step);
+    text_print(&out, "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [");
+    for (const char *p = log, *end; p && (end = strchr(p, '\n')); p = end + 1)
+        text_print(&out, "%s\n    %.*s", p > log ? "," : "", (int)(end - p), p);
+    text_print(&out, "\n  ],\n  \"logging_steps\": %lld,\n  \"max_steps\": %lld,\n  \"num_train_epochs\": %.0f,\n",
+               (long long)o->logging_steps, (long long)t->steps, ceil((double)t->steps / (double)t->steps_per_epoch));
+    text_print(&out, "  \"save_steps\": %lld,\n  \"total_flos\": 0,\n  \"trial_name\": null,\n"
+               "  \"trial_params\": null\n}\n", (long long)o->save_steps);
+    write_file(path, out.s, out.n);
+    free(out.s), free(log), free(best_folder);
+}
+
+static void save_checkpoint(const Trainer *t) {
+    const Options *o = t->o;
+    if (!is_folder(o->output_dir)) fail("%s: the folder has vanished, and the run in it", o->output_dir);
+    const char *temporary = begin_folder(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
+    save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
+    write_optimizer(t, name("%s/optimizer.safetensors", temporary));
+    write_trainer_state(t, name("%s/trainer_state.json", temporary));
+    finish_output(temporary);
+    if (o->save_total_limit > 0) remove_checkpoints(t, (size_t)o->save_total_limit);
+}
+
+// The checkpoint to go on from, as --resume_from_checkpoint names it; NULL: begin.
+static const char *choose_checkpoint(const Options *o) {
+    static const char *const parts[] = { "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors",
+                                         "trainer_state.json" };
+    const char *wanted = o->resume_from_checkpoint, *missing = NULL, *folder = wanted;
+    if (!wanted || !strcasecmp(wanted, "no") || !strcasecmp(wanted, "false")) return NULL;
+    bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
+    int64_t *steps;
+    size_t n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
+    if (newest && n) qsort(steps, n, sizeof *steps, by_number_down);
+    for (size_t i = 0; i < n; i++) {
+        if (newest) folder = name("%s/checkpoint-%lld", o->output_dir, (long long)steps[i]);
+        else if (strspn(wanted, "0123456789") == strlen(wanted))
+            folder = name("%s/checkpoint-%s", o->output_dir, wanted);
+        missing = NULL;
+        for (size_t k = 0; k < COUNT(parts); k++) if (!exists(name("%s/%s", folder, parts[k]))) missing = parts[k];
+        if (!missing) return folder;
+    }
+    if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, missing);
+    fprintf(stderr, "%s: holds no checkpoint: training begins at step 1\n", o->output_dir);
+    return NULL;
+}
+
+static void compare_settings(const Trainer *t, const char *folder, const char *stored) {
+    Text lines = run_settings(t);
+    for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        char *value = strchr(line, '=');
+        *value++ = 0;
+        const char *was = line_value(stored, line);
+        if (!was || !strcmp(was, value)) continue;
+        const char *differs = name("%s was %s, now it is %s", line, was, value);
+        if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", folder, differs);
+        fprintf(stderr, "warning: %s\n", differs);
+    }
+    free(lines.s);
+}
+
+static Text read_history(const char *path) {
+    size_t n;
+    Text lines = {0};
+    char *source = read_file(path, &n);
+    JsonReader r = json_open(path, source, n);
+    const Json *log = json_get(json_only(&r), "log_history");
+    text_add(&lines, "", 0);
+    for (const Json *j = json_is(log, JSON_ARRAY) ? log->first : NULL; j; j = j->next) {
+        size_t length = strcspn(source + j->at, "\n");
+        text_print(&lines, "%.*s\n", (int)(length - (source[j->at + length - 1] == ',')), source + j->at);
+    }
+    json_close(&r);
+    free(source);
+    return lines;
+}
+
+// Takes weights, moments, state and log from a checkpoint.
+static void resume(Trainer *t, const char *folder) {
+    const Model *m = t->base.model;
+    TensorSet set = {0};
+    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
+    compare_settings(t, folder, set.metadata.s);
+    read_adapter_tensors(folder, t->base.model);
+    StoredTensor *wanted = list_moments(m);
+    for (size_t i = 0; i < m->n_moments * m->n_trained; i++) {
+        const StoredTensor *s = find_tensor(&set, wanted[i].name);
+        if (!s || s->dtype > BF16 || s->n != wanted[i].n)
+            fail("%s: its optimizer.safetensors has no '%s' of %zu numbers", folder, wanted[i].name, wanted[i].n);
+        widen(m->trained[i % m->n_trained]->moments[i / m->n_trained], memory_mapped(s->data, s->bytes), s->dtype,
+              s->n);
+    }
+    for (size_t i = 0; i < COUNT(state_numbers); i++) {
+        const char *value = line_value(set.metadata.s, name("state.%s", state_numbers[i].name));
+        if (value) *(double *)((char *)&t->state + state_numbers[i].offset) = strtod(value, NULL);
+    }
+    t->tokens_logged = t->state.tokens;
+    t->history = read_history(name("%s/trainer_state.json", folder));
+    fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", folder, t->state.step, (long long)t->steps);
+    free(wanted);
 }
 
 static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n) {
@@ -5698,7 +5911,7 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     double norm = clip_gradients(m, o->max_grad_norm);
     if (!isfinite(loss) || !isfinite(norm)) stop_not_finite(m, &t->train, chosen, n, step, loss, norm);
     optimizer_step(m, o, lr, step + 1);
-    for (size_t i = 0; i < n; i++) t->tokens += t->train.samples[chosen[i]].n;
+    for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
     log_step(t, step, loss, lr, norm);
 }
 
@@ -5707,17 +5920,22 @@ static void train_loop(Trainer *t) {
     size_t *order = NULL;
     int64_t eval_every = o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch;
     t->began = t->logged_at = seconds();
-    for (int64_t step = 0; step < t->steps; step++) {
+    for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps; step++) {
         size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
-        if (!at) free(order), order = epoch_order(t->train.n, (uint64_t)o->seed, (uint64_t)(step / t->steps_per_epoch));
+        if (!at || !order)
+            free(order), order = epoch_order(t->train.n, (uint64_t)o->seed, (uint64_t)(step / t->steps_per_epoch));
         train_step(t, step, order + at, min_size(t->samples_per_step, t->train.n - at));
-        bool last = step + 1 == t->steps;
+        bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
+        t->state.step = (double)(step + 1);
         if (t->validation.n && ((step + 1) % eval_every == 0 || last)) log_evaluation(t, step + 1);
         draw_progress(t, false);
-        if ((step + 1) % o->save_steps == 0 || last) save_checkpoint(t, step + 1);
+        if ((step + 1) % o->save_steps == 0 || last || stops) save_checkpoint(t);
+        if (stops) break;
     }
     free(order);
 }
+
+// ---- 13.8 The whole run ------------------------------------------------------------------------------------------
 
 // What is being tuned must not lie where --force removes checkpoints.
 static const char *outside_of(const char *path, const char *output_dir) {
@@ -5729,23 +5947,30 @@ static const char *outside_of(const char *path, const char *output_dir) {
     return real_path;
 }
 
-static void open_log(Trainer *t) {
+// Opens the log, with the lines up to the checkpoint that the run goes on from (NULL: it begins). What a run that was
+// killed left half-written is removed, and with --force the checkpoints of later steps, or all when it begins.
+static void open_log(Trainer *t, const char *from) {
     const char *folder = t->o->output_dir;
-    int64_t *steps;
     make_folders(folder);
-    if (list_checkpoints(folder, &steps) && !t->o->force)
-        fail("%s: holds the checkpoints of another run; choose another --output_dir, or --force to remove them",
-             folder);
-    free(steps);
+    remove_leftovers(folder);
+    char *resumed = from ? realpath(from, NULL) : NULL;
+    char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
+    int64_t *steps, newest = resumed && inside && !strcmp(resumed, inside) ? (int64_t)t->state.step : -1;
+    size_t n = list_checkpoints(folder, &steps), later = 0;
+    for (size_t i = 0; i < n; i++) later += steps[i] > newest;
+    if (later && !t->o->force)
+        fail("%s: holds %s; choose another --output_dir, or --force to remove them", folder,
+             newest < 0 ? "the checkpoints of another run" : name("checkpoints past step %.0f", t->state.step));
     t->base.folder = outside_of(t->base.folder, folder);
     if (t->base.adapter) outside_of(t->base.adapter, folder);
-    remove_checkpoints(folder, 0);
-    if (list_checkpoints(folder, &steps))
+    for (size_t i = 0; i < n; i++) if (steps[i] > newest) remove_checkpoint(folder, steps[i]);
+    if (list_checkpoints(folder, &steps) > n - later)
         fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
-    free(steps);
     t->log_path = name("%s/log.jsonl", folder);
-    t->log = fopen(t->log_path, "we");
+    write_file(t->log_path, t->history.s, t->history.n);
+    t->log = fopen(t->log_path, "ae");
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
+    free(resumed), free(inside);
 }
 
 static void train(const char *data, const char *model, Options *o) {
@@ -5768,16 +5993,25 @@ static void train(const char *data, const char *model, Options *o) {
     start_method(&t.base, (uint64_t)o->seed, true);
     t.run = describe_run(m, t.base.method, kind, T, T);
     take_run(&t.run);
-    open_log(&t);
+    const char *from = choose_checkpoint(o);
+    if (from) resume(&t, from);
+    open_log(&t, from);
     write_facts(&t);
+    struct sigaction on_stop = { .sa_handler = on_stop_signal };
+    sigaction(SIGINT, &on_stop, NULL), sigaction(SIGTERM, &on_stop, NULL);
     train_loop(&t);
     close_written(t.log, t.log_path);
     draw_progress(&t, true);
+    if ((int64_t)t.state.step < t.steps) {
+        fprintf(stderr, "stopped after step %.0f of %lld, which is saved; to go on: the same command with "
+                "--resume_from_checkpoint yes\n", t.state.step, (long long)t.steps);
+        return;
+    }
     fprintf(stderr, "done in %s; the result is %s/checkpoint-%lld; try: glmtune chat %s/checkpoint-%lld\n",
             time_text(seconds() - t.began), o->output_dir, (long long)t.steps, o->output_dir, (long long)t.steps);
 }
 
-// ---- 13.7 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
+// ---- 13.9 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
 
 // All samples of a file as one batch, in order.
 static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
@@ -5863,7 +6097,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
 }
 
-// ---- 13.8 Gradient check -----------------------------------------------------------------------------------------
+// ---- 13.10 Gradient check ----------------------------------------------------------------------------------------
 // Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
 //     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
 // error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
@@ -5980,7 +6214,7 @@ static int gradcheck(const char *folder, Options *o) {
     return failed > 0;
 }
 
-// ---- 13.9 Comparing runs -----------------------------------------------------------------------------------------
+// ---- 13.11 Comparing runs ----------------------------------------------------------------------------------------
 
 // cells [rows, columns]; those without a number in them, and the first column, are words and stand to the left.
 static void print_table(const char *const *cells, size_t rows, size_t columns) {
@@ -6359,7 +6593,6 @@ typedef struct { Options *o; size_t n; const char **words; } Call;
 
 static const char *word(const Call *c, size_t i) { return i < c->n ? c->words[i] : NULL; }
 
-static int train_command(const Call *c) { return train(word(c, 0), word(c, 1), c->o), 0; }
 static int eval_command(const Call *c) { return eval(word(c, 0), word(c, 1), c->o), 0; }
 static int dump_command(const Call *c) { return dump(word(c, 0), word(c, 1), word(c, 2), c->o), 0; }
 static int merge_command(const Call *c) { return merge(word(c, 0), word(c, 1), c->o), 0; }
@@ -6657,6 +6890,8 @@ static int check_command(const Call *c) {
     return 0;
 }
 
+static int train_command(const Call *c);
+
 // ---- 14.4 The tables ---------------------------------------------------------------------------------------------
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
@@ -6788,8 +7023,12 @@ static const struct {
       "steps between checkpoints; the last step is always saved", NULL },
     { FIELD(save_total_limit), INTEGER, TRAIN, "0", 0, 1e6,
       "checkpoints to keep; 0: all", NULL },
+    { FIELD(resume_from_checkpoint), STRING, TRAIN, NULL, 0, 0,
+      "go on from a checkpoint, to the same bits: yes (the newest in output_dir), no, its step, or its folder", NULL },
+    { FIELD(stop_at_step), INTEGER, TRAIN, "0", 0, 1e9,
+      "save and end after this step, to go on later; 0: never", NULL },
     { FIELD(force), FLAG, TRAIN, "false", 0, 0,
-      "write over a run that is in output_dir", NULL },
+      "write over a run that is in output_dir; go on though options differ", NULL },
     { FIELD(layout), CHOICE, TRAIN | EVAL | CHECK | CHAT | INIT | INFO, NULL, 0, 0,
       "chat layout; default: told from the model", "chatglm2,chatglm3,glm4-chat,0414,z1,edge" },
     { FIELD(base), STRING, TRAIN | EVAL | CHECK | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
@@ -6858,6 +7097,31 @@ static void set_option(Options *o, size_t i, const char *value) {
         fail_usage("--%s must be from %g to %g, not %s", options[i].name, options[i].least, options[i].most, value);
     if (options[i].type == INTEGER) *(int64_t *)field = (int64_t)number;
     else *(double *)field = number;
+}
+
+// The training options that bear on the result, as "name=value" lines.
+static const char *settings_of(const Options *o) {
+    static const char others[] =
+        "output_dir,logging_steps,save_steps,save_total_limit,stop_at_step,resume_from_checkpoint,force,threads,"
+        "gradient_checkpointing,max_new_tokens,base,eval_file,probe";
+    Text t = {0};
+    for (size_t i = 0; i < COUNT(options); i++) {
+        const void *field = (const char *)o + options[i].offset;
+        if (!(options[i].commands & TRAIN) || list_has(others, options[i].name)) continue;
+        text_print(&t, "%s=", options[i].name);
+        if (options[i].type == INTEGER) text_print(&t, "%lld", (long long)*(const int64_t *)field);
+        if (options[i].type == REAL_NUMBER) text_print(&t, "%.9g", *(const double *)field);
+        if (options[i].type == FLAG) text_print(&t, *(const bool *)field ? "true" : "false");
+        const char *const *words = field;
+        if (options[i].type >= STRING) text_print(&t, "%s", *words ? *words : "(none)");
+        text_print(&t, "\n");
+    }
+    return t.s;
+}
+
+static int train_command(const Call *c) {
+    c->o->settings = settings_of(c->o);
+    return train(word(c, 0), word(c, 1), c->o), 0;
 }
 
 static Options default_options(void) {
@@ -6933,6 +7197,7 @@ static void use_threads(int64_t threads) {
 #ifndef GLMTUNE_NO_MAIN
 int main(int argc, char **argv) {
     Options o = default_options();
+    signal(SIGXFSZ, SIG_IGN);       // so that a file past `ulimit -f` is an error that can be told, as a full disk is
     Call call = { .o = &o, .words = take((size_t)argc, sizeof *call.words) };
     size_t n = (size_t)argc, command = 0, nearest = 0;
     if (n < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) return general_help(), n < 2 ? 2 : 0;
