@@ -35,9 +35,13 @@ test-double: $(TEST_SOURCES)
 test-debug: $(TEST_SOURCES)
 	$(CC) $(DEBUG) -Wno-unused-function $(OPENMP) tests/test.c -o $@ $(LDLIBS)
 
+test-fuzz: tests/fuzz/fuzz.c glmtune.c      # the fuzz targets without a fuzzer: reads the seeds and past crashes once
+	$(CC) $(CFLAGS) -Wno-unused-function tests/fuzz/fuzz.c -o $@ $(LDLIBS)
+
 # Offline, no Python. With GLM_REAL=FOLDER also against the tokenizers and golden tensors of the real models.
-test: glmtune glmtune64 test-float test-double
-	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double "bash tests/test_cli.sh ./glmtune"
+test: glmtune glmtune64 test-float test-double test-fuzz
+	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double "bash tests/test_cli.sh ./glmtune" \
+	    "./test-fuzz tests/fuzz/seeds tests/fuzz/crashes"
 
 # Tunes the bundled model on 40 samples about who it is, and shows its answers before and after.
 demo: glmtune
@@ -62,5 +66,5 @@ help:
 	@echo "make clean      removes what was built"
 
 clean:
-	rm -f glmtune glmtune64 glmtune-debug test-float test-double test-debug
+	rm -f glmtune glmtune64 glmtune-debug test-float test-double test-debug test-fuzz
 	rm -rf demo-output build

@@ -14,7 +14,7 @@
 //      1  Basics             errors, memory, files, random numbers
 //      2  JSON               one small parser: configs, safetensors headers, data sets
 //      3  Tensor files       safetensors: mapped to read, atomic to write
-//      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks
+//      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json
 //      5  Kernels            forward/backward pairs on raw arrays; all that a port to other hardware replaces
 //      6  Model              config and weights by name, both released layouts
 //      7  Tuning methods     LoRA, full; what trains, and where it acts
@@ -842,6 +842,7 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     JsonReader r = json_open(file, (const char *)bytes + 8, header);
     const Json *root = json_only(&r);
     if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
+    set->tensors = grow(set->tensors, &set->capacity, set->n + root->count + 1, sizeof *set->tensors);
     for (const Json *j = root->first; j; j = j->next) {
         if (!strcmp(j->key, "__metadata__")) {
             for (const Json *m = j->first; m; m = m->next)
@@ -849,7 +850,6 @@ static void read_tensor_file(TensorSet *set, const char *path) {
                     text_print(&set->metadata, "%s=%s\n", m->key, m->text);
             continue;
         }
-        set->tensors = grow(set->tensors, &set->capacity, set->n + 1, sizeof *set->tensors);
         set->tensors[set->n++] = read_tensor_entry(file, j);
     }
     json_close(&r);
@@ -962,7 +962,9 @@ static void finish_tensor_file(TensorWriter *w) {
 // U+2581 and one is put in front, and the neighbours whose joined piece has the best score are merged until none is in
 // the vocabulary; characters without a piece fall back to their bytes. GLM-4 and later (tiktoken): the text is split
 // into chunks by a pattern, and in each chunk bytes are merged, lowest rank first. Either way the priority of a merge
-// is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n).
+// is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n). Hugging
+// Face's tokenizer.json lists the merges instead: a piece is made only from two parts that are listed, each pair with a
+// rank of its own; the pairs of a piece differ by the length of the left part.
 //
 // Role tokens such as <|user|> are no text: they have ids and names here, and text never turns into them, for a user
 // who types "<|user|>" must not open a turn.
@@ -970,11 +972,14 @@ static void finish_tensor_file(TensorWriter *w) {
 // Each importer turns a released file into the bytes of a tokenizer.bin, and only those are parsed further:
 //     "GLMTOKEN", then as uint32: version, kind, flags, pieces, specials, bytes of text, lengths of the three class
 //     tables; length of each piece; rank of each piece; ids of specials; lengths of specials; the class tables (run
-//     lengths outside, inside, outside, ... the Unicode classes that the pattern needs); the text of all in order.
+//     lengths outside, inside, outside, ... the Unicode classes that the pattern needs); the text of all in order;
+//     with LISTED_MERGES: their number, and in the order of their ranks the piece that each makes and the bytes of its
+//     left part.
 
 enum { TOKENIZER_VERSION = 1 };
 enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
-enum { WHOLE_CHUNKS = 1 };                      // flag: a chunk that is a piece is taken whole, without merging
+enum { WHOLE_CHUNKS = 1,                        // flags: a chunk that is a piece is taken whole, without merging
+       LISTED_MERGES = 2 };                     // only listed pairs merge, by their own ranks
 enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
 
 #define RANK_NEVER UINT32_MAX           // a control piece such as </s>: text never becomes it
@@ -984,6 +989,7 @@ typedef struct { const char *text; uint32_t n, rank; } Piece;
 typedef struct { const char *name; int32_t id; } Special;
 typedef struct { uint32_t n, previous, next; } Symbol;          // a run of bytes, in a list; n = 0: swallowed
 typedef struct { uint32_t rank, left, n; } Merge;               // bytes left .. left + n may become one piece
+typedef struct { uint32_t left_n, rank; } ListedMerge;          // of a piece whose left part has so many bytes
 
 typedef struct {
     const char *file;                   // where it came from
@@ -993,6 +999,8 @@ typedef struct {
     Piece *pieces;
     Special *specials;
     uint32_t *slots, slot_mask;         // hash table: piece + 1
+    ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
+    uint32_t *first_listed;
     int32_t byte_ids[256];
     uint8_t *class_of;                  // of every code point
     Symbol *symbols; size_t symbols_capacity;
@@ -1117,7 +1125,7 @@ static void index_pieces(Tokenizer *t, const char *file) {
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
     for (uint32_t i = 0; i < t->n_pieces; i++) {
         const Piece *p = &t->pieces[i];
-        bool is_byte = p->n == 1 && (t->kind == BYTE_BPE || p->rank == RANK_BYTE);
+        bool is_byte = p->n == 1 && (t->kind == BYTE_BPE ? p->rank < RANK_BYTE : p->rank == RANK_BYTE);
         if (is_byte) t->byte_ids[(unsigned char)p->text[0]] = (int32_t)i;
         if (p->rank >= RANK_BYTE) continue;
         if (!p->n || find_piece(t, p->text, p->n) >= 0) fail("%s: piece %u is empty or stands twice", file, i);
@@ -1140,6 +1148,21 @@ static const char *read_runs(Tokenizer *t, const char *file, const char *p, uint
     return p;
 }
 
+// Sorts the listed merges at p by the piece that they make.
+static void read_merges(Tokenizer *t, const char *file, const char *p, uint32_t n) {
+    uint32_t *place = take((size_t)t->n_pieces + 2, sizeof *place);
+    t->listed = take(n, sizeof *t->listed);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t piece = image_get(p + 8*(size_t)i);
+        if (piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
+        place[piece + 2]++;
+    }
+    for (uint32_t i = 2; i < t->n_pieces + 2; i++) place[i] += place[i-1];
+    for (uint32_t i = 0; i < n; i++, p += 8)
+        t->listed[place[image_get(p) + 1]++] = (ListedMerge){ image_get(p + 4), i };
+    t->first_listed = place;
+}
+
 // The next n of the `left` bytes at *p.
 static const char *take_text(const char *file, const char **p, size_t *left, uint32_t n) {
     if (n > *left) fail("%s: its pieces are longer than its text", file);
@@ -1160,6 +1183,9 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
         fail("%s: has format version %u, this program reads %d", file, h[VERSION], TOKENIZER_VERSION);
     uint64_t want = HEADER + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
                     4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES];
+    uint64_t merges = want;
+    uint32_t n_merges = h[FLAGS] & LISTED_MERGES && want + 4 <= bytes ? image_get(image + merges) : 0;
+    if (h[FLAGS] & LISTED_MERGES) want += 4 + 8 * (uint64_t)n_merges;
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
     if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
     *t = (Tokenizer){ .file = name("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
@@ -1173,6 +1199,8 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     p = read_runs(t, file, p, h[LETTERS], CLASS_LETTER);
     p = read_runs(t, file, p, h[NUMBERS], CLASS_NUMBER);
     p = read_runs(t, file, p, h[SPACES], CLASS_SPACE);
+    for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
+        if (t->class_of[(int)*s] != CLASS_SPACE) fail("%s: a table of Unicode classes is damaged", file);
     size_t left = h[TEXT_BYTES];
     for (size_t i = 0; i < t->n_pieces; i++) {
         uint32_t n = image_get(lengths + 4*i);
@@ -1183,6 +1211,7 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
         t->specials[i] = (Special){ strndup(take_text(file, &p, &left, n), n), (int32_t)image_get(ids + 4*i) };
     }
     index_pieces(t, file);
+    if (t->flags & LISTED_MERGES) read_merges(t, file, image + merges + 4, n_merges);
     return t;
 }
 
@@ -1356,7 +1385,147 @@ static Text import_tiktoken(const char *file, const char *bytes, size_t n) {
     return image;
 }
 
-// ---- 4.5 Finding the tokenizer of a model ------------------------------------------------------------------------
+// ---- 4.5 Import: tokenizer.json ----------------------------------------------------------------------------------
+// Hugging Face's file of a byte-level BPE, as GLM-4's "hf" releases, GLM-4-0414 and GLM-Edge have it. Its texts are
+// written in an alphabet of 256 visible characters, one for each byte. What glmtune does not do, it refuses here.
+// Added tokens are never found in text, whatever the file says: see the head of this section.
+
+enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
+
+static const char *const split_patterns[] = {       // two spellings of the pattern that next_chunk follows
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+" };
+
+static const Json *json_need(const JsonReader *r, const Json *object, const char *key, JsonType type,
+                             const char *what) {
+    const Json *j = json_get(object, key);
+    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", json_where(r, j ? j->at : object->at), key, what);
+    return j;
+}
+
+// That the text is split and merged as 4.7 does it. Null, false, 0, "" and a setting left out are the same; an object
+// stands for its "type".
+static void check_tokenizer_json(const JsonReader *r, const Json *root, const Json *model) {
+    const Json *before = json_need(r, root, "pre_tokenizer", JSON_OBJECT, "a Sequence of Split and ByteLevel");
+    const Json *parts = json_need(r, before, "pretokenizers", JSON_ARRAY, "an array of Split and ByteLevel");
+    if (parts->count != 2) fail("%s: \"pretokenizers\" must be Split and ByteLevel", json_where(r, parts->at));
+    const Json *split = parts->first, *bytes = split->next;
+    const struct { const Json *in; const char *key, *known; } settings[] = {
+        { root, "normalizer", "" }, { model, "type", "BPE" }, { model, "dropout", "" }, { model, "unk_token", "" },
+        { model, "continuing_subword_prefix", "" }, { model, "end_of_word_suffix", "" }, { model, "byte_fallback", "" },
+        { split, "type", "Split" }, { split, "behavior", "Isolated" }, { split, "invert", "" },
+        { bytes, "type", "ByteLevel" }, { bytes, "add_prefix_space", "" }, { bytes, "use_regex", "" } };
+    for (size_t i = 0; i < COUNT(settings); i++) {
+        const Json *j = json_get(settings[i].in, settings[i].key);
+        const Json *of = json_is(j, JSON_OBJECT) ? json_get(j, "type") : j;
+        const char *is = json_is(of, JSON_STRING) ? of->text :
+                         j && (j->type > JSON_NUMBER || j->number != 0) ? "set" : "";
+        if (strcmp(is, settings[i].known))
+            fail("%s: \"%s\" is '%s', but glmtune reads only byte-level BPE that has '%s' there",
+                 json_where(r, j ? j->at : settings[i].in->at), settings[i].key, is, settings[i].known);
+    }
+    json_need(r, bytes, "use_regex", JSON_BOOL, "false");
+    const Json *pattern = json_need(r, split, "pattern", JSON_OBJECT, "an object with a \"Regex\"");
+    pattern = json_need(r, pattern, "Regex", JSON_STRING, "a regular expression");
+    for (size_t i = 0; i < COUNT(split_patterns); i++) if (!strcmp(pattern->text, split_patterns[i])) return;
+    fail("%s: text is split by '%s', and glmtune knows only GLM-4's pattern", json_where(r, pattern->at),
+         pattern->text);
+}
+
+// The byte for which a character of the alphabet stands: visible Latin-1 for itself, then U+0100 on for the others in
+// order. -1: it is none of the alphabet's.
+static int alphabet_byte(uint32_t c) {
+    uint32_t next = 256;
+    for (uint32_t b = 0; b < 256; b++) {
+        bool visible = (b > ' ' && b < 127) || (b > 160 && b != 173);
+        if (c == (visible ? b : next)) return (int)b;
+        next += !visible;
+    }
+    return -1;
+}
+
+// Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's).
+static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
+    uint32_t c, written = 0;
+    for (size_t at = 0; at < n; ) {
+        at += utf8_get(s + at, n - at, &c);
+        int byte = alphabet_byte(c);
+        if (byte < 0) return 0;
+        out[written++] = (char)byte;
+    }
+    return written;
+}
+
+static uint32_t json_id(const JsonReader *r, const Json *j) {
+    size_t id;
+    if (!json_size(j, &id) || id >= MOST_IDS)
+        fail("%s: \"%s\" must be a token id, 0 to %d", json_where(r, j->at), j->key, MOST_IDS - 1);
+    return (uint32_t)id;
+}
+
+// The pieces of "vocab", and a hash table of them. Ids that it leaves out are empty pieces which nothing becomes.
+static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *text) {
+    Tokenizer t = { .kind = BYTE_BPE };
+    for (const Json *j = vocab->first; j; j = j->next) {
+        uint32_t id = json_id(r, j);
+        if (id >= t.n_pieces) t.n_pieces = id + 1;
+    }
+    t.pieces = take(t.n_pieces, sizeof *t.pieces);
+    for (uint32_t i = 0; i < t.n_pieces; i++) t.pieces[i] = (Piece){ "", 0, RANK_NEVER };
+    for (const Json *j = vocab->first; j; j = j->next) {
+        Piece *p = &t.pieces[json_id(r, j)];
+        if (p->n) fail("%s: the id of '%s' stands twice", json_where(r, j->at), j->key);
+        *p = (Piece){ text, alphabet_decode(j->key, strlen(j->key), text), 0 };
+        if (!p->n) *p = (Piece){ j->key, (uint32_t)strlen(j->key), RANK_NEVER };
+        else text += p->n;
+    }
+    index_pieces(&t, r->file);
+    return t;
+}
+
+// Adds the piece that a merge makes and the bytes of its left part: "a b" or ["a", "b"].
+static void json_merge(const JsonReader *r, const Json *j, const Tokenizer *t, char *scratch, Text *listed) {
+    bool pair = j->type == JSON_ARRAY && j->count == 2;
+    const char *a = pair ? j->first->text : j->text, *blank = a && !pair ? strchr(a, ' ') : NULL;
+    const char *b = pair ? j->first->next->text : blank ? blank + 1 : NULL;
+    uint32_t left_n = a && b ? alphabet_decode(a, blank ? (size_t)(blank - a) : strlen(a), scratch) : 0;
+    uint32_t right_n = b ? alphabet_decode(b, strlen(b), scratch + left_n) : 0;
+    int64_t made = find_piece(t, scratch, left_n + right_n);
+    if (!left_n || !right_n || made < 0 || find_piece(t, scratch, left_n) < 0 ||
+        find_piece(t, scratch + left_n, right_n) < 0)
+        fail("%s: a merge must be \"a b\" or [\"a\", \"b\"], with a, b and ab in \"vocab\"", json_where(r, j->at));
+    image_add(listed, (uint32_t)made), image_add(listed, left_n);
+}
+
+static Text import_tokenizer_json(const char *file, const char *bytes, size_t n) {
+    JsonReader r = json_open(file, bytes, n);
+    const Json *root = json_only(&r), *model = json_need(&r, root, "model", JSON_OBJECT, "an object");
+    const Json *merges = json_need(&r, model, "merges", JSON_ARRAY, "an array of merges");
+    const Json *added = json_need(&r, root, "added_tokens", JSON_ARRAY, "an array of tokens");
+    const Json *whole = json_get(model, "ignore_merges");
+    check_tokenizer_json(&r, root, model);
+    char *text = take(3*n, 1);          // of the pieces, and behind it of one merge
+    Tokenizer t = json_vocabulary(&r, json_need(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
+    Special *specials = take(added->count, sizeof *specials), *s = specials;
+    Text listed = {0};
+    image_add(&listed, (uint32_t)merges->count);
+    for (const Json *j = merges->first; j; j = j->next) json_merge(&r, j, &t, text + n, &listed);
+    for (const Json *j = added->first; j; j = j->next, s++) {
+        const Json *content = json_need(&r, j, "content", JSON_STRING, "the token's text");
+        *s = (Special){ content->text, (int32_t)json_id(&r, json_need(&r, j, "id", JSON_NUMBER, "a token id")) };
+        if ((uint32_t)s->id < t.n_pieces) t.pieces[s->id].rank = RANK_NEVER;
+    }
+    uint32_t flags = LISTED_MERGES | (json_is(whole, JSON_BOOL) && whole->number != 0 ? WHOLE_CHUNKS : 0);
+    Text image = tokenizer_image(BYTE_BPE, flags, t.pieces, t.n_pieces, specials, added->count);
+    text_add(&image, listed.s, listed.n);
+    json_close(&r);
+    free(t.pieces), free(t.slots), free(specials), free(listed.s), free(text);
+    return image;
+}
+
+// ---- 4.6 Finding the tokenizer of a model ------------------------------------------------------------------------
 
 static const char *beside_program(const char *file) {
     char path[PATH_MAX];
@@ -1371,8 +1540,10 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     char *bytes = read_file(path, &n);
     if (n >= 8 && !memcmp(bytes, "GLMTOKEN", 8)) return parse_tokenizer(path, bytes, n);
     if (!n) fail("%s: the file is empty", path);
+    const char *ending = strrchr(path, '.');
     // a SentencePiece model begins with the tag of its first field (1, bytes), which is a line break
-    Text image = bytes[0] == '\n' ? import_sentencepiece(path, bytes, n) : import_tiktoken(path, bytes, n);
+    Text image = bytes[0] == '{' || (ending && !strcmp(ending, ".json")) ? import_tokenizer_json(path, bytes, n) :
+                 bytes[0] == '\n' ? import_sentencepiece(path, bytes, n) : import_tiktoken(path, bytes, n);
     free(bytes);
     return parse_tokenizer(path, image.s, image.n);
 }
@@ -1380,24 +1551,19 @@ static Tokenizer *load_tokenizer_file(const char *path) {
 // The tokenizer of a folder, else the one beside the program if its ids are below `room`. NULL where only ready
 // input_ids can be used, which `why` then explains.
 static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why) {
-    static const char *const files[] = { "tokenizer.bin", "tokenizer.model" };
+    static const char *const files[] = { "tokenizer.bin", "tokenizer.model", "tokenizer.json" };
     for (size_t i = 0; i < COUNT(files); i++) {
         const char *path = name("%s/%s", folder, files[i]);
         if (exists(path)) return load_tokenizer_file(path);
     }
-    if (exists(name("%s/tokenizer.json", folder))) {
-        *why = name("%s: has its tokenizer as tokenizer.json only, which is not read yet: give ready \"input_ids\" and "
-                    "\"labels\"", folder);
-        return NULL;
-    }
     const char *own = beside_program("tokenizer.bin");
     Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
-    *why = name("%s: has no tokenizer (tokenizer.bin or tokenizer.model), and %s %s", folder, own,
+    *why = name("%s: has no tokenizer (tokenizer.bin, tokenizer.model or tokenizer.json), and %s %s", folder, own,
                 t ? "is not for this model" : "is missing");
     return t && (size_t)largest_id(t) < room ? t : NULL;
 }
 
-// ---- 4.6 Encoding ------------------------------------------------------------------------------------------------
+// ---- 4.7 Encoding ------------------------------------------------------------------------------------------------
 
 static bool merge_before(Merge a, Merge b) { return a.rank != b.rank ? a.rank < b.rank : a.left < b.left; }
 
@@ -1420,13 +1586,22 @@ static Merge heap_pop(Tokenizer *t) {
     return top;
 }
 
+// The rank with which a piece is made of its first left_n bytes and the rest. Of a pair listed twice the last counts.
+static uint32_t pair_rank(const Tokenizer *t, int64_t piece, uint32_t left_n) {
+    if (!(t->flags & LISTED_MERGES)) return t->pieces[piece].rank;
+    for (uint32_t i = t->first_listed[piece+1]; i-- > t->first_listed[piece]; )
+        if (t->listed[i].left_n == left_n) return t->listed[i].rank;
+    return RANK_NEVER;
+}
+
 // Notes that the symbol at `left` and the one after it may be merged, if together they are a piece.
 static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
     uint32_t right = t->symbols[left].next;
     if (right >= end) return;
     uint32_t n = t->symbols[left].n + t->symbols[right].n;
     int64_t piece = find_piece(t, s + left, n);
-    if (piece >= 0) heap_push(t, (Merge){ t->pieces[piece].rank, left, n });
+    uint32_t rank = piece >= 0 ? pair_rank(t, piece, t->symbols[left].n) : RANK_NEVER;
+    if (rank != RANK_NEVER) heap_push(t, (Merge){ rank, left, n });
 }
 
 // Merges the n bytes at s and adds the ids. A symbol stands at the place of its first byte.
@@ -1527,7 +1702,7 @@ static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
     }
 }
 
-// ---- 4.7 Decoding ------------------------------------------------------------------------------------------------
+// ---- 4.8 Decoding ------------------------------------------------------------------------------------------------
 
 // Adds the text of one id; a special token gives its name.
 static void decode_one(const Tokenizer *t, int32_t id, Text *out) {

@@ -269,6 +269,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 #include "test_data.c"
 #include "test_eval.c"
 #include "test_svg.c"
+#include "test_tokenizers.c"
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
@@ -284,6 +285,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "layouts", test_layouts },
     { "scores", test_scores }, { "answers", test_answers },
     { "svg", test_svg },
+    { "tokenizer_json", test_json_tokenizers },
 };
 
 int main(int argc, char **argv) {

@@ -592,12 +592,9 @@ cp "$bin" small
 refuse 'small|tokenizer|2709|2000' train data.jsonl small --output_dir out
 refuse 'small|tokenizer|2709|2000' chat small --prompt hi
 
-broken; echo '{}' >bad/tokenizer.json
-refuse 'data.jsonl:1:1: |bad|tokenizer.json|input_ids' train data.jsonl bad --output_dir out
-refuse 'bad|tokenizer.json' chat bad --prompt hi
-works 'done' train ready.jsonl bad --output_dir out --max_steps 1
-check 'a model with tokenizer.json only trains on ready input_ids' test -f out/checkpoint-1/adapter_model.safetensors
-rm -rf out
+broken; rm -f bad/tokenizer.bin; echo '{}' >bad/tokenizer.json
+refuse 'bad/tokenizer.json:1:1: |"model"' train data.jsonl bad --output_dir out
+refuse 'bad/tokenizer.json:1:1: |"model"' chat bad --prompt hi
 
 misuse "'glm4chat'|chatglm3|glm4-chat" train data.jsonl m --layout glm4chat --output_dir out
 misuse "'glm4chat'|chatglm3|glm4-chat" chat m --layout glm4chat --prompt hi
