@@ -4015,7 +4015,7 @@ static const Optimizer optimizers[] = {
 
 static const Optimizer *find_optimizer(const char *wanted) {
     size_t i = 0;
-    while (strcmp(optimizers[i].name, wanted)) i++;     // the table of options lets no other pass
+    while (wanted && strcmp(optimizers[i].name, wanted)) i++;   // the table of options lets no other pass
     return &optimizers[i];
 }
 
