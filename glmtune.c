@@ -12,7 +12,7 @@
 // float build is measured against.
 //
 //      1  Basics             errors, memory, files, random numbers
-//      2  JSON               one small parser: configs, safetensors headers, data sets
+//      2  JSON and YAML      one small parser each: configs, safetensors headers, data sets, official yaml files
 //      3  Tensor files       safetensors: mapped to read, atomic to write
 //      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json
 //      5  Kernels            forward/backward pairs on raw arrays; all that a port to other hardware replaces
@@ -398,7 +398,7 @@ static uint64_t hash_bytes(const void *bytes, size_t n) {
 static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 
 // ================================================================================================================
-// 2  JSON
+// 2  JSON and YAML
 // ================================================================================================================
 // Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value
 // after another, so that it reads JSON lines and one big array alike and holds one sample at a time. Values are trees
@@ -424,6 +424,7 @@ typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512];
 
 typedef struct {
     const char *file;           // for messages
+    const char *language;       // likewise
     const char *source;
     size_t n, at, began;        // began: where the present value begins
     bool started, in_array;     // in_array: the file is one array, whose members are given one by one
@@ -433,7 +434,7 @@ typedef struct {
 } JsonReader;
 
 static JsonReader json_open(const char *file, const char *source, size_t n) {
-    JsonReader r = { .file = file, .source = source, .n = n };
+    JsonReader r = { .file = file, .language = "JSON", .source = source, .n = n };
     if (n >= 3 && !memcmp(source, "\xEF\xBB\xBF", 3)) r.at = 3;     // a byte order mark, as Windows editors leave it
     r.strings = take(n + 1, 1);
     r.blocks = r.block = take(1, sizeof(JsonBlock));
@@ -460,7 +461,8 @@ static const char *excerpt(const char *s, size_t n);
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
     size_t lines = 0, left = r->at < r->n ? r->n - r->at : 0;
     for (size_t i = r->began; i < r->at && i < r->n; i++) lines += r->source[i] == '\n';
-    fail("%s: this is no JSON: %s%s%s%s%s", json_where(r, r->at), problem, left ? "; here stands " : "",
+    fail("%s: this is no %s: %s%s%s%s%s", json_where(r, r->at), r->language, problem,
+         left ? "; here stands " : "",
          left ? excerpt(r->source + r->at, left) : "", lines ? "; the value began at " : "",
          lines ? json_where(r, r->began) : "");
 }
@@ -703,6 +705,199 @@ static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON strin
         else text_add(t, s + i, 1);
     }
     text_add(t, "\"", 1);
+}
+
+// ---- 2.1 YAML ----------------------------------------------------------------------------------------------------
+// The official fine-tuning configs are YAML. Read is what such files hold: mappings and lists, in blocks and in flow
+// ([a, b], {a: b}), comments, and scalars on one line, plain or quoted. Anchors, tags, block scalars and a second
+// document are refused. Types are those of YAML 1.2, as the official scripts read them: 5e-4 is a number, `no` a word.
+// The tree is JSON's; a number, truth value or null keeps its words as `text`.
+
+static char yaml_peek(const JsonReader *r, size_t ahead) {      // the file ends as a line does
+    return r->at + ahead < r->n ? r->source[r->at + ahead] : '\n';
+}
+
+static bool yaml_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+static bool yaml_flow_mark(char c) { return c && strchr(",[]{}", c); }
+static bool yaml_dash(const JsonReader *r) { return yaml_peek(r, 0) == '-' && yaml_blank(yaml_peek(r, 1)); }
+
+// Moves over spaces and a comment; with `lines` over line breaks as well.
+static void yaml_skip(JsonReader *r, bool lines) {
+    for (; r->at < r->n; r->at++) {
+        char c = r->source[r->at];
+        if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (yaml_peek(r, 1) != '\n') r->at++;
+        else if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
+        else if (c != ' ' && !(lines && (c == '\r' || c == '\n'))) break;
+    }
+    r->began = r->at;
+}
+
+static long yaml_column(const JsonReader *r) {
+    size_t n = 0;
+    while (n < r->at && r->source[r->at - n - 1] != '\n') n++;
+    return (long)n;
+}
+
+// Moves to the next line that says something; returns its indentation, -1 at the end of the file.
+static long yaml_next_line(JsonReader *r) {
+    yaml_skip(r, true);
+    return r->at < r->n ? yaml_column(r) : -1;
+}
+
+static void yaml_end_line(JsonReader *r) {
+    yaml_skip(r, false);
+    if (!yaml_blank(yaml_peek(r, 0))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
+}
+
+// A string in single quotes, the opening one behind us; '' stands for one.
+static size_t yaml_quoted(JsonReader *r, char *out) {
+    char *start = out;
+    for (;; r->at++) {
+        char c = yaml_peek(r, 0);
+        if (c == '\n' || c == '\r') json_fail(r, "the line ends inside quotes; close them on the line they began on");
+        if (c == '\'' && yaml_peek(r, 1) != '\'') break;
+        if (c == '\'') r->at++;
+        *out++ = c;
+    }
+    r->at++;
+    return (size_t)(out - start);
+}
+
+static size_t yaml_plain(JsonReader *r, char *out, bool in_flow) {
+    size_t begin = r->at, n;
+    for (char c; (c = yaml_peek(r, 0)) != '\n' && c != '\r'; r->at++) {
+        char next = yaml_peek(r, 1);
+        if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
+        if (c == ':' && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))) break;
+        if ((in_flow && yaml_flow_mark(c)) || (c == '#' && r->source[r->at-1] == ' ')) break;
+    }
+    for (n = r->at - begin; n && r->source[begin + n - 1] == ' '; ) n--;
+    memcpy(out, r->source + begin, n);
+    return n;
+}
+
+static void yaml_plain_type(Json *j) {
+    static const struct { const char *words; JsonType type; double number; } types[] = {
+        { "~,null,Null,NULL", JSON_NULL, 0 }, { "true,True,TRUE", JSON_BOOL, 1 }, { "false,False,FALSE", JSON_BOOL, 0 }
+    };
+    char *end;
+    for (size_t i = 0; i < COUNT(types) && !strchr(j->text, ','); i++)
+        if (list_has(types[i].words, j->text)) j->type = types[i].type, j->number = types[i].number;
+    if (strspn(j->text, "0123456789+-.eE") != j->count) return;
+    double number = strtod(j->text, &end);
+    if (end > j->text && !*end) j->type = JSON_NUMBER, j->number = number;
+}
+
+static Json *yaml_scalar(JsonReader *r, bool in_flow) {
+    Json *j = json_node(r, JSON_STRING);
+    char c = yaml_peek(r, 0), next = yaml_peek(r, 1), *out = r->strings + r->strings_used;
+    j->text = out;
+    if (c == '"') return r->at++, j->text = json_string(r, &j->count), j;
+    if (strchr("&*!|>%@`", c))
+        json_fail(r, "anchors, tags and text over several lines are not read; write the value itself, on one line");
+    if (strchr("#\r\n", c) || yaml_flow_mark(c) ||
+        (strchr("-?:", c) && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))))
+        json_fail(r, "a value was expected here");
+    j->count = c == '\'' ? (r->at++, yaml_quoted(r, out)) : yaml_plain(r, out, in_flow);
+    out[j->count] = 0;
+    r->strings_used += j->count + 1;
+    if (c != '\'') yaml_plain_type(j);
+    return j;
+}
+
+// Puts a member at the end of a mapping or list; returns where the next one goes.
+static Json **yaml_append(JsonReader *r, Json *to, Json **end, const Json *key, Json *member) {
+    if (key && json_get(to, key->text)) r->at = r->began = key->at, json_fail(r, "this name stands here twice");
+    member->key = key ? key->text : NULL;
+    *end = member;
+    to->count++;
+    return &member->next;
+}
+
+static Json *yaml_collection(JsonReader *r, JsonType type, int depth) {
+    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
+    return json_node(r, type);
+}
+
+// A value in flow, or a scalar.
+static Json *yaml_flow(JsonReader *r, bool in_flow, int depth) {
+    char opening = yaml_peek(r, 0), closing = opening == '{' ? '}' : ']';
+    if (opening != '[' && opening != '{') return yaml_scalar(r, in_flow);
+    Json *j = yaml_collection(r, opening == '{' ? JSON_OBJECT : JSON_ARRAY, depth), **end = &j->first, *key = NULL;
+    r->at++;
+    for (yaml_skip(r, true); yaml_peek(r, 0) != closing; yaml_skip(r, true)) {
+        if (opening == '{') {
+            key = yaml_scalar(r, true);
+            yaml_skip(r, true);
+            if (yaml_peek(r, 0) != ':') json_fail(r, "a colon and a space were expected here");
+            r->at++;
+            yaml_skip(r, true);
+        }
+        end = yaml_append(r, j, end, key, yaml_flow(r, true, depth + 1));
+        yaml_skip(r, true);
+        if (yaml_peek(r, 0) == ',') r->at++;
+        else if (yaml_peek(r, 0) != closing) json_fail(r, name("a comma or %c was expected here", closing));
+    }
+    r->at++;
+    return j;
+}
+
+static Json *yaml_block(JsonReader *r, long indent, int depth);
+
+// What follows "name:" or the dash of a list at `indent`: on this line, or below it and further in.
+static Json *yaml_rest(JsonReader *r, long indent, bool in_list, int depth) {
+    Json *none = json_node(r, JSON_NULL), *j;
+    none->text = "";
+    yaml_skip(r, false);
+    if (!yaml_blank(yaml_peek(r, 0))) {
+        if (in_list) return yaml_block(r, yaml_column(r), depth + 1);
+        j = yaml_flow(r, false, depth + 1);
+        yaml_end_line(r);
+        return j;
+    }
+    long next = yaml_next_line(r);
+    bool ours = next > indent || (next == indent && !in_list && yaml_dash(r));  // a list may stand under its name
+    return ours ? yaml_block(r, next, depth + 1) : none;
+}
+
+// A mapping or list whose members begin in column `indent`, or a single value.
+static Json *yaml_block(JsonReader *r, long indent, int depth) {
+    bool list = yaml_dash(r);
+    Json *j = yaml_collection(r, list ? JSON_ARRAY : JSON_OBJECT, depth), **end = &j->first, *key = NULL;
+    do {
+        if (!list) {
+            key = yaml_flow(r, false, depth);
+            yaml_skip(r, false);
+            bool colon = yaml_peek(r, 0) == ':' && yaml_blank(yaml_peek(r, 1));
+            if (!colon && !j->count) return yaml_end_line(r), key;
+            if (!colon || key->type >= JSON_ARRAY) json_fail(r, "\"name: value\" was expected here");
+        }
+        r->at++;
+        end = yaml_append(r, j, end, key, yaml_rest(r, indent, list, depth));
+    } while (yaml_next_line(r) == indent && (!list || yaml_dash(r)));
+    if (r->at < r->n && yaml_column(r) > indent) json_fail(r, "this line is indented further than those it belongs to");
+    return j;
+}
+
+// The only value of a file.
+static Json *yaml_only(JsonReader *r) {
+    r->language = "YAML that glmtune reads";
+    r->source += r->at, r->n -= r->at;      // a byte order mark is no column
+    uint32_t c;
+    for (size_t n = r->at = 0; r->at < r->n; r->at += n) {
+        n = utf8_get(r->source + r->at, r->n - r->at, &c);
+        r->began = r->at;
+        if (c == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
+        if (c < ' ' && (!c || !strchr("\t\r\n", (int)c))) json_fail(r, "a control character; remove it");
+    }
+    r->at = r->began = 0;
+    yaml_skip(r, true);
+    if (r->n - r->at >= 3 && !memcmp(r->source + r->at, "---", 3)) r->at += 3, yaml_end_line(r);
+    long indent = yaml_next_line(r);
+    if (indent < 0) json_fail(r, "the file is empty");
+    Json *j = yaml_block(r, indent, 0);
+    if (yaml_next_line(r) >= 0) json_fail(r, "this does not belong to what stands above it; look at its indentation");
+    return j;
 }
 
 // ================================================================================================================

@@ -270,6 +270,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 #include "test_eval.c"
 #include "test_svg.c"
 #include "test_tokenizers.c"
+#include "test_yaml.c"
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
@@ -286,6 +287,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "scores", test_scores }, { "answers", test_answers },
     { "svg", test_svg },
     { "tokenizer_json", test_json_tokenizers },
+    { "yaml", test_yaml },
 };
 
 int main(int argc, char **argv) {
