@@ -723,13 +723,12 @@ static bool yaml_dash(const JsonReader *r) { return yaml_peek(r, 0) == '-' && ya
 
 // Moves over spaces and a comment; with `lines` over line breaks as well.
 static void yaml_skip(JsonReader *r, bool lines) {
-    for (; r->at < r->n; r->at++) {
+    for (r->began = r->at; r->at < r->n; r->began = ++r->at) {
         char c = r->source[r->at];
         if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (yaml_peek(r, 1) != '\n') r->at++;
         else if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
         else if (c != ' ' && !(lines && (c == '\r' || c == '\n'))) break;
     }
-    r->began = r->at;
 }
 
 static long yaml_column(const JsonReader *r) {
@@ -7270,7 +7269,7 @@ enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, 
 static const struct {
     const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
 } commands[] = {
-    { "train", TRAIN, 2, 2, train_command, "DATA MODEL",
+    { "train", TRAIN, 2, 3, train_command, "DATA MODEL [CONFIG.yaml]",
       "tune a model (or go on with an adapter) on a file of conversations" },
     { "eval", EVAL, 2, 2, eval_command, "DATA MODEL",
       "loss of a model on a file of conversations, and scores of its answers to the prompts" },
@@ -7442,31 +7441,44 @@ static const struct {
 
 // ---- 14.5 Parsing ------------------------------------------------------------------------------------------------
 
-static void set_option(Options *o, size_t i, const char *value) {
+// Returns NULL, or what is wrong with the value.
+static const char *set_option(Options *o, size_t i, const char *value) {
     void *field = (char *)o + options[i].offset;
     char *end;
     if (options[i].type == STRING) *(const char **)field = value;
     if (options[i].type == FLAG) {
         if (strcmp(value, "true") && strcmp(value, "false"))
-            fail_usage("--%s is true or false, not '%s'", options[i].name, value);
+            return name("is true or false, not '%s'", value);
         *(bool *)field = value[0] == 't';
     }
     if (options[i].type == CHOICE) {
         if (strchr(value, ',') || !list_has(options[i].choices, value))
-            fail_usage("--%s is one of %s, not '%s'", options[i].name, options[i].choices, value);
+            return name("is one of %s, not '%s'", options[i].choices, value);
         *(const char **)field = value;
     }
-    if (options[i].type != INTEGER && options[i].type != REAL_NUMBER) return;
+    if (options[i].type != INTEGER && options[i].type != REAL_NUMBER) return NULL;
     double number = strtod(value, &end);
     // no 0x10, no nan
     bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");
     if (!decimal || (options[i].type == INTEGER && floor(number) != number))
-        fail_usage("--%s wants a %s, not '%s'", options[i].name, options[i].type == INTEGER ? "whole number" : "number",
-                   value);
+        return name("wants a %s, not '%s'", options[i].type == INTEGER ? "whole number" : "number", value);
     if (!(number >= options[i].least && number <= options[i].most))
-        fail_usage("--%s must be from %g to %g, not %s", options[i].name, options[i].least, options[i].most, value);
+        return name("must be from %g to %g, not %s", options[i].least, options[i].most, value);
     if (options[i].type == INTEGER) *(int64_t *)field = (int64_t)number;
     else *(double *)field = number;
+    return NULL;
+}
+
+static void want_option(Options *o, size_t i, const char *value) {
+    const char *problem = set_option(o, i, value);
+    if (problem) fail_usage("--%s %s", options[i].name, problem);
+}
+
+// The option of this name that one of these commands has, else COUNT(options).
+static size_t find_option(const char *wanted, int commands_of) {
+    size_t i = 0;
+    while (i < COUNT(options) && (strcmp(options[i].name, wanted) || !(options[i].commands & commands_of))) i++;
+    return i;
 }
 
 // The training options that bear on the result, as "name=value" lines.
@@ -7497,26 +7509,32 @@ static int train_command(const Call *c) {
 static Options default_options(void) {
     static Options defaults;
     Options o = { .learning_rate = NAN, .std = NAN, .adam_beta1 = NAN, .adam_beta2 = NAN };
-    for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) set_option(&o, i, options[i].text);
+    for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) want_option(&o, i, options[i].text);
     defaults = o;
     o.defaults = &defaults;
     return o;
 }
 
+// The name in a list ("q_proj,v_proj") with the fewest letters to change.
+static const char *nearest(const char *given, const char *list) {
+    const char *best = "";
+    for (char *copy = name("%s", list), *rest, *one = strtok_r(copy, ",", &rest); one; one = strtok_r(NULL, ",", &rest))
+        if (!*best || edit_distance(given, one) < edit_distance(given, best)) best = one;
+    return best;
+}
+
 __attribute__((noreturn)) static void unknown_option(const char *given, size_t command) {
-    size_t nearest = 0, best = SIZE_MAX;
+    Text known = {0};
     for (size_t i = 0; i < COUNT(options); i++)
         if (!strcmp(given, options[i].name))
             for (size_t k = 0; k < COUNT(commands); k++)
                 if (options[i].commands & commands[k].bit)
                     fail_usage("--%s is no option of '%s', it is one of '%s'", given, commands[command].name,
                                commands[k].name);
-    for (size_t i = 0; i < COUNT(options); i++) {
-        size_t d = edit_distance(given, options[i].name);
-        if (options[i].commands & commands[command].bit && d < best) best = d, nearest = i;
-    }
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (options[i].commands & commands[command].bit) text_print(&known, "%s,", options[i].name);
     fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, commands[command].name,
-               options[nearest].name, commands[command].name);
+               nearest(given, known.s), commands[command].name);
 }
 
 static void command_help(size_t command) {
@@ -7541,18 +7559,183 @@ static void general_help(void) {
 static size_t parse_option(Options *o, size_t command, char **words, size_t left) {
     const char *given = words[0] + 2, *equals = strchr(given, '=');
     char *option_name = equals ? strndup(given, (size_t)(equals - given)) : strdup(given);
-    size_t i = 0;
-    while (i < COUNT(options) &&
-           (strcmp(options[i].name, option_name) || !(options[i].commands & commands[command].bit)))
-        i++;
+    size_t i = find_option(option_name, commands[command].bit);
     if (i == COUNT(options)) unknown_option(option_name, command);
     free(option_name);
-    if (equals) return set_option(o, i, equals + 1), 1;
+    if (equals) return want_option(o, i, equals + 1), 1;
     bool value_follows =
         left > 1 && (options[i].type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
-    if (options[i].type == FLAG && !value_follows) return set_option(o, i, "true"), 1;
+    if (options[i].type == FLAG && !value_follows) return want_option(o, i, "true"), 1;
     if (!value_follows) fail_usage("--%s wants a value", options[i].name);
-    return set_option(o, i, words[1]), 2;
+    return want_option(o, i, words[1]), 2;
+}
+
+// Options go into c->o, the other words into c->words.
+static void parse_words(Call *c, size_t command, size_t n, char **argv) {
+    c->n = 0;
+    for (size_t i = 2; i < n; ) {
+        if (!strcmp(argv[i], "--help")) command_help(command), exit(0);
+        if (!strncmp(argv[i], "--", 2)) i += parse_option(c->o, command, argv + i, n - i);
+        else c->words[c->n++] = argv[i++];
+    }
+}
+
+// ---- 14.5 The official yaml files --------------------------------------------------------------------------------
+// `glmtune train DATA MODEL CONFIG.yaml [yes|no|STEP]` is the command line of the official scripts. A key of the yaml
+// is an option of `train`, under the same name or as the first table says; or it has no meaning here, and is named
+// once. What the yaml leaves out takes the Trainer's and PEFT's defaults (GLM_SPEC 6.4).
+
+// A key with a value that means something else here; an option NULL: nothing. They are read after all others.
+static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
+    { "peft_type", "LORA", "method", "lora" }, { "peft_type", "PREFIX_TUNING", "method", "ptuning" },
+    { "optim", "adamw_torch", "optim", "adamw" }, { "optim", "adamw_torch_fused", "optim", "adamw" },
+    { "optim", "adamw_hf", "optim", "adamw" }, { "optim", "lion_32bit", "optim", "lion" },
+    { "lr_scheduler_type", "constant_with_warmup", "lr_scheduler_type", "constant" },
+    { "max_steps", "-1", "max_steps", "0" },
+    { "save_strategy", "steps", NULL, NULL }, { "save_strategy", "no", "save_steps", "1e9" },
+    { "logging_strategy", "steps", NULL, NULL }, { "logging_strategy", "no", "logging_steps", "1e9" },
+    { "eval_strategy", "steps", NULL, NULL }, { "eval_strategy", "no", NULL, NULL },
+    { "eval_strategy", "epoch", "eval_steps", "0" }, { "evaluation_strategy", "steps", NULL, NULL },
+    { "evaluation_strategy", "no", NULL, NULL }, { "evaluation_strategy", "epoch", "eval_steps", "0" },
+};
+
+// Where the Trainer's and PEFT's defaults are not ours.
+static const struct { const char *section, *option, *value; } yaml_defaults[] = {
+    { NULL, "learning_rate", "5e-5" }, { NULL, "lr_scheduler_type", "linear" }, { NULL, "warmup_ratio", "0" },
+    { NULL, "per_device_train_batch_size", "8" }, { NULL, "gradient_accumulation_steps", "1" },
+    { NULL, "logging_steps", "500" }, { NULL, "val_size", "0" }, { NULL, "official_mask", "true" },
+    { NULL, "method", "full" }, { "peft_config", "lora_alpha", "8" }, { "peft_config", "lora_dropout", "0" },
+};
+
+static const char yaml_sections[] = "data_config,training_args,peft_config,training_args.generation_config";
+// Read elsewhere: file names below, peft_config's in lora_check_config; or what PEFT itself writes.
+static const char yaml_silent[] =
+    "data_config.train_file,data_config.val_file,task_type,inference_mode,bias,fan_in_fan_out,init_lora_weights,"
+    "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,layers_pattern,use_dora,lora_bias";
+// These change what is learned: refused, unless they say that they do not.
+static const char yaml_refused[] = "neftune_noise_alpha,group_by_length,dataloader_drop_last,optim_args,label_names,"
+    "optim_target_modules,lr_scheduler_kwargs,metric_for_best_model";
+static const char yaml_ignored[] =
+    "data_config.test_file,num_proc,freezeV,swanlab,deepspeed,fsdp,fsdp_config,accelerator_config,fp16,bf16,tf32,"
+    "fp16_opt_level,fp16_full_eval,bf16_full_eval,half_precision_backend,use_cpu,no_cuda,local_rank,ddp_backend,"
+    "ddp_timeout,ddp_find_unused_parameters,dataloader_num_workers,dataloader_pin_memory,dataloader_prefetch_factor,"
+    "dataloader_persistent_workers,remove_unused_columns,log_level,log_level_replica,log_on_each_node,logging_dir,"
+    "logging_first_step,logging_nan_inf_filter,predict_with_generate,per_device_eval_batch_size,eval_delay,"
+    "eval_accumulation_steps,eval_on_start,prediction_loss_only,generation_max_length,generation_num_beams,do_train,"
+    "do_eval,do_predict,debug,disable_tqdm,report_to,run_name,push_to_hub,hub_model_id,hub_strategy,hub_token,"
+    "save_safetensors,save_only_model,save_on_each_node,overwrite_output_dir,torch_compile,full_determinism,data_seed,"
+    "gradient_checkpointing_kwargs,skip_memory_metrics,sortish_sampler,auto_find_batch_size,use_liger_kernel,"
+    "include_num_input_tokens_seen,include_tokens_per_second,ignore_data_skip,num_attention_heads,token_dim,num_layers,"
+    "num_transformer_submodules,do_sample,num_beams,temperature,top_p,top_k,max_new_tokens,max_length,use_cache,"
+    "repetition_penalty,no_repeat_ngram_size,eos_token_id,pad_token_id,bos_token_id";
+
+typedef struct { JsonReader *reader; Options *o; bool words; Text ignored; } YamlRun;
+
+__attribute__((noreturn)) static void unknown_key(const YamlRun *y, const Json *j) {
+    Text known = {0};
+    text_print(&known, "%s,%s,%s,%s", yaml_sections, yaml_silent, yaml_refused, yaml_ignored);
+    for (size_t i = 0; i < COUNT(yaml_words); i++) text_print(&known, ",%s", yaml_words[i].key);
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (options[i].commands & TRAIN) text_print(&known, ",%s", options[i].name);
+    for (char *p = known.s; *p; p++) if (*p == '.') *p = ',';      // the last part of a path counts
+    fail("%s: there is no key '%s' here; nearest: %s", json_where(y->reader, j->at), j->key, nearest(j->key, known.s));
+}
+
+// The value as an option takes it: a list of names is written with commas.
+static const char *yaml_value(const YamlRun *y, const Json *j, OptionType type) {
+    const char *at = json_where(y->reader, j->at);
+    Text list = {0};
+    if (type == FLAG && j->type == JSON_BOOL) return j->number != 0 ? "true" : "false";
+    if ((type == INTEGER || type == REAL_NUMBER) && j->type != JSON_NUMBER) fail("%s: %s must be a number", at, j->key);
+    if (j->type < JSON_ARRAY) return j->text;
+    for (const Json *k = j->first; k && type == STRING && k->type == JSON_STRING; k = k->next)
+        text_print(&list, "%s%s", list.n ? "," : "", k->text);
+    if (j->type == JSON_OBJECT || !list.n) fail("%s: %s must be a single value", at, j->key);
+    return list.s;
+}
+
+static void yaml_set(YamlRun *y, const Json *j, const char *path) {
+    const char *at = json_where(y->reader, j->at), *option = j->key, *to = NULL, *problem;
+    Text words = {0};
+    for (size_t k = 0; k < COUNT(yaml_words); k++) {
+        if (strcmp(yaml_words[k].key, j->key)) continue;
+        text_print(&words, "%s%s", words.n ? ", " : "", yaml_words[k].value);
+        if (j->type >= JSON_ARRAY || strcmp(j->text, yaml_words[k].value)) continue;
+        option = yaml_words[k].option;
+        to = option ? yaml_words[k].to : "";
+    }
+    if (y->words != (words.n > 0) || !option || j->type == JSON_NULL) return;
+    size_t i = find_option(option, TRAIN);
+    if (i < COUNT(options)) {
+        problem = set_option(y->o, i, to ? to : yaml_value(y, j, options[i].type));
+        if (problem) fail("%s: %s %s", at, j->key, problem);
+        return;
+    }
+    if (words.n) fail("%s: %s is one of %s", at, j->key, words.s);
+    if (list_has(yaml_silent, path) || list_has(yaml_silent, j->key)) return;
+    bool off = (j->type <= JSON_NUMBER && !(j->number != 0)) || (j->type >= JSON_ARRAY && !j->count);
+    if (list_has(yaml_refused, j->key) && !off)
+        fail("%s: %s would change what is learned, and glmtune does not have it; take it out", at, j->key);
+    if (list_has(yaml_ignored, path) || list_has(yaml_ignored, j->key))
+        text_print(&y->ignored, "%s%s", y->ignored.n ? ", " : "", j->key);
+    else if (!list_has(yaml_refused, j->key)) unknown_key(y, j);
+}
+
+static void yaml_section(YamlRun *y, const Json *map, const char *section) {
+    if (map->type == JSON_NULL) return;
+    if (map->type != JSON_OBJECT)
+        fail("%s: \"name: value\" lines were expected%s%s", json_where(y->reader, map->at), *section ? " under " : "",
+             section);
+    for (const Json *j = map->first; j; j = j->next) {
+        const char *path = *section ? name("%s.%s", section, j->key) : j->key;
+        if (list_has(yaml_sections, path)) yaml_section(y, j, path);
+        else yaml_set(y, j, path);
+    }
+}
+
+// The file that data_config names under this key, in the folder DATA; NULL: none.
+static const char *yaml_data_file(const YamlRun *y, const Json *root, const char *key, const char *data) {
+    const Json *file = json_get(json_get(root, "data_config"), key);
+    if (!file || file->type == JSON_NULL) return NULL;
+    if (file->type != JSON_STRING) fail("%s: %s must be the name of a file", json_where(y->reader, file->at), key);
+    if (!is_folder(data)) fail("%s: must be the folder that holds '%s'", data, file->text);
+    return name("%s/%s", data, file->text);
+}
+
+// When evaluation takes place: "no", "steps" or "epoch".
+static const char *yaml_evaluation(const Json *root) {
+    const Json *args = json_get(root, "training_args"), *j = json_get(args, "eval_strategy");
+    if (!j) j = json_get(args, "evaluation_strategy");
+    return j && j->text ? j->text : "no";
+}
+
+// Sets the options as a yaml says; DATA becomes the file of training samples that it names.
+static void read_yaml_config(const char *path, Options *o, const char **data) {
+    size_t n;
+    char *source = read_file(path, &n);
+    JsonReader r = json_open(path, source, n);
+    YamlRun y = { .reader = &r, .o = o };
+    const Json *root = yaml_only(&r), *peft = json_get(root, "peft_config"), *args = json_get(root, "training_args");
+    for (size_t i = 0; i < COUNT(yaml_defaults); i++)
+        if (!yaml_defaults[i].section || json_get(root, yaml_defaults[i].section))
+            want_option(o, find_option(yaml_defaults[i].option, TRAIN), yaml_defaults[i].value);
+    yaml_section(&y, root, "");
+    if (!strcmp(yaml_evaluation(root), "steps") && !json_get(args, "eval_steps")) o->eval_steps = o->logging_steps;
+    y.words = true;
+    yaml_section(&y, root, "");
+    if (peft && !json_get(peft, "peft_type")) fail("%s: peft_type is missing", json_where(&r, peft->at));
+    if (!strcmp(o->method, "lora")) lora_check_config(path, peft);
+    const char *train_file = yaml_data_file(&y, root, "train_file", *data);
+    const char *val_file = yaml_data_file(&y, root, "val_file", *data);
+    if (train_file) *data = train_file;
+    if (val_file && strcmp(yaml_evaluation(root), "no")) o->eval_file = val_file;
+    else if (val_file) text_print(&y.ignored, "%sval_file (eval_strategy is no)", y.ignored.n ? ", " : "");
+    if (y.ignored.n) fprintf(stderr, "%s: without meaning here and ignored: %s\n", path, y.ignored.s);
+}
+
+static bool is_yaml(const char *path) {
+    const char *dot = strrchr(path, '.');
+    return dot && (!strcmp(dot, ".yaml") || !strcmp(dot, ".yml"));
 }
 
 static void use_threads(int64_t threads) {
@@ -7576,13 +7759,17 @@ int main(int argc, char **argv) {
         if (edit_distance(argv[1], commands[i].name) < edit_distance(argv[1], commands[nearest].name)) nearest = i;
     if (command == COUNT(commands))
         fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], commands[nearest].name);
-    for (size_t i = 2; i < n; ) {
-        if (!strcmp(argv[i], "--help")) return command_help(command), 0;
-        if (!strncmp(argv[i], "--", 2)) i += parse_option(&o, command, argv + i, n - i);
-        else call.words[call.n++] = argv[i++];
-    }
-    if (call.n < commands[command].least || call.n > commands[command].most)
+    parse_words(&call, command, n, argv);
+    if (call.n < commands[command].least || call.n > commands[command].most ||
+        (call.n > 2 && commands[command].bit == TRAIN && !is_yaml(call.words[2])))
         fail_usage("usage: glmtune %s %s [--option value ...]", commands[command].name, commands[command].words);
+    if (call.n > 2 && commands[command].bit == TRAIN) {     // what the command line says overrides
+        const char *data = call.words[0];
+        o = default_options();
+        read_yaml_config(call.words[2], &o, &data);
+        parse_words(&call, command, n, argv);
+        call.words[0] = data;
+    }
     if (isnan(o.std)) o.std = commands[command].bit == GRADCHECK ? 0.1 : 0.02;
     use_threads(o.threads);
     int status = commands[command].run(&call);

@@ -1,0 +1,159 @@
+# The official fine-tuning configs: files with the keys and values of both repositories, in the official order of
+# arguments, on the bundled model. Sourced by test_cli.sh.
+
+tiny=$tests/tiny
+mkdir yamldata
+head -n 12 "$tests/data/identity.jsonl" >yamldata/train.jsonl
+head -n 3 "$tests/data/identity.jsonl" >yamldata/dev.jsonl
+cp yamldata/train.jsonl yamldata/train.json; cp yamldata/dev.jsonl yamldata/dev.json
+
+# ENDING LENGTHS RATE BATCH WORKERS SAVE EVAL_BATCH EVAL_NAME: the lines that all official files share
+official() {
+    cat <<END
+data_config:
+  train_file: train.$1
+  val_file: dev.$1
+  test_file: dev.$1
+  num_proc: $5
+${9:-}max_input_length: ${2% *}
+max_output_length: ${2#* }
+training_args:
+  # see the arguments of Seq2SeqTrainer
+  output_dir: ./output
+  max_steps: 3000
+  # to be fitted to the data
+  learning_rate: $3
+  # how data is read
+  per_device_train_batch_size: $4
+  dataloader_num_workers: 16
+  remove_unused_columns: false
+  # checkpoints
+  save_strategy: steps
+  save_steps: $6
+  # log
+  log_level: info
+  logging_strategy: steps
+  logging_steps: 10
+  # evaluation
+  per_device_eval_batch_size: $7
+  $8: steps
+  eval_steps: 500
+  # adam_epsilon: 1e-6
+  # debug: underflow_overflow
+  predict_with_generate: true
+  generation_config:
+    max_new_tokens: 512
+END
+}
+peft() { printf 'peft_config:\n  peft_type: %s\n  task_type: CAUSAL_LM\n' "$1"; }
+lora() { peft LORA; printf '  r: %s\n  lora_alpha: 32\n  lora_dropout: 0.1\n' "$1"; }
+prefix() { peft PREFIX_TUNING; echo "  num_virtual_tokens: $1"; }
+glm4='
+combine: True
+freezeV: True
+'
+official json '256 512' 3e-4 4 16 2000 16 evaluation_strategy >c3_lora.yaml
+{ echo '  #deepspeed: zero.json'; echo '  use_cpu: false'; lora 32; } >>c3_lora.yaml
+official json '256 512' 3e-4 4 16 500 16 evaluation_strategy >c3_ptuning_v2.yaml
+{ echo '  use_cpu: false'; prefix 128; } >>c3_ptuning_v2.yaml
+official json '256 512' 3e-4 4 16 500 16 evaluation_strategy >c3_sft.yaml
+echo '  deepspeed: zero.json' >>c3_sft.yaml
+official jsonl '512 512' 5e-4 1 1 500 4 eval_strategy "$glm4" >g4_lora.yaml
+{ echo '  # deepspeed: zero.json'; lora 8; echo '  target_modules: ["q_proj", "k_proj", "v_proj"]'; } >>g4_lora.yaml
+official jsonl '512 512' 5e-5 1 1 500 16 eval_strategy "$glm4" >g4_sft.yaml
+echo '  deepspeed: configs/zero.json' >>g4_sft.yaml
+official jsonl '128 128' 5e-4 4 1 500 16 eval_strategy >g4_ptuning_v2.yaml
+{ prefix 512; echo '  num_attention_heads: 2'; echo '  token_dim: 32'; } >>g4_ptuning_v2.yaml
+
+# NAME METHOD RATE SAMPLES_A_STEP: runs unchanged, two of its steps; the rate shows the linear schedule over two steps
+yaml_runs() {
+    rm -rf output
+    works "$1.yaml: without meaning here and ignored: |num_proc|12 samples|validation: 3 samples|method $2|done" train \
+        yamldata "$tiny" "$1.yaml" --max_steps 2 --logging_steps 1
+    told="$1.yaml"
+    [ "$(grep -c '"loss"' output/log.jsonl)" = 2 ] || want 'two logged steps'
+    grep -qE "\"step\": 1, \"loss\".*\"learning_rate\": $3," output/log.jsonl || want "the first step at the rate $3"
+    grep -q 'ignored:.*deepspeed' stderr && ! grep -q '^  deepspeed' "$1.yaml" && want 'no word about a key in a comment'
+    [ -s output/checkpoint-2/adapter_model.safetensors ] || want 'a checkpoint in the output_dir of the yaml'
+    judge
+}
+yaml_runs c3_lora lora 0.0003
+check 'the yaml gives r' grep -q '"r": 32,' output/checkpoint-2/adapter_config.json
+check 'and lora_alpha' grep -q '"lora_alpha": 32,' output/checkpoint-2/adapter_config.json
+yaml_runs c3_sft full 0.0003
+yaml_runs g4_lora lora 0.0005
+check 'combine leaves the last answer alone' grep -q 'official script.*the last answer alone' stderr
+yaml_runs g4_sft full 5e-05
+if run train --help; grep -q 'ptuning' stdout; then
+    yaml_runs c3_ptuning_v2 ptuning 0.0003
+    yaml_runs g4_ptuning_v2 ptuning 0.0005
+    check 'the yaml gives num_virtual_tokens' grep -q '"num_virtual_tokens": 512' \
+        output/checkpoint-2/adapter_config.json
+fi
+rm -rf output
+
+# What a yaml leaves out: the Trainer's and PEFT's defaults. 12 samples in batches of 8 are 2 steps an epoch.
+printf 'data_config: {train_file: train.jsonl}\ntraining_args: {output_dir: out1, logging_steps: 1}\n' >few.yaml
+printf 'peft_config: {peft_type: LORA}\n' >>few.yaml
+works 'training: 12 samples|validation: 0 samples|step 6/6|done' train yamldata "$tiny" few.yaml
+told='the defaults of Trainer and PEFT'
+sed -nE 's/.*"step": ([0-9]), "loss".*"learning_rate": ([^,]*),.*/\1 \2/p' out1/log.jsonl >rates
+[ "$(cut -d' ' -f2 rates | head -n 3 | tr '\n' ' ')" = '5e-05 4.16666667e-05 3.33333333e-05 ' ] ||
+    want 'a linear rate from 5e-5'
+grep -q '"r": 8,' out1/checkpoint-6/adapter_config.json || want 'r 8'
+grep -q '"lora_alpha": 8,' out1/checkpoint-6/adapter_config.json || want 'lora_alpha 8'
+grep -q '"lora_dropout": 0,' out1/checkpoint-6/adapter_config.json || want 'no dropout'
+judge
+works 'step 1/1|done' train yamldata "$tiny" few.yaml --max_steps 1 --output_dir out2 --r 2 --learning_rate=0.01
+check 'options override the yaml' grep -q '"r": 2,' out2/checkpoint-1/adapter_config.json
+check 'wherever they stand' grep -q '"learning_rate": 0.01,' out2/log.jsonl
+works 'done' train --r 2 --output_dir out3 yamldata --max_steps 1 "$tiny" few.yaml --learning_rate 0.01
+check 'before the yaml too' cmp out2/checkpoint-1/adapter_model.safetensors out3/checkpoint-1/adapter_model.safetensors
+sed 's/$/\r/' few.yaml >dos.yaml
+works 'done' train yamldata "$tiny" dos.yaml --max_steps 1 --output_dir out4 --r 2 --learning_rate 0.01
+check 'line ends of Windows change nothing' \
+    cmp out2/checkpoint-1/adapter_model.safetensors out4/checkpoint-1/adapter_model.safetensors
+
+# SED WORDS: the file so edited is refused, with the words.
+bad_yaml() {
+    sed -E "$1" g4_lora.yaml >bad.yaml
+    refuse "$2" train yamldata "$tiny" bad.yaml --output_dir out
+}
+bad_yaml 's/save_steps/save_step/' "bad.yaml:23:14: |'save_step'|save_steps"
+bad_yaml 's/learning_rate/learningrate/' "bad.yaml:16:17: |'learningrate'|learning_rate"
+bad_yaml 's/  r: 8/  rank: 8/' "'rank'|nearest"
+bad_yaml 's/data_config/dataconfig/' "'dataconfig'|data_config"
+bad_yaml 's/train_file/trainfile/' "bad.yaml:2:14: |'trainfile'|train_file"
+bad_yaml 's/5e-4/5x-4/' 'bad.yaml:16:18: learning_rate must be a number'
+bad_yaml 's/5e-4/"5e-4"/' 'bad.yaml:16:18: learning_rate must be a number'
+bad_yaml 's/5e-4/-1/' 'bad.yaml:16:18: learning_rate must be from'
+bad_yaml 's/max_steps: 3000/max_steps: 1.5/' 'bad.yaml:14:14: max_steps wants a whole number'
+bad_yaml 's/LORA/IA3/' 'peft_type is one of LORA, PREFIX_TUNING'
+bad_yaml 's/peft_type: LORA/# &/' 'peft_type is missing'
+bad_yaml 's/eval_strategy: steps/eval_strategy: often/' 'eval_strategy is one of steps, no, epoch'
+bad_yaml 's/combine: True/combine: yes/' "combine is true or false, not 'yes'"
+bad_yaml 's/  r: 8/  use_dora: true/' 'bad.yaml|use_dora|not supported'
+bad_yaml 's/use_cpu|log_level: info/neftune_noise_alpha: 5/' 'neftune_noise_alpha would change what is learned'
+bad_yaml 's/"q_proj", "k_proj"/"q_porj"/' "'q_porj'"
+bad_yaml 's/  r: 8/\tr: 8/' 'bad.yaml:41:1: |a tab'
+bad_yaml 's/\[("q.*)\]/*targets/' 'bad.yaml:44:19: |anchors'
+bad_yaml 's/r: 8/r: {a: 1}/' 'r must be a number'
+bad_yaml 's/train.jsonl/none.jsonl/' 'yamldata/none.jsonl|no such file'
+bad_yaml 's/dev.jsonl/none.jsonl/' 'yamldata/none.jsonl'
+echo 'a list' >bad.yaml
+refuse 'bad.yaml:1:1: |name: value' train yamldata "$tiny" bad.yaml --output_dir out
+refuse 'nowhere.yaml' train yamldata "$tiny" nowhere.yaml --output_dir out
+refuse 'yamldata/train.jsonl|folder' train yamldata/train.jsonl "$tiny" few.yaml --output_dir out
+misuse 'train|DATA MODEL|CONFIG.yaml' train yamldata "$tiny" few.yml few.yaml few.yaml
+sed 's/\(save\|eval\)_strategy: steps/\1_strategy: no/; s/save_steps: 500/save_steps: 1/' g4_lora.yaml >no.yaml
+works 'val_file (eval_strategy is no)|validation: 0 samples|done' train yamldata "$tiny" no.yaml --max_steps 3 \
+    --output_dir out5
+check 'save_strategy no saves the last step alone' test "$(find out5 -name 'checkpoint-*' | wc -l)" = 1
+sed 's/eval_strategy: steps/eval_strategy: epoch/; /eval_steps/d' g4_lora.yaml >epoch.yaml
+works 'done' train yamldata "$tiny" epoch.yaml --num_train_epochs 2 --max_steps 0 --output_dir out6
+check 'eval_strategy epoch evaluates once an epoch' \
+    test "$(sed -n 's/.*"step": \([0-9]*\), "eval_loss.*/\1/p' out6/log.jsonl | tr '\n' ' ')" = '12 24 '
+sed '/eval_steps/d' g4_lora.yaml >steps.yaml
+works 'done' train yamldata "$tiny" steps.yaml --max_steps 25 --output_dir out7
+check 'without eval_steps evaluation is where the log is' grep -q '"step": 10, "eval_loss' out7/log.jsonl
+rm -rf out1 out2 out3 out4 out5 out6 out7 yamldata ./*.yaml rates
