@@ -195,7 +195,7 @@ __attribute__((format(printf, 1, 2))) static char *name(const char *format, ...)
 // Whether `list` ("q_proj,v_proj") holds this name.
 static bool list_has(const char *list, const char *wanted) {
     size_t n = strlen(wanted);
-    for (const char *p = list; p; p = strchr(p, ','), p += p ? 1 : 0)
+    for (const char *p = list; p; p = strchr(p, ','), p = p ? p + 1 : NULL)
         if (!strncmp(p, wanted, n) && (!p[n] || p[n] == ',')) return true;
     return false;
 }
