@@ -95,7 +95,7 @@ rm -rf output
 # What a yaml leaves out: the Trainer's and PEFT's defaults. 12 samples in batches of 8 are 2 steps an epoch.
 printf 'data_config: {train_file: train.jsonl}\ntraining_args: {output_dir: out1, logging_steps: 1}\n' >few.yaml
 printf 'peft_config: {peft_type: LORA}\n' >>few.yaml
-works 'training: 12 samples|validation: 0 samples|step 6/6|done' train yamldata "$tiny" few.yaml
+works 'training: 12 samples|step 6/6|done' train yamldata "$tiny" few.yaml
 told='the defaults of Trainer and PEFT'
 sed -nE 's/.*"step": ([0-9]), "loss".*"learning_rate": ([^,]*),.*/\1 \2/p' out1/log.jsonl >rates
 [ "$(cut -d' ' -f2 rates | head -n 3 | tr '\n' ' ')" = '5e-05 4.16666667e-05 3.33333333e-05 ' ] ||
@@ -146,8 +146,9 @@ refuse 'nowhere.yaml' train yamldata "$tiny" nowhere.yaml --output_dir out
 refuse 'yamldata/train.jsonl|folder' train yamldata/train.jsonl "$tiny" few.yaml --output_dir out
 misuse 'train|DATA MODEL|CONFIG.yaml' train yamldata "$tiny" few.yml few.yaml few.yaml
 sed 's/\(save\|eval\)_strategy: steps/\1_strategy: no/; s/save_steps: 500/save_steps: 1/' g4_lora.yaml >no.yaml
-works 'val_file (eval_strategy is no)|validation: 0 samples|done' train yamldata "$tiny" no.yaml --max_steps 3 \
+works 'val_file (eval_strategy is no)|done' train yamldata "$tiny" no.yaml --max_steps 3 \
     --output_dir out5
+check 'eval_strategy no validates on nothing' test -z "$(grep -E 'validation|"eval_loss' stderr out5/log.jsonl)"
 check 'save_strategy no saves the last step alone' test "$(find out5 -name 'checkpoint-*' | wc -l)" = 1
 sed 's/eval_strategy: steps/eval_strategy: epoch/; /eval_steps/d' g4_lora.yaml >epoch.yaml
 works 'done' train yamldata "$tiny" epoch.yaml --num_train_epochs 2 --max_steps 0 --output_dir out6
