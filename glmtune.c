@@ -17,7 +17,7 @@
 //      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json
 //      5  Kernels            forward/backward pairs on raw arrays; all that a port to other hardware replaces
 //      6  Model              config and weights by name, both released layouts
-//      7  Tuning methods     LoRA, full; what trains, and where it acts
+//      7  Tuning methods     LoRA, full, P-tuning v2; what trains, and where it acts
 //      8  Forward, backward  the transformer layer by layer, and the memory it needs
 //      9  Optimizers         AdamW, SGD, Lion, schedules, clipping
 //     10  Data               chat layouts, loss mask, samples
@@ -1978,7 +1978,7 @@ static inline uint64_t rng_bits(uint64_t key, uint64_t i) { return mix64(key + G
 static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_bits(key, i) >> 40) / 16777216.0f; }
 
 // Folded into a seed first, these keep one use from repeating the numbers of another.
-enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3 };
+enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4 };
 
 // memory on the device that computes, all bytes zero (the optimizer's moments start so); NULL when there is not enough
 void *memory_take(size_t bytes);
@@ -1990,6 +1990,7 @@ void zero(real *x, size_t n);
 void widen(real *out, const void *in, Dtype dtype, size_t n);
 void narrow(void *out, Dtype dtype, const real *in, size_t n);
 void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n);
+void fill_normal(real *out, uint64_t key, float center, float spread, size_t n);
 
 // matrix products
 void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
@@ -2027,6 +2028,11 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
 
 void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F);
 void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F);
+typedef enum { RELU, TANH, SWISH } Activation;
+void activation_forward(real *y, const real *x, Activation f, size_t n);
+void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n);
+void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n);
+void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n);
 void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
 void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
 void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H);
@@ -2099,9 +2105,11 @@ enum { WORTH_THREADS = 1 << 15 };
 #define real_exp exp
 #define real_log log
 #define real_sqrt sqrt
+#define real_tanh tanh
 #else
 #define real_log logf
 #define real_sqrt sqrtf
+#define real_tanh tanhf
 #endif
 
 static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; } x = { bits }; return x.f; }
@@ -2252,6 +2260,16 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
     for (size_t i = 0; i < n; i++) {
         float unit = (float)((int32_t)(rng_bits(key, i) >> 40) - (1 << 23)) * 0x1p-23f;
         out[i] = (real)(center + spread * unit);
+    }
+}
+
+void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) {
+    // out [n] normal around center with deviation spread, element i a function of (key, i): Box and Muller 1958
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        double u = (double)((rng_bits(key, 2*i) >> 11) + 1) * 0x1p-53;      // on (0,1]
+        double turn = (double)(rng_bits(key, 2*i + 1) >> 11) * 0x1p-53 * 6.283185307179586;
+        out[i] = (real)(center + spread * (float)(sqrt(-2 * log(u)) * cos(turn)));
     }
 }
 
@@ -2853,7 +2871,46 @@ void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t
     }
 }
 
-// ---- 5.9 Dropout -------------------------------------------------------------------------------------------------
+// ---- 5.9 What tuning methods are made of -------------------------------------------------------------------------
+// Activations by name (what a bottleneck or a projection bends its numbers with), and a gain for each feature.
+
+static real relu(real x) { return x < 0 ? 0 : x; }      // NaN stays NaN
+static real relu_slope(real x) { return x > 0; }
+static real tanh_slope(real x) { real y = real_tanh(x); return 1 - y*y; }
+static real swish(real x) { return x / (1 + real_exp(-x)); }
+static real swish_slope(real x) { real z = 1 / (1 + real_exp(-x)); return z * (1 + x * (1 - z)); }
+
+static const struct { real (*value)(real), (*slope)(real); } activations[] = {
+    [RELU] = { relu, relu_slope }, [TANH] = { real_tanh, tanh_slope }, [SWISH] = { swish, swish_slope } };
+
+// y [n] = f(x); y may be x
+void activation_forward(real *y, const real *x, Activation f, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) y[i] = activations[f].value(x[i]);
+}
+
+// dx [n] is added to; x as before f
+void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) dx[i] += dy[i] * activations[f].slope(x[i]);
+}
+
+// y [T,n] = x gain, gain [n]; y may be x. The gradient of x is the same of dy.
+void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < n; i++) y[t*n + i] = x[t*n + i] * gain[i];
+}
+
+// dgain [n] += the sum over the rows of dy x, both [T,n]
+void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t i0 = 0; i0 < n; i0 += FEATURES)
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = i0; i < n && i < i0 + FEATURES; i++) dgain[i] += dy[t*n + i] * x[t*n + i];
+}
+
+// ---- 5.10 Dropout ------------------------------------------------------------------------------------------------
 // Sets each number to zero with probability p and scales the others by 1/(1-p) (Srivastava et al. 2014). The mask is a
 // function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
 // feature, so it is never stored: the backward asks for it again.
@@ -2875,7 +2932,7 @@ void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_
     dropout_backward(y, x, token_keys, site, p, T, n);
 }
 
-// ---- 5.10 Cross-entropy ------------------------------------------------------------------------------------------
+// ---- 5.11 Cross-entropy ------------------------------------------------------------------------------------------
 // loss_r = (1-e) (-log p_r,target) + e mean_v (-log p_rv), p = softmax(logits), e the label smoothing (Szegedy et al.
 // 2016). Forward and backward in one pass, because the logits of a row are needed for both and never again:
 //     dlogits_rv = scale (p_rv - (1-e) [v = target] - e/V)
@@ -2895,7 +2952,7 @@ void cross_entropy(real *loss, real *logits, const int32_t *targets, real smooth
     }
 }
 
-// ---- 5.11 Optimizer steps ----------------------------------------------------------------------------------------
+// ---- 5.12 Optimizer steps ----------------------------------------------------------------------------------------
 
 // AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory; all arrays [n]:
 //     w *= decay      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
@@ -3153,6 +3210,10 @@ static Config read_config(const char *path) {
 
 // ---- 6.2 Tensors, maps, layers -----------------------------------------------------------------------------------
 
+// How the numbers of a tensor that a method adds begin: around the center, uniform on +-spread or normal with that
+// deviation; all equal to the center when spread is 0.
+typedef struct { float center, spread; bool normal; } Start;
+
 // A tensor of the model, or one that a tuning method adds. Frozen matrices stay as they lie in the file; gains,
 // biases and whatever trains are `real`. `depth` says how far up it acts: gradients stop at the lowest depth that
 // trains.
@@ -3162,12 +3223,17 @@ typedef struct {
     size_t depth;
     bool vector;                    // a gain or bias
     bool of_base, trained;          // of_base: in the model's files; otherwise a method added it
-    float init_spread;              // of a tensor that a method adds: uniform on +-spread
+    Start start;                    // of a tensor that a method adds
+    const char *other_name;         // that it may have in a file; NULL: none
     Dtype dtype, file_dtype;
     const void *data;               // what kernels read
     const void *file_data;          // in the mapped file; NULL where there is none
     real *value, *grad, *moments[2];    // when trained; value is data
 } Tensor;
+
+// What a method puts beside a map, behind a half of a layer or before all keys: its tensors (NULL: none) and numbers.
+enum { MAX_ADDED = 5 };
+typedef struct { Tensor *t[MAX_ADDED]; real scale, dropout; int kind; } Added;
 
 // A linear map, in one to three parts that give separate outputs: query_key_value gives q, k, v.
 enum { MAX_PARTS = 3, MAX_MAPS = 6 };
@@ -3177,8 +3243,7 @@ typedef struct {
     size_t n_out, n_in, n_parts, part_rows[MAX_PARTS];
     size_t depth;
     uint64_t site;                  // for dropout: one number per map of the model
-    Tensor *lora_a, *lora_b;        // section 7; NULL: none
-    real lora_scale, lora_dropout;
+    Added added;                    // section 7
 } Map;
 
 typedef struct {
@@ -3186,6 +3251,7 @@ typedef struct {
     Map maps[MAX_MAPS];             // query, key, value in n_qkv maps, then o, gate_up, down
     size_t n_maps, n_qkv;
     Map *o, *gate_up, *down;
+    Added branch[2];                // section 7: behind attention, behind the MLP
 } Layer;
 
 typedef struct {
@@ -3196,12 +3262,14 @@ typedef struct {
     Tensor **trained; size_t n_trained, trained_capacity;
     size_t lowest;                                  // depth of the lowest trained tensor
     size_t n_moments;                               // that the optimizer keeps of each trained number
+    Added added;                                    // section 7: of a prefix of n_prefix keys and values, which every
+    size_t n_prefix, first_position;                // token sees; the position of the first token of a text
     Arena trainables;
 } Model;
 
 // Depths of a layer's parts, in the order in which they act; a layer has STAGES of them, the embedding comes before.
-enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_MLP_NORM, AT_GATE_UP, AT_DOWN, AT_MLP_POST_NORM,
-       STAGES };
+enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_ATTENTION_BRANCH, AT_MLP_NORM, AT_GATE_UP, AT_DOWN,
+       AT_MLP_POST_NORM, AT_MLP_BRANCH, STAGES };
 
 static size_t depth_of(size_t layer, size_t stage) { return 1 + layer * STAGES + stage; }
 
@@ -3298,6 +3366,11 @@ static Model *describe_model(Config c) {
     return m;
 }
 
+// Positions that a prefix leaves to a text.
+static size_t positions_left(const Model *m) {
+    return m->config.max_positions - min_size(m->first_position, m->config.max_positions - 2);
+}
+
 static size_t count_parameters(Tensor *const *t, size_t n) {
     size_t sum = 0;
     for (size_t i = 0; i < n; i++) sum += t[i]->n;
@@ -3388,9 +3461,10 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 // 7  Tuning methods
 // ================================================================================================================
 // A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
-// beside a linear map (`map_forward`, `map_backward`), and how it stands in adapter_config.json. Each is one block:
-// the math, setup, forward, backward, its words in files, and what merging it into the base means. To add one that
-// acts beside a map, write a block and give it a row in the table of 7.4.
+// in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
+// beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
+// one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
+// one, write a block and give it a row in the table of 7.7; nothing else in this file knows its name.
 
 // ---- 7.1 What the user may set -----------------------------------------------------------------------------------
 // The table in section 14 says what each means, its default and its limits. Names are Hugging Face's where it has one.
@@ -3401,6 +3475,10 @@ typedef struct Options {
     const char *prompt_column, *response_column, *history_column;
     const char *prompt, *system, *out, *optim, *resume_from_checkpoint;
     const char *settings;           // "name=value" lines of what bears on the result, as a checkpoint keeps them
+    const char *ptuning_positions, *adapter_type, *trainable_modules, *to;
+    bool prefix_projection, trainable_embedding, trainable_head, keep_trunk;
+    int64_t num_virtual_tokens, encoder_hidden_size, reduction_factor, trainable_layers;
+    double prefix_dropout;
     bool use_rslora, official_mask, combine, ids, decode, force, gradient_checkpointing;
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
     int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
@@ -3413,23 +3491,45 @@ typedef struct Options {
 
 // What a method sees of the pass that is under way.
 typedef struct {
-    size_t T;
+    size_t T;                       // tokens; for a prefix those of the prefix
     const uint64_t *token_keys;     // [T] for dropout; NULL: dropout is off
     real *scratch;                  // [T, the widest input of a map]
-    real *beside_scratch;           // [T, the largest number that keeps_per_token gives]
+    real *beside_scratch;           // [T, the largest number that map_keeps and branch_keeps give]
+    const int32_t *prefix_rows;     // see prefix_forward
 } Pass;
 
+// Functions that a method has no use for are NULL. `kept` is what a forward keeps for its backward; X_keeps says how
+// many numbers that are, for each token (for a prefix: in all). Gradients are added to; dx NULL: nothing below trains.
 typedef struct {
-    const char *name, *peft_type;   // peft_type: its name in adapter_config.json
+    const char *name, *peft_type, *own_type;    // in adapter_config.json; own_type: where PEFT would compute otherwise
     double learning_rate;           // the default; the reason stands in the method's comment
+    const char *help;               // what trains, and what it costs
+    const char *no_merge;           // why it cannot be merged, and what to do instead; NULL: it can
     void (*setup)(Model *, const Options *);
-    size_t (*keeps_per_token)(const Map *);     // numbers that map_forward keeps for map_backward, for each token
+    // what a map reads instead of x [T,in]; then, behind the map's own backward, dx in place
+    const real *(*input_forward)(const Map *, const real *x, real *kept, Pass);
+    void (*input_backward)(const Map *, real *dx, const real *x, const real *kept, Pass);
+    // beside a map: y[part] [T,rows of the part] are there; dy comes before the map's own backward and may be changed,
+    // but where the map ends a half of a layer (o, down): there it can be the gradient of the residual stream itself
+    size_t (*map_keeps)(const Map *);
     void (*map_forward)(const Map *, real *const *y, const real *x, real *kept, Pass);
     void (*map_backward)(const Map *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
+    // behind a half of a layer: x [T,H] = residual stream + s is changed; s [T,H] is what the half gave. The backward
+    // turns dx into the gradient of the residual stream and returns that of s: dx itself, or ds filled
+    size_t (*branch_keeps)(const Added *, size_t H);
+    void (*branch_forward)(const Added *, real *x, const real *s, real *kept, size_t H, Pass);
+    real *(*branch_backward)(const Added *, real *dx, real *ds, const real *kept, size_t H, bool below, Pass);
+    // kv [2L,n_prefix,kv_heads d]: keys of layer 0, values of layer 0, keys of layer 1, ... Row i of it is row
+    // prefix_rows[i] of the same numbers as [n_prefix,2L,kv_heads d]
+    size_t (*prefix_keeps)(const Model *);
+    void (*prefix_forward)(const Model *, real *kv, real *kept, Pass);
+    void (*prefix_backward)(const Model *, const real *dkv, real *kept, Pass);
     void (*write_config)(Text *, const Model *, const Options *);       // its own keys, each after a comma
     void (*read_config)(const char *path, const Json *, Options *);
+    bool (*is_pefts)(const Model *);            // false: own_type, for PEFT would compute something else
+    Tensor *(*projected)(const Model *);        // what PEFT wants in the place of what trains; NULL: what trains
     void (*merge)(real *weight, const Map *);   // adds what the method does to W [out,in]
-} Method;                           // functions that a method has no use for are NULL
+} Method;
 
 // Marks a tensor as trained; its memory is taken when all are known.
 static void train_tensor(Model *m, Tensor *t) {
@@ -3439,6 +3539,46 @@ static void train_tensor(Model *m, Tensor *t) {
     m->trained[m->n_trained++] = t;
 }
 
+// A tensor that a method adds and trains; columns 0: a vector.
+static Tensor *add_tensor(Model *m, const char *tensor_name, size_t rows, size_t columns, size_t depth, Start start) {
+    Tensor *t = describe(tensor_name, rows, columns, depth);
+    t->start = start;
+    train_tensor(m, t);
+    return t;
+}
+
+// y [T,out] = W x + b, of tensors that a method added
+static void affine_forward(real *y, const real *x, const Tensor *w, const Tensor *b, size_t T) {
+    zero(y, T * w->shape[0]);
+    linear_forward(y, x, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
+    bias_forward(y, b->data, T, w->shape[0]);
+}
+
+// dx [T,in] is added to; NULL: nobody asks for it
+static void affine_backward(real *dx, const real *dy, const real *x, const Tensor *w, const Tensor *b, size_t T) {
+    bias_backward(b->grad, dy, T, w->shape[0]);
+    linear_backward_weight(w->grad, dy, x, 1, T, w->shape[0], w->shape[1]);
+    if (dx) linear_backward_input(dx, dy, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
+}
+
+// A number that adapter_config.json fixes: the user may not have asked for another.
+static void read_fixed(const char *path, const Json *root, const char *key, int64_t *value, int64_t usual, double least,
+                       double most) {
+    double number = config_number(path, root, key, least, most, NAN);
+    if (!(floor(number) == number)) fail("%s: \"%s\" must be a whole number", path, key);
+    if (*value != usual && (double)*value != number)
+        fail("%s: the adapter has %s %g; leave the option out", path, key, number);
+    *value = (int64_t)number;
+}
+
+static void read_fixed_text(const char *path, const Json *root, const char *key, const char **value,
+                            const char *usual) {
+    const char *text = config_text(root, key);
+    if (*value != usual && (!*value || !text || strcmp(*value, text)))
+        fail("%s: the adapter has %s %s; leave the option out", path, key, text ? text : "unset");
+    *value = text;
+}
+
 // ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
 // Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
 //     y = W x + s B A dropout(x)    A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
@@ -3446,7 +3586,9 @@ static void train_tensor(Model *m, Tensor *t) {
 // query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
 // Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
 
-static void lora_check_targets(const Model *m, const char *targets) {
+enum { LORA_A, LORA_B };
+
+static void check_modules(const Model *m, const char *targets) {
     Text known = {0};
     const Layer *l = &m->layers[0];
     for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
@@ -3461,27 +3603,26 @@ static void lora_setup(Model *m, const Options *o) {
                           : m->config.remote ? "query_key_value"
                                              : "q_proj,k_proj,v_proj";
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
-    lora_check_targets(m, targets);
+    check_modules(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
         for (Map *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
             if (!list_has(targets, w->short_name)) continue;
-            w->lora_a = describe(name("base_model.model.%s.lora_A.weight", w->path), (size_t)o->r, w->n_in, w->depth);
-            w->lora_b = describe(name("base_model.model.%s.lora_B.weight", w->path), w->n_out, (size_t)o->r, w->depth);
-            w->lora_a->init_spread = (float)(1 / sqrt((double)w->n_in));
-            w->lora_scale = (real)scale;
-            w->lora_dropout = (real)o->lora_dropout;
-            train_tensor(m, w->lora_a);
-            train_tensor(m, w->lora_b);
+            Start uniform = { .spread = (float)(1 / sqrt((double)w->n_in)) };
+            w->added = (Added){ .scale = (real)scale, .dropout = (real)o->lora_dropout };
+            w->added.t[LORA_A] = add_tensor(m, name("base_model.model.%s.lora_A.weight", w->path), (size_t)o->r,
+                                            w->n_in, w->depth, uniform);
+            w->added.t[LORA_B] = add_tensor(m, name("base_model.model.%s.lora_B.weight", w->path), w->n_out,
+                                            (size_t)o->r, w->depth, (Start){0});
         }
     if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets);
 }
 
-static size_t lora_rank(const Map *w) { return w->lora_a ? w->lora_a->shape[0] : 0; }
+static size_t lora_rank(const Map *w) { return w->added.t[LORA_A] ? w->added.t[LORA_A]->shape[0] : 0; }
 
 // The input of A: x, or x with some of it dropped.
 static const real *lora_input(const Map *w, const real *x, Pass p) {
-    if (!p.token_keys || !(w->lora_dropout > 0)) return x;
-    dropout_forward(p.scratch, x, p.token_keys, w->site, w->lora_dropout, p.T, w->n_in);
+    if (!p.token_keys || !(w->added.dropout > 0)) return x;
+    dropout_forward(p.scratch, x, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
     return p.scratch;
 }
 
@@ -3490,10 +3631,10 @@ static void lora_forward(const Map *w, real *const *y, const real *x, real *z, P
     size_t r = lora_rank(w);
     if (!r) return;
     zero(z, p.T * r);
-    linear_forward(z, lora_input(w, x, p), w->lora_a->data, REAL, 1, p.T, r, w->n_in);
-    const real *b = w->lora_b->data;
+    linear_forward(z, lora_input(w, x, p), w->added.t[LORA_A]->data, REAL, 1, p.T, r, w->n_in);
+    const real *b = w->added.t[LORA_B]->data;
     for (size_t i = 0; i < w->n_parts; b += w->part_rows[i++] * r)
-        linear_forward(y[i], z, b, REAL, w->lora_scale, p.T, w->part_rows[i], r);
+        linear_forward(y[i], z, b, REAL, w->added.scale, p.T, w->part_rows[i], r);
 }
 
 // dx [T,in] is added to, NULL: nothing below trains; dy[part] [T,rows of the part]
@@ -3501,22 +3642,23 @@ static void lora_forward(const Map *w, real *const *y, const real *x, real *z, P
 static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x, const real *z, Pass p) {
     size_t r = lora_rank(w), at = 0;
     if (!r) return;
+    const Tensor *a = w->added.t[LORA_A], *b = w->added.t[LORA_B];
     real *dz = p.beside_scratch;
     zero(dz, p.T * r);
     for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r) {
-        linear_backward_input(dz, dy[i], w->lora_b->value + at, REAL, w->lora_scale, p.T, w->part_rows[i], r);
-        linear_backward_weight(w->lora_b->grad + at, dy[i], z, w->lora_scale, p.T, w->part_rows[i], r);
+        linear_backward_input(dz, dy[i], b->value + at, REAL, w->added.scale, p.T, w->part_rows[i], r);
+        linear_backward_weight(b->grad + at, dy[i], z, w->added.scale, p.T, w->part_rows[i], r);
     }
     const real *dropped = lora_input(w, x, p);
-    linear_backward_weight(w->lora_a->grad, dz, dropped, 1, p.T, r, w->n_in);
+    linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
     if (!dx) return;
     if (dropped == x) {
-        linear_backward_input(dx, dz, w->lora_a->data, REAL, 1, p.T, r, w->n_in);
+        linear_backward_input(dx, dz, a->data, REAL, 1, p.T, r, w->n_in);
         return;
     }
     zero(p.scratch, p.T * w->n_in);
-    linear_backward_input(p.scratch, dz, w->lora_a->data, REAL, 1, p.T, r, w->n_in);
-    dropout_backward(dx, p.scratch, p.token_keys, w->site, w->lora_dropout, p.T, w->n_in);
+    linear_backward_input(p.scratch, dz, a->data, REAL, 1, p.T, r, w->n_in);
+    dropout_backward(dx, p.scratch, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
 }
 
 static void lora_write_config(Text *t, const Model *m, const Options *o) {
@@ -3527,7 +3669,7 @@ static void lora_write_config(Text *t, const Model *m, const Options *o) {
     text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
     text_print(t, ",\n  \"target_modules\": [");
     for (size_t i = 0; i < l->n_maps; i++) {
-        if (!l->maps[i].lora_a) continue;
+        if (!lora_rank(&l->maps[i])) continue;
         text_print(t, "%s\"%s\"", comma, l->maps[i].short_name);
         comma = ", ";
     }
@@ -3583,9 +3725,9 @@ static void lora_read_config(const char *path, const Json *root, Options *o) {
 
 static void lora_merge(real *weight, const Map *w) {
     // weight [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
-    if (w->lora_a)
-        linear_backward_input(weight, w->lora_b->value, w->lora_a->value, REAL, w->lora_scale, w->n_out, lora_rank(w),
-                              w->n_in);
+    if (lora_rank(w))
+        linear_backward_input(weight, w->added.t[LORA_B]->value, w->added.t[LORA_A]->value, REAL, w->added.scale,
+                              w->n_out, lora_rank(w), w->n_in);
 }
 
 // ---- 7.3 Full tuning ---------------------------------------------------------------------------------------------
@@ -3597,25 +3739,179 @@ static void full_setup(Model *m, const Options *o) {
     for (size_t i = 0; i < m->n_tensors; i++) train_tensor(m, m->tensors[i]);
 }
 
-// ---- 7.4 The table -----------------------------------------------------------------------------------------------
+// ---- 7.4 P-tuning v2 ---------------------------------------------------------------------------------------------
+// Leaves the model as it is and learns the keys and values of P tokens that are not there: in every layer every token
+// of every sequence sees them before its own (Li & Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602).
+//     u [P,2Lgd] = E,  or, with a projection,  W2 tanh(W1 E + b1) + b2        column ((2 layer + kv) g + head) d + c
+// These keys are not rotated. Two conventions: `chatglm`, of ChatGLM2/3's own code, counts the text's positions from 0,
+// drops out 0.1 of u, and its E is as wide as u even where it is projected; `peft` counts them from P, and a projected
+// E is g d wide. A prefix of zeros is not the base: exp(q 0) = 1, so P keys take their share of every softmax.
+// E starts N(0,1), the rest uniform on +-1/sqrt(in), as torch does. Cost: 2 L g d P parameters, and P keys more for
+// every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide; a projection
+// multiplies every step, and bears a quarter of that.
+// One dropout mask serves an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix,
+// so how they are cut into batches must not matter.
 
-static const Method methods[] = {
-    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .setup = lora_setup, .keeps_per_token = lora_rank,
-      .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
-      .read_config = lora_read_config, .merge = lora_merge },
-    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .setup = full_setup },
+enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };
+static const char *const prefix_names[][5] = {
+    { "prompt_encoder.embedding.weight", "prompt_encoder.transform.0.weight", "prompt_encoder.transform.0.bias",
+      "prompt_encoder.transform.2.weight", "prompt_encoder.transform.2.bias" },
+    { "transformer.prefix_encoder.embedding.weight", "transformer.prefix_encoder.trans.0.weight",
+      "transformer.prefix_encoder.trans.0.bias", "transformer.prefix_encoder.trans.2.weight",
+      "transformer.prefix_encoder.trans.2.bias" },
 };
 
-static const Method *find_method(const char *wanted) {
-    Text known = {0};
-    for (size_t i = 0; i < COUNT(methods); i++) {
-        if (!strcmp(methods[i].name, wanted)) return &methods[i];
-        text_print(&known, " %s", methods[i].name);
-    }
-    fail_usage("--method %s: there are%s", wanted, known.s);
+static size_t prefix_width(const Model *m) {
+    return 2 * m->config.n_layers * m->config.n_kv_heads * m->config.head_dim;
 }
 
-// ---- 7.5 Memory of what trains -----------------------------------------------------------------------------------
+static void ptuning_setup(Model *m, const Options *o) {
+    const Config *c = &m->config;
+    bool official = o->ptuning_positions ? !strcmp(o->ptuning_positions, "chatglm") : c->remote;
+    size_t P = (size_t)o->num_virtual_tokens, W = prefix_width(m), kvd = c->n_kv_heads * c->head_dim;
+    size_t in = official || !o->prefix_projection ? W : kvd, depth = depth_of(0, AT_QKV);
+    size_t hidden = o->encoder_hidden_size ? (size_t)o->encoder_hidden_size : official ? c->hidden_size : kvd;
+    const char *const *names = prefix_names[official];
+    Tensor **t = m->added.t;
+    m->n_prefix = P, m->first_position = official ? 0 : P;
+    m->added.dropout = (real)(o->prefix_dropout >= 0 ? o->prefix_dropout : official ? 0.1 : 0);
+    t[PREFIX_TABLE] = add_tensor(m, official || o->prefix_projection ? names[0] : "prompt_embeddings", P, in, depth,
+                                 (Start){ .spread = 1, .normal = true });
+    if (!o->prefix_projection) t[PREFIX_TABLE]->other_name = "prompt_embeddings";   // ChatGLM3's scripts by way of PEFT
+    for (int i = PREFIX_W1; o->prefix_projection && i <= PREFIX_B2; i++) {
+        size_t n_in = i < PREFIX_W2 ? in : hidden, n_out = i < PREFIX_W2 ? hidden : W;
+        bool bias = i == PREFIX_B1 || i == PREFIX_B2;
+        t[i] = add_tensor(m, names[i], n_out, bias ? 0 : n_in, depth, (Start){ .spread = 1 / sqrtf((float)n_in) });
+    }
+}
+
+// Where in `kept` things lie: u and u dropped [P,W]; what the tanh reads, what it gives, a gradient of that [P,E].
+typedef struct { real *u, *dropped, *a, *h, *dh; size_t E; } PrefixParts;
+
+static PrefixParts prefix_parts(const Model *m, real *kept) {
+    size_t n = m->n_prefix * prefix_width(m), E = m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0;
+    real *a = kept + 2*n, *h = a + m->n_prefix*E;
+    return (PrefixParts){ kept, kept + n, a, h, h + m->n_prefix*E, E };
+}
+
+static size_t ptuning_keeps(const Model *m) {
+    return m->n_prefix * (2 * prefix_width(m) + 3 * prefix_parts(m, NULL).E);
+}
+
+static const real *prefix_table(const Model *m, real *kept) {       // u before dropout
+    Tensor *const *t = m->added.t;
+    PrefixParts k = prefix_parts(m, kept);
+    if (!k.E) return t[PREFIX_TABLE]->data;
+    affine_forward(k.a, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], m->n_prefix);
+    activation_forward(k.h, k.a, TANH, m->n_prefix * k.E);
+    affine_forward(k.u, k.h, t[PREFIX_W2], t[PREFIX_B2], m->n_prefix);
+    return k.u;
+}
+
+static void ptuning_forward(const Model *m, real *kv, real *kept, Pass p) {
+    const real *u = prefix_table(m, kept);
+    size_t W = prefix_width(m), kvd = W / (2 * m->config.n_layers);
+    PrefixParts k = prefix_parts(m, kept);
+    if (p.token_keys && m->added.dropout > 0) {
+        dropout_forward(k.dropped, u, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);
+        u = k.dropped;
+    }
+    gather_forward(kv, u, p.prefix_rows, p.T * (W / kvd), kvd);
+}
+
+static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p) {
+    Tensor *const *t = m->added.t;
+    size_t W = prefix_width(m), kvd = W / (2 * m->config.n_layers);
+    PrefixParts k = prefix_parts(m, kept);
+    real *du = k.dropped;
+    zero(du, p.T * W);
+    gather_backward(du, dkv, p.prefix_rows, p.T * (W / kvd), kvd);
+    if (p.token_keys && m->added.dropout > 0) {
+        zero(k.u, p.T * W);
+        dropout_backward(k.u, du, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);
+        du = k.u;
+    }
+    if (!k.E) {
+        add(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, du, p.T * W);
+        return;
+    }
+    zero(k.dh, p.T * k.E);
+    affine_backward(k.dh, du, k.h, t[PREFIX_W2], t[PREFIX_B2], p.T);
+    zero(k.h, p.T * k.E);
+    activation_backward(k.h, k.dh, k.a, TANH, p.T * k.E);
+    affine_backward(t[PREFIX_TABLE]->grad, k.h, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], p.T);
+}
+
+static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->config.remote; }
+
+// PEFT's files hold u itself, and lose the projection.
+static Tensor *ptuning_projected(const Model *m) {
+    if (!m->added.t[PREFIX_W1] || !m->first_position) return NULL;
+    real *kept = device_take(ptuning_keeps(m), sizeof *kept, "a prefix");
+    Tensor *t = describe("prompt_embeddings", m->n_prefix, prefix_width(m), 0);
+    prefix_table(m, kept);
+    t->value = prefix_parts(m, kept).u;         // u stands first: memory_give(value) gives all of it back
+    return t;
+}
+
+static void ptuning_write_config(Text *t, const Model *m, const Options *o) {
+    const Config *c = &m->config;
+    const Tensor *w1 = m->added.t[PREFIX_W1];
+    size_t kvd = c->n_kv_heads * c->head_dim;
+    (void)o;
+    text_print(t, ",\n  \"num_virtual_tokens\": %zu,\n  \"token_dim\": %zu,\n  \"num_transformer_submodules\": 1"
+               ",\n  \"num_attention_heads\": %zu,\n  \"num_layers\": %zu,\n  \"encoder_hidden_size\": %zu"
+               ",\n  \"prefix_projection\": %s", m->n_prefix, kvd, c->n_kv_heads, c->n_layers,
+               w1 ? w1->shape[0] : kvd, w1 ? "true" : "false");
+    if (!ptuning_is_pefts(m))
+        text_print(t, ",\n  \"ptuning_positions\": \"%s\",\n  \"prefix_dropout\": %.9g",
+                   m->first_position ? "peft" : "chatglm", (double)m->added.dropout);
+}
+
+// PEFT's PREFIX_TUNING says nothing of positions: it runs the model's own code, so they are those of the layout.
+static void ptuning_read_config(const char *path, const Json *root, Options *o) {
+    const char *projection = name("%.*s/prefix_projection.safetensors", (int)(strrchr(path, '/') - path), path);
+    bool own = json_get(root, "ptuning_positions"), projects = config_flag(root, "prefix_projection", false);
+    read_fixed(path, root, "num_virtual_tokens", &o->num_virtual_tokens, o->defaults->num_virtual_tokens, 1, 1e6);
+    if (own) read_fixed_text(path, root, "ptuning_positions", &o->ptuning_positions, NULL);
+    bool official = o->ptuning_positions && !strcmp(o->ptuning_positions, "chatglm");
+    o->prefix_projection = projects && (official || exists(projection));
+    if (o->prefix_projection)
+        read_fixed(path, root, "encoder_hidden_size", &o->encoder_hidden_size, o->defaults->encoder_hidden_size, 1,
+                   1e6);
+    if (!(o->prefix_dropout >= 0)) o->prefix_dropout = config_number(path, root, "prefix_dropout", 0, 0.99, NAN);
+}
+
+// ---- 7.7 The table -----------------------------------------------------------------------------------------------
+
+static const Method methods[] = {
+    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .setup = lora_setup, .map_keeps = lora_rank,
+      .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
+      .read_config = lora_read_config, .merge = lora_merge,
+      .help = "a change of low rank beside some linear maps; r (in + out) numbers each, nothing once merged" },
+    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .setup = full_setup,
+      .help = "every weight of the model; 16 bytes for each: weight, gradient, two moments" },
+    { .name = "ptuning", .peft_type = "PREFIX_TUNING", .own_type = "GLMTUNE_PREFIX_TUNING", .learning_rate = 2e-2,
+      .setup = ptuning_setup, .prefix_keeps = ptuning_keeps, .prefix_forward = ptuning_forward,
+      .prefix_backward = ptuning_backward, .write_config = ptuning_write_config, .read_config = ptuning_read_config,
+      .is_pefts = ptuning_is_pefts, .projected = ptuning_projected,
+      .help = "keys and values of tokens that are not there; 2 x layers x kv_heads x head_dim numbers each",
+      .no_merge = "a prefix is keys and values, no change of a weight" },
+};
+
+static const char *method_names(void) {
+    static Text names;
+    for (size_t i = 0; i < COUNT(methods) && (i || !names.n); i++)
+        text_print(&names, "%s%s", i ? "," : "", methods[i].name);
+    return names.s;
+}
+
+static const Method *find_method(const char *wanted) {
+    for (size_t i = 0; i < COUNT(methods); i++) if (!strcmp(methods[i].name, wanted)) return &methods[i];
+    fail_usage("--method is one of %s, not '%s'", method_names(), wanted);
+}
+
+// ---- 7.8 Memory of what trains -----------------------------------------------------------------------------------
 
 // Gives a trained tensor its places in an arena: weight, and where it is to be trained gradient and moments.
 static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
@@ -3641,7 +3937,8 @@ static void start_trainables(Model *m, uint64_t seed, bool trains) {
         Tensor *t = m->trained[i];
         lay_out_tensor(t, &m->trainables, trains, m->n_moments);
         if (t->data) widen(t->value, t->data, t->dtype, t->n);
-        else fill_uniform(t->value, rng_key(seed, hash_name(t->name)), 0, t->init_spread, t->n);
+        else (t->start.normal ? fill_normal : fill_uniform)(t->value, rng_key(seed, hash_name(t->name)),
+                                                            t->start.center, t->start.spread, t->n);
         t->data = t->value;
         t->dtype = REAL;
     }
@@ -3660,7 +3957,7 @@ enum { HEAD_ROWS = 256, NO_TARGET = -100 };     // rows x vocabulary is the larg
 typedef struct {                    // on the host
     int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
     bool every_row;                 // without labels: logits are wanted at every row, else at the last
-    uint64_t *token_keys;           // [T] for dropout
+    uint64_t *token_keys, step_key; // [T] for dropout; and for a prefix, which all samples of a step share
     size_t *starts, n, T;           // [n+1] the rows at which its n sequences begin
 } Batch;
 
@@ -3673,7 +3970,7 @@ typedef struct {
     real *o, *rms_o, *mid;                      // [n,H] Wo att, [n], [n,H] the residual stream between the two halves
     real *rms2, *m, *gate_up, *h;               // [n], [n,H] the norm of mid, [n,2F], [n,F]
     real *down, *rms_down;                      // [n,H] W h, [n]
-    real *beside[MAX_MAPS];                     // [n,keeps_per_token] what the method keeps beside each map
+    real *beside[MAX_MAPS], *branch[2];         // [n,map_keeps], [n,branch_keeps] what the method keeps
 } Kept;
 
 typedef enum {
@@ -3702,21 +3999,23 @@ typedef struct {
     size_t *starts, *kv_starts, n_sequences;        // as attention wants them
     int32_t *ids, *positions;                       // [T]
     int32_t *rows, *targets;                        // [R] which of the T they are, and their targets
-    uint64_t *token_keys, *row_keys;                // [T], [R] for dropout
+    uint64_t *token_keys, *row_keys, *prefix_keys;  // [T], [R], [P] for dropout; P tokens of a prefix
+    int32_t *prefix_rows;                           // [2L P] see Method
     // activations
     Kept *layers, shared;                           // shared: what several layers use in turn
-    real *rope;                                     // [kv rows,rotated]
+    real *rope;                                     // [positions,rotated]
+    real *prefix, *prefix_kept;                     // [2L,P,kv_heads,d]; what the method keeps for its backward
     real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's, where logits are wanted
     real *x_final, *final_rms, *final;              // [R,H] what leaves the last layer, [R], [R,H] the last norm
     // scratch
-    real *branch;                                   // [n_rows,H] a branch behind its post norm
+    real *half;                                     // [n_rows,H] a half of a layer behind its post norm
     real *logits, *loss;                            // [HEAD_ROWS,V], [R]
-    real *scratch, *beside_scratch;                 // [T,widest input of a map], [T,most that keeps_per_token gives]
+    real *scratch, *beside_scratch;                 // [T,widest input of a map], [T,most that map or branch keeps]
     real *dx, *dx_rows, *dx_all;                    // of the residual stream: dx is dx_rows [R,H], then dx_all [T,H]
-    real *dy, *dnorm;                               // [n_rows,H] of a branch, of what a norm gives
+    real *dy, *dnorm, *dhalf, *dprefix;             // [n_rows,H] of a branch, of what a norm gives, of a half; prefix
     real *dgate_up, *dh;                            // [n_rows,2F], [n_rows,F]
     real *datt_rows, *datt, *dq, *dk, *dv, *dfinal; // as what they are the gradients of
-    real *dkv_heads;                                // [2,T,heads,d] dk and dv of each query head
+    real *dkv_heads;                                // [2,P + T,heads,d] dk and dv of each query head
 } Run;
 
 // ---- 8.1 The memory of a run -------------------------------------------------------------------------------------
@@ -3725,14 +4024,21 @@ static size_t widest_input(const Config *c) {
     return max_size(max_size(c->hidden_size, c->ffn_dim), c->n_heads * c->head_dim);
 }
 
-static size_t keeps_per_token(const Run *r, const Map *w) {
-    return r->method && r->method->keeps_per_token ? r->method->keeps_per_token(w) : 0;
+// What the method keeps for each token beside a map, or behind a half of a layer; what it keeps for a prefix.
+static size_t map_keeps(const Run *r, const Map *w) {
+    return r->method && r->method->map_keeps ? r->method->map_keeps(w) : 0;
 }
+
+static size_t branch_keeps(const Run *r, const Added *a) {
+    return r->method && r->method->branch_keeps ? r->method->branch_keeps(a, r->model->config.hidden_size) : 0;
+}
+
+static size_t prefix_keeps(const Run *r) { return r->model->n_prefix ? r->method->prefix_keeps(r->model) : 0; }
 
 static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a, times(rows, columns), sizeof(real)); }
 
 // Whether the map, or what stands beside it, trains: then its backward needs its input.
-static bool needs_input(const Map *w) { return w->weight->trained || w->lora_a; }
+static bool needs_input(const Map *w) { return w->weight->trained || w->added.t[0]; }
 
 // An array of the layer's own where its backward needs it, else the one that all layers use in turn.
 static real *keep(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
@@ -3760,23 +4066,29 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     k->h = keep(a, inside && needs_input(L->down), &s->h, T, F);
     k->down = keep(a, inside && L->mlp_post_norm, &s->down, T, H), k->rms_down = keep(a, own, &s->rms_down, T, 1);
     for (size_t i = 0; i < L->n_maps; i++)
-        k->beside[i] = keep(a, own, &s->beside[i], T, keeps_per_token(r, &L->maps[i]));
+        k->beside[i] = keep(a, own, &s->beside[i], T, map_keeps(r, &L->maps[i]));
+    for (size_t i = 0; i < COUNT(L->branch); i++)
+        k->branch[i] = keep(a, own, &s->branch[i], T, branch_keeps(r, &L->branch[i]));
     k->k = reals(a, r->max_kv, c->n_kv_heads * c->head_dim), k->v = reals(a, r->max_kv, c->n_kv_heads * c->head_dim);
 }
 
 static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
     size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
-    size_t beside = 0;
+    size_t beside = 0, P = r->model->n_prefix;
     r->shared = (Kept){0};
     for (size_t l = 0; l < c->n_layers; l++) {
+        const Layer *L = &r->model->layers[l];
         lay_out_layer(r, l, kept);
-        for (size_t i = 0; i < r->model->layers[l].n_maps; i++)
-            beside = max_size(beside, keeps_per_token(r, &r->model->layers[l].maps[i]));
+        for (size_t i = 0; i < L->n_maps; i++) beside = max_size(beside, map_keeps(r, &L->maps[i]));
+        for (size_t i = 0; i < COUNT(L->branch); i++) beside = max_size(beside, branch_keeps(r, &L->branch[i]));
     }
     r->x_rows = reals(kept, T, H), r->att_rows = reals(kept, T, qd);
     r->x_final = reals(kept, T, H), r->final_rms = reals(kept, T, 1), r->final = reals(kept, T, H);
-    r->rope = reals(kept, r->max_kv, c->n_rotated);
+    r->rope = reals(kept, r->max_kv + r->model->first_position, c->n_rotated);
+    r->prefix = reals(kept, 2 * c->n_layers * P, kvd), r->prefix_kept = reals(kept, prefix_keeps(r), 1);
+    r->prefix_rows = arena_take(scratch, 2 * c->n_layers * P, sizeof *r->prefix_rows);
+    r->prefix_keys = arena_take(scratch, P, sizeof *r->prefix_keys);
     r->ids = arena_take(scratch, T, sizeof *r->ids), r->positions = arena_take(scratch, T, sizeof *r->positions);
     r->rows = arena_take(scratch, T, sizeof *r->rows), r->targets = arena_take(scratch, T, sizeof *r->targets);
     r->token_keys = arena_take(scratch, T, sizeof *r->token_keys);
@@ -3784,7 +4096,7 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->starts = arena_take(scratch, 2 * T + 1, sizeof *r->starts);
     r->kv_starts = arena_take(scratch, 2 * T + 1, sizeof *r->kv_starts);
     r->key_rows = arena_take(scratch, T, sizeof *r->key_rows);
-    r->branch = reals(scratch, T, H);
+    r->half = reals(scratch, T, H);
     r->logits = reals(scratch, min_size(HEAD_ROWS, T), c->vocab_size), r->loss = reals(scratch, T, 1);
     r->scratch = reals(scratch, T, widest_input(c)), r->beside_scratch = reals(scratch, T, beside);
     if (r->kind == FORWARD_ONLY) return;
@@ -3792,8 +4104,10 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->dy = reals(scratch, T, H), r->dnorm = reals(scratch, T, H);
     r->dgate_up = reals(scratch, T, 2 * c->ffn_dim), r->dh = reals(scratch, T, c->ffn_dim);
     r->datt_rows = reals(scratch, T, qd), r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
-    r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd), r->dkv_heads = reals(scratch, 2 * T, qd);
+    r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd), r->dkv_heads = reals(scratch, 2 * (P + T), qd);
     r->dfinal = reals(scratch, T, H);
+    r->dhalf = reals(scratch, branch_keeps(r, &r->model->layers->branch[1]) ? T : 0, H);
+    r->dprefix = reals(scratch, 2 * c->n_layers * P, kvd);
 }
 
 // A run that is described but not yet taken: its arenas only count.
@@ -3811,7 +4125,12 @@ static void take_run(Run *r) {
     for (size_t i = 0; i < COUNT(arenas); i++)
         *arenas[i] = (Arena){ .block = device_take(arenas[i]->used, 1, what[i]), .size = arenas[i]->used };
     lay_out_run(r, &r->kept_arena, &r->scratch_arena);
-    rope_table(r->rope, r->model->config.rope_theta, r->model->config.n_rotated, r->max_kv);
+    rope_table(r->rope, r->model->config.rope_theta, r->model->config.n_rotated, r->max_kv + r->model->first_position);
+    size_t P = r->model->n_prefix, n = 2 * r->model->config.n_layers;
+    int32_t *rows = take(n * P, sizeof *rows);
+    for (size_t i = 0; i < n * P; i++) rows[i] = (int32_t)(i % P * n + i / P);
+    memory_copy_in(r->prefix_rows, rows, n * P * sizeof *rows);
+    free(rows);
 }
 
 static void give_run(Run *r) {
@@ -3860,7 +4179,7 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
     r->T = b->T, r->R = 0, r->dropout = dropout;
     for (size_t s = 0; s < b->n; s++)
         for (size_t t = b->starts[s]; t < b->starts[s+1]; t++) {
-            positions[t] = (int32_t)((r->caches ? r->caches[s].n : 0) + t - b->starts[s]);
+            positions[t] = (int32_t)(r->model->first_position + (r->caches ? r->caches[s].n : 0) + t - b->starts[s]);
             if (!is_wanted(b, t, b->starts[s+1])) continue;
             rows[r->R] = (int32_t)t;
             targets[r->R] = b->labels ? b->labels[t+1] : 0;
@@ -3873,6 +4192,10 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
     memory_copy_in(r->row_keys, row_keys, r->R * sizeof *row_keys);
     if (dropout) memory_copy_in(r->token_keys, b->token_keys, b->T * sizeof *b->token_keys);
     place_keys(r, b);
+    for (size_t i = 0; dropout && i < r->model->n_prefix; i++) {
+        uint64_t key = rng_key(rng_key(b->step_key, KEY_PREFIX), i);
+        memory_copy_in(r->prefix_keys + i, &key, sizeof key);
+    }
     free(positions), free(rows), free(targets), free(row_keys);
 }
 
@@ -3880,7 +4203,11 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
 
 static Pass pass_of(const Run *r) {
     const uint64_t *keys = r->n_rows == r->T ? r->token_keys : r->row_keys;
-    return (Pass){ r->n_rows, r->dropout ? keys : NULL, r->scratch, r->beside_scratch };
+    return (Pass){ r->n_rows, r->dropout ? keys : NULL, r->scratch, r->beside_scratch, NULL };
+}
+
+static Pass prefix_pass(const Run *r) {
+    return (Pass){ r->model->n_prefix, r->dropout ? r->prefix_keys : NULL, NULL, NULL, r->prefix_rows };
 }
 
 static const void *part_weight(const Map *w, size_t row) {
@@ -3889,6 +4216,7 @@ static const void *part_weight(const Map *w, size_t row) {
 
 // y[part] [n,rows of the part] = W x + b, and what the method adds
 static void map_forward(const Run *r, const Map *w, real *const *y, const real *x, real *kept) {
+    if (r->method && r->method->input_forward) x = r->method->input_forward(w, x, kept, pass_of(r));
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
         zero(y[i], r->n_rows * w->part_rows[i]);
         linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i], w->n_in);
@@ -3899,6 +4227,7 @@ static void map_forward(const Run *r, const Map *w, real *const *y, const real *
 
 // dx [n,in] is added to; NULL: nothing below trains
 static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, const real *x, const real *kept) {
+    if (r->method && r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
         if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->n_rows, w->part_rows[i]);
         if (w->weight->grad)
@@ -3907,7 +4236,7 @@ static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, 
             linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i],
                                   w->n_in);
     }
-    if (r->method && r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
+    if (r->method && r->method->input_backward) r->method->input_backward(w, dx, x, kept, pass_of(r));
 }
 
 static void norm_forward(const Run *r, real *y, real *rms, const real *x, const Tensor *gain, size_t T) {
@@ -3923,14 +4252,28 @@ static void norm_backward(const Run *r, real *dx, const real *dy, const real *x,
 
 static AttentionShape attention_shape(const Run *r) {
     const Config *c = &r->model->config;
-    return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, 0, r->starts, r->kv_starts };
+    return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, r->model->n_prefix, r->starts,
+                             r->kv_starts };
 }
 
-// What a branch adds to the residual stream: its output, normalized where the layer has a post norm.
-static const real *branch_forward(const Run *r, const real *branch, const Tensor *post_norm, real *rms) {
-    if (!post_norm) return branch;
-    norm_forward(r, r->branch, rms, branch, post_norm, r->n_rows);
-    return r->branch;
+// The keys (kv 0) or values (1) of the prefix in a layer, or their gradient; NULL without one.
+static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
+    const Config *c = &r->model->config;
+    return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * c->n_kv_heads * c->head_dim : NULL;
+}
+
+// What a half of a layer adds to the residual stream: its output, normalized where the layer has a post norm.
+static const real *half_forward(const Run *r, const real *half, const Tensor *post_norm, real *rms) {
+    if (!post_norm) return half;
+    norm_forward(r, r->half, rms, half, post_norm, r->n_rows);
+    return r->half;
+}
+
+// out = x + half, and what the method does behind it
+static void add_half(const Run *r, real *out, const real *x, const real *half, const Added *a, real *kept) {
+    size_t H = r->model->config.hidden_size;
+    add(out, x, half, r->n_rows * H);
+    if (r->method && r->method->branch_forward) r->method->branch_forward(a, out, half, kept, H, pass_of(r));
 }
 
 // Runs over the maps of q, k and v: one with three parts, or three with one; `part` is the first part of a map.
@@ -3958,7 +4301,8 @@ static void self_attention_forward(Run *r, size_t l) {
         gather_backward(k->v, v_new, r->key_rows, r->T, kvd);
     }
     // 4. att = attention(q, k, v); in the last layer only the rows whose logits are wanted go on
-    attention_forward(k->att, k->lse, k->q, k->k, k->v, NULL, NULL, attention_shape(r));
+    attention_forward(k->att, k->lse, k->q, k->k, k->v, prefix_at(r, r->prefix, l, 0), prefix_at(r, r->prefix, l, 1),
+                      attention_shape(r));
     if (is_last(r, l)) {
         gather_forward(r->x_rows, x, r->rows, r->R, H);
         gather_forward(r->att_rows, att, r->rows, r->R, qd);
@@ -3966,7 +4310,7 @@ static void self_attention_forward(Run *r, size_t l) {
     }
     // 5. mid = x + [norm] (Wo att)
     map_forward(r, L->o, &k->o, att, k->beside[L->o - L->maps]);
-    add(k->mid, x, branch_forward(r, k->o, L->attention_post_norm, k->rms_o), r->n_rows * H);
+    add_half(r, k->mid, x, half_forward(r, k->o, L->attention_post_norm, k->rms_o), &L->branch[0], k->branch[0]);
 }
 
 static void mlp_inside(const Run *r, size_t l) {
@@ -3987,8 +4331,7 @@ static void mlp_forward(const Run *r, size_t l) {
     mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
     map_forward(r, L->down, &k->down, k->h, k->beside[L->down - L->maps]);
-    add(out, k->mid, branch_forward(r, k->down, L->mlp_post_norm, k->rms_down),
-        r->n_rows * r->model->config.hidden_size);
+    add_half(r, out, k->mid, half_forward(r, k->down, L->mlp_post_norm, k->rms_down), &L->branch[1], k->branch[1]);
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -4001,11 +4344,17 @@ static real *collect(const Run *r, real *array, size_t columns, size_t l, size_t
     return array;
 }
 
-// The gradient of a branch before its post norm: dx itself where the layer has none.
-static real *branch_backward(const Run *r, const real *branch, const Tensor *post_norm, const real *rms) {
-    if (!post_norm) return r->dx;
-    zero(r->dy, r->n_rows * r->model->config.hidden_size);
-    norm_backward(r, r->dy, r->dx, branch, post_norm, rms, r->n_rows);
+// From r->dx, the gradient of out in add_half, that of the half before its post norm: dx itself where there is nothing
+// between. `stage` is the depth of the method's branch there.
+static real *half_backward(const Run *r, const real *half, const Tensor *post_norm, const real *rms, const Added *a,
+                           const real *kept, size_t l, size_t stage) {
+    size_t H = r->model->config.hidden_size;
+    real *dhalf = r->dx;
+    if (r->method && r->method->branch_backward)
+        dhalf = r->method->branch_backward(a, r->dx, r->dhalf, kept, H, flows_below(r, l, stage), pass_of(r));
+    if (!post_norm || !flows_below(r, l, stage)) return dhalf;
+    zero(r->dy, r->n_rows * H);
+    norm_backward(r, r->dy, dhalf, half, post_norm, rms, r->n_rows);
     return r->dy;
 }
 
@@ -4020,7 +4369,7 @@ static bool mlp_backward(const Run *r, size_t l) {
         map_forward(r, L->down, &down, k->h, k->beside[L->down - L->maps]);
     }
     // 9. out = mid + [norm] (W h)
-    real *dy = branch_backward(r, k->down, L->mlp_post_norm, k->rms_down);
+    real *dy = half_backward(r, k->down, L->mlp_post_norm, k->rms_down, &L->branch[1], k->branch[1], l, AT_MLP_BRANCH);
     if (!flows_below(r, l, AT_MLP_POST_NORM)) return false;
     real *dh = collect(r, r->dh, c->ffn_dim, l, AT_DOWN);
     map_backward(r, L->down, dh, &dy, k->h, k->beside[L->down - L->maps]);
@@ -4054,7 +4403,8 @@ static bool self_attention_backward(Run *r, size_t l) {
     size_t T = r->T, kvd = c->n_kv_heads * c->head_dim, qd = c->n_heads * c->head_dim;
     const real *att = is_last(r, l) ? r->att_rows : k->att;
     // 5. mid = x + [norm] (Wo att)
-    real *dy = branch_backward(r, k->o, L->attention_post_norm, k->rms_o);
+    real *dy = half_backward(r, k->o, L->attention_post_norm, k->rms_o, &L->branch[0], k->branch[0], l,
+                             AT_ATTENTION_BRANCH);
     if (!flows_below(r, l, AT_ATTENTION_POST_NORM)) return false;
     real *datt = collect(r, is_last(r, l) ? r->datt_rows : r->datt, qd, l, AT_O);
     map_backward(r, L->o, datt, &dy, att, k->beside[L->o - L->maps]);
@@ -4062,8 +4412,9 @@ static bool self_attention_backward(Run *r, size_t l) {
     if (is_last(r, l)) spread_rows(r);
     // 4. att = attention(q, k, v)
     zero(r->dq, T * qd), zero(r->dk, T * kvd), zero(r->dv, T * kvd);
-    attention_backward(r->dq, r->dk, r->dv, NULL, NULL, r->dkv_heads, r->datt, k->att, k->lse, k->q, k->k, k->v, NULL,
-                       NULL, attention_shape(r));
+    attention_backward(r->dq, r->dk, r->dv, prefix_at(r, r->dprefix, l, 0), prefix_at(r, r->dprefix, l, 1),
+                       r->dkv_heads, r->datt, k->att, k->lse, k->q, k->k, k->v, prefix_at(r, r->prefix, l, 0),
+                       prefix_at(r, r->prefix, l, 1), attention_shape(r));
     // 3. q, k turned by their positions
     rope_backward(r->dq, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
@@ -4112,11 +4463,19 @@ static double head_loss(Run *r, real smoothing, real scale) {
 
 // ---- 8.5 The whole model -----------------------------------------------------------------------------------------
 
+// Whether the keys and values of a prefix are still to be computed: where a cache has tokens, they are there.
+static bool needs_prefix(const Run *r, const Batch *b) {
+    bool begins = !r->caches;
+    for (size_t i = 0; !begins && i < b->n; i++) begins = !r->caches[i].n;
+    return begins && r->model->n_prefix;
+}
+
 // Everything up to the last norm: r->final [R,H], at the rows whose logits are wanted.
 static void forward(Run *r, const Batch *b, bool dropout) {
     const Tensor *e = r->model->embedding;
     load_batch(r, b, dropout);
     embedding_forward(r->layers[0].x, r->ids, e->data, e->dtype, r->T, e->shape[1]);
+    if (needs_prefix(r, b)) r->method->prefix_forward(r->model, r->prefix, r->prefix_kept, prefix_pass(r));
     r->n_rows = r->T;
     for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l);
     norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm, r->R);
@@ -4132,8 +4491,11 @@ static double forward_loss(Run *r, const Batch *b) {
 static void backward(Run *r) {
     size_t l = r->model->config.n_layers;
     bool more = r->model->lowest < depth_of(l, 0);
+    if (r->model->n_prefix) zero(r->dprefix, 2*l * r->model->n_prefix * r->model->config.n_kv_heads *
+                                             r->model->config.head_dim);
     while (more && l-- > 0) more = mlp_backward(r, l) && self_attention_backward(r, l);
     Tensor *e = r->model->embedding;
+    if (r->model->n_prefix) r->method->prefix_backward(r->model, r->dprefix, r->prefix_kept, prefix_pass(r));
     if (more && e->grad) embedding_backward(e->grad, r->dx, r->ids, r->T, e->shape[1]);
 }
 
@@ -4923,7 +5285,7 @@ static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
 
 // One batch of the samples chosen[0 .. n-1]; `first` is the place of the first within its optimizer step.
 static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
-    Batch b = { .n = n, .starts = take(n + 1, sizeof *b.starts) };
+    Batch b = { .n = n, .step_key = step_key, .starts = take(n + 1, sizeof *b.starts) };
     for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen[i]].n;
     b.ids = take(b.T, sizeof *b.ids), b.labels = take(b.T, sizeof *b.labels),
     b.token_keys = take(b.T, sizeof *b.token_keys);
@@ -5206,7 +5568,8 @@ static void copy_if_there(const char *from, const char *to, const char *file) {
 
 static Text adapter_config(const Model *m, const Method *method, const Options *o, const char *base) {
     Text t = {0};
-    text_print(&t, "{\n  \"peft_type\": \"%s\",\n  \"base_model_name_or_path\": ", method->peft_type);
+    text_print(&t, "{\n  \"peft_type\": \"%s\",\n  \"base_model_name_or_path\": ",
+               method->is_pefts && !method->is_pefts(m) ? method->own_type : method->peft_type);
     text_json(&t, base, strlen(base));
     text_print(&t, ",\n  \"task_type\": \"CAUSAL_LM\",\n  \"inference_mode\": true");
     if (method->write_config) method->write_config(&t, m, o);
@@ -5221,15 +5584,24 @@ static void write_reals(const char *path, const StoredTensor *s, size_t n, const
     finish_tensor_file(&w);
 }
 
-// Writes the files of an adapter into a folder; one that shall appear when it is complete, the caller begins.
+static void write_trained(const char *path, Tensor *const *t, size_t n) {
+    StoredTensor *s = take(n, sizeof *s);
+    for (size_t i = 0; i < n; i++) s[i] = stored_as(t[i], REAL), s[i].data = t[i]->value;
+    write_reals(path, s, n, "\"format\":\"pt\"");
+    free(s);
+}
+
+// Writes the files of an adapter into a folder; one that shall appear when it is complete, the caller begins. Where
+// PEFT wants something else than what trains, that lies in a file of its own, so that training can go on.
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
+    const char *file = name("%s/adapter_model.safetensors", folder);
     make_folders(folder);
-    StoredTensor *s = take(m->n_trained, sizeof *s);
-    for (size_t i = 0; i < m->n_trained; i++) s[i] = stored_as(m->trained[i], REAL), s[i].data = m->trained[i]->value;
-    write_reals(name("%s/adapter_model.safetensors", folder), s, m->n_trained, "\"format\":\"pt\"");
+    Tensor *projected = method->projected ? method->projected(m) : NULL;
+    if (projected) write_trained(file, &projected, 1), memory_give(projected->value);
+    write_trained(projected ? name("%s/prefix_projection.safetensors", folder) : file, m->trained, m->n_trained);
     Text config = adapter_config(m, method, o, base);
     write_file(name("%s/adapter_config.json", folder), config.s, config.n);
-    free(config.s), free(s);
+    free(config.s);
 }
 
 // ---- 12.3 Reading one --------------------------------------------------------------------------------------------
@@ -5243,8 +5615,13 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     const Json *root = json_only(&r), *type = json_get(root, "peft_type"),
                *named = json_get(root, "base_model_name_or_path");
     if (!json_is(type, JSON_STRING)) fail("%s: has no \"peft_type\"; is it an adapter's?", path);
-    while (k < COUNT(methods) && strcmp(type->text, methods[k].peft_type)) k++;
-    if (k == COUNT(methods)) fail("%s: peft_type '%s' is not supported; LORA is", path, type->text);
+    Text known = {0};
+    for (; k < COUNT(methods) && strcmp(type->text, methods[k].peft_type); k++) {
+        if (methods[k].own_type && !strcmp(type->text, methods[k].own_type)) break;
+        text_print(&known, "%s%s", k ? ", " : "", methods[k].peft_type);
+    }
+    if (k == COUNT(methods)) fail("%s: peft_type '%s' is not supported; there are %s", path, type->text, known.s);
+    free(known.s);
     if (strcmp(o->method, o->defaults->method) && strcmp(o->method, methods[k].name))
         fail("%s: the adapter was made by --method %s; leave the option out", path, methods[k].name);
     o->method = methods[k].name;
@@ -5261,21 +5638,47 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     return &methods[k];
 }
 
-static void read_adapter_tensors(const char *folder, Model *m) {
+// Whether nothing but random first numbers is in a tensor, or none but the constant that it starts from.
+static bool is_as_started(const Tensor *t) {
+    real *numbers = take(t->n, sizeof *numbers);
+    size_t i = 0;
+    memory_copy_out(numbers, t->value, t->n * sizeof *numbers);
+    while (i < t->n && (t->start.spread != 0 || numbers[i] == (real)t->start.center)) i++;
+    free(numbers);
+    return i == t->n && !t->of_base;
+}
+
+static const StoredTensor *find_trained(const TensorSet *set, const Tensor *t) {
+    const StoredTensor *s = find_tensor(set, t->name);
+    return s || !t->other_name ? s : find_tensor(set, t->other_name);
+}
+
+// What is trained starts from the files of an adapter.
+static void read_adapter_tensors(const char *folder, Model *m, const Method *method) {
     TensorSet set = {0};
-    read_tensor_file(&set, name("%s/adapter_model.safetensors", folder));
+    const char *projection = name("%s/prefix_projection.safetensors", folder);
+    size_t n_constant = 0, n_as_started = 0;
+    bool apart = method->projected && exists(projection);
+    read_tensor_file(&set, apart ? projection : name("%s/adapter_model.safetensors", folder));
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor *t = m->trained[i];
-        const StoredTensor *s = find_tensor(&set, t->name);
+        const StoredTensor *s = find_trained(&set, t);
         if (!s) fail("%s: '%s' is missing", folder, t->name);
-        check_stored(t, s);
+        bool same = s->n_dims == t->n_dims && s->shape[0] == t->shape[0] && (t->vector || s->shape[1] == t->shape[1]);
+        if (!same)
+            fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name,
+                 shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
+        if (s->dtype > BF16) fail("%s: '%s' is %s, and must be F64, F32, F16 or BF16", s->file, s->name, s->dtype_name);
         widen(t->value, memory_mapped(s->data, s->bytes), s->dtype, t->n);
+        n_constant += t->start.spread == 0 && !t->of_base, n_as_started += is_as_started(t);
     }
     for (size_t i = 0; i < set.n; i++) {
         size_t k = 0;
-        while (k < m->n_trained && strcmp(m->trained[k]->name, set.tensors[i].name)) k++;
+        while (k < m->n_trained && find_trained(&set, m->trained[k]) != &set.tensors[i]) k++;
         if (k == m->n_trained) fail("%s: '%s' has no place in its base", set.tensors[i].file, set.tensors[i].name);
     }
+    if (n_constant && n_as_started == m->n_trained)
+        fprintf(stderr, "warning: %s: changes nothing, its numbers are those that training starts from\n", folder);
 }
 
 // A model as the command line names it: a model folder, or an adapter folder with its base.
@@ -5297,7 +5700,7 @@ static Opened open_model(const char *path, Options *o) {
 // Takes the memory of what the method trains, and reads the adapter if there is one.
 static void start_method(const Opened *m, uint64_t seed, bool trains) {
     start_trainables(m->model, seed, trains);
-    if (m->adapter) read_adapter_tensors(m->adapter, m->model);
+    if (m->adapter) read_adapter_tensors(m->adapter, m->model, m->method);
 }
 
 // ---- 12.4 Merging ------------------------------------------------------------------------------------------------
@@ -5322,6 +5725,9 @@ static void merge(const char *adapter, const char *out, Options *o) {
     if (!exists(name("%s/adapter_config.json", adapter))) fail("%s: is no adapter or checkpoint folder", adapter);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Opened m = open_model(adapter, o);
+    if (m.method->no_merge)
+        fail("%s: cannot be merged: %s; name the adapter's folder where a model is asked for", adapter,
+             m.method->no_merge);
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
     write_weights(temporary, m.model, o->max_shard_size * 1e9, merged_tensor, &m);
@@ -6253,7 +6659,7 @@ static void resume(Trainer *t, const char *folder) {
     TensorSet set = {0};
     read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
     compare_settings(t, folder, set.metadata.s);
-    read_adapter_tensors(folder, t->base.model);
+    read_adapter_tensors(folder, t->base.model, t->base.method);
     StoredTensor *wanted = list_moments(m);
     for (size_t i = 0; i < m->n_moments * m->n_trained; i++) {
         const StoredTensor *s = find_tensor(&set, wanted[i].name);
@@ -6491,8 +6897,9 @@ static const char *const gradcheck_configs[] = {
 static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
     static const size_t starts[] = { 0, 7, 8, 19, 21 };
     enum { N = COUNT(starts) - 1, T = 21 };
-    Batch b = { .n = N, .T = T, .starts = take(N + 1, sizeof *b.starts), .ids = take(T, sizeof *b.ids),
-                .labels = take(T, sizeof *b.labels), .token_keys = take(T, sizeof *b.token_keys) };
+    Batch b = { .n = N, .T = T, .step_key = seed, .starts = take(N + 1, sizeof *b.starts),
+                .ids = take(T, sizeof *b.ids), .labels = take(T, sizeof *b.labels),
+                .token_keys = take(T, sizeof *b.token_keys) };
     memcpy(b.starts, starts, sizeof starts);
     *n_targets = 0;
     for (size_t t = 0; t < T; t++) {
@@ -7140,7 +7547,7 @@ static int chat_command(const Call *c) {
     if (!f.tokenizer || !f.layout) fail("chat needs a tokenizer and a chat layout: %s", f.why);
     if (o->system && f.layout->rounds) fail("the chat layout %s has no system message", f.layout->name);
     Chat chat = { .format = &f, .o = o };
-    chat.g = make_generator(m.model, m.method, min_size((size_t)o->max_context, m.model->config.max_positions), 1);
+    chat.g = make_generator(m.model, m.method, min_size((size_t)o->max_context, positions_left(m.model)), 1);
     if (o->system)
         add_turn(&chat.turns, (Turn){ .role = SYSTEM, .metadata = "", .text = o->system, .n = strlen(o->system) });
     if (o->prompt) {
@@ -7295,7 +7702,7 @@ static const struct {
       "speed of the kernels, of a training step and of decoding, against this machine's own peak" },
 };
 
-typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE } OptionType;
+typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType;    // METHOD: a choice among 7.7
 #define FIELD(field) #field, offsetof(Options, field)
 
 // `text` is the default, NULL: not set. The last field holds the choices of a CHOICE; limits concern numbers.
@@ -7308,8 +7715,8 @@ static const struct {
     double least, most;
     const char *help, *choices;
 } options[] = {
-    { FIELD(method), CHOICE, TRAIN | GRADCHECK | INFO | BENCH, "lora", 0, 0,
-      "what trains: a low-rank change beside some maps, or every weight", "lora,full" },
+    { FIELD(method), METHOD, TRAIN | GRADCHECK | INFO | BENCH, "lora", 0, 0,
+      "what trains", NULL },
     { FIELD(r), INTEGER, TRAIN | GRADCHECK | INFO | BENCH, "8", 1, 65536,
       "lora: rank of the change; parameters and memory grow with it", NULL },
     { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK | BENCH, "32", 0, 1e6,
@@ -7320,8 +7727,19 @@ static const struct {
       "lora: scale by lora_alpha / sqrt(r) instead", NULL },
     { FIELD(target_modules), STRING, TRAIN | GRADCHECK | INFO | BENCH, NULL, 0, 0,
       "lora: linear maps by name, comma between; default: query, key and value", NULL },
+    { FIELD(num_virtual_tokens), INTEGER, TRAIN | GRADCHECK | INFO | BENCH, "128", 1, 1e6,
+      "ptuning: tokens of the prefix; each costs a key and a value in every layer", NULL },
+    { FIELD(ptuning_positions), CHOICE, TRAIN | GRADCHECK | INFO | BENCH, NULL, 0, 0,
+      "ptuning: a text's positions from 0 or from the prefix's length; default: chatglm in the remote layout",
+      "chatglm,peft" },
+    { FIELD(prefix_dropout), REAL_NUMBER, TRAIN | GRADCHECK | BENCH, NULL, 0, 0.99,
+      "ptuning: share of the prefix that is dropped in training; default 0.1 in chatglm, 0 in peft", NULL },
+    { FIELD(prefix_projection), FLAG, TRAIN | GRADCHECK | INFO | BENCH, "false", 0, 0,
+      "ptuning: the prefix comes from a smaller table by a two-layer network; easier to train", NULL },
+    { FIELD(encoder_hidden_size), INTEGER, TRAIN | GRADCHECK | INFO | BENCH, "0", 0, 1e6,
+      "ptuning: width of that network; 0: hidden_size in chatglm, kv_heads x head_dim in peft", NULL },
     { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, 0, 1e3,
-      "highest step size; default by method (lora 5e-4, full 5e-5)", NULL },
+      "highest step size; default by method", NULL },
     { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine", 0, 0,
       "how the rate falls after the warm-up", "cosine,linear,constant" },
     { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", 0, 1,
@@ -7441,6 +7859,8 @@ static const struct {
 
 // ---- 14.5 Parsing ------------------------------------------------------------------------------------------------
 
+static const char *choices_of(size_t i) { return options[i].type == METHOD ? method_names() : options[i].choices; }
+
 // Returns NULL, or what is wrong with the value.
 static const char *set_option(Options *o, size_t i, const char *value) {
     void *field = (char *)o + options[i].offset;
@@ -7451,9 +7871,9 @@ static const char *set_option(Options *o, size_t i, const char *value) {
             return name("is true or false, not '%s'", value);
         *(bool *)field = value[0] == 't';
     }
-    if (options[i].type == CHOICE) {
-        if (strchr(value, ',') || !list_has(options[i].choices, value))
-            return name("is one of %s, not '%s'", options[i].choices, value);
+    if (choices_of(i)) {
+        if (strchr(value, ',') || !list_has(choices_of(i), value))
+            return name("is one of %s, not '%s'", choices_of(i), value);
         *(const char **)field = value;
     }
     if (options[i].type != INTEGER && options[i].type != REAL_NUMBER) return NULL;
@@ -7508,7 +7928,7 @@ static int train_command(const Call *c) {
 
 static Options default_options(void) {
     static Options defaults;
-    Options o = { .learning_rate = NAN, .std = NAN, .adam_beta1 = NAN, .adam_beta2 = NAN };
+    Options o = { .learning_rate = NAN, .std = NAN, .prefix_dropout = NAN, .adam_beta1 = NAN, .adam_beta2 = NAN };
     for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) want_option(&o, i, options[i].text);
     defaults = o;
     o.defaults = &defaults;
@@ -7542,8 +7962,8 @@ static void command_help(size_t command) {
            commands[command].help);
     for (size_t i = 0; i < COUNT(options); i++)
         if (options[i].commands & commands[command].bit)
-            printf("  --%-28s %s%s%s%s%s%s\n", options[i].name, options[i].help, options[i].choices ? ": " : "",
-                   options[i].choices ? options[i].choices : "", options[i].text ? " [" : "",
+            printf("  --%-28s %s%s%s%s%s%s\n", options[i].name, options[i].help, choices_of(i) ? ": " : "",
+                   choices_of(i) ? choices_of(i) : "", options[i].text ? " [" : "",
                    options[i].text ? options[i].text : "", options[i].text ? "]" : "");
 }
 

@@ -603,6 +603,29 @@ static void test_fill_uniform(void) {
     }
 }
 
+// The same with Box and Muller's normal numbers, from bits 2i and 2i + 1.
+static void test_fill_normal(void) {
+    static const struct { uint64_t key; double center, spread; size_t n; } cases[] = {
+        { 1, 0, 1, 100003 }, { 77, 0.5, 0.125, 1000 }, { 5, 0, 1, 0 } };
+    for (size_t k = 0; k < COUNT(cases); k++) {
+        size_t n = cases[k].n;
+        TestArray *a = unset_array(n);
+        double sum = 0, squares = 0;
+        fill_normal(a->device, cases[k].key, (float)cases[k].center, (float)cases[k].spread, n);
+        for (size_t i = 0; i < n; i++) {
+            double u = (floor((double)(rng_bits(cases[k].key, 2*i) >> 11)) + 1) * 0x1p-53;
+            double angle = 2 * acos(-1.0) * (double)(rng_bits(cases[k].key, 2*i + 1) >> 11) * 0x1p-53;
+            double x = sqrt(-2 * log(u)) * cos(angle);
+            a->host[i] = cases[k].center + cases[k].spread * x;
+            sum += x, squares += x * x;
+        }
+        expect(a, 1e-7, "fill_normal key %d n=%zu", (int)cases[k].key, n);
+        if (n > 1000) check_true("fill_normal has mean 0", fabs(sum / (double)n) < 4 / sqrt((double)n));
+        if (n > 1000) check_true("fill_normal has deviation 1", fabs(squares / (double)n - 1) < 4 * sqrt(2 / (double)n));
+        finish_arrays("fill_normal");
+    }
+}
+
 // ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
 
 static const double linear_tolerance = TOLERANCE(3e-6, 6e-15);
@@ -962,7 +985,68 @@ static void test_swiglu(void) {
     }
 }
 
-// ---- 5.9 Dropout -------------------------------------------------------------------------------------------------
+// ---- 5.9 Activations and gains -----------------------------------------------------------------------------------
+
+static double naive_activation(Activation f, double x, bool slope) {
+    double z = 1 / (1 + exp(-x));
+    if (f == RELU) return x > 0 ? slope ? 1 : x : 0;
+    if (f == TANH) return slope ? 1 - tanh(x) * tanh(x) : tanh(x);
+    return slope ? z + x * z * (1 - z) : x * z;
+}
+
+static void test_activation(Activation f, size_t n, double spread) {
+    TestArray *x = random_array(n, spread), *y = unset_array(n), *dy = random_array(n, 1), *dx = random_array(n, 1);
+    TestArray *same = random_array(n, spread);
+    activation_forward(y->device, x->device, f, n);
+    activation_backward(dx->device, dy->device, x->device, f, n);
+    activation_forward(same->device, same->device, f, n);
+    for (size_t i = 0; i < n; i++) {
+        y->host[i] = naive_activation(f, x->host[i], false);
+        dx->host[i] += dy->host[i] * naive_activation(f, x->host[i], true);
+        same->host[i] = naive_activation(f, same->host[i], false);
+    }
+    expect(y, TOLERANCE(6e-7, 6e-16), "activation_forward %d, n=%zu to %g", f, n, spread);
+    expect(dx, TOLERANCE(6e-7, 6e-16), "activation_backward %d, n=%zu to %g", f, n, spread);
+    expect(same, TOLERANCE(6e-7, 6e-16), "activation_forward %d in place, n=%zu to %g", f, n, spread);
+    finish_arrays("activation");
+}
+
+static void test_gain(size_t T, size_t n) {
+    TestArray *x = random_array(T*n, 1), *gain = random_array(n, 1), *y = unset_array(T*n), *same = random_array(T*n, 1);
+    TestArray *dy = random_array(T*n, 1), *dgain = random_array(n, 1);
+    gain_forward(y->device, x->device, gain->device, T, n);
+    gain_forward(same->device, same->device, gain->device, T, n);
+    gain_backward(dgain->device, dy->device, x->device, T, n);
+    for (size_t i = 0; i < T*n; i++) {
+        y->host[i] = x->host[i] * gain->host[i % n];
+        same->host[i] *= gain->host[i % n];
+        dgain->host[i % n] += dy->host[i] * x->host[i];
+    }
+    expect(y, TOLERANCE(1e-7, 3e-16), "gain_forward, T=%zu n=%zu", T, n);
+    expect(same, TOLERANCE(1e-7, 3e-16), "gain_forward in place, T=%zu n=%zu", T, n);
+    expect(dgain, TOLERANCE(2e-6, 4e-15), "gain_backward, T=%zu n=%zu", T, n);
+    finish_arrays("gain");
+}
+
+static void test_method_pieces(void) {
+    static const struct { size_t T, n; } shapes[] = { { 0, 5 }, { 1, 1 }, { 7, 13 }, { 241, 515 } };
+    for (Activation f = RELU; f <= SWISH; f++) {
+        for (size_t k = 0; k < COUNT(shapes); k++) test_activation(f, shapes[k].T * shapes[k].n, k & 1 ? 1 : 4);
+        test_activation(f, 300, 200);       // exp(-x) overflows
+    }
+    for (size_t k = 0; k < COUNT(shapes); k++) test_gain(shapes[k].T, shapes[k].n);
+    real nan = (real)NAN, *x = memory_take(sizeof *x);
+    for (Activation f = RELU; f <= SWISH; f++) {
+        memory_copy_in(x, &nan, sizeof nan);
+        activation_forward(x, x, f, 1);
+        real got;
+        memory_copy_out(&got, x, sizeof got);
+        check_true(label("activation %d of NaN is NaN", f), isnan(got));
+    }
+    memory_give(x);
+}
+
+// ---- 5.10 Dropout ------------------------------------------------------------------------------------------------
 
 // The mask is part of the contract: rng_uniform of (key of token and site, feature), so that every port draws the same.
 static void test_dropout_shape(const double *keys, double p, uint64_t site, size_t T, size_t n) {
@@ -1018,7 +1102,7 @@ static void test_dropout(void) {
     check_true("a mask depends on the site", mask != dropout_mask(7, 4, 1, 0));
 }
 
-// ---- 5.10 Cross-entropy ------------------------------------------------------------------------------------------
+// ---- 5.11 Cross-entropy ------------------------------------------------------------------------------------------
 
 static void test_cross_entropy_shape(size_t R, size_t V, double spread, double smoothing, double scale) {
     TestArray *logits = random_array(R*V, spread), *targets = random_ids(R, V), *loss = unset_array(R);
@@ -1084,7 +1168,7 @@ static void test_cross_entropy_payloads(void) {
     }
 }
 
-// ---- 5.11 Optimizer steps ----------------------------------------------------------------------------------------
+// ---- 5.12 Optimizer steps ----------------------------------------------------------------------------------------
 
 static void test_adamw(size_t n, double weight_decay) {
     double lr = 0.01, b1 = 0.9, b2 = 0.999, eps = 1e-8, decay = 1 - lr * weight_decay;
@@ -1198,13 +1282,14 @@ static void test_all_kernels(void) {
     test_widen_half(F16), test_widen_half(BF16), test_widen_wide(F32), test_widen_wide(F64);
     test_narrow_half(F16), test_narrow_half(BF16), test_narrow_nan(F16), test_narrow_nan(BF16);
     test_narrow_wide(F32), test_narrow_wide(F64);
-    test_fill_uniform();
+    test_fill_uniform(), test_fill_normal();
     test_linear();
     test_rows();
     test_rmsnorm();
     test_rope();
     test_attention();
     test_swiglu();
+    test_method_pieces();
     test_dropout();
     test_cross_entropy();
     if (test_pass == 0) test_cross_entropy_payloads();

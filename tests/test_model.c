@@ -201,7 +201,7 @@ static const struct { const char *name, *folder; Options options; } saved_cases[
 // Case k after one step of training, so that nothing is what it was, saved in a folder `out`.
 static Subject save_trained(size_t k, const Dataset *data, const char *out) {
     Options o = saved_cases[k].options;
-    o.adam_beta1 = 0.9, o.adam_beta2 = 0.999, o.adam_epsilon = 1e-8;
+    o.optim = "adamw", o.adam_beta1 = 0.9, o.adam_beta2 = 0.999, o.adam_epsilon = 1e-8;
     Subject s = open_subject(saved_cases[k].folder, data, &o);
     const char *base = k ? saved_cases[k].folder : "tests/golden/saved_hf";
     optimizer_step(s.model, &s.options, 1e-2, 1);
@@ -267,13 +267,13 @@ static double *merged_exactly(const Subject *s, size_t index) {
     for (size_t l = 0; l < s->model->config.n_layers; l++)
         for (size_t k = 0; k < s->model->layers[l].n_maps; k++) {
             const Map *w = &s->model->layers[l].maps[k];
-            size_t r = w->weight == t && w->lora_a ? (size_t)s->options.r : 0;
+            size_t r = w->weight == t && w->added.t[LORA_A] ? (size_t)s->options.r : 0;
             double root = s->options.use_rslora ? sqrt((double)r) : (double)r;
             double scale = r ? s->options.lora_alpha / root : 0;
             for (size_t i = 0; i < t->n; i++)
                 for (size_t j = 0; j < r; j++)
-                    numbers[i] += scale * (double)w->lora_b->value[i / w->n_in * r + j] *
-                                  (double)w->lora_a->value[j * w->n_in + i % w->n_in];
+                    numbers[i] += scale * (double)w->added.t[LORA_B]->value[i / w->n_in * r + j] *
+                                  (double)w->added.t[LORA_A]->value[j * w->n_in + i % w->n_in];
         }
     return numbers;
 }
