@@ -5014,8 +5014,8 @@ static void read_columns(const DataReader *d, const Json *root, Conversation *c)
 
 static size_t most_ids(const Options *o) { return (size_t)(o->max_input_length + o->max_output_length + 1); }
 
-// --overlong truncate: all texts are cut to one length, the largest at which the sample fits, so that the longest lose
-// first. Role tokens, metadata, tools and the token that ends the answer stay; so a target always stays.
+// --overlong truncate: all texts are cut to one length, found by halving, at which the sample fits; so the longest lose
+// their ends first. Role tokens, metadata, tools and the token that ends the answer stay, and with it a target.
 static Row encode_sample(const DataReader *d, const Conversation *c) {
     size_t most = most_ids(d->options), low = 0, high = 0;
     Row row = encode_turns(d->format, c->turns, c->n, SIZE_MAX, false);

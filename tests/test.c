@@ -267,6 +267,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 
 #include "test_model.c"
 #include "test_data.c"
+#include "test_chat.c"
 #include "test_eval.c"
 #include "test_svg.c"
 #include "test_tokenizers.c"
@@ -283,7 +284,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "json", test_json }, { "tensorfiles", test_tensor_files }, { "init", test_init },
     { "chunks", test_chunks }, { "tokenizers", test_tokenizers }, { "vectors", test_vectors },
     { "masks", test_masks }, { "data", test_data_sets }, { "configs", test_configs },
-    { "layouts", test_layouts },
+    { "layouts", test_layouts }, { "chat", test_chat },
     { "scores", test_scores }, { "answers", test_answers },
     { "svg", test_svg },
     { "tokenizer_json", test_json_tokenizers },
