@@ -6648,7 +6648,7 @@ static const char *choose_checkpoint(const Options *o) {
         else if (strspn(wanted, "0123456789") == strlen(wanted))
             folder = name("%s/checkpoint-%s", o->output_dir, wanted);
         missing = NULL;
-        for (size_t k = 0; k < COUNT(parts); k++) if (!exists(name("%s/%s", folder, parts[k]))) missing = parts[k];
+        for (size_t k = COUNT(parts); k-- > 0; ) if (!exists(name("%s/%s", folder, parts[k]))) missing = parts[k];
         if (!missing) return folder;
     }
     if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, missing);
@@ -6707,7 +6707,6 @@ static void resume(Trainer *t, const char *folder) {
     }
     t->tokens_logged = t->state.tokens;
     t->history = read_history(name("%s/trainer_state.json", folder));
-    fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", folder, t->state.step, (long long)t->steps);
     free(wanted);
 }
 
@@ -6721,6 +6720,14 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     optimizer_step(m, o, lr, step + 1);
     for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
     log_step(t, step, loss, lr, norm);
+}
+
+// Weights that give no finite loss are not worth a checkpoint: what was saved before them stays the last.
+static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
+    Batch b = make_batch(&t->train, chosen, n, 0, 0);
+    double loss = forward_loss(&t->run, &b);
+    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->train, chosen, n, (int64_t)t->state.step, loss, 0);
+    free_batch(&b);
 }
 
 static void train_loop(Trainer *t) {
@@ -6737,7 +6744,10 @@ static void train_loop(Trainer *t) {
         t->state.step = (double)(step + 1);
         if (t->validation.n && ((step + 1) % eval_every == 0 || last)) log_evaluation(t, step + 1);
         draw_progress(t, false);
-        if ((step + 1) % o->save_steps == 0 || last || stops) save_checkpoint(t);
+        if ((step + 1) % o->save_steps == 0 || last || stops) {
+            check_weights(t, order + at, min_size(t->batch_size, t->train.n - at));
+            save_checkpoint(t);
+        }
         if (stops) break;
     }
     free(order);
@@ -6804,6 +6814,7 @@ static void train(const char *data, const char *model, Options *o) {
     const char *from = choose_checkpoint(o);
     if (from) resume(&t, from);
     open_log(&t, from);
+    if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t.state.step, (long long)t.steps);
     write_facts(&t);
     struct sigaction on_stop = { .sa_handler = on_stop_signal };
     sigaction(SIGINT, &on_stop, NULL), sigaction(SIGTERM, &on_stop, NULL);

@@ -1,0 +1,145 @@
+# Going on from checkpoints, signals, write failures, fingerprints, merge's verification; test_cli.sh reads this file.
+
+values() { sed -E 's/, "[a-z_]*_per_s[a-z_]*": [^,}]*//g' "$1"; }
+
+same_run() {                    # WHAT ONE OTHER STEP: the same adapter, moments and log values
+    told=$1
+    local file
+    for file in adapter_model.safetensors optimizer.safetensors; do
+        cmp -s "$2/checkpoint-$4/$file" "$3/checkpoint-$4/$file" || want "the same $file"
+    done
+    values "$2/log.jsonl" >one.values
+    values "$3/log.jsonl" | cmp -s - one.values || want 'the same log'
+    judge
+}
+
+state='train data.jsonl f --max_steps 6 --logging_steps 1 --gradient_accumulation_steps 3 --learning_rate 0.01 --weight_decay 0.1'
+
+# ---- Every method and optimizer goes on to the same bits ---------------------------------------------------------
+
+methods_of_help=$("$program" train --help | sed -n 's/^  --method .*: \([a-z,]*\) \[.*/\1/p' | tr , ' ')
+check 'the methods can be read from --help' test -n "$methods_of_help"
+for how in $(for m in $methods_of_help; do echo $m-adamw; done) lora-sgd lora-lion full-sgd full-lion lora-adamw; do
+    rm -rf whole parts
+    options="--method ${how%-*} --optim ${how#*-}"
+    works 'done' $state --output_dir whole $options --label_smoothing_factor 0.1
+    works 'stopped after step 3 of 6|--resume_from_checkpoint yes' $state --output_dir parts $options \
+        --label_smoothing_factor 0.1 --stop_at_step 3
+    works 'goes on from parts/checkpoint-3|done' $state --output_dir parts $options --label_smoothing_factor 0.1 \
+        --resume_from_checkpoint yes
+    same_run "$how: three steps and three more are six" whole parts 6
+done
+
+# ---- Which checkpoint, and what must be as it was ----------------------------------------------------------------
+
+works 'goes on from whole/checkpoint-6' train data.jsonl f --output_dir elsewhere ${state#train data.jsonl f} \
+    --label_smoothing_factor 0.1 --resume_from_checkpoint whole/checkpoint-6
+same_run 'a run that is complete has nothing more to do' whole parts 6
+works 'holds no checkpoint: training begins|done' $state --output_dir fresh --resume_from_checkpoint yes
+rm -rf elsewhere whole fresh
+smooth="$state --label_smoothing_factor 0.1 --output_dir parts"
+refuse 'checkpoints past step 3|--force' $smooth --resume_from_checkpoint 3
+refuse 'parts/checkpoint-5|adapter_model' $smooth --resume_from_checkpoint 5
+refuse 'nowhere|adapter_model' $smooth --resume_from_checkpoint nowhere
+refuse 'holds the checkpoints of another run' $smooth --resume_from_checkpoint no
+refuse 'learning_rate was 0.01, now it is 0.02' ${smooth/0.01/0.02} --resume_from_checkpoint yes
+refuse 'max_steps was 6, now it is 7' ${smooth/max_steps 6/max_steps 7} --resume_from_checkpoint yes
+refuse 'method was lora, now it is full' $smooth --method full --resume_from_checkpoint yes
+refuse 'optim was adamw, now it is lion' $smooth --optim lion --resume_from_checkpoint yes
+sed 's/"hidden_size": 16/"hidden_size": 32/' glm.json >wider.json
+works 'parameters' init wider.json wider --layout glm4-chat
+refuse 'trained parameters was' train data.jsonl wider ${smooth#train data.jsonl f} --resume_from_checkpoint yes
+head -n 7 data.jsonl >seven.jsonl
+refuse 'hash of the training data' train seven.jsonl ${smooth#train data.jsonl} --resume_from_checkpoint yes
+works 'warning: max_steps was 6, now it is 7|done' ${smooth/max_steps 6/max_steps 7} --resume_from_checkpoint 6 --force
+check 'nothing was lost meanwhile' test -f parts/checkpoint-3/optimizer.safetensors -a -f parts/checkpoint-7/optimizer.safetensors
+mkdir parts/checkpoint-9.glmtune.tmp
+rm parts/checkpoint-7/optimizer.safetensors             # no longer whole: the one before it is the newest
+works 'goes on from parts/checkpoint-6' $smooth --resume_from_checkpoint yes --force
+check 'what a killed run left is removed' test ! -e parts/checkpoint-9.glmtune.tmp
+rm -rf parts
+
+# ---- Signals -----------------------------------------------------------------------------------------------------
+
+endless="train data.jsonl f --max_steps 1000000 --save_steps 1000000 --logging_steps 1 --output_dir endless"
+for signal in INT TERM; do
+    "$program" $endless >stdout 2>stderr &
+    for i in $(seq 100); do [ ! -s endless/log.jsonl ] || break; sleep 0.1; done
+    kill -$signal $!
+    wait $!
+    status=$?
+    told="SIG$signal: finishes the step, saves, says how to go on"
+    [ $status = 0 ] || want 'exit status 0'
+    want_words stderr 'stopped after step|--resume_from_checkpoint yes'
+    step=$(sed -n 's/^stopped after step \([0-9]*\) .*/\1/p' stderr)
+    [ -f "endless/checkpoint-$step/optimizer.safetensors" ] || want 'a checkpoint of that step'
+    judge
+    works 'goes on from|stopped after' $endless --resume_from_checkpoint yes --stop_at_step $((step + 2))
+    rm -rf endless
+done
+
+# ---- Write failures: one line, and the last checkpoint stays good ------------------------------------------------
+
+works 'stopped' $state --output_dir frail --method full --stop_at_step 2
+cp -R frail frail_before
+failures=0
+for size in 1 2 8 60 120 400 700; do    # a checkpoint's files are some 360 and 710 KB; log.jsonl is below 1
+    rm -rf frail
+    cp -R frail_before frail
+    (ulimit -f $size; exec "$program" $state --output_dir frail --method full --resume_from_checkpoint yes) 2>&1 >stdout |
+        cat >stderr
+    status=${PIPESTATUS[0]}
+    told="ulimit -f $size"
+    if [ "$status" = 0 ]; then continue; fi
+    failures=$((failures + 1))
+    [ "$status" = 1 ] || want 'exit status 1'
+    [ "$(grep -c '^glmtune: ' stderr)" = 1 ] || want 'one line of error'
+    want_words stderr 'writing failed'
+    [ -z "$(find frail -name '*.tmp*')" ] || want 'nothing half-written'
+    for file in adapter_model.safetensors optimizer.safetensors trainer_state.json; do
+        cmp -s frail/checkpoint-2/$file frail_before/checkpoint-2/$file || want "$file as it was"
+    done
+    judge
+done
+check 'writing did fail' test $failures -ge 5
+works 'done' $state --output_dir frail --method full --resume_from_checkpoint yes
+rm -rf frail frail_before
+"$program" ${endless/--save_steps 1000000/--save_steps 20} >stdout 2>stderr &
+for i in $(seq 100); do [ ! -d endless/checkpoint-20 ] || break; sleep 0.1; done
+mv endless gone
+wait $!
+status=$?
+told='a folder that vanishes'
+[ $status = 1 ] || want 'exit status 1'
+[ "$(grep -c '^glmtune: ' stderr)" = 1 ] || want 'one line of error'
+[ ! -e endless ] || want 'no new folder'
+judge
+find gone -name '*.tmp' -prune -exec rm -rf {} +
+works '' chat gone/checkpoint-20 --prompt hi --max_new_tokens 2
+rm -rf gone
+if [ "$(id -u)" != 0 ]; then
+    works 'stopped' $state --output_dir closed --stop_at_step 2
+    chmod a-w closed
+    run $state --output_dir closed --resume_from_checkpoint yes
+    told='a folder that became read-only'
+    [ "$status" = 1 ] && want_words stderr 'closed' || want 'exit status 1'
+    judge
+    chmod u+w closed
+    rm -rf closed
+fi
+
+# ---- Divergence --------------------------------------------------------------------------------------------------
+
+run train data.jsonl f --method full --optim sgd --learning_rate 10 --warmup_ratio 0 --max_grad_norm 0 --max_steps 200 \
+    --lr_scheduler_type constant --save_steps 1 --val_size 0 --output_dir diverged
+told='a run that diverges'
+[ "$status" = 1 ] || want 'exit status 1'
+tail -n 1 stderr >last
+want_words last 'glmtune: |not finite'
+judge
+good=$(find diverged -name 'checkpoint-*' | sed 's/.*-//' | sort -n | tail -n 1)
+check 'it leaves a checkpoint' test -n "$good"
+works '20 tokens, loss' dump "diverged/checkpoint-$good" ready.jsonl dumped
+rm -rf diverged dumped
+
+check 'killed at random moments, a run ends with the same bytes' bash "$tests/kill_resume.sh" 4 "$program"
