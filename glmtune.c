@@ -6176,45 +6176,25 @@ static void curve_add(Curve *c, double x, double y) {
     c->points[c->n++] = (Point){ x, y };
 }
 
-// An axis from `least` to `most`, which begins at pixel `from` and is `length` pixels long (upwards: negative). Tick i,
-// for the multiples of `stride` from first to last, is i step, or in a log scale the i-th of ... 0.5 1 2 5 10 20 ...
-typedef struct { double least, most, from, length, step; int64_t first, last, stride; bool log; } Axis;
-
-static double tick(const Axis *a, int64_t i) {
-    static const double parts[] = { 1, 2, 5 };
-    return a->log ? parts[(i % 3 + 3) % 3] * pow(10, floor((double)i / 3)) : (double)i * a->step;
-}
+// An axis from `least` to `most` (in a log scale their logarithms), which begins at pixel `from` and is `length` pixels
+// long, upwards negative; ticks stand at the multiples of `step`.
+typedef struct { double least, most, step, from, length; bool log; } Axis;
 
 static double place(const Axis *a, double v) {
-    double part = a->log ? log(v / a->least) / log(a->most / a->least) : (v - a->least) / (a->most - a->least);
-    return a->from + a->length * part;
+    return a->from + a->length * ((a->log ? log10(v) : v) - a->least) / (a->most - a->least);
 }
 
-static double nice_step(double x) {     // the least of 1, 2, 5 times a power of ten that is not below x
-    double power = pow(10, floor(log10(x)));
-    return power * (x <= power ? 1 : x <= 2 * power ? 2 : x <= 5 * power ? 5 : 10);
-}
-
-static Axis x_axis(double most, double from, double length) {       // steps, from 0
-    Axis a = { .most = fmax(most, 1), .from = from, .length = length, .stride = 1 };
-    a.step = fmax(1, nice_step(a.most * 75 / length));
-    a.last = (int64_t)floor(a.most / a.step + 1e-9);
-    return a;
-}
-
-// Values, from tick to tick; in a log scale where that is allowed and they spread over a factor of 50.
-static Axis y_axis(double least, double most, bool may_log, double from, double length) {
-    double ticks = floor(fabs(length) / 40), largest = fmax(fabs(most), fabs(least));
-    if (!(most - least > 1e-6 * largest)) least -= largest / 2, most += largest > 0 ? largest / 2 : 1;
-    Axis a = { .from = from, .length = length, .stride = 1, .log = may_log && least > 0 && most > 50 * least };
-    double decades = a.log ? log10(most / least) : 0;
-    if (3 * decades > 1.5 * ticks) a.stride = 3 * (int64_t)ceil(decades / ticks);
-    a.step = nice_step((most - least) / ticks);
-    a.first = a.log ? 3 * (int64_t)floor(log10(least)) : (int64_t)floor(least / a.step + 1e-9);
-    while (tick(&a, a.first + 1) <= least) a.first++;
-    for (a.last = a.first + 1; tick(&a, a.last) < most - 1e-9 * fabs(most); ) a.last++;
-    a.least = tick(&a, a.first), a.most = tick(&a, a.last);
-    return a;
+// Upwards, an axis of values runs from tick to tick; to the right, one of steps from its least to its most.
+static Axis make_axis(double least, double most, bool log, double from, double length) {
+    if (log) least = log10(least), most = log10(most);
+    double largest = fmax(fabs(most), fabs(least)), wanted;
+    if (!(most - least > 1e-6 * largest)) least -= length < 0 ? largest / 2 : 0, most += largest > 0 ? largest / 2 : 1;
+    wanted = (most - least) / floor(length < 0 ? -length / 40 : length / 75) * (1 - 1e-9);
+    double step = pow(10, floor(log10(wanted)));
+    step *= wanted <= step ? 1 : wanted <= 2 * step ? 2 : wanted <= 5 * step ? 5 : 10;
+    if (log || length > 0) step = fmax(step, 1);
+    if (length < 0) least = floor(least / step + 1e-9) * step, most = ceil(most / step - 1e-9) * step;
+    return (Axis){ least, most, step, from, length, log };
 }
 
 static size_t text_columns(const char *s) {     // Chinese characters take two, others one
@@ -6226,12 +6206,12 @@ static size_t text_columns(const char *s) {     // Chinese characters take two, 
 }
 
 // A text at (x, y); of one with more columns the end stands, which is what tells paths apart.
-static void svg_text(Text *t, double x, double y, const char *attributes, const char *s, size_t columns) {
+static void svg_text(Text *t, double x, double y, const char *class, const char *s, size_t columns) {
     const char *end = s + strlen(s);
     uint32_t c;
     bool cut = text_columns(s) > columns;
     while (cut && text_columns(s) >= columns) s += utf8_get(s, (size_t)(end - s), &c);
-    text_print(t, "<text x=\"%.4g\" y=\"%.4g\" %s>%s", x, y, attributes, cut ? "…" : "");
+    text_print(t, "<text class=\"%s\" x=\"%.4g\" y=\"%.4g\">%s", class, x, y, cut ? "…" : "");
     for (size_t n; s < end; s += n) {
         n = utf8_get(s, (size_t)(end - s), &c);
         if (c == INVALID || c < ' ') text_add(t, "?", 1);
@@ -6241,88 +6221,78 @@ static void svg_text(Text *t, double x, double y, const char *attributes, const 
     text_print(t, "</text>\n");
 }
 
-static void draw_axis(Text *t, const Axis *a, const Axis *across, bool is_x) {      // grid lines with their numbers
-    for (int64_t i = a->first; i <= a->last; i++) {
-        if (i % a->stride) continue;
-        double at = place(a, tick(a, i)), from = across->from;
+static void draw_axis(Text *t, const Axis *a, const Axis *across) {     // grid lines with their numbers
+    bool is_x = a->length > 0;
+    for (double i = ceil(a->least / a->step - 1e-9); i <= a->most / a->step + 1e-9; i++) {
         char number[32], *e;
-        snprintf(number, sizeof number, "%.6g", tick(a, i));
+        double v = a->log ? pow(10, i * a->step) : i * a->step, at = place(a, v), from = across->from;
+        snprintf(number, sizeof number, "%.6g", v + 0);                     // -0 is 0
         if ((e = strchr(number, 'e'))) sprintf(e, "e%d", atoi(e + 1));      // 1e-05 is 1e-5
-        text_print(t, "<path class=\"g\" d=\"M%.4g %.4g%c%.4g\"/>\n", is_x ? at : from, is_x ? from : at,
-                   is_x ? 'v' : 'h', across->length);
-        svg_text(t, is_x ? at : from - 8, is_x ? from + 17 : at + 4,
-                 is_x ? "class=\"s\" text-anchor=\"middle\"" : "class=\"s\" text-anchor=\"end\"", number, 99);
+        text_print(t, "<path d=\"M%.4g %.4g%c%.4g\"/>\n", is_x ? at : from, is_x ? from : at, is_x ? 'v' : 'h',
+                   across->length);
+        svg_text(t, is_x ? at : from - 8, is_x ? from + 17 : at + 4, is_x ? "s m" : "s e", number, 99);
     }
 }
 
-// How curves are told apart: by colours, by dashes where colours are not seen.
-static const struct { const char *light, *dark, *dashes; } curve_styles[] = {
-    { "#1f6fb4", "#6db3f2", "none" }, { "#cf3f4f", "#ff8d8a", "7 3" }, { "#23845f", "#5fd0a5", "2 3" },
-    { "#8456bd", "#c6a4f7", "9 3 2 3" }, { "#b8700a", "#f2b84b", "14 4" }, { "#4d5a66", "#b6c2cd", "4 2" },
-};
+// Curves are told apart by colours, and by dashes where colours are not seen.
+enum { CURVE_STYLES = 8 };
+static const char svg_style[] =
+    "svg{color:#24292f;font:12px system-ui,sans-serif}text{fill:currentColor}.h{font-weight:600}.t{font-size:15px}\n"
+    ".s{font-size:11px;opacity:.75}.m{text-anchor:middle}.e{text-anchor:end}.b{fill:#fff}\n"
+    "path{fill:none;stroke:currentColor;opacity:.14}circle,polygon{fill:currentColor}polygon{opacity:.2}\n"
+    "polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}\n"
+    ".c0{color:#1f6fb4}.c1{color:#cf3f4f;stroke-dasharray:7 3}.c2{color:#23845f;stroke-dasharray:2 3}"
+    ".c3{color:#8456bd;stroke-dasharray:9 3 2 3}.c4{color:#b8700a;stroke-dasharray:14 4}"
+    ".c5{color:#4d5a66;stroke-dasharray:4 2}.c6{color:#0d8296;stroke-dasharray:12 3 2 3 2 3}.c7{color:#b83a8e}\n"
+    "@media(prefers-color-scheme:dark){svg{color:#d8dee4}.b{fill:#15181c}.c0{color:#6db3f2}.c1{color:#ff8d8a}"
+    ".c2{color:#5fd0a5}.c3{color:#c6a4f7}.c4{color:#f2b84b}.c5{color:#b6c2cd}.c6{color:#5cc9dc}.c7{color:#f58fd0}}";
 
-static void begin_line(Text *t, size_t style, bool thin) {      // its points and the end of the element follow
-    size_t n = COUNT(curve_styles), dashes = thin ? 0 : (style + style / n) % n;
-    text_print(t, "<polyline class=\"c%zu%s\" stroke-dasharray=\"%s\" points=\"", style % n, thin ? " n" : "",
-               curve_styles[dashes].dashes);
-}
-
-// A line through the means of up to 240 groups of neighbouring points, over a thin one through their extremes.
+// A line through the means of up to 240 groups of neighbouring points, over a band from their lowest to their highest.
 static void draw_curve(Text *t, const Curve *c, const Axis *x, const Axis *y) {
-    size_t groups = min_size(c->n, max_size(40, min_size(c->n / 16, 240)));
-    for (int thin = groups < c->n; c->n && thin >= 0; thin--) {
-        begin_line(t, c->style, thin);
-        for (size_t g = 0; g < groups; g++) {
-            size_t begin = g * c->n / groups, end = (g + 1) * c->n / groups;
-            double low = INFINITY, high = -INFINITY, mean = 0, middle = 0;
-            for (size_t i = begin; i < end; i++) {
-                low = fmin(low, c->points[i].y), high = fmax(high, c->points[i].y);
-                mean += c->points[i].y / (double)(end - begin), middle += c->points[i].x / (double)(end - begin);
-            }
-            text_print(t, "%.4g,%.4g ", place(x, middle), place(y, !thin ? mean : g % 2 ? high : low));
-            if (thin) text_print(t, "%.4g,%.4g ", place(x, middle), place(y, g % 2 ? low : high));
+    size_t groups = min_size(c->n, max_size(60, min_size(c->n / 12, 240)));
+    for (size_t band = groups < c->n ? 2 : 1; c->n && band > 0; band--) {
+        text_print(t, "<poly%s class=\"c%zu\" points=\"", band > 1 ? "gon" : "line", c->style % CURVE_STYLES);
+        for (size_t k = 0; k < band * groups; k++) {        // a band goes there along its lower edge, and back
+            size_t g = k < groups ? k : 2 * groups - 1 - k, begin = g * c->n / groups, end = (g + 1) * c->n / groups;
+            double low = INFINITY, high = -INFINITY, mean = 0, middle = 0, n = (double)(end - begin);
+            for (const Point *p = c->points + begin; p < c->points + end; p++)
+                low = fmin(low, p->y), high = fmax(high, p->y), mean += p->y / n, middle += p->x / n;
+            text_print(t, "%.4g,%.4g ", place(x, middle), place(y, band == 1 ? mean : k < groups ? low : high));
         }
         text_print(t, "\"/>\n");
     }
     for (const Point *p = c->points; p < c->points + c->n && c->n <= 40; p++)
-        text_print(t, "<circle class=\"c%zu\" r=\"2.2\" cx=\"%.4g\" cy=\"%.4g\"/>\n", c->style % COUNT(curve_styles),
+        text_print(t, "<circle class=\"c%zu\" r=\"2.2\" cx=\"%.4g\" cy=\"%.4g\"/>\n", c->style % CURVE_STYLES,
                    place(x, p->x), place(y, p->y));
 }
 
-static void draw_panel(Text *t, const Panel *p) {
+static void draw_panel(Text *t, const Panel *p) {       // values that spread over a factor of 50 in a log scale
     double least = INFINITY, most = -INFINITY, last = 0, center = p->left + p->w / 2, bottom = p->top + p->h;
     for (size_t k = 0; k < p->n; k++)
         for (const Point *q = p->curves[k].points; q < p->curves[k].points + p->curves[k].n; q++)
             least = fmin(least, q->y), most = fmax(most, q->y), last = fmax(last, q->x);
-    bool empty = !(least <= most);
-    Axis x = x_axis(last, p->left, p->w), y = y_axis(empty ? 0 : least, empty ? 1 : most, p->may_log, bottom, -p->h);
-    svg_text(t, p->left, p->top - 10, "class=\"h\"", p->title, 99);
-    svg_text(t, center, bottom + 34, "class=\"s\" text-anchor=\"middle\"", "step", 99);
-    draw_axis(t, &x, &y, true);
-    draw_axis(t, &y, &x, false);
-    if (empty) svg_text(t, center, bottom - p->h / 2, "text-anchor=\"middle\"", "no values yet", 99);
+    bool empty = !(least <= most), log = p->may_log && least > 0 && most > 50 * least;
+    Axis x = make_axis(0, last, false, p->left, p->w);
+    Axis y = make_axis(empty ? 0 : least, empty ? 1 : most, log && !empty, bottom, -p->h);
+    svg_text(t, p->left, p->top - 10, "h", p->title, 99);
+    svg_text(t, center, bottom + 34, "s m", "step", 99);
+    draw_axis(t, &x, &y);
+    draw_axis(t, &y, &x);
+    if (empty) svg_text(t, center, bottom - p->h / 2, "m", "no values yet", 99);
     for (size_t k = 0; k < p->n; k++) draw_curve(t, &p->curves[k], &x, &y);
 }
 
 // Writes a picture of panels under a title and a legend of the first one's curves.
-static void draw_picture(const char *path, const char *title, double width, double height, const Panel *panels,
-                         size_t n) {
+static void draw_picture(const char *path, const char *title, double w, double h, const Panel *panels, size_t n) {
     Text t = {0};
-    text_print(&t, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%g\" height=\"%g\" viewBox=\"0 0 %g %g\"><style>"
-               "\nsvg{color:#24292f;font:12px system-ui,sans-serif}text{fill:currentColor}.b{fill:#fff}\n"
-               ".g{fill:none;stroke:currentColor;opacity:.14}.s{font-size:11px;opacity:.75}.h{font-weight:600}\n"
-               "polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}\n"
-               "circle{fill:currentColor}polyline.n{stroke-width:1;opacity:.35}\n", width, height, width, height);
-    for (size_t i = 0; i < COUNT(curve_styles); i++) text_print(&t, ".c%zu{color:%s}", i, curve_styles[i].light);
-    text_print(&t, "\n@media(prefers-color-scheme:dark){svg{color:#d8dee4}.b{fill:#15181c}");
-    for (size_t i = 0; i < COUNT(curve_styles); i++) text_print(&t, ".c%zu{color:%s}", i, curve_styles[i].dark);
-    text_print(&t, "}\n</style>\n<rect class=\"b\" width=\"%g\" height=\"%g\"/>\n", width, height);
-    svg_text(&t, 20, 28, "class=\"h\" font-size=\"15\"", title, (size_t)(width / 10));
+    text_print(&t, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%g\" height=\"%g\" viewBox=\"0 0 %g %g\">\n"
+               "<style>\n%s\n</style>\n<rect class=\"b\" width=\"%g\" height=\"%g\"/>\n", w, h, w, h, svg_style, w, h);
+    svg_text(&t, 20, 28, "h t", title, (size_t)(w / 10));
     for (size_t k = 0; k < panels->n; k++) {
-        double x = 20 + (double)(k % 3) * (width - 20) / 3, y = 56 + 19 * (double)(k / 3);
-        begin_line(&t, panels->curves[k].style, false);
-        text_print(&t, "%.4g,%.4g %.4g,%.4g\"/>\n", x, y - 4, x + 28, y - 4);
-        svg_text(&t, x + 36, y, "", panels->curves[k].label, (size_t)(width / 3 - 60) / 7);
+        double x = 20 + (double)(k % 3) * (w - 20) / 3, y = 56 + 19 * (double)(k / 3);
+        text_print(&t, "<polyline class=\"c%zu\" points=\"%.4g,%.4g %.4g,%.4g\"/>\n",
+                   panels->curves[k].style % CURVE_STYLES, x, y - 4, x + 28, y - 4);
+        svg_text(&t, x + 36, y, "", panels->curves[k].label, (size_t)(w / 3 - 60) / 7);
     }
     for (size_t i = 0; i < n; i++) draw_panel(&t, &panels[i]);
     text_print(&t, "</svg>\n");
@@ -6339,6 +6309,7 @@ typedef struct { Curve curves[N_LOGGED]; Fact facts[MAX_FACTS]; size_t n_facts, 
 
 static void add_fact(RunLog *log, const char *fact, char *text) {
     if (log->n_facts < MAX_FACTS) log->facts[log->n_facts++] = (Fact){ name("%s", fact), text };
+    else free(text);
 }
 
 static void add_facts(RunLog *log, const Json *object) {
@@ -6347,7 +6318,7 @@ static void add_facts(RunLog *log, const Json *object) {
         const char *fact = strcmp(j->key, "step") ? j->key : "best step";
         bool whole = floor(j->number) == j->number;
         if (j->type == JSON_NUMBER) add_fact(log, fact, whole ? name("%.0f", j->number) : name("%.4g", j->number));
-        if (j->type == JSON_STRING) add_fact(log, j->key, name("%s", j->text));
+        if (j->type == JSON_STRING) add_fact(log, fact, name("%s", j->text));
     }
 }
 
@@ -6356,38 +6327,43 @@ static int by_y(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static RunLog read_run(const char *folder) {
-    RunLog log = {0};
-    char *path = name("%s/log.jsonl", folder), *facts_path = name("%s/run.json", folder);
-    if (!exists(path)) fail("%s: is no run: it holds no log.jsonl; name the --output_dir of a training", folder);
-    size_t n, best_at = 0;
+// Reads the lines of a log into the curves; then `r` stands before the line of the best evaluation, if there is one.
+static bool read_lines(RunLog *log, JsonReader *r) {
+    size_t best_at = 0;
     double best = INFINITY, last = 0;
-    if (exists(facts_path)) {
-        char *facts = read_file(facts_path, &n);
-        JsonReader r = json_open(facts_path, facts, n);
-        add_facts(&log, json_only(&r));
-        json_close(&r), free(facts);
-    }
-    char *source = read_file(path, &n);
-    JsonReader r = json_open(path, source, n);
-    for (const Json *line; (line = json_next(&r)); log.n_lines++) {
+    for (const Json *line; (line = json_next(r)); log->n_lines++) {
         const Json *step = json_get(line, "step"), *loss = json_get(line, "eval_loss");
-        if (!json_is(step, JSON_NUMBER)) fail("%s: no line of a log: it has no step", json_where(&r, line->at));
+        if (!json_is(step, JSON_NUMBER)) fail("%s: no line of a log: it has no step", json_where(r, line->at));
         for (size_t i = 0; i < N_LOGGED; i++) {
             const Json *value = json_get(line, logged[i]);
-            if (json_is(value, JSON_NUMBER)) curve_add(&log.curves[i], step->number, value->number);
+            if (json_is(value, JSON_NUMBER)) curve_add(&log->curves[i], step->number, value->number);
         }
         last = fmax(last, step->number);
         if (json_is(loss, JSON_NUMBER) && loss->number < best) best = loss->number, best_at = line->at;
     }
-    Curve *speed = &log.curves[SPEED];
+    Curve *speed = &log->curves[SPEED];
     if (speed->n) qsort(speed->points, speed->n, sizeof *speed->points, by_y);
-    add_fact(&log, "steps", name("%.0f", last));
-    if (speed->n) add_fact(&log, "tokens/s", name("%.0f", speed->points[speed->n / 2].y));      // the median
-    r.at = best_at;
-    if (best < INFINITY) add_facts(&log, json_next(&r));
-    json_close(&r);
-    free(source), free(path), free(facts_path);
+    add_fact(log, "steps", name("%.0f", last));
+    if (speed->n) add_fact(log, "tokens/s", name("%.0f", speed->points[speed->n / 2].y));       // the median
+    r->at = best_at;
+    return best < INFINITY;
+}
+
+static RunLog read_run(const char *folder) {
+    RunLog log = {0};
+    add_fact(&log, "run", name("%s", folder));
+    for (int i = 0; i < 2; i++) {
+        size_t n = 0;
+        char *path = name("%s/%s", folder, i ? "log.jsonl" : "run.json"), *source = NULL;
+        if (i && !exists(path)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
+        if (exists(path)) {
+            source = read_file(path, &n);
+            JsonReader r = json_open(path, source, n);
+            if (!i || read_lines(&log, &r)) add_facts(&log, i ? json_next(&r) : json_only(&r));
+            json_close(&r);
+        }
+        free(source), free(path);
+    }
     return log;
 }
 
@@ -7036,38 +7012,30 @@ static int gradcheck(const char *folder, Options *o) {
 
 // ---- 13.11 Comparing runs ----------------------------------------------------------------------------------------
 
-// cells [rows, columns]; those without a number in them, and the first column, are words and stand to the left.
-static void print_table(const char *const *cells, size_t rows, size_t columns) {
-    for (size_t i = 0; i < rows * columns; i++) {
-        size_t column = i % columns, width = 0;
-        for (size_t k = column; k < rows * columns; k += columns) width = max_size(width, text_columns(cells[k]));
-        int pad = (int)(width - text_columns(cells[i]));
-        bool words = !column || isalpha((unsigned char)cells[columns + column][0]);
-        if (words && column + 1 < columns) printf("%s%*s  ", cells[i], pad, "");
-        else printf("%*s%s%s", words ? 0 : pad, "", cells[i], column + 1 < columns ? "  " : "\n");
-    }
+static const char *fact_of(const RunLog *run, const char *fact) {
+    for (size_t i = 0; i < run->n_facts; i++) if (!strcmp(run->facts[i].name, fact)) return run->facts[i].text;
+    return "-";
 }
 
-// One row a run, with a column for every fact that any of them has.
-static void print_runs(const char *const *folders, const RunLog *runs, size_t n) {
-    const char *heads[256] = { "run" };
-    size_t columns = 1, known;
+// One row a run, with a column for every fact that any of them has; two of words, then numbers.
+static void print_runs(const RunLog *runs, size_t n) {
+    size_t columns = 0, known, widths[256];
+    const char *heads[COUNT(widths)], *cell;
     for (size_t i = 0; i < n; i++)
         for (size_t k = 0; k < runs[i].n_facts; k++) {
-            for (known = 1; known < columns && strcmp(heads[known], runs[i].facts[k].name); ) known++;
+            for (known = 0; known < columns && strcmp(heads[known], runs[i].facts[k].name); ) known++;
             if (known == columns && columns < COUNT(heads)) heads[columns++] = runs[i].facts[k].name;
         }
-    const char **cells = take((n + 1) * columns, sizeof *cells);
-    memcpy(cells, heads, columns * sizeof *cells);
-    for (size_t i = 0; i < n; i++)
+    for (size_t c = 0; c < columns; c++) {
+        widths[c] = strlen(heads[c]);
+        for (size_t i = 0; i < n; i++) widths[c] = max_size(widths[c], text_columns(fact_of(&runs[i], heads[c])));
+    }
+    for (size_t i = 0; i <= n; i++, putchar('\n'))
         for (size_t c = 0; c < columns; c++) {
-            const char **cell = &cells[(i + 1) * columns + c];
-            *cell = c ? "-" : folders[i];
-            for (size_t k = 0; k < runs[i].n_facts; k++)
-                if (!strcmp(runs[i].facts[k].name, heads[c])) *cell = runs[i].facts[k].text;
+            cell = i ? fact_of(&runs[i-1], heads[c]) : heads[c];
+            int pad = (int)(widths[c] - text_columns(cell));
+            printf("%s%*s%s%*s", c ? "  " : "", c > 1 ? pad : 0, "", cell, c > 1 ? 0 : pad, "");
         }
-    print_table(cells, n + 1, columns);
-    free(cells);
 }
 
 static void compare(const char *const *folders, size_t n, const char *out) {
@@ -7083,7 +7051,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
     const Panel panels[] = { { "training loss", curves[LOSS], n, true, 64, top, 416, 330 },
                              { "evaluation loss", curves[EVAL_LOSS], n, true, 564, top, 416, 330 } };
     draw_picture(out, "runs side by side", 1000, top + 380, panels, COUNT(panels));
-    print_runs(folders, runs, n);
+    print_runs(runs, n);
     fprintf(stderr, "curves: %s\n", out);
 }
 
