@@ -459,11 +459,12 @@ static const char *json_where(const JsonReader *r, size_t at) {
 static const char *excerpt(const char *s, size_t n);
 
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
-    size_t lines = 0, left = r->at < r->n ? r->n - r->at : 0;
-    for (size_t i = r->began; i < r->at && i < r->n; i++) lines += r->source[i] == '\n';
-    fail("%s: this is no %s: %s%s%s%s%s", json_where(r, r->at), r->language, problem,
-         left ? "; here stands " : "",
-         left ? excerpt(r->source + r->at, left) : "", lines ? "; the value began at " : "",
+    size_t lines = 0, at = min_size(r->at, r->n), near = at;
+    for (size_t i = r->began; i < at; i++) lines += r->source[i] == '\n';
+    while (near > r->began && at - near < 20 && (unsigned char)r->source[near-1] >= ' ') near--;
+    while (near < at && ((unsigned char)r->source[near] & 0xC0) == 0x80) near++;    // begin with a whole character
+    fail("%s: this is no %s: %s; near %s%s%s", json_where(r, r->at), r->language, problem,
+         excerpt(r->source + near, r->n - near), lines ? "; the value began at " : "",
          lines ? json_where(r, r->began) : "");
 }
 
@@ -4876,9 +4877,12 @@ static const Json *given(const Json *object, const char *key) {
 
 static const char *where(const DataReader *d, const Json *j) { return json_where(d->reader, j->at); }
 
-// A value as the file has it.
+// A value, for messages.
 static const char *quoted(const DataReader *d, const Json *j) {
-    return excerpt(d->reader->source + j->at, d->reader->n - j->at);
+    const char *source = d->reader->source + j->at;
+    if (j->type == JSON_STRING) return excerpt(j->text, j->count);
+    bool open = j->type == JSON_ARRAY || j->type == JSON_OBJECT;
+    return excerpt(source, open ? d->reader->n - j->at : strcspn(source, ",]} \t\r\n"));
 }
 
 static void note(const DataReader *d, int kind, const Json *at, const char *text) {
@@ -4912,7 +4916,7 @@ static void note_text(const DataReader *d, int role, const Json *text) {
     note_placeholders(d, text);
     for (int i = 0; i < ROLES; i++) {
         const char *p = memmem(text->text, text->count, role_tokens[i], strlen(role_tokens[i]));
-        if (p) note(d, TYPED_ROLE, text, excerpt(p, (size_t)(text->text + text->count - p)));
+        if (p) note(d, TYPED_ROLE, text, role_tokens[i]);
     }
 }
 
@@ -4993,8 +4997,7 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     int r = 0;
     while (r < ROLES && (strlen(role->text) != role->count || strcmp(role->text, role_names[r]))) r++;
     if (r == ROLES)
-        fail("%s: role %s is not one of system, user, assistant, observation", where(d, role),
-             excerpt(role->text, role->count));
+        fail("%s: role %s is not one of system, user, assistant, observation", where(d, role), quoted(d, role));
     if (l->rounds && r != (c->n % 2 ? ASSISTANT : USER))
         fail("%s: role '%s' cannot stand here: in the chat layout %s user and assistant take turns, and there is no "
              "other", where(d, role), role_names[r], l->name);
@@ -7631,7 +7634,6 @@ static void print_lengths(const Dataset *set) {
 }
 
 static void check_file(const char *path, const ChatFormat *f, const Options *o, const Config *config) {
-    if (!exists(path)) fail("%s: there is no such file", path);
     Dataset set = scan_data_file(path, f, o, config->vocab_size, true);
     if (o->ids) {
         for (size_t i = 0; i < set.n; i++) {
@@ -7669,6 +7671,7 @@ static int check_command(const Call *c) {
     ChatFormat f = choose_format(o, &config, base);
     const char *official = mask_words(o, &f), *train_file = is_folder(data) ? data_file(data, "train") : data;
     if (!train_file) fail("%s: holds neither train.json nor train.jsonl", data);
+    if (!exists(train_file)) fail("%s: there is no such file", train_file);
     if (!dev && is_folder(data)) dev = data_file(data, "dev");
     if (!o->ids) printf("layout    %s, %s\n", f.layout ? f.layout->name : "none: ready ids only",
                         f.tokenizer ? f.tokenizer->file : "no tokenizer");
