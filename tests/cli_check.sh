@@ -97,7 +97,7 @@ refuse 'edge|no words for tools' train one.jsonl "$tiny" --layout edge --output_
 
 echo '{"messages": [{"role": "user", "content": "\ud800 \u0000"}, {"role": "assistant", "content": ""}]}' >odd.jsonl
 works 'warning: odd.jsonl:1:94: assistant: a message without text|sample 1: 12 tokens, 2 targets' check odd.jsonl "$tiny"
-told_by stdout '  \xef                        239       -' '  \xbd                        189       -' '  \x00                           0       -'
+told_by stdout '  \xef                         239       -' '  \xbd                         189       -' '  \x00                           0       -'
 works 'done' train odd.jsonl "$tiny" --max_steps 1 --val_size 0 --output_dir odd_run
 rm -rf odd_run
 
