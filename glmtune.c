@@ -6954,6 +6954,8 @@ static void train(const char *data, const char *model, Options *o) {
     if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
     read_data(&t, data, &format);
     plan_steps(&t);
+    if (!o->logging_steps) o->logging_steps = t.steps_per_epoch;
+    if (!o->save_steps) o->save_steps = t.steps_per_epoch;
     size_t T =
         max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
     fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t.base.folder,
@@ -7874,7 +7876,7 @@ enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, 
 static const struct {
     const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
 } commands[] = {
-    { "train", TRAIN, 2, 3, train_command, "DATA MODEL [CONFIG.yaml]",
+    { "train", TRAIN, 2, 4, train_command, "DATA MODEL [CONFIG.yaml [yes|no|STEP]]",
       "tune a model (or go on with an adapter) on a file of conversations" },
     { "eval", EVAL, 2, 2, eval_command, "DATA MODEL",
       "loss of a model on a file of conversations, and scores of its answers to the prompts" },
@@ -8017,10 +8019,10 @@ static const struct {
       "steps between validations; 0: once an epoch", NULL },
     { FIELD(output_dir), STRING, TRAIN, "output", 0, 0,
       "folder of the log and the checkpoints", NULL },
-    { FIELD(logging_steps), INTEGER, TRAIN, "10", 1, 1e9,
-      "steps between lines of log.jsonl", NULL },
-    { FIELD(save_steps), INTEGER, TRAIN, "500", 1, 1e9,
-      "steps between checkpoints; the last step is always saved", NULL },
+    { FIELD(logging_steps), INTEGER, TRAIN, "10", 0, 1e9,
+      "steps between lines of log.jsonl; 0: once an epoch", NULL },
+    { FIELD(save_steps), INTEGER, TRAIN, "500", 0, 1e9,
+      "steps between checkpoints; 0: once an epoch; the last step is always saved", NULL },
     { FIELD(save_total_limit), INTEGER, TRAIN, "0", 0, 1e6,
       "checkpoints to keep; 0: all", NULL },
     { FIELD(resume_from_checkpoint), STRING, TRAIN, NULL, 0, 0,
@@ -8068,6 +8070,44 @@ static const struct {
       "of every random number", NULL },
     { FIELD(threads), INTEGER, ALL, "0", 0, 4096,
       "cores to use; 0: all. The result is the same bits", NULL },
+};
+
+// What an option does to memory, to the number of parameters and to the result, for --help OPTION.
+static const struct { const char *option, *effect; } effects[] = {
+    { "method", "memory, parameters: each method's own; see --help lora and its like" },
+    { "r", "memory, parameters: r (in + out) numbers for each target, 16 bytes a number under AdamW.\n    "
+      "result: 8 learns a style or a task; more for much new text; double lora_alpha with r to keep the scale" },
+    { "lora_alpha", "result: twice the value makes the change twice as strong, much as twice the learning rate does" },
+    { "lora_dropout", "result: guards small data against learning by heart; 0 reaches a lower training loss" },
+    { "target_modules", "memory, parameters: each map adds r (in + out).\n    "
+      "result: attention alone does for style and tasks; with the MLP's maps more is learned and more forgotten" },
+    { "learning_rate", "result: too high diverges or forgets, too low learns nothing; try 3 times more or less first" },
+    { "per_device_train_batch_size", "memory: activations for so many of the longest samples. result: times\n    "
+      "gradient_accumulation_steps it is the samples of a step; only that product matters" },
+    { "gradient_accumulation_steps", "no memory. result: more samples a step, so fewer and steadier steps an epoch" },
+    { "gradient_checkpointing", "memory: less for activations (`glmtune info` counts it); time: more; result: none" },
+    { "max_output_length", "memory: activations grow with the longest sample that the data has, up to this" },
+    { "max_input_length", "memory: activations grow with the longest sample that the data has, up to this" },
+    { "overlong", "result: drop loses samples, truncate loses the ends of texts; both are counted before step 1" },
+    { "optim", "memory for each trained number: adamw 16 bytes, sgd and lion 12.\n    "
+      "result: lion wants a third to a tenth of adamw's rate, sgd a far higher one" },
+    { "weight_decay", "result: keeps weights small; rarely matters in a short tuning" },
+    { "warmup_ratio", "result: spares the start from steps made on moments of few gradients" },
+    { "num_train_epochs", "result: small data is learned by heart after a few; watch the validation loss" },
+    { "official_mask", "result: what is a target; `glmtune check` shows it token by token" },
+    { "val_size", "result: less to train on, but learning by heart is seen" },
+    { "per_device_eval_batch_size", "memory: a cache of keys and values for so many answers. result: none" },
+    { "max_context", "memory: the cache of keys and values grows with it" },
+    { "save_total_limit", "disk: each checkpoint holds what trains three times: weights and two moments" },
+    { "threads", "memory: a little scratch for each; the result is the same bits" },
+};
+
+// The defaults under a yaml that are not ours: the Trainer's and, with a peft_config, PEFT's.
+static const struct { const char *section, *option, *value; } yaml_defaults[] = {
+    { NULL, "learning_rate", "5e-5" }, { NULL, "lr_scheduler_type", "linear" }, { NULL, "warmup_ratio", "0" },
+    { NULL, "per_device_train_batch_size", "8" }, { NULL, "gradient_accumulation_steps", "1" },
+    { NULL, "logging_steps", "500" }, { NULL, "val_size", "0" }, { NULL, "official_mask", "true" },
+    { NULL, "method", "full" }, { "peft_config", "lora_alpha", "8" }, { "peft_config", "lora_dropout", "0" },
 };
 
 // ---- 14.5 Parsing ------------------------------------------------------------------------------------------------
@@ -8151,7 +8191,8 @@ static Options default_options(void) {
 // The name in a list ("q_proj,v_proj") with the fewest letters to change.
 static const char *nearest(const char *given, const char *list) {
     const char *best = "";
-    for (char *copy = name("%s", list), *rest, *one = strtok_r(copy, ",", &rest); one; one = strtok_r(NULL, ",", &rest))
+    for (char *copy = name("%s", list), *rest, *one = strtok_r(copy, ",", &rest); one;
+         one = strtok_r(NULL, ",", &rest))
         if (!*best || edit_distance(given, one) < edit_distance(given, best)) best = one;
     return best;
 }
@@ -8168,6 +8209,42 @@ __attribute__((noreturn)) static void unknown_option(const char *given, size_t c
         if (options[i].commands & commands[command].bit) text_print(&known, "%s,", options[i].name);
     fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, commands[command].name,
                nearest(given, known.s), commands[command].name);
+}
+
+// `--help OPTION` and `--help METHOD`.
+static void option_help(size_t i) {
+    static const char *const types[] = { "a whole number", "a number", "true or false", "a text", "one of " };
+    printf("--%s: %s\n    %s%s", options[i].name, options[i].help, types[options[i].type],
+           options[i].choices ? options[i].choices : "");
+    if (options[i].least < options[i].most) printf(" from %g to %g", options[i].least, options[i].most);
+    printf("; %s%s", options[i].text ? "default " : "no default", options[i].text ? options[i].text : "");
+    for (size_t k = 0; k < COUNT(yaml_defaults); k++)
+        if (!strcmp(yaml_defaults[k].option, options[i].name)) printf(", under a yaml %s", yaml_defaults[k].value);
+    printf("\n    of:");
+    for (size_t k = 0; k < COUNT(commands); k++)
+        if (options[i].commands & commands[k].bit) printf(" %s", commands[k].name);
+    putchar('\n');
+    size_t k = 0;
+    while (k < COUNT(effects) && strcmp(effects[k].option, options[i].name)) k++;
+    printf("    %s\n", k < COUNT(effects) ? effects[k].effect : "no effect on memory or on the number of parameters");
+}
+
+static void method_help(const Method *m) {
+    printf("--method %s: learning rate %g unless --learning_rate says otherwise; \"peft_type\" %s\n", m->name,
+           m->learning_rate, m->peft_type);
+}
+
+static void word_help(const char *given, int commands_of) {
+    Text known = {0};
+    given += strspn(given, "-");
+    if (find_option(given, commands_of) < COUNT(options)) return option_help(find_option(given, commands_of));
+    for (size_t i = 0; i < COUNT(methods); i++) {
+        if (!strcmp(given, methods[i].name)) return method_help(&methods[i]);
+        text_print(&known, "%s,", methods[i].name);
+    }
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (options[i].commands & commands_of) text_print(&known, "%s,", options[i].name);
+    fail_usage("--help %s: there is no such option or method; nearest: %s", given, nearest(given, known.s));
 }
 
 static void command_help(size_t command) {
@@ -8207,16 +8284,17 @@ static size_t parse_option(Options *o, size_t command, char **words, size_t left
 static void parse_words(Call *c, size_t command, size_t n, char **argv) {
     c->n = 0;
     for (size_t i = 2; i < n; ) {
+        if (!strcmp(argv[i], "--help") && i + 1 < n) word_help(argv[i+1], commands[command].bit), exit(0);
         if (!strcmp(argv[i], "--help")) command_help(command), exit(0);
         if (!strncmp(argv[i], "--", 2)) i += parse_option(c->o, command, argv + i, n - i);
         else c->words[c->n++] = argv[i++];
     }
 }
 
-// ---- 14.5 The official yaml files --------------------------------------------------------------------------------
+// ---- 14.6 The official yaml files --------------------------------------------------------------------------------
 // `glmtune train DATA MODEL CONFIG.yaml [yes|no|STEP]` is the command line of the official scripts. A key of the yaml
 // is an option of `train`, under the same name or as the first table says; or it has no meaning here, and is named
-// once. What the yaml leaves out takes the Trainer's and PEFT's defaults (GLM_SPEC 6.4).
+// once. What the yaml leaves out takes the Trainer's and PEFT's defaults.
 
 // A key with a value that means something else here; an option NULL: nothing. They are read after all others.
 static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
@@ -8226,18 +8304,11 @@ static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
     { "lr_scheduler_type", "constant_with_warmup", "lr_scheduler_type", "constant" },
     { "max_steps", "-1", "max_steps", "0" },
     { "save_strategy", "steps", NULL, NULL }, { "save_strategy", "no", "save_steps", "1e9" },
-    { "logging_strategy", "steps", NULL, NULL }, { "logging_strategy", "no", "logging_steps", "1e9" },
+    { "save_strategy", "epoch", "save_steps", "0" }, { "logging_strategy", "steps", NULL, NULL },
+    { "logging_strategy", "no", "logging_steps", "1e9" }, { "logging_strategy", "epoch", "logging_steps", "0" },
     { "eval_strategy", "steps", NULL, NULL }, { "eval_strategy", "no", NULL, NULL },
     { "eval_strategy", "epoch", "eval_steps", "0" }, { "evaluation_strategy", "steps", NULL, NULL },
     { "evaluation_strategy", "no", NULL, NULL }, { "evaluation_strategy", "epoch", "eval_steps", "0" },
-};
-
-// Where the Trainer's and PEFT's defaults are not ours.
-static const struct { const char *section, *option, *value; } yaml_defaults[] = {
-    { NULL, "learning_rate", "5e-5" }, { NULL, "lr_scheduler_type", "linear" }, { NULL, "warmup_ratio", "0" },
-    { NULL, "per_device_train_batch_size", "8" }, { NULL, "gradient_accumulation_steps", "1" },
-    { NULL, "logging_steps", "500" }, { NULL, "val_size", "0" }, { NULL, "official_mask", "true" },
-    { NULL, "method", "full" }, { "peft_config", "lora_alpha", "8" }, { "peft_config", "lora_dropout", "0" },
 };
 
 static const char yaml_sections[] = "data_config,training_args,peft_config,training_args.generation_config";
@@ -8385,13 +8456,14 @@ int main(int argc, char **argv) {
     Options o = default_options();
     signal(SIGXFSZ, SIG_IGN);       // so that a file past `ulimit -f` is an error that can be told, as a full disk is
     Call call = { .o = &o, .words = take((size_t)argc, sizeof *call.words) };
-    size_t n = (size_t)argc, command = 0, nearest = 0;
+    size_t n = (size_t)argc, command = 0;
+    Text known = {0};
+    if (n > 2 && !strcmp(argv[1], "--help")) return word_help(argv[2], ALL), 0;
     if (n < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) return general_help(), n < 2 ? 2 : 0;
     while (command < COUNT(commands) && strcmp(commands[command].name, argv[1])) command++;
-    for (size_t i = 0; i < COUNT(commands); i++)
-        if (edit_distance(argv[1], commands[i].name) < edit_distance(argv[1], commands[nearest].name)) nearest = i;
+    for (size_t i = 0; i < COUNT(commands); i++) text_print(&known, "%s,", commands[i].name);
     if (command == COUNT(commands))
-        fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], commands[nearest].name);
+        fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], nearest(argv[1], known.s));
     parse_words(&call, command, n, argv);
     if (call.n < commands[command].least || call.n > commands[command].most ||
         (call.n > 2 && commands[command].bit == TRAIN && !is_yaml(call.words[2])))
@@ -8400,6 +8472,7 @@ int main(int argc, char **argv) {
         const char *data = call.words[0];
         o = default_options();
         read_yaml_config(call.words[2], &o, &data);
+        if (call.n > 3) want_option(&o, find_option("resume_from_checkpoint", TRAIN), call.words[3]);
         parse_words(&call, command, n, argv);
         call.words[0] = data;
     }

@@ -73,7 +73,8 @@ yaml_runs() {
     told="$1.yaml"
     [ "$(grep -c '"loss"' output/log.jsonl)" = 2 ] || want 'two logged steps'
     grep -qE "\"step\": 1, \"loss\".*\"learning_rate\": $3," output/log.jsonl || want "the first step at the rate $3"
-    grep -q 'ignored:.*deepspeed' stderr && ! grep -q '^  deepspeed' "$1.yaml" && want 'no word about a key in a comment'
+    grep -q 'ignored:.*deepspeed' stderr && ! grep -q '^  deepspeed' "$1.yaml" &&
+        want 'no word about a key in a comment'
     [ -s output/checkpoint-2/adapter_model.safetensors ] || want 'a checkpoint in the output_dir of the yaml'
     judge
 }
@@ -114,6 +115,15 @@ works 'done' train yamldata "$tiny" dos.yaml --max_steps 1 --output_dir out4 --r
 check 'line ends of Windows change nothing' \
     cmp out2/checkpoint-1/adapter_model.safetensors out4/checkpoint-1/adapter_model.safetensors
 
+# The fourth word is --resume_from_checkpoint.
+works 'stopped after step 4' train yamldata "$tiny" few.yaml --output_dir out1 --stop_at_step 4 --force
+works 'done' train yamldata "$tiny" few.yaml yes --output_dir out1
+check 'yes goes on from the newest' test "$(grep -c '"loss"' out1/log.jsonl)" = 6 -a -d out1/checkpoint-6
+works 'done' train yamldata "$tiny" few.yaml 4 --output_dir out1 --force
+check 'a step goes on from that one' test "$(grep -c '"loss"' out1/log.jsonl)" = 6
+works 'step 1/' train yamldata "$tiny" few.yaml no --output_dir out1 --force
+refuse '7' train yamldata "$tiny" few.yaml 7 --output_dir out
+
 # SED WORDS: the file so edited is refused, with the words.
 bad_yaml() {
     sed -E "$1" g4_lora.yaml >bad.yaml
@@ -144,7 +154,8 @@ echo 'a list' >bad.yaml
 refuse 'bad.yaml:1:1: |name: value' train yamldata "$tiny" bad.yaml --output_dir out
 refuse 'nowhere.yaml' train yamldata "$tiny" nowhere.yaml --output_dir out
 refuse 'yamldata/train.jsonl|folder' train yamldata/train.jsonl "$tiny" few.yaml --output_dir out
-misuse 'train|DATA MODEL|CONFIG.yaml' train yamldata "$tiny" few.yml few.yaml few.yaml
+misuse 'train|DATA MODEL|CONFIG.yaml' train yamldata "$tiny" few.yaml yes surplus
+misuse 'train|DATA MODEL|CONFIG.yaml' train yamldata "$tiny" yes few.yaml
 sed 's/\(save\|eval\)_strategy: steps/\1_strategy: no/; s/save_steps: 500/save_steps: 1/' g4_lora.yaml >no.yaml
 works 'val_file (eval_strategy is no)|done' train yamldata "$tiny" no.yaml --max_steps 3 \
     --output_dir out5
@@ -154,7 +165,29 @@ sed 's/eval_strategy: steps/eval_strategy: epoch/; /eval_steps/d' g4_lora.yaml >
 works 'done' train yamldata "$tiny" epoch.yaml --num_train_epochs 2 --max_steps 0 --output_dir out6
 check 'eval_strategy epoch evaluates once an epoch' \
     test "$(sed -n 's/.*"step": \([0-9]*\), "eval_loss.*/\1/p' out6/log.jsonl | tr '\n' ' ')" = '12 24 '
+sed 's/\(save\|logging\)_strategy: steps/\1_strategy: epoch/' g4_lora.yaml >epochs.yaml
+works 'done' train yamldata "$tiny" epochs.yaml --max_steps 25 --output_dir out8
+check 'save_strategy epoch saves once an epoch, and the end' test -d out8/checkpoint-12 -a -d out8/checkpoint-24 \
+    -a -d out8/checkpoint-25 -a "$(find out8 -name 'checkpoint-*' | wc -l)" = 3
+check 'logging_strategy epoch writes so often' test "$(grep -c '"loss"' out8/log.jsonl)" = 3
 sed '/eval_steps/d' g4_lora.yaml >steps.yaml
 works 'done' train yamldata "$tiny" steps.yaml --max_steps 25 --output_dir out7
 check 'without eval_steps evaluation is where the log is' grep -q '"step": 10, "eval_loss' out7/log.jsonl
-rm -rf out1 out2 out3 out4 out5 out6 out7 yamldata ./*.yaml rates
+rm -rf out1 out2 out3 out4 out5 out6 out7 out8 yamldata ./*.yaml rates
+
+# ---- --help OPTION, --help METHOD --------------------------------------------------------------------------------
+
+works '--r: |a whole number from 1 to 65536|default 8|memory, parameters: |result: ' train --help r
+works '--learning_rate|a number from 0|under a yaml 5e-5|result: ' train --help --learning_rate
+works 'one of cosine,linear|default cosine, under a yaml linear|no effect on memory' --help lr_scheduler_type
+works '--method lora: learning rate 0.0005|LORA' train --help lora
+works '--method full: learning rate 5e-05' --help full
+misuse 'learning_rte|nearest: learning_rate' train --help learning_rte
+misuse 'prompt' train --help prompt
+for option in $all_options; do
+    run --help "$option"
+    told="glmtune --help $option"
+    [ "$status" = 0 ] && grep -q "^--$option: " stdout || want 'what it is'
+    grep -qE '^    (.*; (no )?default|of: )' stdout && grep -qE 'memory|result|disk' stdout || want 'what it does'
+    judge
+done

@@ -147,9 +147,18 @@ static void fuzz_data(const char *bytes, size_t n) {
     (void)read_data_file(memory_file, &format, &o, 1 << 20, true);
 }
 
+// The reader, and what a config does to the options.
+static void fuzz_yaml(const char *bytes, size_t n) {
+    JsonReader r = json_open("fuzz.yaml", bytes, n);
+    Options o = default_options();
+    const char *data = "/";
+    (void)yaml_only(&r);
+    read_yaml_config(memory_file, &o, &data);
+}
+
 static const struct { const char *name; void (*run)(const char *, size_t); } targets[] = {
     { "json", fuzz_json }, { "tokenizer", fuzz_tokenizer }, { "tokenizer_json", fuzz_tokenizer },
-    { "safetensors", fuzz_safetensors }, { "data", fuzz_data },
+    { "safetensors", fuzz_safetensors }, { "data", fuzz_data }, { "yaml", fuzz_yaml },
 };
 
 static void run_target(size_t target, const char *bytes, size_t n) {
