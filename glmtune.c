@@ -8081,6 +8081,9 @@ static const struct { const char *option, *effect; } effects[] = {
     { "lora_dropout", "result: guards small data against learning by heart; 0 reaches a lower training loss" },
     { "target_modules", "memory, parameters: each map adds r (in + out).\n    "
       "result: attention alone does for style and tasks; with the MLP's maps more is learned and more forgotten" },
+    { "num_virtual_tokens", "memory, parameters: 2 layers kv_heads head_dim numbers for each, and a key and value more\n"
+      "    for every token to look at. result: 128 is the official choice" },
+    { "prefix_projection", "memory, parameters: many times more, in training alone. result: helps some tasks" },
     { "learning_rate", "result: too high diverges or forgets, too low learns nothing; try 3 times more or less first" },
     { "per_device_train_batch_size", "memory: activations for so many of the longest samples. result: times\n    "
       "gradient_accumulation_steps it is the samples of a step; only that product matters" },
@@ -8213,9 +8216,10 @@ __attribute__((noreturn)) static void unknown_option(const char *given, size_t c
 
 // `--help OPTION` and `--help METHOD`.
 static void option_help(size_t i) {
-    static const char *const types[] = { "a whole number", "a number", "true or false", "a text", "one of " };
+    static const char *const types[] = { "a whole number", "a number", "true or false", "a text", "one of ",
+                                         "one of " };
     printf("--%s: %s\n    %s%s", options[i].name, options[i].help, types[options[i].type],
-           options[i].choices ? options[i].choices : "");
+           choices_of(i) ? choices_of(i) : "");
     if (options[i].least < options[i].most) printf(" from %g to %g", options[i].least, options[i].most);
     printf("; %s%s", options[i].text ? "default " : "no default", options[i].text ? options[i].text : "");
     for (size_t k = 0; k < COUNT(yaml_defaults); k++)
@@ -8230,8 +8234,8 @@ static void option_help(size_t i) {
 }
 
 static void method_help(const Method *m) {
-    printf("--method %s: learning rate %g unless --learning_rate says otherwise; \"peft_type\" %s\n", m->name,
-           m->learning_rate, m->peft_type);
+    printf("--method %s: %s\n    learning rate %g unless --learning_rate says otherwise; \"peft_type\" %s\n", m->name,
+           m->help, m->learning_rate, m->peft_type);
 }
 
 static void word_help(const char *given, int commands_of) {
