@@ -90,6 +90,9 @@ static void test_pictures(void) {
     picture = drawn(folder, "{\"step\": 1, \"loss\": 2.5, \"learning_rate\": 0, \"grad_norm\": 1, \"tokens\": 3}\n");
     check_picture("one line", picture);
     check_equal("one line: a dot for each value", occurrences(picture, "<circle"), 3);
+    // steps 0 1, thrice; loss 1 1.5 .. 4; learning rate 0 0.5 1; gradient norm 0.5 1 1.5
+    check_equal("one line: grid lines", occurrences(picture, "<path"), 3 * 2 + 7 + 3 + 3);
+    check_true("one line: no tick below the first", !strstr(picture, ">-"));
     picture = drawn(folder, "{\"step\": 1, \"loss\": NaN}\n{\"step\": 2, \"loss\": 1e999}\n"
                             "{\"step\": 3, \"loss\": 1e300}\n{\"step\": 4, \"loss\": 1e-300}\n"
                             "{\"step\": 5, \"loss\": 1e30}\n{\"step\": 6, \"eval_loss\": -1}\n");
@@ -104,6 +107,12 @@ static void test_pictures(void) {
     check_true(label("20000 lines: %zu bytes, at most 40000", strlen(picture)), strlen(picture) <= 40000);
     // loss runs from 1 to 9 on an axis from 0 to 10 between pixels 336 and 96: the one spike stands at 336 - 216
     check_true("20000 lines: a single spike is seen", strstr(picture, ",120 ") != NULL);
+    Text title = {0};
+    svg_text(&title, 1, 2, "s", "中文/of many columns", 10);
+    check_true(label("a text is cut to ten columns: %s", title.s), strstr(title.s, ">…y columns<") != NULL);
+    title.n = 0;
+    svg_text(&title, 1, 2, "s", "中文/of a few", 13);
+    check_true(label("a text that fits stays: %s", title.s), strstr(title.s, ">中文/of a few<") != NULL);
     check_true("1e-05 is written 1e-5", strstr(picture, ">1e-5<") != NULL && !strstr(picture, "e-05"));
 }
 
