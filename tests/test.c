@@ -272,6 +272,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 #include "test_svg.c"
 #include "test_tokenizers.c"
 #include "test_yaml.c"
+#include "test_methods.c"
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
@@ -289,6 +290,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "svg", test_svg },
     { "tokenizer_json", test_json_tokenizers },
     { "yaml", test_yaml },
+    { "methods", test_methods },
 };
 
 int main(int argc, char **argv) {
