@@ -1,9 +1,8 @@
 // glmtune: fine-tunes the GLM family (ChatGLM2, ChatGLM3, GLM-4, GLM-4-0414, GLM-Edge) on a CPU.
 //
 // What it is: the whole of it in one file. Weight files and tokenizers as released, the transformer forward and
-// backward, LoRA and full tuning, AdamW, chat. It needs libc and libm; OpenMP if there is one. Conversations are read
-// for ChatGLM3 and GLM-4 so far; the other models train on ready token ids. What it is not: an inference server, or a
-// framework. It knows one family of models, and knows it exactly.
+// backward, LoRA and full tuning, AdamW, chat. It needs libc and libm; OpenMP if there is one. What it is
+// not: an inference server, or a framework. It knows one family of models, and knows it exactly.
 //
 // How to read it: from the top. Each section opens with what it does and why, and uses only what stands above it.
 // Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch,
@@ -5046,11 +5045,15 @@ static void note(const DataReader *d, int kind, const Json *at, const char *text
     if (!f->n++) f->first = name("%s: %s", where(d, at), text);
 }
 
+static const Json *typed(const DataReader *d, const Json *j, JsonType type, const char *what) {
+    if (j && j->type != type) fail("%s: \"%s\" must be %s, not %s", where(d, j), j->key, what, quoted(d, j));
+    return j;
+}
+
 static const Json *want(const DataReader *d, const Json *object, const char *key, JsonType type, const char *what) {
     const Json *j = json_get(object, key);
     if (!j) fail("%s: \"%s\" is missing, which must be %s, in %s", where(d, object), key, what, quoted(d, object));
-    if (j->type != type) fail("%s: \"%s\" must be %s, not %s", where(d, j), key, what, quoted(d, j));
-    return j;
+    return typed(d, j, type, what);
 }
 
 // {{...}} and [[...]] in one line of at most 40 bytes. {{NAME}}, in capitals, is never meant.
@@ -5070,17 +5073,14 @@ static void note_placeholders(const DataReader *d, const Json *text) {
 static void note_text(const DataReader *d, int role, const Json *text) {
     if (!text->count) note(d, EMPTY_TEXT, text, role_names[role]);
     note_placeholders(d, text);
-    for (int i = 0; i < ROLES; i++) {
-        const char *p = memmem(text->text, text->count, role_tokens[i], strlen(role_tokens[i]));
-        if (p) note(d, TYPED_ROLE, text, role_tokens[i]);
-    }
+    for (int i = 0; i < ROLES; i++)
+        if (memmem(text->text, text->count, role_tokens[i], strlen(role_tokens[i])))
+            note(d, TYPED_ROLE, text, role_tokens[i]);
 }
 
 // Tools that a message or sample brings along; an empty list is none.
 static const Json *given_tools(const DataReader *d, const Json *object) {
-    const Json *tools = given(object, "tools");
-    if (tools && tools->type != JSON_ARRAY)
-        fail("%s: \"tools\" must be an array, not %s", where(d, tools), quoted(d, tools));
+    const Json *tools = typed(d, given(object, "tools"), JSON_ARRAY, "an array");
     return tools && tools->count ? tools : NULL;
 }
 
@@ -5131,15 +5131,12 @@ static void add_tools(const DataReader *d, Conversation *c, const Json *tools, c
     add_turn(c, (Turn){ .role = SYSTEM, .text = t.s, .n = t.n, .fixed = true, .own = t.s });
 }
 
-static bool role_learns(const DataReader *d, int role, bool wanted) {
-    if (!d->options->official_mask) return role == ASSISTANT && wanted;
-    return role == ASSISTANT || (role == OBSERVATION && d->format->layout->official_observations);
-}
-
 static void add_text_turn(const DataReader *d, Conversation *c, int role, const Json *metadata, const Json *text,
                           bool wanted) {
+    bool official = d->options->official_mask, observes = official && d->format->layout->official_observations;
     note_text(d, role, text);
-    add_turn(c, (Turn){ .role = role, .text = text->text, .n = text->count, .learns = role_learns(d, role, wanted),
+    add_turn(c, (Turn){ .role = role, .text = text->text, .n = text->count,
+                        .learns = (role == ASSISTANT && (wanted || official)) || (role == OBSERVATION && observes),
                         .metadata = metadata ? metadata->text : "", .metadata_n = metadata ? metadata->count : 0 });
 }
 
@@ -5148,8 +5145,8 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     const Layout *l = d->format->layout;
     const Json *role = want(d, message, "role", JSON_STRING, "a string");
     const Json *content = want(d, message, "content", JSON_STRING, "a string");
-    const Json *metadata = given(message, "metadata"), *loss = given(message, "loss");
-    const Json *own = given_tools(d, message);
+    const Json *metadata = typed(d, given(message, "metadata"), JSON_STRING, "a string");
+    const Json *loss = typed(d, given(message, "loss"), JSON_BOOL, "true or false"), *own = given_tools(d, message);
     int r = 0;
     while (r < ROLES && (strlen(role->text) != role->count || strcmp(role->text, role_names[r]))) r++;
     if (r == ROLES)
@@ -5160,10 +5157,6 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     if (own && r != SYSTEM) fail("%s: \"tools\" belong to a system message", where(d, own));
     if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(d, own));
     if (own) tools = own;
-    if (metadata && metadata->type != JSON_STRING)
-        fail("%s: \"metadata\" must be a string, not %s", where(d, metadata), quoted(d, metadata));
-    if (loss && loss->type != JSON_BOOL)
-        fail("%s: \"loss\" must be true or false, not %s", where(d, loss), quoted(d, loss));
     if (tools && !*l->tools && content->count) note_text(d, r, content);
     if (tools) add_tools(d, c, tools, content->text, content->count);
     if (!tools || (*l->tools && content->count)) add_text_turn(d, c, r, metadata, content, !loss || loss->number > 0);
@@ -5171,9 +5164,8 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
 
 static void read_messages(const DataReader *d, const Json *root, const Json *messages, Conversation *c) {
     const Json *tools = given_tools(d, root), *carrier = NULL;
-    if (!json_is(messages, JSON_ARRAY))
-        fail("%s: \"%s\" must be an array of messages, not %s", where(d, messages), messages->key, quoted(d, messages));
-    if (!messages->count) fail("%s: \"%s\" is empty: there is nothing to learn", where(d, root), messages->key);
+    if (!typed(d, messages, JSON_ARRAY, "an array of messages")->count)
+        fail("%s: \"%s\" is empty: there is nothing to learn", where(d, root), messages->key);
     for (const Json *m = messages->first; m; m = m->next) {
         if (m->type != JSON_OBJECT)
             fail("%s: a message must be an object with \"role\" and \"content\", not %s", where(d, m), quoted(d, m));
@@ -5187,11 +5179,9 @@ static void read_messages(const DataReader *d, const Json *root, const Json *mes
 // A question and its answer in columns, and those before them: history: [[question, answer], ...].
 static void read_columns(const DataReader *d, const Json *root, Conversation *c) {
     const Options *o = d->options;
-    const Json *history = given(root, o->history_column);
+    const Json *history = typed(d, given(root, o->history_column), JSON_ARRAY, "an array of pairs");
     const Json *prompt = want(d, root, o->prompt_column, JSON_STRING, "a string");
     const Json *response = want(d, root, o->response_column, JSON_STRING, "a string");
-    if (history && history->type != JSON_ARRAY)
-        fail("%s: \"%s\" must be an array of pairs, not %s", where(d, history), history->key, quoted(d, history));
     for (const Json *pair = history ? history->first : NULL; pair; pair = pair->next) {
         bool good = pair->type == JSON_ARRAY && pair->count == 2 && pair->first->type == JSON_STRING;
         if (!good || pair->first->next->type != JSON_STRING)
@@ -5386,18 +5376,17 @@ static size_t count_stops(const Dataset *set, const ChatFormat *f) {
     return n;
 }
 
-static int by_hash(const void *a, const void *b) {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
+static int by_size_down(const void *a, const void *b) {
+    size_t x = *(const size_t *)a, y = *(const size_t *)b;
+    return (x < y) - (x > y);
 }
 
 // Samples whose ids another one before them has.
 static size_t count_duplicates(const Dataset *set) {
-    uint64_t *hashes = take(set->n, sizeof *hashes);
-    size_t n = 0;
+    size_t *hashes = take(set->n, sizeof *hashes), n = 0;
     for (size_t i = 0; i < set->n; i++)
         hashes[i] = hash_bytes(set->samples[i].ids, set->samples[i].n * sizeof *set->samples[i].ids);
-    qsort(hashes, set->n, sizeof *hashes, by_hash);
+    qsort(hashes, set->n, sizeof *hashes, by_size_down);
     for (size_t i = 1; i < set->n; i++) n += hashes[i] == hashes[i-1];
     free(hashes);
     return n;
@@ -5493,16 +5482,11 @@ static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint
 
 static void free_batch(Batch *b) { free(b->ids), free(b->labels), free(b->token_keys), free(b->starts); }
 
-static int by_length_down(const void *a, const void *b) {
-    size_t x = *(const size_t *)a, y = *(const size_t *)b;
-    return (x < y) - (x > y);
-}
-
 // The tokens of the largest batch that can come up: the longest samples together.
 static size_t most_tokens(const Dataset *set, size_t batch_size) {
     size_t *lengths = take(set->n, sizeof *lengths), sum = 0;
     for (size_t i = 0; i < set->n; i++) lengths[i] = set->samples[i].n;
-    qsort(lengths, set->n, sizeof *lengths, by_length_down);
+    qsort(lengths, set->n, sizeof *lengths, by_size_down);
     for (size_t i = 0; i < min_size(batch_size, set->n); i++) sum += lengths[i];
     free(lengths);
     return sum;
@@ -7727,8 +7711,9 @@ static void feed_turns(Chat *c) {
 // One turn: the user's text goes in, the answer comes out on stdout as it is made.
 static void chat_turn(Chat *c, const char *text, size_t n) {
     Ids answer = {0};
-    char *own = strndup(text, n);
-    add_turn(&c->turns, (Turn){ .role = USER, .metadata = "", .text = own, .n = strlen(own), .own = own });
+    Text own = {0};
+    text_add(&own, text, n);
+    add_turn(&c->turns, (Turn){ .role = USER, .metadata = "", .text = own.s, .n = n, .own = own.s });
     feed_turns(c);
     bool stopped = generate(&c->g, c->format, c->o, (size_t)c->o->max_new_tokens, &answer, stdout);
     putchar('\n');

@@ -143,8 +143,10 @@ static void check_history(const char *layout, const char *tokenizer, const char 
     chat.g = make_generator(m.model, m.method, 512, 1);
     if (system) add_turn(&chat.turns, (Turn){ .role = SYSTEM, .metadata = "", .text = system, .n = strlen(system) });
     for (size_t i = 0; i < COUNT(questions); i++) {
-        int kept = silence();
+        int kept = silence(), kept_stderr = dup(2);
+        dup2(1, 2);
         chat_turn(&chat, questions[i], strlen(questions[i]));
+        dup2(kept_stderr, 2), close(kept_stderr);
         unsilence(kept);
         add_turn(&chat.turns, (Turn){ .role = USER, .metadata = "", .text = "b a", .n = 3 });
         Row row = encode_turns(&f, chat.turns.turns, chat.turns.n, SIZE_MAX, true);
