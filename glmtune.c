@@ -3049,7 +3049,7 @@ size_t first_not_finite(const real *x, size_t n) {
     return i;
 }
 
-// ---- 5.12 What the machine can do --------------------------------------------------------------------------------
+// ---- 5.13 What the machine can do --------------------------------------------------------------------------------
 // The two limits that `glmtune bench` holds everything else against. They see the same threads, vectors and compiler.
 
 enum { CHAINS = 12, READ_BLOCK = 1 << 16 };
@@ -7227,7 +7227,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
     fprintf(stderr, "curves: %s\n", out);
 }
 
-// ---- 13.10 Bench -------------------------------------------------------------------------------------------------
+// ---- 13.12 Bench -------------------------------------------------------------------------------------------------
 // How fast this build is on this machine, as a share of what the machine can do: its own rate of multiply-adds and of
 // reading memory, measured first, and the former again at the end. Only operations that are needed count (a
 // multiply-add is two), whatever the code does besides, such as computing a layer twice or scores that are masked:
@@ -7236,7 +7236,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 //     rows                    T; behind the last layer's attention and in the head R, the rows that have a target
 //     attention               2 products forward, 5 backward, of 2 n_heads head_dim T(T+1)/2 each: the causal half
 //     lora                    its A and B are maps of n_in x r and r x n_out that train
-// Norms, softmax, SwiGLU, dropout, loss and the optimizer count nothing and so show as lost percent.
+// All else counts nothing and so shows as lost percent.
 
 enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 30 };
 
@@ -7251,18 +7251,14 @@ static double median(double *x, size_t n) { return qsort(x, n, sizeof *x, by_val
 static double time_of(void (*work)(const void *), const void *context) {
     double t[BENCH_RUNS];
     work(context);
-    for (size_t i = 0; i < BENCH_RUNS; i++) {
-        double began = seconds();
-        work(context);
-        t[i] = seconds() - began;
-    }
+    for (size_t i = 0; i < BENCH_RUNS; i++) t[i] = -seconds(), work(context), t[i] += seconds();
     return median(t, BENCH_RUNS);
 }
 
 static void print_speed(const char *what, double time, double flops, double peak) {
-    printf("  %-38s %10.2f ms %9.1f GFLOP/s %6.1f %% of peak\n", what, time * 1e3, flops / time * 1e-9,
-           flops / time / peak * 100);
-    fflush(stdout);
+    printf("  %-38s %10.2f ms", what, time * 1e3);
+    if (flops > 0) printf(" %9.1f GFLOP/s %6.1f %% of peak", flops / time * 1e-9, flops / time / peak * 100);
+    printf("\n"), fflush(stdout);
 }
 
 // One thread stays on one core, so that two never share one. Only here: two programs that did this would.
@@ -7299,7 +7295,8 @@ static double begin_bench(void) {
     return peak;
 }
 
-// Where the peak is another than before, something else ran or the clock changed: the figures are void. 0: all was well.
+// Where the peak is another than before, something else ran or the clock changed: then the figures are void, and 1 is
+// returned.
 static int end_bench(double peak) {
     double change = peak_rate() / peak - 1;
     bool same = fabs(change) <= 0.05;
@@ -7317,13 +7314,6 @@ static void read_once(const void *array) {
     if (isnan(read_through(array, READ_BYTES / sizeof(real)))) fail("bench: uniform numbers add up to NaN");
 }
 
-static double read_rate(void) {         // bytes a second
-    real *array = random_reals(READ_BYTES / sizeof *array, 1);
-    double time = time_of(read_once, array);
-    memory_give(array);
-    return READ_BYTES / time;
-}
-
 // n weights with the standard deviation of a fresh model, in the type of most released ones.
 static void *random_bf16(size_t n, uint64_t key, double std) {
     enum { CHUNK = 1 << 20 };
@@ -7337,33 +7327,32 @@ static void *random_bf16(size_t n, uint64_t key, double std) {
     return w;
 }
 
-typedef struct { const char *kind; real *out; const real *x, *dy; const void *w; size_t rows, n_in, n_out; } Product;
+typedef struct { char kind; real *out, *x, *dy; const void *w; size_t rows, n_in, n_out; } Product;
 
-static void one_product(const void *p) {
-    const Product *s = p;
-    if (s->kind[0] == 'Y') linear_forward(s->out, s->x, s->w, BF16, 1, s->rows, s->n_out, s->n_in);
-    else if (s->kind[1] == 'X') linear_backward_input(s->out, s->dy, s->w, BF16, 1, s->rows, s->n_out, s->n_in);
-    else linear_backward_weight(s->out, s->dy, s->x, 1, s->rows, s->n_out, s->n_in);
+static void one_product(const void *product) {
+    const Product *p = product;
+    if (p->kind == 'Y') linear_forward(p->out, p->x, p->w, BF16, 1, p->rows, p->n_out, p->n_in);
+    if (p->kind == 'X') linear_backward_input(p->out, p->dy, p->w, BF16, 1, p->rows, p->n_out, p->n_in);
+    if (p->kind == 'W') linear_backward_weight(p->out, p->dy, p->x, 1, p->rows, p->n_out, p->n_in);
 }
 
-// The three products of a map with bf16 weights w [n_out,n_in].
+// The products Y, dX and dW of a map with bf16 weights w [n_out,n_in].
 static void bench_products(const void *w, size_t rows, size_t n_in, size_t n_out, double peak) {
-    real *x = random_reals(rows * n_in, 1), *dy = random_reals(rows * n_out, 2);
     real *out = random_reals(max_size(max_size(rows * n_in, rows * n_out), n_in * n_out), 3);
-    static const char *const kinds[] = { "Y", "dX", "dW" };
-    for (size_t i = 0; i < COUNT(kinds); i++) {
-        Product p = { kinds[i], out, x, dy, w, rows, n_in, n_out };
-        char *what = name("%-2s %5zu rows, %5zu x %5zu", kinds[i], rows, n_in, n_out);
+    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), w, rows, n_in, n_out };
+    for (const char *kind = "YXW"; *kind; kind++) {
+        p.kind = *kind;
+        char *what = name("%s%c %5zu rows, %5zu x %5zu", p.kind == 'Y' ? "" : "d", p.kind, rows, n_in, n_out);
         print_speed(what, time_of(one_product, &p), 2.0 * (double)rows * (double)n_in * (double)n_out, peak);
         free(what);
     }
-    memory_give(x), memory_give(dy), memory_give(out);
+    memory_give(p.x), memory_give(p.dy), memory_give(out);
 }
 
 typedef struct { bool back; real *out, *q, *dout, *dq, *scratch, *k, *v, *dk, *dv, *lse; AttentionShape s; } Attention;
 
-static void one_attention(const void *p) {
-    const Attention *a = p;
+static void one_attention(const void *attention) {
+    const Attention *a = attention;
     if (!a->back) attention_forward(a->out, a->lse, a->q, a->k, a->v, NULL, NULL, a->s);
     else attention_backward(a->dq, a->dk, a->dv, NULL, NULL, a->scratch, a->dout, a->out, a->lse, a->q, a->k, a->v,
                             NULL, NULL, a->s);
@@ -7377,9 +7366,7 @@ static void bench_attention(size_t T, size_t heads, size_t groups, size_t d, dou
     for (size_t i = 0; i < COUNT(arrays); i++)
         *arrays[i] = random_reals(T * (i < 4 ? heads * d : i < 8 ? groups * d : i < 9 ? heads : 2 * heads * d), i);
     double product = (double)heads * (double)d * (double)T * (double)(T + 1);       // the causal half
-    double there = time_of(one_attention, &a);
-    a.back = true;
-    double back = time_of(one_attention, &a);
+    double there = time_of(one_attention, &a), back = (a.back = true, time_of(one_attention, &a));
     char *what = name("attention, %zu tokens, %zu heads of %zu", T, heads, d);
     print_speed(what, there + back, 7 * product, peak);
     print_speed("    forward", there, 2 * product, peak), print_speed("    backward", back, 5 * product, peak);
@@ -7387,40 +7374,34 @@ static void bench_attention(size_t T, size_t heads, size_t groups, size_t d, dou
     memory_give(starts), free(what);
 }
 
-// Of a training step: making the batch, the layers, head and loss both ways, the layers back, clipping and optimizer.
 enum { PHASE_DATA, PHASE_FORWARD, PHASE_HEAD, PHASE_BACKWARD, PHASE_OPTIMIZER, PHASE_ALL, PHASES };
-static const char *const phase_names[] = { "data", "forward", "head and loss, both ways", "backward", "optimizer",
-                                           "step" };
+static const char *const phase_names[] = { "data", "forward", "head and loss, both ways", "backward",
+                                           "clipping and optimizer", "step" };
 
-static void count_map(double *flops, size_t rows, size_t n_in, size_t n_out, bool dx, bool dw) {
-    double once = 2.0 * (double)rows * (double)n_in * (double)n_out;
-    flops[PHASE_FORWARD] += once;
-    flops[PHASE_BACKWARD] += once * (dx + dw);
-}
-
-// The operations of a step on the batch that the run holds, by the formula above.
+// The operations of each phase of a step on the batch that the run holds, by the formula above.
 static void count_step(const Run *r, const Batch *b, double *flops) {
     const Model *m = r->model;
     const Config *c = &m->config;
-    double head = 2.0 * (double)r->R * (double)m->head->n, product = 0;
+    double product = 0;
     for (size_t s = 0; s < b->n; s++) {
         double n = (double)(b->starts[s+1] - b->starts[s]);
-        product += 2.0 * (double)c->n_heads * (double)c->head_dim * n * (n + 1) / 2;
+        product += (double)c->n_heads * (double)c->head_dim * n * (n + 1);
     }
     memset(flops, 0, PHASES * sizeof *flops);
     for (size_t l = 0; l < c->n_layers; l++) {
-        const Layer *L = &m->layers[l];
-        for (size_t i = 0; i < L->n_maps; i++) {
-            const Map *w = &L->maps[i];
-            size_t rows = is_last(r, l) && i >= L->n_qkv ? r->R : r->T, rank = lora_rank(w);
-            bool below = m->lowest < w->depth;
-            count_map(flops, rows, w->n_in, w->n_out, below, w->weight->trained);
-            if (rank) count_map(flops, rows, w->n_in, rank, below, true), count_map(flops, rows, rank, w->n_out, 1, 1);
-        }
         flops[PHASE_FORWARD] += 2 * product;
-        if (flows_below(r, l, AT_O)) flops[PHASE_BACKWARD] += 5 * product;
+        flops[PHASE_BACKWARD] += flows_below(r, l, AT_O) ? 5 * product : 0;
+        for (size_t i = 0; i < m->layers[l].n_maps; i++) {
+            const Map *w = &m->layers[l].maps[i];
+            double rows = (double)(is_last(r, l) && i >= m->layers[l].n_qkv ? r->R : r->T), below = m->lowest < w->depth;
+            double base = 2 * rows * (double)w->weight->n, rank = 2 * rows * (double)lora_rank(w);
+            double lora_a = rank * (double)w->n_in, lora_b = rank * (double)w->n_out;
+            flops[PHASE_FORWARD] += base + lora_a + lora_b;
+            flops[PHASE_BACKWARD] += base * (below + w->weight->trained) + lora_a * (below + 1) + lora_b * 2;
+        }
     }
-    flops[PHASE_HEAD] = head * (1 + (m->lowest < depth_of(c->n_layers, 1)) + m->head->trained);
+    flops[PHASE_HEAD] = 2 * (double)r->R * (double)m->head->n *
+                        (1 + (m->lowest < depth_of(c->n_layers, 1)) + m->head->trained);
     for (size_t p = 0; p < PHASE_ALL; p++) flops[PHASE_ALL] += flops[p];
 }
 
@@ -7461,10 +7442,11 @@ static Dataset bench_data(size_t V, const Options *o) {
 static void bench_step(Model *m, const Options *o, double peak) {
     const Method *method = find_method(o->method);
     Dataset set = bench_data(m->config.vocab_size, o);
-    size_t T = set.n_tokens;
-    double took[PHASES], times_of[PHASES][BENCH_RUNS], flops[PHASES], time = 0;
+    double took[PHASES], times_of[PHASES][BENCH_RUNS], flops[PHASES];
     method->setup(m, o);
-    Run r = describe_run(m, method, plan_memory(m, method, o->gradient_checkpointing, T), T, T);
+    m->n_moments = find_optimizer(o->optim)->n_moments;
+    Run r = describe_run(m, method, plan_memory(m, method, o->gradient_checkpointing, set.n_tokens), set.n_tokens,
+                         set.n_tokens);
     start_trainables(m, (uint64_t)o->seed, true);
     take_run(&r);
     for (int64_t i = -1; i < BENCH_RUNS; i++) {         // the first brings memory and caches in
@@ -7473,39 +7455,32 @@ static void bench_step(Model *m, const Options *o, double peak) {
     }
     printf("training step: %s, %zu x %lld tokens, %zu targets\n", method->name, set.n, (long long)o->tokens,
            set.n_targets);
-    for (size_t p = 0; p < PHASES; p++) {
-        time = median(times_of[p], BENCH_RUNS);
-        if (flops[p] > 0) print_speed(phase_names[p], time, flops[p], peak);
-        else printf("  %-38s %10.2f ms\n", phase_names[p], time * 1e3);
-    }
-    printf("  %-38s %10.1f tokens/s\n", "", (double)T / time);
+    for (size_t p = 0; p < PHASES; p++) print_speed(phase_names[p], median(times_of[p], BENCH_RUNS), flops[p], peak);
+    printf("  %-38s %10.1f tokens/s\n", "", (double)set.n_tokens / median(times_of[PHASE_ALL], BENCH_RUNS));
     give_run(&r);
+}
+
+static void feed_one(const void *generator) {
+    Generator g = *(const Generator *)generator;
+    feed(&g, &(int32_t){0}, 1);
 }
 
 // Decoding reads every weight but the embedding's once for each token, so memory is what limits it.
 static void bench_decoding(Model *m) {
-    enum { PROMPT = 32, TOKENS = 15 };
-    int32_t prompt[PROMPT] = {0};
-    double t[TOKENS], bytes = (double)(m->head->n * dtype_size(m->head->dtype));
+    double bytes = (double)(m->head->n * dtype_size(m->head->dtype));
     for (size_t l = 0; l < m->config.n_layers; l++)
-        for (size_t i = 0; i < m->layers[l].n_maps; i++) {
-            const Tensor *w = m->layers[l].maps[i].weight;
-            bytes += (double)(w->n * dtype_size(w->dtype));
-        }
-    Generator g = make_generator(m, NULL, PROMPT + TOKENS, 1);
-    feed(&g, prompt, PROMPT);
-    for (size_t i = 0; i < TOKENS; i++) {
-        double began = seconds();
-        feed(&g, prompt, 1);
-        t[i] = seconds() - began;
-    }
-    double time = median(t, TOKENS), bandwidth = read_rate();
-    printf("decoding\n  %-38s %10.2f ms %9.1f tokens/s %6.1f %% of reading %.1f GB/s\n", "a token", time * 1e3,
+        for (const Map *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
+            bytes += (double)(w->weight->n * dtype_size(w->weight->dtype));
+    Generator g = make_generator(m, NULL, 64, 1);
+    real *array = random_reals(READ_BYTES / sizeof *array, 1);
+    double time = time_of(feed_one, &g), bandwidth = READ_BYTES / time_of(read_once, array);
+    printf("  %-38s %10.2f ms %9.1f tokens/s %6.1f %% of reading %.1f GB/s\n", "decoding, a token", time * 1e3,
            1 / time, bytes / time / bandwidth * 100, bandwidth * 1e-9);
+    memory_give(array);
     give_generator(&g);
 }
 
-// A model folder, or random bf16 weights of the shape of a config.json or of a small GLM with the vocabulary of Edge.
+// A model folder, or random bf16 weights in the shape of a config.json or of four layers of a small GLM.
 static Model *bench_model(const char *path, const Options *o) {
     static const char usual[] =
         "{\"model_type\": \"glm\", \"vocab_size\": 59264, \"hidden_size\": 2048, \"num_hidden_layers\": 4,"
@@ -7529,11 +7504,11 @@ static int bench(const char *model, const Options *o) {
     double peak = begin_bench();
     Model *m = bench_model(model, o);
     const Config *c = &m->config;
-    size_t T = (size_t)(o->tokens * o->per_device_train_batch_size);
     printf("model: %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu; %zu parameters\n",
            c->n_layers, c->hidden_size, c->n_heads, c->head_dim, c->n_kv_heads, c->ffn_dim, c->vocab_size,
            count_parameters(m->tensors, m->n_tensors));
-    bench_products(m->layers[0].gate_up->weight->data, T, c->hidden_size, 2 * c->ffn_dim, peak);
+    bench_products(m->layers[0].gate_up->weight->data, (size_t)(o->tokens * o->per_device_train_batch_size),
+                   c->hidden_size, 2 * c->ffn_dim, peak);
     bench_attention((size_t)o->tokens, c->n_heads, c->n_kv_heads, c->head_dim, peak);
     bench_decoding(m);
     bench_step(m, o, peak);
