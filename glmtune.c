@@ -1174,15 +1174,18 @@ enum { TOKENIZER_VERSION = 1 };
 enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
 enum { WHOLE_CHUNKS = 1,                        // flags: a chunk that is a piece is taken whole, without merging
        LISTED_MERGES = 2 };                     // only listed pairs merge, by their own ranks
+enum { REMEMBERED = 1 << 14 };                  // chunks: 1 MiB, which stays in a core's cache
 enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
 
+#define BLANK "\xE2\x96\x81"           // U+2581, which SentencePiece writes for a blank
 #define RANK_NEVER UINT32_MAX           // a control piece such as </s>: text never becomes it
 #define RANK_BYTE (UINT32_MAX - 1)      // SentencePiece's <0x0A>: the byte itself, for what has no piece
 
 typedef struct { const char *text; uint32_t n, rank; } Piece;
 typedef struct { const char *name; int32_t id; } Special;
-typedef struct { uint32_t n, previous, next; } Symbol;          // a run of bytes, in a list; n = 0: swallowed
-typedef struct { uint32_t rank, left, n; } Merge;               // bytes left .. left + n may become one piece
+// A run of bytes up to `next`, which is this piece or none (-1); with the one there it may become `made`, by `rank`.
+typedef struct { uint32_t previous, next, rank; int32_t piece, made; } Symbol;
+typedef struct { char text[30]; uint8_t n, n_ids; int32_t ids[8]; } Remembered;         // a chunk and its ids: 64 bytes
 typedef struct { uint32_t left_n, rank; } ListedMerge;          // of a piece whose left part has so many bytes
 
 typedef struct {
@@ -1192,13 +1195,16 @@ typedef struct {
     uint32_t kind, flags, n_pieces, n_specials;
     Piece *pieces;
     Special *specials;
-    uint32_t *slots, slot_mask;         // hash table: piece + 1
+    uint64_t *slots; uint32_t slot_mask;    // hash table: upper half of the hash, piece + 1
+    bool alone[128];                    // SentencePiece: this ASCII character is part of no longer piece
+    bool inner_blank;                   // SentencePiece: some piece has U+2581 after another character
     ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
     uint32_t *first_listed;
     int32_t byte_ids[256];
     uint8_t *class_of;                  // of every code point
     Symbol *symbols; size_t symbols_capacity;
-    Merge *heap; size_t heap_n, heap_capacity;
+    uint64_t *heap; size_t heap_n, heap_capacity;       // what may be merged: rank, place of the left symbol
+    Remembered *remembered;             // chunks seen before
 } Tokenizer;
 
 typedef struct { int32_t *ids; size_t n, capacity; } Ids;
@@ -1262,6 +1268,8 @@ static const uint32_t space_runs[] = {
 
 static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length) {
     uint32_t c;
+    *length = 1;
+    if ((unsigned char)*s < 0x80) return t->class_of[(int)*s];
     *length = utf8_get(s, n, &c);
     return c == INVALID ? CLASS_OTHER : t->class_of[c];
 }
@@ -1302,13 +1310,39 @@ static uint32_t image_get(const char *p) {
     return u[0] | (uint32_t)u[1] << 8 | (uint32_t)u[2] << 16 | (uint32_t)u[3] << 24;
 }
 
-// The piece of exactly these bytes, or -1.
+// Eight bytes at a time, the last eight overlapping: FNV-1a takes one, and half of the time of encoding.
+static uint64_t piece_hash(const char *s, size_t n) {
+    const unsigned char *u = (const unsigned char *)s;
+    uint64_t h = n * 0x9E3779B97F4A7C15u, w = 0;
+    uint32_t a, b;
+    for (size_t i = 0; i + 8 < n; i += 8) {
+        memcpy(&w, s + i, 8);
+        h = (h ^ w) * 0xD6E8FEB86659FD93u;
+        h ^= h >> 32;
+    }
+    if (n >= 8) memcpy(&w, s + n - 8, 8);
+    else if (n >= 4) memcpy(&a, s, 4), memcpy(&b, s + n - 4, 4), w = a | (uint64_t)b << 32;
+    else if (n) w = u[0] | (uint64_t)u[n/2] << 8 | (uint64_t)u[n-1] << 16;
+    h = (h ^ w) * 0xD6E8FEB86659FD93u;
+    return h ^ h >> 32;
+}
+
+// The piece of exactly these bytes, or -1. A slot shows half of the hash, so that what is no piece costs one look.
 static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
-    for (uint32_t slot = (uint32_t)hash_bytes(s, n) & t->slot_mask; t->slots[slot]; slot = (slot + 1) & t->slot_mask) {
-        const Piece *p = &t->pieces[t->slots[slot] - 1];
-        if (p->n == n && !memcmp(p->text, s, n)) return t->slots[slot] - 1;
+    uint64_t h = piece_hash(s, n), slot;
+    for (uint32_t i = (uint32_t)h & t->slot_mask; (slot = t->slots[i]); i = (i + 1) & t->slot_mask) {
+        if ((slot ^ h) >> 32) continue;
+        const Piece *p = &t->pieces[(uint32_t)slot - 1];
+        if (p->n == n && !memcmp(p->text, s, n)) return (uint32_t)slot - 1;
     }
     return -1;
+}
+
+static void place_piece(Tokenizer *t, uint32_t piece) {
+    uint64_t h = piece_hash(t->pieces[piece].text, t->pieces[piece].n);
+    uint32_t i = (uint32_t)h & t->slot_mask;
+    while (t->slots[i]) i = (i + 1) & t->slot_mask;
+    t->slots[i] = (h & ~(uint64_t)UINT32_MAX) | (piece + 1);
 }
 
 static void index_pieces(Tokenizer *t, const char *file) {
@@ -1317,15 +1351,19 @@ static void index_pieces(Tokenizer *t, const char *file) {
     t->slots = take(size, sizeof *t->slots);
     t->slot_mask = size - 1;
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
+    memset(t->alone, 1, sizeof t->alone);
     for (uint32_t i = 0; i < t->n_pieces; i++) {
         const Piece *p = &t->pieces[i];
         bool is_byte = p->n == 1 && (t->kind == BYTE_BPE ? p->rank < RANK_BYTE : p->rank == RANK_BYTE);
         if (is_byte) t->byte_ids[(unsigned char)p->text[0]] = (int32_t)i;
         if (p->rank >= RANK_BYTE) continue;
         if (!p->n || find_piece(t, p->text, p->n) >= 0) fail("%s: piece %u is empty or stands twice", file, i);
-        uint32_t slot = (uint32_t)hash_bytes(p->text, p->n) & t->slot_mask;
-        while (t->slots[slot]) slot = (slot + 1) & t->slot_mask;
-        t->slots[slot] = i + 1;
+        place_piece(t, i);
+        for (uint32_t k = 0; k < p->n && p->n > 1; k++) {
+            if (!((unsigned char)p->text[k] & 0x80)) t->alone[(int)p->text[k]] = false;
+            t->inner_blank |= k >= 3 && p->n - k >= 3 && !memcmp(p->text + k, BLANK, 3) &&
+                              memcmp(p->text + k - 3, BLANK, 3);
+        }
     }
     for (int b = 0; b < 256; b++)
         if (t->byte_ids[b] < 0) fail("%s: has no piece for the byte %d, so it cannot encode every text", file, b);
@@ -1405,6 +1443,7 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
         t->specials[i] = (Special){ strndup(take_text(file, &p, &left, n), n), (int32_t)image_get(ids + 4*i) };
     }
     index_pieces(t, file);
+    t->remembered = take(REMEMBERED, sizeof *t->remembered);
     if (t->flags & LISTED_MERGES) read_merges(t, file, image + merges + 4, n_merges);
     return t;
 }
@@ -1759,21 +1798,19 @@ static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **w
 
 // ---- 4.7 Encoding ------------------------------------------------------------------------------------------------
 
-static bool merge_before(Merge a, Merge b) { return a.rank != b.rank ? a.rank < b.rank : a.left < b.left; }
-
-static void heap_push(Tokenizer *t, Merge m) {
+static void heap_push(Tokenizer *t, uint64_t merge) {
     t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
     size_t i = t->heap_n++;
-    for (; i > 0 && merge_before(m, t->heap[(i-1)/2]); i = (i-1)/2) t->heap[i] = t->heap[(i-1)/2];
-    t->heap[i] = m;
+    for (; i > 0 && merge < t->heap[(i-1)/2]; i = (i-1)/2) t->heap[i] = t->heap[(i-1)/2];
+    t->heap[i] = merge;
 }
 
-static Merge heap_pop(Tokenizer *t) {
-    Merge top = t->heap[0], last = t->heap[--t->heap_n];
+static uint64_t heap_pop(Tokenizer *t) {
+    uint64_t top = t->heap[0], last = t->heap[--t->heap_n];
     size_t i = 0;
     for (size_t child; (child = 2*i + 1) < t->heap_n; i = child) {
-        if (child + 1 < t->heap_n && merge_before(t->heap[child+1], t->heap[child])) child++;
-        if (!merge_before(t->heap[child], last)) break;
+        if (child + 1 < t->heap_n && t->heap[child+1] < t->heap[child]) child++;
+        if (t->heap[child] >= last) break;
         t->heap[i] = t->heap[child];
     }
     if (t->heap_n) t->heap[i] = last;
@@ -1788,14 +1825,24 @@ static uint32_t pair_rank(const Tokenizer *t, int64_t piece, uint32_t left_n) {
     return RANK_NEVER;
 }
 
-// Notes that the symbol at `left` and the one after it may be merged, if together they are a piece.
+// Notes whether the symbol at `left` and the one after it may be merged: together they must be a piece.
 static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
-    uint32_t right = t->symbols[left].next;
-    if (right >= end) return;
-    uint32_t n = t->symbols[left].n + t->symbols[right].n;
-    int64_t piece = find_piece(t, s + left, n);
-    uint32_t rank = piece >= 0 ? pair_rank(t, piece, t->symbols[left].n) : RANK_NEVER;
-    if (rank != RANK_NEVER) heap_push(t, (Merge){ rank, left, n });
+    Symbol *l = &t->symbols[left];
+    l->rank = RANK_NEVER;
+    if (l->next >= end) return;
+    int64_t piece = find_piece(t, s + left, t->symbols[l->next].next - left);
+    l->made = (int32_t)piece;
+    if (piece >= 0) l->rank = pair_rank(t, piece, l->next - left);
+}
+
+// Puts the merge at a symbol on the heap if it comes before those at both neighbours; else it has to wait for theirs,
+// which may undo it. So the first of all is on the heap, few others are, and a run of one letter takes linear time.
+static void enqueue(Tokenizer *t, uint32_t at, uint32_t end) {
+    if (at >= end) return;
+    const Symbol *l = &t->symbols[at];
+    if (l->rank == RANK_NEVER || (l->previous < end && t->symbols[l->previous].rank <= l->rank) ||
+        (l->next < end && t->symbols[l->next].rank < l->rank)) return;
+    heap_push(t, (uint64_t)l->rank << 32 | at);
 }
 
 // Merges the n bytes at s and adds the ids. A symbol stands at the place of its first byte.
@@ -1806,26 +1853,34 @@ static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
     t->heap_n = 0;
     for (uint32_t at = 0, previous = end, length; at < end; previous = at, at += length) {
         length = t->kind == BYTE_BPE ? 1 : (uint32_t)utf8_get(s + at, n - at, &unused);
-        t->symbols[at] = (Symbol){ length, previous, at + length };
+        int64_t piece = t->kind == BYTE_BPE ? t->byte_ids[(unsigned char)s[at]] : find_piece(t, s + at, length);
+        t->symbols[at] = (Symbol){ previous, at + length, RANK_NEVER, (int32_t)piece, -1 };
     }
     for (uint32_t at = 0; at < end; at = t->symbols[at].next) propose(t, s, at, end);
+    for (uint32_t at = 0; at < end; at = t->symbols[at].next) enqueue(t, at, end);
     while (t->heap_n) {
-        Merge m = heap_pop(t);
-        Symbol *left = &t->symbols[m.left];
-        uint32_t right = left->next;
-        // Out of date when either symbol has been merged since: then the lengths no longer add up.
-        if (!left->n || right >= end || left->n + t->symbols[right].n != m.n) continue;
-        left->n = m.n;
-        left->next = t->symbols[right].next;
-        t->symbols[right].n = 0;
-        if (left->next < end) t->symbols[left->next].previous = m.left;
-        if (left->previous < end) propose(t, s, left->previous, end);
-        propose(t, s, m.left, end);
+        uint64_t merge = heap_pop(t);
+        uint32_t at = (uint32_t)merge;
+        Symbol *left = &t->symbols[at];
+        if (left->rank != merge >> 32) continue;        // out of date: one of the two has been merged since
+        Symbol *right = &t->symbols[left->next];
+        left->piece = left->made;
+        left->next = right->next;
+        right->rank = RANK_NEVER;
+        if (left->next < end) t->symbols[left->next].previous = at;
+        propose(t, s, at, end);
+        if (left->previous < end) {
+            propose(t, s, left->previous, end);
+            enqueue(t, left->previous, end);
+            enqueue(t, t->symbols[left->previous].previous, end);
+        }
+        enqueue(t, at, end);
+        enqueue(t, left->next, end);
     }
-    for (uint32_t at = 0; at < end; at = t->symbols[at].next) {
-        int64_t piece = find_piece(t, s + at, t->symbols[at].n);
-        if (piece >= 0) ids_add(out, (int32_t)piece);
-        else for (uint32_t i = 0; i < t->symbols[at].n; i++) ids_add(out, t->byte_ids[(unsigned char)s[at + i]]);
+    for (uint32_t at = 0, next; at < end; at = next) {
+        next = t->symbols[at].next;
+        if (t->symbols[at].piece >= 0) ids_add(out, t->symbols[at].piece);
+        else for (uint32_t i = at; i < next; i++) ids_add(out, t->byte_ids[(unsigned char)s[i]]);
     }
 }
 
@@ -1877,22 +1932,54 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     return length;
 }
 
+// The ids of a chunk, as they were before if it was seen lately: words come again and again.
+static void encode_remembered(Tokenizer *t, const char *s, size_t n, Ids *out) {
+    Remembered *r = &t->remembered[piece_hash(s, n) % REMEMBERED];
+    size_t first = out->n;
+    if (n <= sizeof r->text && r->n == n && !memcmp(r->text, s, n)) {
+        for (int i = 0; i < r->n_ids; i++) ids_add(out, r->ids[i]);
+        return;
+    }
+    int64_t whole = t->flags & WHOLE_CHUNKS ? find_piece(t, s, n) : -1;
+    if (whole >= 0) ids_add(out, (int32_t)whole);
+    else encode_chunk(t, s, n, out);
+    size_t n_ids = out->n - first;
+    if (n > sizeof r->text || n_ids > COUNT(r->ids)) return;
+    r->n = (uint8_t)n, r->n_ids = (uint8_t)n_ids;
+    memcpy(r->text, s, n);
+    memcpy(r->ids, out->ids + first, n_ids * sizeof *r->ids);
+}
+
+// The part of SentencePiece's text s that no merge leaves: it ends before a blank that no piece has inside, and before
+// and after a character that no longer piece holds, such as a line break.
+static size_t next_word(const Tokenizer *t, const char *s, size_t n) {
+    size_t at = 0;
+    if (!((unsigned char)*s & 0x80) && t->alone[(int)*s]) return 1;
+    while (n - at >= 3 && !memcmp(s + at, BLANK, 3)) at += 3;
+    for (; at < n; at++) {
+        if (!((unsigned char)s[at] & 0x80) && t->alone[(int)s[at]]) break;
+        if (!t->inner_blank && n - at >= 3 && !memcmp(s + at, BLANK, 3)) break;
+    }
+    return at;
+}
+
 // Adds the ids of a text. No special token is added and no text becomes one; SentencePiece's own blank goes in front.
 static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
     if (t->kind == SENTENCEPIECE) {
         Text escaped = {0};
         if (!n) return;
-        text_add(&escaped, "\xE2\x96\x81", 3);
-        for (size_t i = 0; i < n; i++) text_add(&escaped, s[i] == ' ' ? "\xE2\x96\x81" : s + i, s[i] == ' ' ? 3 : 1);
-        encode_chunk(t, escaped.s, escaped.n, out);
+        text_add(&escaped, BLANK, 3);
+        for (size_t i = 0; i < n; i++) text_add(&escaped, s[i] == ' ' ? BLANK : s + i, s[i] == ' ' ? 3 : 1);
+        for (size_t at = 0, length; at < escaped.n; at += length) {
+            length = next_word(t, escaped.s + at, escaped.n - at);
+            encode_remembered(t, escaped.s + at, length, out);
+        }
         free(escaped.s);
         return;
     }
     for (size_t at = 0, length; at < n; at += length) {
         length = next_chunk(t, s + at, n - at);
-        int64_t whole = t->flags & WHOLE_CHUNKS ? find_piece(t, s + at, length) : -1;
-        if (whole >= 0) ids_add(out, (int32_t)whole);
-        else encode_chunk(t, s + at, length, out);
+        encode_remembered(t, s + at, length, out);
     }
 }
 
@@ -1906,7 +1993,7 @@ static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
     const Piece *p = &t->pieces[id];
     for (uint32_t i = 0; i < p->n; i++) {
         bool blank =
-            t->kind == SENTENCEPIECE && p->rank < RANK_BYTE && p->n - i >= 3 && !memcmp(p->text + i, "\xE2\x96\x81", 3);
+            t->kind == SENTENCEPIECE && p->rank < RANK_BYTE && p->n - i >= 3 && !memcmp(p->text + i, BLANK, 3);
         text_add(out, blank ? " " : p->text + i, 1);
         if (blank) i += 2;
     }

@@ -38,10 +38,9 @@ typedef struct {
 // ---- 1. Pieces ---------------------------------------------------------------------------------------------------
 
 static void add_piece(Tokenizer *t, const char *text, size_t n) {
-    uint32_t id = t->n_pieces++, slot = (uint32_t)hash_bytes(text, n) & t->slot_mask;
-    while (t->slots[slot]) slot = (slot + 1) & t->slot_mask;
-    t->slots[slot] = id + 1;
+    uint32_t id = t->n_pieces++;
     t->pieces[id] = (Piece){ text, (uint32_t)n, id };
+    place_piece(t, id);
 }
 
 // A tokenizer of the bytes alone, with room for the pieces to come.
