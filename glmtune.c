@@ -8419,8 +8419,9 @@ static void yaml_set(YamlRun *y, const Json *j, const char *path) {
         option = yaml_words[k].option;
         to = option ? yaml_words[k].to : "";
     }
-    if (y->words != (words.n > 0) || !option || j->type == JSON_NULL) return;
-    size_t i = find_option(option, TRAIN);
+    size_t i = option ? find_option(option, TRAIN) : COUNT(options);
+    bool not_set = j->type == JSON_NULL && (i < COUNT(options) || words.n);
+    if (y->words != (words.n > 0) || !option || not_set) return;
     if (i < COUNT(options)) {
         problem = set_option(y->o, i, to ? to : yaml_value(y, j, options[i].type));
         if (problem) fail("%s: %s %s", at, j->key, problem);
@@ -8475,10 +8476,12 @@ static void read_yaml_config(const char *path, Options *o, const char **data) {
         if (!yaml_defaults[i].section || json_get(root, yaml_defaults[i].section))
             want_option(o, find_option(yaml_defaults[i].option, TRAIN), yaml_defaults[i].value);
     yaml_section(&y, root, "");
-    if (!strcmp(yaml_evaluation(root), "steps") && !json_get(args, "eval_steps")) o->eval_steps = o->logging_steps;
+    bool told = json_is(json_get(args, "eval_steps"), JSON_NUMBER);
+    if (!told && !strcmp(yaml_evaluation(root), "steps")) o->eval_steps = o->logging_steps;
     y.words = true;
     yaml_section(&y, root, "");
-    if (peft && !json_get(peft, "peft_type")) fail("%s: peft_type is missing", json_where(&r, peft->at));
+    if (peft && !json_is(json_get(peft, "peft_type"), JSON_STRING))
+        fail("%s: peft_type is missing", json_where(&r, peft->at));
     if (!strcmp(o->method, "lora")) lora_check_config(path, peft);
     const char *train_file = yaml_data_file(&y, root, "train_file", *data);
     const char *val_file = yaml_data_file(&y, root, "val_file", *data);

@@ -140,6 +140,8 @@ bad_yaml 's/5e-4/-1/' 'bad.yaml:16:18: learning_rate must be from'
 bad_yaml 's/max_steps: 3000/max_steps: 1.5/' 'bad.yaml:14:14: max_steps wants a whole number'
 bad_yaml 's/LORA/IA3/' 'peft_type is one of LORA, PREFIX_TUNING'
 bad_yaml 's/peft_type: LORA/# &/' 'peft_type is missing'
+bad_yaml 's/peft_type: LORA/peft_type:/' 'peft_type is missing'
+bad_yaml 's/save_steps: 500/save_step:/' "'save_step'|save_steps"
 bad_yaml 's/eval_strategy: steps/eval_strategy: often/' 'eval_strategy is one of steps, no, epoch'
 bad_yaml 's/combine: True/combine: yes/' "combine is true or false, not 'yes'"
 bad_yaml 's/  r: 8/  use_dora: true/' 'bad.yaml|use_dora|not supported'

@@ -7,6 +7,7 @@ in PyYAML's own YAML 1.1, 5e-4 would be a string, `no` false and 010 eight. Each
 bytes of YAML, a line break, M bytes of what it holds in the form of test_data.c's render_json, a line break. The
 documents are those listed below and random ones from a fixed seed.
 """
+import json
 import random
 import re
 from pathlib import Path
@@ -34,7 +35,7 @@ WRITTEN = [
     "a: 'it''s: # fine'\nb: \"q \\\" \\\\ \\u4f60\"\n",
     "--- # begins\na: 1\n", "a:\nb: ~\nc: null\nd: 'null'\ne: \"\"\nf: ''\n",
     "a: true\nb: True\nc: FALSE\nd: yes\ne: no\nf: off\ng: 'true'\n",
-    "a: 5e-5\nb: 5e-4\nc: 3.0e-4\nd: .5\ne: 5.\nf: +7\ng: -0\nh: 1_000\ni: 1:30\nj: 010\nk: 12e03\nl: 1.2.3\n",
+    "a: 5e-5\nb: 5e-4\nc: 3.0e-4\nd: .5\ne: 5.\nf: +7\ng: -0\nh: 1_000\ni: 1:30\nj: 010\nk: 12e03\nm: 1E5\nl: 1.2.3\n",
     "a: http://x.y/z:8\nb: a:b\nc: -x\nd: ?x\ne: :x\nf: a - b\ng: a # b\nh: x[1]\ni: a, b {c}\n",
     "'quoted key': 1\n\"an\\tother\": 2\n12: 3\ntrue: 4\n",
     "\u952e: \u503c\n\"\u4f60\u597d\": [\u4e16, \u754c]\n", "a: 1\r\nb:\r\n  - c\r\n  - d # e\r\n",
@@ -103,7 +104,7 @@ def render(value):
     if isinstance(value, float):
         return f"{value:.17g}"
     if isinstance(value, str):
-        return '"' + "".join(f"\\{c}" if c in '"\\' else f"\\u{ord(c):04x}" if c < " " else c for c in value) + '"'
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return f"[{len(value)}|" + ",".join(map(render, value)) + "]"
     return f"{{{len(value)}|" + ",".join(f"{render(k)}:{render(v)}" for k, v in value.items()) + "}"
