@@ -5869,9 +5869,64 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
 
 // ---- 12.3 Reading one --------------------------------------------------------------------------------------------
 
+// The file of a folder that holds ChatGLM's own prefix encoder and nothing else, as its scripts save it; NULL: none.
+static const char *official_prefix(const char *folder) {
+    static const char *const files[] = { "pytorch_model.safetensors", "model.safetensors" };
+    for (size_t i = 0; i < COUNT(files); i++) {
+        const char *path = name("%s/%s", folder, files[i]);
+        TensorSet set = {0};
+        size_t k = 0;
+        if (!exists(path)) continue;
+        read_tensor_file(&set, path);
+        while (k < set.n && !strncmp(set.tensors[k].name, "transformer.prefix_encoder.", 27)) k++;
+        if (k && k == set.n) return path;
+    }
+    return NULL;
+}
+
+static bool is_adapter(const char *folder) {
+    return exists(name("%s/adapter_config.json", folder)) || (is_folder(folder) && official_prefix(folder));
+}
+
+// The base folder that an adapter names, as it stands or seen from the adapter's folder.
+static const char *find_base(const char *path, const char *folder, const Json *named, const Options *o) {
+    const char *base = o->base;
+    if (!base && json_is(named, JSON_STRING)) {
+        const char *beside = name("%s/%s", folder, named->text);
+        base = named->text[0] != '/' && is_folder(beside) ? beside : name("%s", named->text);
+    }
+    if (!base || !is_folder(base))
+        fail("%s: its base model '%s' is no folder here; name it with --base DIR", path, base ? base : "");
+    return base;
+}
+
+// Such a folder has the config.json of its base, which says how long the prefix is and may say where the base lies.
+static const Method *read_official_config(const char *folder, Options *o, const char **base) {
+    const char *file = official_prefix(folder), *path = name("%s/config.json", folder);
+    TensorSet set = {0};
+    size_t n;
+    read_tensor_file(&set, file);
+    const StoredTensor *table = find_tensor(&set, prefix_names[1][PREFIX_TABLE]);
+    const StoredTensor *w1 = find_tensor(&set, prefix_names[1][PREFIX_W1]);
+    if (!table) fail("%s: '%s' is missing", file, prefix_names[1][PREFIX_TABLE]);
+    char *source = exists(path) ? read_file(path, &n) : NULL;
+    JsonReader r = json_open(path, source ? source : "{}", source ? n : 2);
+    const Json *root = json_only(&r);
+    double length = config_number(path, root, "pre_seq_len", 1, 1e6, (double)table->shape[0]);
+    if (length != (double)table->shape[0])
+        fail("%s: \"pre_seq_len\" is %g, and %s has a prefix of %zu", path, length, file, table->shape[0]);
+    o->method = "ptuning", o->ptuning_positions = "chatglm", o->num_virtual_tokens = (int64_t)table->shape[0];
+    o->prefix_projection = w1, o->encoder_hidden_size = w1 ? (int64_t)w1->shape[0] : 0;
+    *base = find_base(path, folder, json_get(root, "_name_or_path"), o);
+    json_close(&r);
+    free(source);
+    return find_method(o->method);
+}
+
 // Reads adapter_config.json into the options; returns its method, and the base folder that it names in *base.
 static const Method *read_adapter_config(const char *folder, Options *o, const char **base) {
     const char *path = name("%s/adapter_config.json", folder);
+    if (!exists(path) && official_prefix(folder)) return read_official_config(folder, o, base);
     size_t n, k = 0;
     char *source = read_file(path, &n);
     JsonReader r = json_open(path, source, n);
@@ -5889,19 +5944,13 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
         fail("%s: the adapter was made by --method %s; leave the option out", path, methods[k].name);
     o->method = methods[k].name;
     if (methods[k].read_config) methods[k].read_config(path, root, o);
-    *base = o->base;
-    if (!*base && json_is(named, JSON_STRING)) {        // as it stands, or seen from the adapter's folder
-        const char *beside = name("%s/%s", folder, named->text);
-        *base = named->text[0] != '/' && is_folder(beside) ? beside : name("%s", named->text);
-    }
-    if (!*base || !is_folder(*base))
-        fail("%s: its base model '%s' is no folder here; name it with --base DIR", path, *base ? *base : "");
+    *base = find_base(path, folder, named, o);
     json_close(&r);
     free(source);
     return &methods[k];
 }
 
-// Whether nothing but random first numbers is in a tensor, or none but the constant that it starts from.
+// False for a tensor of the base, and where a tensor that starts from one constant (LoRA's B: zero) has left it.
 static bool is_as_started(const Tensor *t) {
     real *numbers = take(t->n, sizeof *numbers);
     size_t i = 0;
@@ -5919,10 +5968,11 @@ static const StoredTensor *find_trained(const TensorSet *set, const Tensor *t) {
 // What is trained starts from the files of an adapter.
 static void read_adapter_tensors(const char *folder, Model *m, const Method *method) {
     TensorSet set = {0};
-    const char *projection = name("%s/prefix_projection.safetensors", folder);
+    const char *file = name("%s/prefix_projection.safetensors", folder);
     size_t n_constant = 0, n_as_started = 0;
-    bool apart = method->projected && exists(projection);
-    read_tensor_file(&set, apart ? projection : name("%s/adapter_model.safetensors", folder));
+    if (!method->projected || !exists(file)) file = name("%s/adapter_model.safetensors", folder);
+    if (!exists(file) && official_prefix(folder)) file = official_prefix(folder);
+    read_tensor_file(&set, file);
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor *t = m->trained[i];
         const StoredTensor *s = find_trained(&set, t);
@@ -5951,7 +6001,7 @@ static Opened open_model(const char *path, Options *o) {
     Opened m = { .folder = path };
     if (!is_folder(path))
         fail("%s: is no folder; MODEL must be one with config.json and weights, or an adapter's", path);
-    if (exists(name("%s/adapter_config.json", path))) {
+    if (is_adapter(path)) {
         m.method = read_adapter_config(path, o, &m.folder);
         m.adapter = path;
     }
@@ -5985,7 +6035,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
         "chat_template.jinja", "configuration_chatglm.py", "modeling_chatglm.py",     "tokenization_chatglm.py",
         "quantization.py"
     };
-    if (!exists(name("%s/adapter_config.json", adapter))) fail("%s: is no adapter or checkpoint folder", adapter);
+    if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Opened m = open_model(adapter, o);
     if (m.method->no_merge)
@@ -5997,6 +6047,99 @@ static void merge(const char *adapter, const char *out, Options *o) {
     for (size_t i = 0; i < COUNT(files); i++) copy_if_there(m.folder, temporary, files[i]);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
+}
+
+// ---- 12.5 The same adapter under other names ---------------------------------------------------------------------
+
+// target_modules in the other layout; a fused map stands for three.
+static const char *other_targets(const char *targets, bool remote) {
+    static const char *const names[][2] = {
+        { "query_key_value", "q_proj,k_proj,v_proj" }, { "dense", "o_proj" }, { "dense_h_to_4h", "gate_up_proj" },
+        { "dense_4h_to_h", "down_proj" } };
+    Text t = {0};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        bool has = list_has(targets, names[i][!remote]);
+        for (const char *p = names[i][1]; !i && !remote && p; p = strchr(p, ','), p += p != NULL)
+            has = has || list_has(targets, name("%.*s", (int)strcspn(p, ","), p));
+        if (has) text_print(&t, "%s%s", t.n ? "," : "", names[i][remote]);
+    }
+    return t.s;
+}
+
+// The map of a layer that gives part p (q, k, v, o, gate_up, down), and the first of its rows that do.
+static const Map *map_of_part(const Layer *l, size_t p, size_t *row) {
+    *row = 0;
+    if (l->n_qkv > 1 || p >= MAX_PARTS) return &l->maps[l->n_qkv > 1 ? p : p - MAX_PARTS + 1];
+    for (size_t i = 0; i < p; i++) *row += l->maps->part_rows[i];
+    return l->maps;
+}
+
+static bool same_numbers(const Tensor *a, const Tensor *b) {
+    real *x = take(2 * a->n, sizeof *x), *y = x + a->n;
+    memory_copy_out(x, a->value, a->n * sizeof *x), memory_copy_out(y, b->value, a->n * sizeof *y);
+    bool same = !memcmp(x, y, a->n * sizeof *x);
+    free(x);
+    return same;
+}
+
+static void export_lora(const char *adapter, const Model *from, const Model *to) {
+    for (size_t l = 0; l < from->config.n_layers; l++)
+        for (size_t p = 0; p < MAX_MAPS; p++) {
+            size_t row, new_row, r;
+            const Map *w = map_of_part(&from->layers[l], p, &row), *new = map_of_part(&to->layers[l], p, &new_row);
+            if (!(r = lora_rank(new))) continue;
+            size_t n = min_size(w->n_out, new->n_out);      // of the one that is not fused
+            Tensor *a = new->added.t[LORA_A], *old = w->added.t[LORA_A];
+            if (!old) fail("%s: %s has no LoRA, and the fused map has one A for query, key and value", adapter, w->path);
+            if (new_row && !same_numbers(a, old))
+                fail("%s: query, key and value have an A each, and the fused map has one for the three: that is "
+                     "another adapter; tune one in the other layout", adapter);
+            widen(a->value, old->value, REAL, a->n);
+            widen(new->added.t[LORA_B]->value + new_row * r, w->added.t[LORA_B]->value + row * r, REAL, n * r);
+        }
+}
+
+static void export_prefix(const char *adapter, const Model *from, const Model *to, const char *names) {
+    if ((from->first_position > 0) == from->config.remote || (from->first_position && !strcmp(names, "chatglm")))
+        fail("%s: a text's positions begin at %zu, and in a model under these names elsewhere: that is another "
+             "adapter; tune one with --ptuning_positions", adapter, from->first_position);
+    if (!strcmp(names, "chatglm")) {
+        for (size_t i = 0; i < from->n_trained; i++)
+            widen(to->trained[i]->value, from->trained[i]->value, REAL, from->trained[i]->n);
+        return;
+    }
+    real *kept = device_take(ptuning_keeps(from), sizeof *kept, "a prefix");
+    widen(to->trained[0]->value, prefix_table(from, kept), REAL, to->trained[0]->n);
+    memory_give(kept);
+}
+
+// Writes an adapter once more under PEFT's names for Hugging Face's layout, or ChatGLM's, where that is exact. A prefix
+// stays on its base: there the names say whether PEFT or ChatGLM's own code is to read it.
+static void export_adapter(const char *adapter, const char *out, Options *o) {
+    const char *base;
+    if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
+    if (exists(out)) fail("%s: exists already; name a new folder", out);
+    const Method *method = read_adapter_config(adapter, o, &base);
+    Model *from = describe_model(read_config(name("%s/config.json", base)));
+    Config config = from->config;
+    Options set = *o;
+    bool lora = !strcmp(method->name, "lora"), chatglm = !strcmp(o->to, "chatglm");
+    if (!lora && !method->prefix_forward)
+        fail("%s: %s has the same names everywhere; there is nothing to export", adapter, method->name);
+    if (lora && config.remote == chatglm) fail("%s: is under these names already", adapter);
+    if (lora && config.post_norms) fail("%s: its base is a glm4, which has no layout of ChatGLM's", adapter);
+    method->setup(from, o), start_trainables(from, 0, false), read_adapter_tensors(adapter, from, method);
+    config.remote = lora ? chatglm : config.remote && chatglm;
+    if (lora) set.target_modules = other_targets(o->target_modules, !chatglm);
+    else set.ptuning_positions = o->to, set.prefix_projection = o->prefix_projection && chatglm;
+    Model *to = describe_model(config);
+    method->setup(to, &set), start_trainables(to, 0, false);
+    if (lora) export_lora(adapter, from, to);
+    else export_prefix(adapter, from, to, o->to);
+    const char *temporary = begin_folder(out);
+    save_adapter(temporary, to, method, &set, base);
+    finish_output(temporary);
+    printf("%s: %zu tensors%s\n", out, to->n_trained, lora ? "; its base is the same model in the other layout" : "");
 }
 
 // ================================================================================================================
@@ -7617,6 +7760,7 @@ static const char *word(const Call *c, size_t i) { return i < c->n ? c->words[i]
 
 static int eval_command(const Call *c) { return eval(word(c, 0), word(c, 1), c->o), 0; }
 static int dump_command(const Call *c) { return dump(word(c, 0), word(c, 1), word(c, 2), c->o), 0; }
+static int export_command(const Call *c) { return export_adapter(word(c, 0), word(c, 1), c->o), 0; }
 static int merge_command(const Call *c) { return merge(word(c, 0), word(c, 1), c->o), 0; }
 static int compare_command(const Call *c) {
     return compare(c->words, c->n, c->o->out ? c->o->out : "compare.svg"), 0;
@@ -7666,7 +7810,7 @@ static int init_command(const Call *c) {
 static int info_command(const Call *c) {
     const char *path = word(c, 0), *base = path;
     Options *o = c->o;
-    const Method *method = exists(name("%s/adapter_config.json", path)) ? read_adapter_config(path, o, &base)
+    const Method *method = is_adapter(path) ? read_adapter_config(path, o, &base)
                                                                         : find_method(o->method);
     Config config = read_config(is_folder(base) ? name("%s/config.json", base) : base);
     Model *m = describe_model(config);
@@ -7898,7 +8042,7 @@ static void check_file(const char *path, const ChatFormat *f, const Options *o, 
 static int check_command(const Call *c) {
     const char *data = word(c, 0), *base = word(c, 1), *dev = c->o->eval_file;
     Options *o = c->o;
-    if (exists(name("%s/adapter_config.json", base))) read_adapter_config(base, o, &base);
+    if (is_adapter(base)) read_adapter_config(base, o, &base);
     Config config = read_config(name("%s/config.json", base));
     ChatFormat f = choose_format(o, &config, base);
     const char *official = mask_words(o, &f), *train_file = is_folder(data) ? data_file(data, "train") : data;
@@ -7933,6 +8077,8 @@ static const struct {
       "show what would be learned: tokens, targets, lengths, doubtful places; trains nothing" },
     { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT",
       "write base and adapter as one model folder, in the base's type" },
+    { "export", EXPORT, 2, 2, export_command, "ADAPTER OUT",
+      "write an adapter under the names of the other layout, or of PEFT or ChatGLM, where that is exact" },
     { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE",
       "text on stdin to token ids, or back with --decode" },
     { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT",
@@ -8080,7 +8226,9 @@ static const struct {
       "write over a run that is in output_dir; go on though options differ", NULL },
     { FIELD(layout), CHOICE, TRAIN | EVAL | CHECK | CHAT | INIT | INFO, NULL, 0, 0,
       "chat layout; default: told from the model", "chatglm2,chatglm3,glm4-chat,0414,z1,edge" },
-    { FIELD(base), STRING, TRAIN | EVAL | CHECK | CHAT | MERGE | DUMP | INFO, NULL, 0, 0,
+    { FIELD(to), CHOICE, EXPORT, "peft", 0, 0,
+      "whose names", "peft,chatglm" },
+    { FIELD(base), STRING, TRAIN | EVAL | CHECK | CHAT | MERGE | EXPORT | DUMP | INFO, NULL, 0, 0,
       "base model of an adapter; default: the one that it names", NULL },
     { FIELD(prompt), STRING, CHAT, NULL, 0, 0,
       "answer this one text and end", NULL },

@@ -1,0 +1,102 @@
+# Tuning methods: what they train, their files, what is refused.
+
+# ---- Trainable counts of the released shapes ---------------------------------------------------------------------
+
+works 'method ptuning trains 1835008 of' info chatglm3-6b --method ptuning
+works 'method ptuning trains 1310720 of' info glm-4-9b-chat --method ptuning --num_virtual_tokens 64
+works 'method adapter trains' info chatglm3-6b --method adapter
+works 'method freeze trains' info chatglm3-6b --method freeze --trainable_layers 2
+
+# ---- Each method: tune, chat, go on, look ------------------------------------------------------------------------
+
+short='--max_steps 2 --val_size 0 --logging_steps 1'
+for method in 'ptuning --num_virtual_tokens 4' 'ptuning --num_virtual_tokens 4 --prefix_projection true' \
+    'adapter' 'adapter --adapter_type pfeiffer' 'freeze --trainable_layers 1' 'freeze --trainable_layers 0 --trainable_head'; do
+    for base in f remote; do
+        rm -rf tuned on
+        format=''; [ $base = f ] || format='--layout glm4-chat'
+        works 'done' train data.jsonl $base --output_dir tuned $short $format --method $method
+        works '' chat tuned/checkpoint-2 --prompt hi --max_new_tokens 3 $format
+        works 'done' train data.jsonl tuned/checkpoint-2 --output_dir on $short $format
+        works "method ${method%% *} trains" info tuned/checkpoint-2 $format
+    done
+done
+rm -rf merged tuned on
+works 'done' train data.jsonl f --output_dir tuned $short --method freeze --trainable_layers 1
+works 'tensors' merge tuned/checkpoint-2 merged
+works '' chat merged --prompt hi --max_new_tokens 3
+
+# ---- Files that are not as they should be ------------------------------------------------------------------------
+
+rm -rf prefix bottleneck
+works 'done' train data.jsonl f --output_dir prefix $short --method ptuning --num_virtual_tokens 4
+works 'done' train data.jsonl f --output_dir bottleneck $short --method adapter
+refuse 'prefix|cannot be merged|a prefix is keys and values' merge prefix/checkpoint-2 out
+refuse 'bottleneck|cannot be merged|network of its own' merge bottleneck/checkpoint-2 out
+
+broken prefix/checkpoint-2
+sed -i 's/"num_virtual_tokens": 4/"num_virtual_tokens": 5/' bad/adapter_config.json
+refuse "adapter_model.safetensors|'prompt_embeddings'|[4, 16]|[5, 16]" chat bad --prompt hi
+broken prefix/checkpoint-2
+sed -i 's/"num_virtual_tokens": 4/"num_virtual_tokens": 0/' bad/adapter_config.json
+refuse 'adapter_config.json|"num_virtual_tokens"' chat bad --prompt hi
+broken prefix/checkpoint-2
+sed -i 's/"PREFIX_TUNING"/"PROMPT_TUNING"/' bad/adapter_config.json
+refuse "adapter_config.json|'PROMPT_TUNING'|PREFIX_TUNING|LORA" chat bad --prompt hi
+broken prefix/checkpoint-2; edit_header bad/adapter_model.safetensors 's/prompt_embeddings/prompt_embedding_/'
+refuse "'prompt_embeddings' is missing" chat bad --prompt hi
+broken prefix/checkpoint-2; add_tensor bad/adapter_model.safetensors extra
+refuse "adapter_model.safetensors|'extra'" chat bad --prompt hi
+refuse 'num_virtual_tokens 4|leave the option out' train data.jsonl prefix/checkpoint-2 --num_virtual_tokens 9 --output_dir out
+sed 's/"head_dim": 4/"head_dim": 8/' glm.json >broad.json
+works 'parameters' init broad.json broad --layout glm4-chat
+refuse "'prompt_embeddings'" chat prefix/checkpoint-2 --prompt hi --base broad
+broken bottleneck/checkpoint-2
+sed -i 's/"houlsby"/"parallel"/' bad/adapter_config.json
+refuse 'adapter_config.json|"adapter_type"' chat bad --prompt hi
+broken bottleneck/checkpoint-2
+sed -i 's/"reduction_factor": 16/"reduction_factor": 4/' bad/adapter_config.json
+refuse "adapter_model.safetensors|adapter_down|[1, 16]|[4, 16]" chat bad --prompt hi
+refuse '--trainable_layers 7|the model has 1' train data.jsonl f --method freeze --trainable_layers 7 --output_dir out
+refuse "target module 'qproj'|q_proj" train data.jsonl f --method freeze --trainable_layers 1 --trainable_modules qproj --output_dir out
+refuse 'nothing would train' train data.jsonl f --method freeze --trainable_layers 0 --output_dir out
+
+rm -rf idle
+works 'done' train data.jsonl f --output_dir idle --max_steps 1 --val_size 0 --learning_rate 0
+works 'warning: idle/checkpoint-1: changes nothing' chat idle/checkpoint-1 --prompt hi --max_new_tokens 2
+rm -rf idle
+works 'done' train data.jsonl f --output_dir idle --max_steps 1 --val_size 0 --learning_rate 0 --method adapter
+works 'warning: idle/checkpoint-1: changes nothing' chat idle/checkpoint-1 --prompt hi --max_new_tokens 2
+
+# ---- ChatGLM's own prefix encoder, and other names ---------------------------------------------------------------
+
+rm -rf tuned official peft back split fused
+works 'done' train data.jsonl remote --output_dir tuned $short --layout glm4-chat --method ptuning --num_virtual_tokens 4 --prefix_projection true
+mkdir official
+cp tuned/checkpoint-2/adapter_model.safetensors official/pytorch_model.safetensors
+sed 's/^{/{"pre_seq_len": 4, "prefix_projection": true, "_name_or_path": "..\/remote",/' remote/config.json >official/config.json
+works '' chat official --prompt hi --max_new_tokens 8 --layout glm4-chat
+cp stdout answer
+works '' chat tuned/checkpoint-2 --prompt hi --max_new_tokens 8 --layout glm4-chat
+check 'the official folder answers as the checkpoint does' cmp stdout answer
+works 'trains' info official
+sed -i 's/"pre_seq_len": 4/"pre_seq_len": 6/' official/config.json
+refuse 'config.json|"pre_seq_len" is 6|a prefix of 4' chat official --prompt hi
+works '1 tensors' export tuned/checkpoint-2 peft --to peft
+check 'PEFT gets its type' grep -q '"PREFIX_TUNING"' peft/adapter_config.json
+works '' chat peft --prompt hi --max_new_tokens 8 --layout glm4-chat
+check 'PEFT names answer as the checkpoint does' cmp stdout answer
+works '1 tensors' export peft back --to chatglm
+works '' chat back --prompt hi --max_new_tokens 8 --layout glm4-chat
+check 'and back again' cmp stdout answer
+refuse 'positions begin at 4' export prefix/checkpoint-2 out --to chatglm
+
+rm -rf tuned
+works 'done' train data.jsonl remote --output_dir tuned $short --layout glm4-chat --target_modules query_key_value,dense_4h_to_h --learning_rate 0.01
+works '8 tensors' export tuned/checkpoint-2 split --to peft
+works '4 tensors' export split fused --to chatglm --base f
+check 'fused to split and back is the same' cmp fused/adapter_model.safetensors tuned/checkpoint-2/adapter_model.safetensors
+refuse 'under these names already' export tuned/checkpoint-2 out --to chatglm
+refuse 'query, key and value have an A each' export $adapter out --to chatglm
+refuse 'nothing to export' export bottleneck/checkpoint-2 out
+refuse 'exists already' export tuned/checkpoint-2 split
