@@ -6090,7 +6090,8 @@ static void export_lora(const char *adapter, const Model *from, const Model *to)
             if (!(r = lora_rank(new))) continue;
             size_t n = min_size(w->n_out, new->n_out);      // of the one that is not fused
             Tensor *a = new->added.t[LORA_A], *old = w->added.t[LORA_A];
-            if (!old) fail("%s: %s has no LoRA, and the fused map has one A for query, key and value", adapter, w->path);
+            if (!old)
+                fail("%s: %s has no LoRA, and the fused map has one A for query, key, value", adapter, w->path);
             if (new_row && !same_numbers(a, old))
                 fail("%s: query, key and value have an A each, and the fused map has one for the three: that is "
                      "another adapter; tune one in the other layout", adapter);

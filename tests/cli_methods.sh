@@ -100,3 +100,11 @@ refuse 'under these names already' export tuned/checkpoint-2 out --to chatglm
 refuse 'query, key and value have an A each' export $adapter out --to chatglm
 refuse 'nothing to export' export bottleneck/checkpoint-2 out
 refuse 'exists already' export tuned/checkpoint-2 split
+
+# ---- LoRA beside three maps is not LoRA beside the fused one -----------------------------------------------------
+
+echo '{"model_type": "glm", "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40, "vocab_size": 151552,
+    "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": true,
+    "max_position_embeddings": 131072}' >glm-4-9b-chat-hf.json
+works 'trains 5406720 of' info glm-4-9b-chat-hf.json --method lora --r 8 --layout glm4-chat
+works 'method ptuning trains 2621440 of' info glm-4-9b-chat-hf.json --method ptuning --layout glm4-chat
