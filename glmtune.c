@@ -7469,7 +7469,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 //     lora                    its A and B are maps of n_in x r and r x n_out that train
 // All else counts nothing and so shows as lost percent.
 
-enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 30 };
+enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 28 };
 
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -7624,7 +7624,8 @@ static void count_step(const Run *r, const Batch *b, double *flops) {
         flops[PHASE_BACKWARD] += flows_below(r, l, AT_O) ? 5 * product : 0;
         for (size_t i = 0; i < m->layers[l].n_maps; i++) {
             const Map *w = &m->layers[l].maps[i];
-            double rows = (double)(is_last(r, l) && i >= m->layers[l].n_qkv ? r->R : r->T), below = m->lowest < w->depth;
+            double rows = (double)(is_last(r, l) && i >= m->layers[l].n_qkv ? r->R : r->T);
+            double below = m->lowest < w->depth;
             double base = 2 * rows * (double)w->weight->n, rank = 2 * rows * (double)lora_rank(w);
             double lora_a = rank * (double)w->n_in, lora_b = rank * (double)w->n_out;
             flops[PHASE_FORWARD] += base + lora_a + lora_b;

@@ -1,0 +1,16 @@
+# ---- bench: its figures are there; whether the machine was quiet, which decides its status, is not ours to test ---
+
+bench_prints() {                # WORDS OPTION...
+    local words=$1
+    shift
+    run bench "$@"
+    [ "$status" -le 1 ] && [ "$(grep -c '^glmtune: ' stderr)" = 0 ] || want "exit status 0, or 1 on a busy machine"
+    want_words stdout "$words"
+    ! grep -qi nan stdout || want "numbers"
+    judge
+}
+bench_prints 'peak|GFLOP/s|dX    32 rows|attention, 32 tokens|decoding, a token|forward|optimizer|tokens/s|afterwards' \
+    "$tests/tiny" --tokens 32
+bench_prints 'training step: full, 2 x 16 tokens, 16 targets' "$tests/tiny" --tokens 16 --target_share 0.5 --method full \
+    --per_device_train_batch_size 2
+misuse 'nothing to learn' bench "$tests/tiny" --target_share 0
