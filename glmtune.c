@@ -1196,6 +1196,8 @@ typedef struct {
     Piece *pieces;
     Special *specials;
     uint64_t *slots; uint32_t slot_mask;    // hash table: upper half of the hash, piece + 1
+    int32_t *two;                       // the pieces of two bytes, by these: -1: none
+    uint8_t known[1 << 17];             // a bit for 20 bits of each piece's hash
     bool alone[128];                    // SentencePiece: this ASCII character is part of no longer piece
     bool inner_blank;                   // SentencePiece: some piece has U+2581 after another character
     ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
@@ -1327,9 +1329,12 @@ static uint64_t piece_hash(const char *s, size_t n) {
     return h ^ h >> 32;
 }
 
-// The piece of exactly these bytes, or -1. A slot shows half of the hash, so that what is no piece costs one look.
+// The piece of exactly these bytes, or -1. Most questions are about what is no piece: a bit says so without a look at
+// the slots (Chinese: from 9.7 to 12.2 MB/s), and pairs of bytes have a table of their own (from 8.9 to 9.7).
 static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
+    if (n == 2) return t->two[(unsigned char)s[0] << 8 | (unsigned char)s[1]];
     uint64_t h = piece_hash(s, n), slot;
+    if (!(t->known[h >> 47] >> (h >> 44 & 7) & 1)) return -1;
     for (uint32_t i = (uint32_t)h & t->slot_mask; (slot = t->slots[i]); i = (i + 1) & t->slot_mask) {
         if ((slot ^ h) >> 32) continue;
         const Piece *p = &t->pieces[(uint32_t)slot - 1];
@@ -1339,7 +1344,10 @@ static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
 }
 
 static void place_piece(Tokenizer *t, uint32_t piece) {
-    uint64_t h = piece_hash(t->pieces[piece].text, t->pieces[piece].n);
+    const Piece *p = &t->pieces[piece];
+    if (p->n == 2) t->two[(unsigned char)p->text[0] << 8 | (unsigned char)p->text[1]] = (int32_t)piece;
+    uint64_t h = piece_hash(p->text, p->n);
+    t->known[h >> 47] |= (uint8_t)(1 << (h >> 44 & 7));
     uint32_t i = (uint32_t)h & t->slot_mask;
     while (t->slots[i]) i = (i + 1) & t->slot_mask;
     t->slots[i] = (h & ~(uint64_t)UINT32_MAX) | (piece + 1);
@@ -1352,6 +1360,7 @@ static void index_pieces(Tokenizer *t, const char *file) {
     t->slot_mask = size - 1;
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
     memset(t->alone, 1, sizeof t->alone);
+    t->two = memset(take(1 << 16, sizeof *t->two), 0xFF, (1 << 16) * sizeof *t->two);       // -1 everywhere
     for (uint32_t i = 0; i < t->n_pieces; i++) {
         const Piece *p = &t->pieces[i];
         bool is_byte = p->n == 1 && (t->kind == BYTE_BPE ? p->rank < RANK_BYTE : p->rank == RANK_BYTE);
@@ -1754,7 +1763,7 @@ static Text import_tokenizer_json(const char *file, const char *bytes, size_t n)
     Text image = tokenizer_image(BYTE_BPE, flags, t.pieces, t.n_pieces, specials, added->count);
     text_add(&image, listed.s, listed.n);
     json_close(&r);
-    free(t.pieces), free(t.slots), free(specials), free(listed.s), free(text);
+    free(t.pieces), free(t.slots), free(t.two), free(specials), free(listed.s), free(text);
     return image;
 }
 
@@ -1797,6 +1806,8 @@ static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **w
 }
 
 // ---- 4.7 Encoding ------------------------------------------------------------------------------------------------
+// Measured with tests/bench_tokenizers.py on one busy core of an AMD EPYC, in MB/s of English, code, Chinese: GLM-4's
+// vocabulary 65, 73, 12; ChatGLM3's 28, 20, 29.
 
 static void heap_push(Tokenizer *t, uint64_t merge) {
     t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
@@ -1932,7 +1943,8 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     return length;
 }
 
-// The ids of a chunk, as they were before if it was seen lately: words come again and again.
+// The ids of a chunk, as they were before if it was seen lately: words come again and again. (GLM-4: English from 44 to
+// 65 MB/s, Chinese from 11 to 12; ChatGLM3: English from 15 to 28.)
 static void encode_remembered(Tokenizer *t, const char *s, size_t n, Ids *out) {
     Remembered *r = &t->remembered[piece_hash(s, n) % REMEMBERED];
     size_t first = out->n;
@@ -1951,7 +1963,7 @@ static void encode_remembered(Tokenizer *t, const char *s, size_t n, Ids *out) {
 }
 
 // The part of SentencePiece's text s that no merge leaves: it ends before a blank that no piece has inside, and before
-// and after a character that no longer piece holds, such as a line break.
+// and after a character that no longer piece holds, such as a line break. (English: from 0.5 to 15 MB/s.)
 static size_t next_word(const Tokenizer *t, const char *s, size_t n) {
     size_t at = 0;
     if (!((unsigned char)*s & 0x80) && t->alone[(int)*s]) return 1;

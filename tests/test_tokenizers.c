@@ -118,7 +118,46 @@ static void test_no_text(void) {
                ids.ids[ids.n-2] == sp->byte_ids[0xBD] && ids.ids[ids.n-3] == sp->byte_ids[0xE4]);
 }
 
+// ---- Whole texts against the definition --------------------------------------------------------------------------
+
+// SentencePiece merges over a whole text, and glmtune word by word; long runs are where its shortcuts could go wrong.
+static void check_whole_texts(const char *path) {
+    Tokenizer *t = load_tokenizer_file(path);
+    size_t wrong = 0;
+    for (size_t i = 0; i < 1500; i++) {
+        Text text = random_text(t), escaped = {0};
+        if (i % 100 == 0)
+            for (size_t n = 400 + pick(400), c = pick(3); n--; ) text_add(&text, &"a \n"[c], 1);
+        text_add(&escaped, BLANK, text.n ? 3 : 0);
+        for (size_t k = 0; k < text.n; k++) {
+            bool blank = text.s[k] == ' ';
+            text_add(&escaped, blank ? BLANK : text.s + k, blank ? 3 : 1);
+        }
+        Ids fast = encoded(t, text.s, text.n), slow = {0};
+        slow_merge(t, escaped.s, escaped.n, &slow);
+        wrong += !same_ids(fast, slow.ids, slow.n);
+        free(fast.ids), free(slow.ids), free(text.s), free(escaped.s);
+    }
+    check_equal(label("%s: whole texts with other ids than the definition's", path), wrong, 0);
+}
+
+// One line of 10 MB, of words and of one letter: seconds at most, and it comes back.
+static void test_long_line(void) {
+    enum { N = SANITIZED ? 1000000 : 10000000 };
+    char *text = take(N, 1);
+    for (int run = 0; run < 2; run++) {
+        for (size_t i = 0; i < N; i++) text[i] = run || i % 7 ? 'a' : ' ';
+        double began = seconds();
+        check_true("a line of 10 MB comes back", comes_back(load_tokenizer_file("tokenizer.bin"), text, N));
+        check_true(label("a line of 10 MB takes %.1f s", seconds() - began), seconds() - began < 20);
+    }
+    free(text);
+}
+
 static void test_json_tokenizers(void) {
+    check_whole_texts(small_sentencepiece());
+    if (real_file("")) check_whole_texts(real_file("tokenizers/chatglm3-6b/tokenizer.model"));
+    test_long_line();
     test_tokenizer_json();
     test_no_text();
 }
