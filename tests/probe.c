@@ -7,9 +7,9 @@
 #include "../glmtune.c"
 
 typedef struct { const char *kind; size_t right, asked; } Score;
-typedef struct { Score rows[64]; size_t n, stopped, asked; } Scores;
+typedef struct { Score rows[64]; size_t n, stopped, asked; } Tally;
 
-static Score *score_of(Scores *s, const char *kind) {
+static Score *score_of(Tally *s, const char *kind) {
     size_t i = 0;
     while (i < s->n && strcmp(s->rows[i].kind, kind)) i++;
     if (i == COUNT(s->rows)) fail("more than %zu kinds", COUNT(s->rows));
@@ -26,7 +26,7 @@ static const Json *build_prompt(const DataReader *d, const Json *messages, Row *
     return want(d, m, "content", JSON_STRING, "a string");
 }
 
-static void ask(Scores *s, Generator *g, const DataReader *d, const Json *sample) {
+static void ask(Tally *s, Generator *g, const DataReader *d, const Json *sample) {
     const Json *messages = want(d, sample, "messages", JSON_ARRAY, "an array"), *kind = json_get(sample, "kind");
     Row row = {0};
     Ids answer = {0};
@@ -58,7 +58,7 @@ int main(int argc, char **argv) {
     JsonReader r = json_open(argv[2], source, n);
     Dataset notes = {0};
     DataReader d = { &r, &f, &o, m.model->config.vocab_size, &notes };
-    Scores s = {0};
+    Tally s = {0};
     double mean = 0;
     if (!f.tokenizer || !f.layout) fail("%s", f.why);
     for (const Json *j; (j = json_next(&r)); ) ask(&s, &g, &d, j);
