@@ -50,6 +50,7 @@ demo: glmtune
 # The numbers that the tests compare with, from PyTorch, transformers and PEFT (tests/requirements.txt).
 golden:
 	$(PYTHON) tests/reference.py
+	$(PYTHON) tests/reference_labels.py
 
 # The bundled vocabulary and model, from nothing: text, tokenizer, training (about 20 minutes on two cores).
 tiny: glmtune

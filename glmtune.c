@@ -5256,8 +5256,8 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     if (own && r != SYSTEM) fail("%s: \"tools\" belong to a system message", where(d, own));
     if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(d, own));
     if (own) tools = own;
-    if (tools && !*l->tools && content->count) note_text(d, r, content);
     if (tools) add_tools(d, c, tools, content->text, content->count);
+    if (tools && !*l->tools && content->count) note_text(d, r, content);
     if (!tools || (*l->tools && content->count)) add_text_turn(d, c, r, metadata, content, !loss || loss->number > 0);
 }
 

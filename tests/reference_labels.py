@@ -120,9 +120,11 @@ def row_of(layout, sample, official=False, combine=False):
 
 # ---- Conversations -----------------------------------------------------------------------------------------------
 
-TEXTS = ["你好", "类型#裙*风格#简约", "这是一款简约的连衣裙。", "How warm is it in Beijing?", "21 degrees.", "def f(x):\n    return x\n",
+TEXTS = ["你好", "类型#裙*风格#简约", "这是一款简约的连衣裙。", "How warm is it in Beijing?", "21 degrees.",
+         "def f(x):\n    return x\n",
          "don't STOP'LL", "  two  spaces ", "a\tb\r\nc", "🚀 １２３", "\n", "\n\n x", "", "<|user|> and <|assistant|>", "été é ﷺ",
-         "{\"city\": \"北京\", \"n\": 1.50}", "问：谁？\n\n答：我", "[gMASK]<sop>", "Ω" * 30, "0123456789 3.14159", "\\ \" / \u0000 \u0007 \u007f"]
+         "{\"city\": \"北京\", \"n\": 1.50}", "问：谁？\n\n答：我", "[gMASK]<sop>", "Ω" * 30, "0123456789 3.14159",
+         "\\ \" / \u0000 \u0007 \u007f"]
 CALLS = ["get_weather", "查询天气", "calc"]
 SCHEMAS = [
     {"name": "get_weather", "description": "天气 \"now\"\n", "parameters": {"type": "object", "properties": {
@@ -230,8 +232,7 @@ def config(vocabulary):
 
 
 def compare(real, program, count=1000):
-    kinds = {"chatglm2": "chatglm3-6b", "chatglm3": "chatglm3-6b", "glm4-chat": "glm-4-9b-chat", "0414": "glm-4-9b-chat",
-             "z1": "glm-4-9b-chat", "edge": "glm-4-9b-chat"}
+    kinds = {layout: "chatglm3-6b" if layout.startswith("chatglm") else "glm-4-9b-chat" for layout in RULES}
     encoders = {"chatglm3-6b": sentencepiece_encoder, "glm-4-9b-chat": tiktoken_encoder}
     loaded = {k: f(os.path.join(real, "tokenizers", k, "tokenizer.model")) for k, f in encoders.items()}
     wrong = 0

@@ -34,10 +34,11 @@ static void test_golden_labels(void) {
         while (strcmp(names[k], layout)) k++;
         o.official_mask = json_get(line, "official")->number > 0, o.combine = json_get(line, "combine")->number > 0;
         o.max_input_length = 100000;
-        Expected e = expected_row(json_get(line, "row"), (size_t)json_get(line, "prompt")->number, formats[k].tokenizer);
+        Expected e =
+            expected_row(json_get(line, "row"), (size_t)json_get(line, "prompt")->number, formats[k].tokenizer);
         Dataset set = read_text(name("%.*s", (int)(strstr(sample, ", \"row\": ") - sample), sample), &formats[k], &o);
-        check_sample(label("row %zu, %s, official %d, combine %d", n_rows + 1, layout, o.official_mask, o.combine), &set,
-                     0, e.ids.ids, e.labels.ids, e.ids.n);
+        check_sample(label("row %zu, %s, official %d, combine %d", n_rows + 1, layout, o.official_mask, o.combine),
+                     &set, 0, e.ids.ids, e.labels.ids, e.ids.n);
         wrong_prompts += set.samples[0].prompt_n != e.prompt_n;
         free(e.ids.ids), free(e.labels.ids);
     }
@@ -64,7 +65,8 @@ static const char cut_conversation[] =
 static Conversation cut_turns(void) {
     static const char *const texts[] = {
         "Be brief.", "A long question, \xE4\xBD\xA0\xE5\xA5\xBD\xE4\xBD\xA0\xE5\xA5\xBD, longer than what stands around"
-        " it, which has to lose its end first, before others do", "An answer of \xE6\x97\xA5\xE6\x9C\xAC some length, too.",
+        " it, which has to lose its end first, before others do",
+        "An answer of \xE6\x97\xA5\xE6\x9C\xAC some length, too.",
         "And?", "Done." };
     static const int roles[] = { SYSTEM, USER, ASSISTANT, USER, ASSISTANT };
     Conversation c = {0};
@@ -120,8 +122,19 @@ static void test_cutting(void) {
             free(kept.ids), free(text.s);
         }
     }
+    static const char with_tools[] =
+        "{\"tools\": [{\"function\": {\"name\": \"weather\", \"description\": \"How warm it is, and whether it rains\"}}],"
+        " \"messages\": [{\"role\": \"user\", \"content\": \"Is it cold where you are?\"},"
+        " {\"role\": \"assistant\", \"content\": \"It is rather cold here.\"}]}";
     ChatFormat f = format_of("glm4-chat", ".");
     Options o = default_options();
+    size_t whole_n = read_text(with_tools, &f, &o).longest;
+    o.overlong = "truncate", o.max_input_length = (int64_t)whole_n - 14;
+    o.max_output_length = 1;
+    Dataset tools = read_text(with_tools, &f, &o);
+    Text text = decode(f.tokenizer, tools.samples[0].ids, tools.longest);
+    check_true("tools stay whole where texts are cut", strstr(text.s, "## weather\n\n{\n    \"name\": \"weather\",") &&
+               strstr(text.s, "\"How warm it is, and whether it rains\"\n}" GLM4_TOOL_END) && tools.longest < whole_n);
     o.overlong = "truncate", o.max_input_length = 2, o.max_output_length = 1;
     Dataset ready = read_text("{\"input_ids\": [1, 2, 3, 4, 5, 6], \"labels\": [-100, -100, -100, 4, 5, 6]}", &f, &o);
     check_sample("ready ids keep their last", &ready, 0, (const int32_t[]){ 1, 2, 3, 6 },
@@ -137,7 +150,8 @@ static void check_history(const char *layout, const char *tokenizer, const char 
     start_method(&m, 0, false);
     ChatFormat f = format_of(layout, tokenizer);
     Chat chat = { .format = &f, .o = &o };
-    static const char *const questions[] = { "ab ab", "\xE4\xBD\xA0\xE5\x8F\xAB\xE4\xBB\x80\xE4\xB9\x88\xEF\xBC\x9F", "b" };
+    static const char *const questions[] = {
+        "ab ab", "\xE4\xBD\xA0\xE5\x8F\xAB\xE4\xBB\x80\xE4\xB9\x88\xEF\xBC\x9F", "b" };
     size_t V = m.model->config.vocab_size;
     o.max_new_tokens = 6, o.system = system;
     chat.g = make_generator(m.model, m.method, 512, 1);

@@ -144,6 +144,9 @@ static void fuzz_data(const char *bytes, size_t n) {
     }
     *format.tokenizer = loaded;             // without what the run before took for its work
     o.official_mask = n % 2;
+    format.layout = &layouts[n % COUNT(layouts)];       // each with the same tokens
+    o.overlong = (const char *[]){ "error", "drop", "truncate" }[n / 2 % 3];
+    o.max_input_length = n % 7 ? 512 : 8;
     (void)read_data_file(memory_file, &format, &o, 1 << 20, true);
 }
 
