@@ -51,6 +51,7 @@ demo: glmtune
 golden:
 	$(PYTHON) tests/reference.py
 	$(PYTHON) tests/reference_labels.py
+	$(PYTHON) tests/reference_methods.py
 
 # The bundled vocabulary and model, from nothing: text, tokenizer, training (about 20 minutes on two cores).
 tiny: glmtune

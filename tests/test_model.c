@@ -515,7 +515,7 @@ static Text train_with(const char *method, int threads, const Dataset *data, siz
 
 static void test_threads(void) {
     static const int threads[] = { 1, 2, 3, 3 };
-    static const char *const tuned[] = { "lora", "full" };
+    static const char *const tuned[] = { "lora", "full", "ptuning", "adapter" };
     int before = omp_get_max_threads();
     Dataset data = random_samples(5, 70, 75, 290);
     check_true("the threads test is large enough", data.n_tokens > 240 && data.n_tokens * 136 > WORTH_THREADS &&
