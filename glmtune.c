@@ -3360,6 +3360,7 @@ typedef struct {
     Dtype dtype, file_dtype;
     const void *data;               // what kernels read
     const void *file_data;          // in the mapped file; NULL where there is none
+    const char *file;               // its name in the folder
     real *value, *grad, *moments[2];    // when trained; value is data
 } Tensor;
 
@@ -3394,6 +3395,7 @@ typedef struct {
     Tensor **trained; size_t n_trained, trained_capacity;
     size_t lowest;                                  // depth of the lowest trained tensor
     size_t n_moments;                               // that the optimizer keeps of each trained number
+    const char *fingerprint;                        // of what it was made of (12.2); NULL: not asked for
     Added added;                                    // section 7: of a prefix of n_prefix keys and values, which every
     size_t n_prefix, first_position;                // token sees; the position of the first token of a text
     Arena trainables;
@@ -3556,6 +3558,7 @@ static void bind_files(Model *m, const char *folder) {
                  m->tensors[i]->name);
         check_stored(m->tensors[i], s);
         bind_tensor(m->tensors[i], s->data, s->dtype);
+        m->tensors[i]->file = strrchr(s->file, '/') + 1;
     }
     for (size_t i = 0; i < set.n; i++) {
         size_t k = 0;
@@ -4769,6 +4772,21 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm, r->R);
 }
 
+// The logits at every position of a batch, not only at targets: [T,V], on the host.
+static real *all_logits(Run *r, const Batch *b) {
+    size_t H = r->model->config.hidden_size, V = r->model->config.vocab_size;
+    real *logits = take(times(b->T, V), sizeof *logits);
+    Batch every = *b;
+    every.labels = NULL, every.every_row = true;
+    forward(r, &every, false);
+    for (size_t t = 0; t < b->T; t += HEAD_ROWS) {
+        size_t n = min_size(HEAD_ROWS, b->T - t);
+        head_forward(r, r->final + t*H, n);
+        memory_copy_out(logits + t*V, r->logits, n * V * sizeof *logits);
+    }
+    return logits;
+}
+
 // The sum of the losses at the targets of a batch.
 static double forward_loss(Run *r, const Batch *b) {
     forward(r, b, false);
@@ -5579,6 +5597,19 @@ static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint
     return b;
 }
 
+// Fixed random ids, each a target, to compare models on.
+enum { PROBE_TOKENS = 96 };
+static Batch probe_batch(const Model *m, size_t n) {
+    Sample s = { .ids = take(n, sizeof *s.ids), .n = n };
+    for (size_t i = 0; i < n; i++) s.ids[i] = (int32_t)(rng_bits(PROBE_TOKENS, i) % m->config.vocab_size);
+    s.labels = s.ids;
+    Dataset set = { .samples = &s, .n = 1 };
+    Batch b = make_batch(&set, &(size_t){ 0 }, 1, 0, 0);
+    free(s.ids);
+    b.samples = NULL;
+    return b;
+}
+
 static void free_batch(Batch *b) { free(b->ids), free(b->labels), free(b->token_keys), free(b->starts); }
 
 // The tokens of the largest batch that can come up: the longest samples together.
@@ -5790,13 +5821,16 @@ static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
     return s;
 }
 
-// Writes the tensors first .. last - 1 of a model to one file.
-static void write_shard(const char *path, const Model *m, size_t first, size_t last, TensorSource source,
-                        const void *context) {
-    StoredTensor *s = take(last - first, sizeof *s);
-    for (size_t i = first; i < last; i++) s[i - first] = stored_as(m->tensors[i], m->tensors[i]->file_dtype);
-    TensorWriter w = begin_tensor_file(path, s, last - first, "\"format\":\"pt\"");
-    for (size_t i = first; i < last; i++) {
+// Writes the tensors of a model that belong into one file; files [n_tensors] says where each does.
+static void write_shard(const char *folder, const Model *m, const char *const *files, const char *file,
+                        TensorSource source, const void *context) {
+    StoredTensor *s = take(m->n_tensors, sizeof *s);
+    size_t n = 0;
+    for (size_t i = 0; i < m->n_tensors; i++)
+        if (!strcmp(files[i], file)) s[n++] = stored_as(m->tensors[i], m->tensors[i]->file_dtype);
+    TensorWriter w = begin_tensor_file(name("%s/%s", folder, file), s, n, "\"format\":\"pt\"");
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        if (strcmp(files[i], file)) continue;
         real *numbers = device_take(m->tensors[i]->n, sizeof *numbers, m->tensors[i]->name);
         source(numbers, m->tensors[i], context);
         write_numbers(&w, m->tensors[i]->name, numbers, m->tensors[i]->n, m->tensors[i]->file_dtype);
@@ -5806,28 +5840,36 @@ static void write_shard(const char *path, const Model *m, size_t first, size_t l
     free(s);
 }
 
-// Writes model.safetensors, or shards of at most max_shard bytes with their index, each tensor in its file_dtype.
-static void write_weights(const char *folder, const Model *m, double max_shard, TensorSource source,
-                          const void *context) {
-    size_t *ends = take(m->n_tensors, sizeof *ends), n_shards = 0, bytes = 0, total = 0;
-    Text index = {0};
-    for (size_t i = 0; i < m->n_tensors; i++) {
+// The file of each tensor: model.safetensors, or shards of at most max_shard bytes.
+static const char **choose_files(const Model *m, double max_shard) {
+    const char **files = take(m->n_tensors, sizeof *files);
+    size_t *shard = take(m->n_tensors, sizeof *shard), n_shards = 1, bytes = 0;
+    for (size_t i = 0; i < m->n_tensors; shard[i++] = n_shards) {
         size_t more = times(m->tensors[i]->n, dtype_size(m->tensors[i]->file_dtype));
-        if (bytes && (double)(bytes + more) > max_shard) ends[n_shards++] = i, bytes = 0;
-        bytes += more, total += more;
+        if (bytes && (double)(bytes + more) > max_shard) n_shards++, bytes = 0;
+        bytes += more;
     }
-    ends[n_shards++] = m->n_tensors;
-    text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {", total);
-    for (size_t s = 0, first = 0; s < n_shards; first = ends[s++]) {
-        const char *file =
-            n_shards == 1 ? "model.safetensors" : name("model-%05zu-of-%05zu.safetensors", s + 1, n_shards);
-        write_shard(name("%s/%s", folder, file), m, first, ends[s], source, context);
-        for (size_t i = first; i < ends[s]; i++)
-            text_print(&index, "%s\n\"%s\": \"%s\"", i ? "," : "", m->tensors[i]->name, file);
+    for (size_t i = 0; i < m->n_tensors; i++)
+        files[i] = n_shards == 1 ? "model.safetensors" : name("model-%05zu-of-%05zu.safetensors", shard[i], n_shards);
+    free(shard);
+    return files;
+}
+
+// Writes the weights of a model, each in its file_dtype, and the index of more than one file.
+static void write_weights(const char *folder, const Model *m, const char *const *files, TensorSource source,
+                          const void *context) {
+    size_t total = 0;
+    Text index = {0}, map = {0};
+    for (size_t i = 0, k; i < m->n_tensors; i++) {
+        for (k = 0; strcmp(files[k], files[i]); k++) continue;
+        if (k == i) write_shard(folder, m, files, files[i], source, context);
+        text_print(&map, "%s\n\"%s\": \"%s\"", i ? "," : "", m->tensors[i]->name, files[i]);
+        total += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
     }
-    text_print(&index, "}}\n");
-    if (n_shards > 1) write_file(name("%s/model.safetensors.index.json", folder), index.s, index.n);
-    free(index.s), free(ends);
+    text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {%s}}\n", total, map.s);
+    if (strcmp(files[0], "model.safetensors"))
+        write_file(name("%s/model.safetensors.index.json", folder), index.s, index.n);
+    free(index.s), free(map.s);
 }
 
 static void copy_if_there(const char *from, const char *to, const char *file) {
@@ -5859,10 +5901,12 @@ static void write_reals(const char *path, const StoredTensor *s, size_t n, const
     finish_tensor_file(&w);
 }
 
-static void write_trained(const char *path, Tensor *const *t, size_t n) {
+static void write_trained(const char *path, Tensor *const *t, size_t n, const char *fingerprint) {
     StoredTensor *s = take(n, sizeof *s);
     for (size_t i = 0; i < n; i++) s[i] = stored_as(t[i], REAL), s[i].data = t[i]->value;
-    write_reals(path, s, n, "\"format\":\"pt\"");
+    const char *metadata = "\"format\":\"pt\"";
+    if (fingerprint) metadata = name("%s,\"glmtune.fingerprint\":\"%s\"", metadata, fingerprint);
+    write_reals(path, s, n, metadata);
     free(s);
 }
 
@@ -5872,11 +5916,29 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
     const char *file = name("%s/adapter_model.safetensors", folder);
     make_folders(folder);
     Tensor *projected = method->projected ? method->projected(m) : NULL;
-    if (projected) write_trained(file, &projected, 1), memory_give(projected->value);
-    write_trained(projected ? name("%s/prefix_projection.safetensors", folder) : file, m->trained, m->n_trained);
+    if (projected) write_trained(file, &projected, 1, m->fingerprint), memory_give(projected->value);
+    write_trained(projected ? name("%s/prefix_projection.safetensors", folder) : file, m->trained, m->n_trained,
+                  m->fingerprint);
     Text config = adapter_config(m, method, o, base);
     write_file(name("%s/adapter_config.json", folder), config.s, config.n);
     free(config.s);
+}
+
+// The fingerprint of what an adapter is trained on: three hashes, so that a message can say which part differs. The
+// base's is over name, type, shape and 4 KiB from start, middle and end of every tensor; 0 stands for what is not known.
+static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
+    uint64_t base = 0, tokenizer = 0, layout = f && f->layout ? hash_name(f->layout->name) : 0;
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = m->tensors[i];
+        size_t n = t->n * dtype_size(t->file_dtype), part = min_size(n, 4096), at[] = { 0, (n - part) / 2, n - part };
+        base = rng_key(rng_key(base, hash_name(t->name)), t->file_dtype);
+        for (size_t k = 0; k < t->n_dims; k++) base = rng_key(base, t->shape[k]);
+        for (size_t k = 0; k < COUNT(at); k++)
+            base = rng_key(base, hash_bytes((const char *)t->file_data + at[k], part));
+    }
+    if (f && f->tokenizer) tokenizer = hash_bytes(f->tokenizer->image, f->tokenizer->image_bytes);
+    return name("%016llx-%016llx-%016llx", (unsigned long long)base, (unsigned long long)tokenizer,
+                (unsigned long long)layout);
 }
 
 // ---- 12.3 Reading one --------------------------------------------------------------------------------------------
@@ -6028,6 +6090,26 @@ static void start_method(const Opened *m, uint64_t seed, bool trains) {
     if (m->adapter) read_adapter_tensors(m->adapter, m->model, m->method);
 }
 
+// An adapter that carries a fingerprint goes onto what it was trained on, unless --force says otherwise. f: the format
+// that text is to be encoded in; NULL: there will be no text, so the weights alone count.
+static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o) {
+    enum { DIGITS = 16 };
+    static const char *const parts[] = { "base model", "tokenizer", "chat layout" }, unknown[] = "0000000000000000";
+    TensorSet set = {0};
+    if (!m->adapter) return;
+    read_tensor_file(&set, name("%s/adapter_model.safetensors", m->adapter));
+    const char *was = line_value(set.metadata.s, "glmtune.fingerprint"), *is = fingerprint_of(m->model, f);
+    if (!was || strlen(was) != strlen(is)) return;
+    for (size_t k = 0; k < COUNT(parts); k++, was += DIGITS + 1, is += DIGITS + 1) {
+        if (!strncmp(was, is, DIGITS) || !strncmp(was, unknown, DIGITS) || !strncmp(is, unknown, DIGITS)) continue;
+        const char *differs = name("%s was trained with another %s: its fingerprint is %.16s, that of %s is %.16s",
+                                   m->adapter, parts[k], was, m->folder, is);
+        if (!o->force) fail("%s; name the right one, or --force", differs);
+        fprintf(stderr, "warning: %s\n", differs);
+    }
+    free(set.tensors);
+}
+
 // ---- 12.4 Merging ------------------------------------------------------------------------------------------------
 
 // The numbers of a base tensor with what was tuned: its own when it trained, W + s B A beside LoRA.
@@ -6039,9 +6121,49 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
             if (w->weight == t) o->method->merge(out, w);
 }
 
+// The logits of fixed random ids and, in *loss, the mean loss of each from those before it; *n is how many logits.
+static real *probe(Model *m, const Method *method, double *loss, size_t *n) {
+    Batch b = probe_batch(m, PROBE_TOKENS);
+    Run r = describe_run(m, method, FORWARD_ONLY, b.T, b.T);
+    take_run(&r);
+    real *logits = all_logits(&r, &b);
+    *loss = forward_loss(&r, &b) / (double)(b.T - 1);
+    *n = b.T * m->config.vocab_size;
+    give_run(&r), free_batch(&b);
+    return logits;
+}
+
+// Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, at
+// random; float arithmetic in another order adds some units of 2^-24. Measured on eight layers of random weights: logits
+// change by 0.7 to 2 u of the largest (fp32: 15 units). A wrong merge is off by far more than 16 u; where a run has
+// diverged, attention is so sharp that rounding alone passes it.
+static double merge_bound(const Model *m) {
+    static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
+    double largest = 0x1p-24 * 4;
+    for (size_t i = 0; i < m->n_tensors; i++) largest = fmax(largest, units[m->tensors[i]->file_dtype]);
+    return 16 * largest;
+}
+
+// Base with adapter and the merged folder, read back, must agree on a probe.
+static void verify_merge(const Opened *o, const char *folder, bool force) {
+    double loss, merged_loss, change = 0, largest = 0, bound = merge_bound(o->model);
+    size_t n, bad = 0;
+    real *want = probe(o->model, o->method, &loss, &n), *got = probe(load_model(folder), NULL, &merged_loss, &n);
+    for (size_t i = 0; i < n; i++) {
+        change = fmax(change, fabs((double)got[i] - (double)want[i])), largest = fmax(largest, fabs((double)want[i]));
+        bad += !isfinite(got[i]) || !isfinite(want[i]);
+    }
+    if (bad || (!(change <= bound * largest) && !force))
+        fail("%s: the merged model gives other logits: they change by up to %.3g, the largest is %.3g, and %.2g of it "
+             "is what rounding may do; nothing is written (--force: it is)", o->adapter, change, largest, bound);
+    fprintf(stderr, "read back: logits change by up to %.3g (%.2g of the largest; bound %.2g), the loss from %.6f to "
+            "%.6f\n", change, change / largest, bound, loss, merged_loss);
+    free(want), free(got);
+}
+
 // Writes base and adapter as one model folder, each tensor in the base's type; a folder that exists is refused.
 static void merge(const char *adapter, const char *out, Options *o) {
-    static const char *const files[] = {
+    static const char *const others[] = {
         "config.json",         "generation_config.json",   "tokenizer.bin",           "tokenizer.model",
         "tokenizer.json",      "tokenizer_config.json",    "special_tokens_map.json", "added_tokens.json",
         "chat_template.jinja", "configuration_chatglm.py", "modeling_chatglm.py",     "tokenization_chatglm.py",
@@ -6053,10 +6175,14 @@ static void merge(const char *adapter, const char *out, Options *o) {
     if (m.method->no_merge)
         fail("%s: cannot be merged: %s; name the adapter's folder where a model is asked for", adapter,
              m.method->no_merge);
+    check_fingerprint(&m, NULL, o);
     start_method(&m, 0, false);
-    const char *temporary = begin_folder(out);
-    write_weights(temporary, m.model, o->max_shard_size * 1e9, merged_tensor, &m);
-    for (size_t i = 0; i < COUNT(files); i++) copy_if_there(m.folder, temporary, files[i]);
+    const char *temporary = begin_folder(out), **files = choose_files(m.model, o->max_shard_size * 1e9);
+    bool as_base = o->max_shard_size == o->defaults->max_shard_size;
+    for (size_t i = 0; as_base && i < m.model->n_tensors; i++) files[i] = m.model->tensors[i]->file;
+    write_weights(temporary, m.model, files, merged_tensor, &m);
+    for (size_t i = 0; i < COUNT(others); i++) copy_if_there(m.folder, temporary, others[i]);
+    verify_merge(&m, temporary, o->force);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
 }
@@ -6523,6 +6649,7 @@ static double mean_score(const Scores *s, Metric m) { return s->n ? s->sum[m] / 
 static void eval(const char *data, const char *model, Options *o) {
     Opened m = open_model(model, o);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
+    check_fingerprint(&m, &f, o);
     const char *file = is_folder(data) ? data_file(data, "dev") : data, *example = NULL;
     if (!file) fail("%s: holds neither dev.json nor dev.jsonl; name the file to evaluate on", data);
     Dataset set = read_data_file(file, &f, o, m.model->config.vocab_size, true);
@@ -7171,10 +7298,34 @@ static void take_trunk(Trainer *t) {
             size_text(bytes), trunk.layer);
 }
 
+// What was saved last is read back as a user will, and must give the logits of the model in memory, whose place it takes.
+static void verify_saved(Trainer *t) {
+    const Options *o = t->o;
+    const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
+    Batch b = probe_batch(t->base.model, min_size(PROBE_TOKENS, t->run.max_T));
+    RunKind kind = t->run.kind;
+    t->run.trunk = NULL;
+    real *want = all_logits(&t->run, &b);
+    give_run(&t->run), memory_give(t->base.model->trainables.block);
+    Options fresh = *o->defaults;
+    fresh.defaults = o->defaults, fresh.base = t->base.folder;
+    Opened again = open_model(folder, &fresh);
+    start_method(&again, 0, false);
+    Run r = describe_run(again.model, again.method, kind, b.T, b.T);
+    take_run(&r);
+    real *got = all_logits(&r, &b);
+    if (memcmp(got, want, b.T * again.model->config.vocab_size * sizeof *got))
+        fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted", folder);
+    fprintf(stderr, "read back: %s gives the logits of the model in memory, bit for bit\n", folder);
+    give_run(&r), free_batch(&b), free(want), free(got);
+}
+
 static void train(const char *data, const char *model, Options *o) {
     Trainer t = { .base = open_model(model, o), .o = o };
     Model *m = t.base.model;
     ChatFormat format = choose_format(o, &m->config, t.base.folder);
+    check_fingerprint(&t.base, &format, o);
+    m->fingerprint = fingerprint_of(m, &format);
     if (!t.base.method) t.base.method = find_method(o->method), t.base.method->setup(m, o);
     if (!(o->learning_rate >= 0)) o->learning_rate = t.base.method->learning_rate;
     const char *official = mask_words(o, &format);
@@ -7195,6 +7346,7 @@ static void train(const char *data, const char *model, Options *o) {
     take_run(&t.run);
     take_trunk(&t);
     const char *from = choose_checkpoint(o);
+    if (from) check_fingerprint(&(Opened){ .model = m, .folder = t.base.folder, .adapter = from }, &format, o);
     if (from) resume(&t, from);
     open_log(&t, from);
     if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t.state.step, (long long)t.steps);
@@ -7204,6 +7356,7 @@ static void train(const char *data, const char *model, Options *o) {
     train_loop(&t);
     close_written(t.log, t.log_path);
     draw_progress(&t, true);
+    if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
     if ((int64_t)t.state.step < t.steps) {
         fprintf(stderr, "stopped after step %.0f of %lld, which is saved; to go on: the same command with "
                 "--resume_from_checkpoint yes\n", t.state.step, (long long)t.steps);
@@ -7251,17 +7404,9 @@ static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, 
 // The hidden states, the last norm and the logits at every position, not only at targets.
 static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
     size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
-    real *logits = take(T * V, sizeof *logits);
-    Batch every = *b;
-    every.labels = NULL, every.every_row = true;
-    forward(r, &every, false);
+    real *logits = all_logits(r, b);
     for (size_t i = 0; i <= L; i++) list_add_reals(l, name("hidden.%zu", i), T, H, i < L ? r->layers[i].x : r->x_final);
     list_add_reals(l, "final_norm", T, H, r->final);
-    for (size_t t = 0; t < T; t += HEAD_ROWS) {
-        size_t n = min_size(HEAD_ROWS, T - t);
-        head_forward(r, r->final + t*H, n);
-        memory_copy_out(logits + t*V, r->logits, n * V * sizeof *logits);
-    }
     list_add(l, "logits", REAL, T, V, logits);
 }
 
@@ -7275,6 +7420,7 @@ static void write_list(const char *path, const TensorList *l) {
 static void dump(const char *model, const char *batch, const char *out, Options *o) {
     Opened opened = open_model(model, o);
     Model *m = opened.model;
+    check_fingerprint(&opened, NULL, o);
     if (!opened.method) opened.method = find_method("full"), opened.method->setup(m, o);
     size_t n_targets;
     Batch b = read_batch(batch, &m->config, &n_targets);
@@ -7814,7 +7960,7 @@ static int init_command(const Call *c) {
         if (dtype_options[i].dtype == dtype) text_print(&text, ",\n  \"torch_dtype\": \"%s\"", dtype_options[i].torch);
     text_print(&text, "\n}\n");
     const char *temporary = begin_folder(out);
-    write_weights(temporary, m, c->o->max_shard_size * 1e9, initial_tensor, c->o);
+    write_weights(temporary, m, choose_files(m, c->o->max_shard_size * 1e9), initial_tensor, c->o);
     write_file(name("%s/config.json", temporary), text.s, text.n);
     finish_output(temporary);
     printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
@@ -7947,8 +8093,9 @@ static void chat_turn(Chat *c, const char *text, size_t n) {
 static int chat_command(const Call *c) {
     Options *o = c->o;
     Opened m = open_model(word(c, 0), o);
-    start_method(&m, 0, false);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
+    check_fingerprint(&m, &f, o);
+    start_method(&m, 0, false);
     if (!f.tokenizer || !f.layout) fail("chat needs a tokenizer and a chat layout: %s", f.why);
     if (o->system && f.layout->rounds) fail("the chat layout %s has no system message", f.layout->name);
     Chat chat = { .format = &f, .o = o };
@@ -8236,8 +8383,8 @@ static const struct {
       "go on from a checkpoint, to the same bits: yes (the newest in output_dir), no, its step, or its folder", NULL },
     { FIELD(stop_at_step), INTEGER, TRAIN, "0", 0, 1e9,
       "save and end after this step, to go on later; 0: never", NULL },
-    { FIELD(force), FLAG, TRAIN, "false", 0, 0,
-      "write over a run that is in output_dir; go on though options differ", NULL },
+    { FIELD(force), FLAG, TRAIN | EVAL | CHAT | MERGE | DUMP, "false", 0, 0,
+      "an adapter on another base, a merge past its bound; in training: over a run in output_dir, going on though options differ", NULL },
     { FIELD(layout), CHOICE, TRAIN | EVAL | CHECK | CHAT | INIT | INFO, NULL, 0, 0,
       "chat layout; default: told from the model", "chatglm2,chatglm3,glm4-chat,0414,z1,edge" },
     { FIELD(to), CHOICE, EXPORT, "peft", 0, 0,
@@ -8370,7 +8517,7 @@ static size_t find_option(const char *wanted, int commands_of) {
 static const char *settings_of(const Options *o) {
     static const char others[] =
         "output_dir,logging_steps,save_steps,save_total_limit,stop_at_step,resume_from_checkpoint,force,threads,"
-        "gradient_checkpointing,max_new_tokens,base,eval_file,probe";
+        "gradient_checkpointing,keep_trunk,max_new_tokens,base,eval_file,probe";
     Text t = {0};
     for (size_t i = 0; i < COUNT(options); i++) {
         const void *field = (const char *)o + options[i].offset;

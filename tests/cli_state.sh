@@ -13,7 +13,9 @@ same_run() {                    # WHAT ONE OTHER STEP: the same adapter, moments
     judge
 }
 
-state='train data.jsonl f --max_steps 6 --logging_steps 1 --gradient_accumulation_steps 3 --learning_rate 0.01 --weight_decay 0.1'
+sed 's/"num_hidden_layers": 1/"num_hidden_layers": 3/' glm.json >deep.json
+works 'parameters' init deep.json deep --layout glm4-chat --dtype f32
+state='train data.jsonl deep --max_steps 6 --logging_steps 1 --gradient_accumulation_steps 3 --learning_rate 0.01 --weight_decay 0.1'
 
 # ---- Every method and optimizer goes on to the same bits ---------------------------------------------------------
 
@@ -25,14 +27,14 @@ for how in $(for m in $methods_of_help; do echo $m-adamw; done) lora-sgd lora-li
     works 'done' $state --output_dir whole $options --label_smoothing_factor 0.1
     works 'stopped after step 3 of 6|--resume_from_checkpoint yes' $state --output_dir parts $options \
         --label_smoothing_factor 0.1 --stop_at_step 3
-    works 'goes on from parts/checkpoint-3|done' $state --output_dir parts $options --label_smoothing_factor 0.1 \
+    works 'goes on from parts/checkpoint-3|read back: parts/checkpoint-6|done' $state --output_dir parts $options --label_smoothing_factor 0.1 \
         --resume_from_checkpoint yes
     same_run "$how: three steps and three more are six" whole parts 6
 done
 
 # ---- Which checkpoint, and what must be as it was ----------------------------------------------------------------
 
-works 'goes on from whole/checkpoint-6' train data.jsonl f --output_dir elsewhere ${state#train data.jsonl f} \
+works 'goes on from whole/checkpoint-6' train data.jsonl deep --output_dir elsewhere ${state#train data.jsonl deep} \
     --label_smoothing_factor 0.1 --resume_from_checkpoint whole/checkpoint-6
 same_run 'a run that is complete has nothing more to do' whole parts 6
 works 'holds no checkpoint: training begins|done' $state --output_dir fresh --resume_from_checkpoint yes
@@ -48,7 +50,7 @@ refuse 'method was lora, now it is full' $smooth --method full --resume_from_che
 refuse 'optim was adamw, now it is lion' $smooth --optim lion --resume_from_checkpoint yes
 sed 's/"hidden_size": 16/"hidden_size": 32/' glm.json >wider.json
 works 'parameters' init wider.json wider --layout glm4-chat
-refuse 'trained parameters was' train data.jsonl wider ${smooth#train data.jsonl f} --resume_from_checkpoint yes
+refuse 'parts/checkpoint-6 was trained with another base model|fingerprint|wider' train data.jsonl wider ${smooth#train data.jsonl deep} --resume_from_checkpoint yes
 head -n 7 data.jsonl >seven.jsonl
 refuse 'hash of the training data' train seven.jsonl ${smooth#train data.jsonl} --resume_from_checkpoint yes
 works 'warning: max_steps was 6, now it is 7|done' ${smooth/max_steps 6/max_steps 7} --resume_from_checkpoint 6 --force
@@ -61,7 +63,7 @@ rm -rf parts
 
 # ---- Signals -----------------------------------------------------------------------------------------------------
 
-endless="train data.jsonl f --max_steps 1000000 --save_steps 1000000 --logging_steps 1 --output_dir endless"
+endless="train data.jsonl deep --max_steps 1000000 --save_steps 1000000 --logging_steps 1 --output_dir endless"
 for signal in INT TERM; do
     "$program" $endless >stdout 2>stderr &
     for i in $(seq 100); do [ ! -s endless/log.jsonl ] || break; sleep 0.1; done
@@ -128,9 +130,36 @@ if [ "$(id -u)" != 0 ]; then
     rm -rf closed
 fi
 
+# ---- Fingerprints, and a merge that is laid out like its base and verified ---------------------------------------
+
+works 'done' $state --output_dir marked --max_steps 2
+adapter=marked/checkpoint-2
+header_of $adapter/adapter_model.safetensors >header
+check 'the adapter carries a fingerprint' grep -qE '"glmtune.fingerprint":"[0-9a-f]{16}-[0-9a-f]{16}-[0-9a-f]{16}"' header
+works 'parameters' init deep.json other --layout glm4-chat --dtype f32 --seed 3
+for command in "chat $adapter --prompt hi --max_new_tokens 1" "eval data.jsonl $adapter --max_new_tokens 1" \
+    "merge $adapter out" "dump $adapter ready.jsonl out" "train data.jsonl $adapter --output_dir out --max_steps 1"; do
+    refuse "$adapter was trained with another base model|fingerprint|that of other is|--force" $command --base other
+done
+works 'warning: ' chat $adapter --prompt hi --max_new_tokens 1 --base other --force
+refuse 'another chat layout' chat $adapter --prompt hi --layout chatglm3
+cp -R $adapter plain
+edit_header plain/adapter_model.safetensors 's/,"glmtune.fingerprint":"[^"]*"//'
+works '' chat plain --prompt hi --max_new_tokens 1 --base other
+works 'parameters' init deep.json sharded --layout glm4-chat --dtype bf16 --max_shard_size 0.00004
+works 'done' train data.jsonl sharded --output_dir of_shards --max_steps 2
+works 'read back: logits change|bound' merge of_shards/checkpoint-2 as_base
+told='a merged model lies in the files of its base'
+(cd sharded && find . -name '*.safetensors*' | sort) >list.base
+(cd as_base && find . -name '*.safetensors*' | sort) | cmp -s - list.base || want 'the same files'
+[ "$(wc -l <list.base)" -ge 4 ] || want 'several files'
+cmp -s sharded/model.safetensors.index.json as_base/model.safetensors.index.json || want 'the same index'
+judge
+rm -rf marked plain other sharded of_shards as_base
+
 # ---- Divergence --------------------------------------------------------------------------------------------------
 
-run train data.jsonl f --method full --optim sgd --learning_rate 10 --warmup_ratio 0 --max_grad_norm 0 --max_steps 200 \
+run train data.jsonl deep --method full --optim sgd --learning_rate 10 --warmup_ratio 0 --max_grad_norm 0 --max_steps 200 \
     --lr_scheduler_type constant --save_steps 1 --val_size 0 --output_dir diverged
 told='a run that diverges'
 [ "$status" = 1 ] || want 'exit status 1'
