@@ -142,7 +142,7 @@ for command in "chat $adapter --prompt hi --max_new_tokens 1" "eval data.jsonl $
     refuse "$adapter was trained with another base model|fingerprint|that of other is|--force" $command --base other
 done
 works 'warning: ' chat $adapter --prompt hi --max_new_tokens 1 --base other --force
-refuse 'another chat layout' chat $adapter --prompt hi --layout chatglm3
+refuse 'another chat layout' chat $adapter --prompt hi --layout 0414
 cp -R $adapter plain
 edit_header plain/adapter_model.safetensors 's/,"glmtune.fingerprint":"[^"]*"//'
 works '' chat plain --prompt hi --max_new_tokens 1 --base other
