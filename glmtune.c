@@ -8437,8 +8437,13 @@ static const struct { const char *option, *effect; } effects[] = {
     { "lora_dropout", "result: guards small data against learning by heart; 0 reaches a lower training loss" },
     { "target_modules", "memory, parameters: each map adds r (in + out).\n    "
       "result: attention alone does for style and tasks; with the MLP's maps more is learned and more forgotten" },
-    { "num_virtual_tokens", "memory, parameters: 2 layers kv_heads head_dim numbers for each, and a key and value more\n"
-      "    for every token to look at. result: 128 is the official choice" },
+    { "num_virtual_tokens", "memory, parameters: 2 layers kv_heads head_dim numbers for each, and one key and value\n"
+      "    more for every token to look at. result: 128 is the official choice" },
+    { "trainable_layers", "memory, parameters: the last layers whole, 16 bytes a number; backward ends below them" },
+    { "trainable_embedding", "memory, parameters: vocabulary x hidden numbers; backward goes through all layers" },
+    { "trainable_head", "memory, parameters: vocabulary x hidden numbers" },
+    { "reduction_factor", "parameters: about 2 hidden^2 / reduction_factor numbers for each adapter" },
+    { "adapter_type", "memory, parameters: houlsby has two adapters a layer, pfeiffer one" },
     { "prefix_projection", "memory, parameters: many times more, in training alone. result: helps some tasks" },
     { "learning_rate", "result: too high diverges or forgets, too low learns nothing; try 3 times more or less first" },
     { "per_device_train_batch_size", "memory: activations for so many of the longest samples. result: times\n    "
@@ -8584,9 +8589,8 @@ static void option_help(size_t i) {
     for (size_t k = 0; k < COUNT(commands); k++)
         if (options[i].commands & commands[k].bit) printf(" %s", commands[k].name);
     putchar('\n');
-    size_t k = 0;
-    while (k < COUNT(effects) && strcmp(effects[k].option, options[i].name)) k++;
-    printf("    %s\n", k < COUNT(effects) ? effects[k].effect : "no effect on memory or on the number of parameters");
+    for (size_t k = 0; k < COUNT(effects); k++)
+        if (!strcmp(effects[k].option, options[i].name)) printf("    %s\n", effects[k].effect);
 }
 
 static void method_help(const Method *m) {

@@ -114,5 +114,16 @@ static void test_yaml(void) {
     const Json *numbers = read_yaml("a: 5e-4\nb: no\nc: ~", 18, &r);
     check_true("a scalar keeps its words", !strcmp(json_get(numbers, "a")->text, "5e-4") &&
                !strcmp(json_get(numbers, "b")->text, "no") && !strcmp(json_get(numbers, "c")->text, "~"));
+    for (size_t i = 0; i < COUNT(effects); i++)
+        check_true(effects[i].option, find_option(effects[i].option, ALL) < COUNT(options));
+    for (size_t i = 0; i < COUNT(yaml_defaults); i++)
+        check_true(yaml_defaults[i].option, find_option(yaml_defaults[i].option, TRAIN) < COUNT(options));
+    for (size_t i = 0; i < COUNT(yaml_words); i++)
+        if (yaml_words[i].option) {
+            Options o = default_options();
+            size_t k = find_option(yaml_words[i].option, TRAIN);
+            if (check_true(yaml_words[i].option, k < COUNT(options)))
+                check_true(yaml_words[i].to, !set_option(&o, k, yaml_words[i].to));
+        }
     read_damaged(&golden_text);
 }
