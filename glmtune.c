@@ -2077,7 +2077,7 @@ static inline uint64_t rng_bits(uint64_t key, uint64_t i) { return mix64(key + G
 static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_bits(key, i) >> 40) / 16777216.0f; }
 
 // Folded into a seed first, these keep one use from repeating the numbers of another.
-enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4 };
+enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
 
 // memory on the device that computes, all bytes zero (the optimizer's moments start so); NULL when there is not enough
 void *memory_take(size_t bytes);
@@ -3608,17 +3608,19 @@ typedef struct Options {
     const struct Options *defaults; // what each was before the command line
     const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
     const char *prompt_column, *response_column, *history_column;
-    const char *prompt, *system, *out, *optim, *resume_from_checkpoint;
+    const char *prompt, *system, *out, *optim, *resume_from_checkpoint, *replay, *probe;
     const char *settings;           // "name=value" lines of what bears on the result, as a checkpoint keeps them
     const char *ptuning_positions, *adapter_type, *trainable_modules, *to;
     bool prefix_projection, trainable_embedding, trainable_head, keep_trunk;
     int64_t num_virtual_tokens, encoder_hidden_size, reduction_factor, trainable_layers;
     double prefix_dropout;
     bool use_rslora, official_mask, combine, ids, decode, force, gradient_checkpointing;
+    bool predict_with_generate, load_best_model_at_end;
     int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
     int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
         max_context;
     int64_t threads, tokens, elements, per_device_eval_batch_size, samples, sample, stop_at_step;
+    int64_t early_stopping_patience;
     double target_share, lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay;
     double adam_beta1, adam_beta2, momentum, adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p;
     double val_size, std, max_shard_size;
@@ -6402,9 +6404,10 @@ static size_t bad_number(const Tensor *t) {
 __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen,
                                                       size_t n, int64_t step, double loss, double norm) {
     Text samples = {0};
-    for (size_t i = 0; i < n; i++) text_print(&samples, "%s%zu", i ? ", " : "", set->samples[chosen[i]].number);
-    const char *head =
-        name("step %lld: loss %g, gradient norm %g, with samples %s", (long long)step + 1, loss, norm, samples.s);
+    for (size_t i = 0; i < n; i++)
+        text_print(&samples, "%s%zu", i ? ", " : "with samples ", set->samples[chosen[i]].number);
+    const char *head = name("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
+                            n ? samples.s : "in validation");
     for (size_t i = 0; i < m->n_tensors; i++) {
         Tensor file = *m->tensors[i];
         file.data = memory_mapped(file.file_data, file.n * dtype_size(file.file_dtype));
@@ -6619,11 +6622,15 @@ static void score_answer(Scores *scores, const Question *q, const ChatFormat *f,
     free(line.s);
 }
 
-// The longest sequence that answering a data set can give.
-static size_t longest_answered(const Dataset *set, const Config *c, const Options *o) {
-    size_t prompt = 0;
+// A generator for the answers to a data set.
+static Generator make_answerer(Model *m, const Method *method, const Dataset *set, const Options *o) {
+    size_t prompt = 0, n = (size_t)o->per_device_eval_batch_size;
     for (size_t i = 0; i < set->n; i++) prompt = max_size(prompt, set->samples[i].prompt_n);
-    return max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, c->max_positions));
+    size_t longest = max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, m->config.max_positions));
+    Generator g = make_generator(m, method, longest, n);
+    fprintf(stderr, "memory: %s to generate %zu answers together\n",
+            size_text(g.run.kept_arena.used + g.run.scratch_arena.used), n);
+    return g;
 }
 
 // Answers every sample that has a prompt, which never holds the answer, and scores what comes.
@@ -6645,6 +6652,17 @@ static Scores score_answers(Generator *g, const ChatFormat *f, const Options *o,
 
 static double mean_score(const Scores *s, Metric m) { return s->n ? s->sum[m] / (double)s->n : 0; }
 
+static void print_scores(FILE *out, const Scores *s) {
+    for (Metric k = 0; k < METRICS; k++)
+        fprintf(out, "%-16s %10.4f  %s\n", metrics[k].name, mean_score(s, k), metrics[k].meaning);
+}
+
+static char *score_line(const Scores *s) {
+    Text t = {0};
+    for (Metric k = 0; k < METRICS; k++) text_print(&t, "%s%s %.2f", k ? ", " : "", metrics[k].name, mean_score(s, k));
+    return t.s;
+}
+
 // The command: loss, then the scores of the answers, of a model on a data file.
 static void eval(const char *data, const char *model, Options *o) {
     Opened m = open_model(model, o);
@@ -6664,13 +6682,12 @@ static void eval(const char *data, const char *model, Options *o) {
            set.n_targets, set.n, log((double)m.model->config.vocab_size));
     printf("%-16s %10.4f  exp(loss)\n", "perplexity", exp(loss));
     if (!f.tokenizer || !f.layout) { fprintf(stderr, "no answers are generated: %s\n", f.why); return; }
-    Generator g = make_generator(m.model, m.method, longest_answered(&set, &m.model->config, o), batch);
+    Generator g = make_answerer(m.model, m.method, &set, o);
     const char *temporary = o->out ? begin_output(o->out) : NULL;
     FILE *out = temporary ? open_to_write(temporary) : NULL;
     Scores s = score_answers(&g, &f, o, &set, out, &example);
     if (out) close_written(out, o->out), finish_output(temporary);
-    for (Metric k = 0; k < METRICS; k++)
-        printf("%-16s %10.4f  %s\n", metrics[k].name, mean_score(&s, k), metrics[k].meaning);
+    print_scores(stdout, &s);
     if (example) printf("of %zu answers, the first:\n%s\n", s.n, example);
     give_generator(&g);
 }
@@ -6903,19 +6920,29 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
 
 // What a run must remember besides weights and moments: a checkpoint holds each number that stands in the table. All
 // are double, so that one loop writes and reads them; whole numbers stay exact up to 2^53.
-typedef struct { double step, tokens, best_step, best_metric; } RunState;
+// worse_since: validations after the best; first_loss: before training.
+typedef struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss; } RunState;
 
 static const struct { const char *name; size_t offset; } state_numbers[] = {
     { "step", offsetof(RunState, step) }, { "tokens", offsetof(RunState, tokens) },
     { "best_step", offsetof(RunState, best_step) }, { "best_metric", offsetof(RunState, best_metric) },
+    { "worse_since", offsetof(RunState, worse_since) }, { "first_loss", offsetof(RunState, first_loss) },
+    { "eval_loss", offsetof(RunState, eval_loss) },
 };
 
 typedef struct {
     Opened base;
     const Options *o;
-    Dataset train, validation;
+    Dataset train, validation;      // train: n_new samples, and behind them those to replay
+    size_t n_new;
+    double replay_ratio;
     Run run;
     RunState state;                 // best_step: 0 when there is none
+    ChatFormat format;
+    Generator answers;              // with predict_with_generate
+    Scores scores;                  // of the last validation
+    double last_loss, loss_sum, loss_steps;     // of training; the sum since the last validation
+    double mean_norm, first_tokens; // running mean of the gradient norm; tokens seen before this run went on
     FILE *log;
     const char *log_path;
     Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
@@ -6924,8 +6951,45 @@ typedef struct {
     double tokens_logged, began, logged_at, draw_at;
 } Trainer;
 
-static void read_data(Trainer *t, const char *data, const ChatFormat *f) {
+// Puts the samples of --replay FILE:RATIO behind the new ones.
+static void read_replay(Trainer *t, const char *replay) {
+    const char *colon = replay ? strrchr(replay, ':') : NULL;
+    char *end = NULL;
+    t->n_new = t->train.n;
+    if (!replay) return;
+    t->replay_ratio = colon ? strtod(colon + 1, &end) : 0;
+    if (!colon || end == colon + 1 || *end || !(t->replay_ratio > 0 && t->replay_ratio <= 1000))
+        fail_usage("--replay wants FILE:RATIO with a ratio above 0, up to 1000, not '%s'", replay);
+    Dataset old = read_data_file(name("%.*s", (int)(colon - replay), replay), &t->format, t->o,
+                                 t->base.model->config.vocab_size, true);
+    for (size_t i = 0; i < old.n; i++) dataset_add(&t->train, old.samples[i]);
+    fprintf(stderr, "replay: %zu samples, %g for each new one, added to the steps and their loss\n", old.n,
+            t->replay_ratio);
+    free(old.samples);
+}
+
+// The samples of a step: the next of the epoch's order, and the old ones whose turn it is. Old sample number j of the
+// whole run is the one that epoch j / n of their own order has at place j % n, so a step needs no memory of earlier
+// ones.
+static size_t choose_samples(const Trainer *t, int64_t step, size_t *chosen) {
+    uint64_t seed = (uint64_t)t->o->seed, epoch = (uint64_t)(step / t->steps_per_epoch);
+    size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
+    size_t n = min_size(t->samples_per_step, t->n_new - at);
+    size_t *order = epoch_order(t->n_new, seed, epoch), seen = (size_t)epoch * t->n_new + at;
+    memcpy(chosen, order + at, n * sizeof *chosen);
+    free(order);
+    size_t first = (size_t)(t->replay_ratio * (double)seen), end = (size_t)(t->replay_ratio * (double)(seen + n));
+    for (size_t j = first, n_old = t->train.n - t->n_new; j < end; j++) {
+        order = epoch_order(n_old, rng_key(seed, KEY_REPLAY), j / n_old);
+        chosen[n++] = t->n_new + order[j % n_old];
+        free(order);
+    }
+    return n;
+}
+
+static void read_data(Trainer *t, const char *data) {
     const Options *o = t->o;
+    const ChatFormat *f = &t->format;
     size_t V = t->base.model->config.vocab_size;
     const char *train = is_folder(data) ? data_file(data, "train") : data;
     const char *dev = o->eval_file ? o->eval_file : is_folder(data) ? data_file(data, "dev") : NULL;
@@ -6937,13 +7001,14 @@ static void read_data(Trainer *t, const char *data, const ChatFormat *f) {
     print_summary("training", &t->train, f);
     if (t->validation.n) print_summary("validation", &t->validation, f);
     print_findings(stderr, &t->train);
+    read_replay(t, o->replay);
 }
 
 static void plan_steps(Trainer *t) {
     const Options *o = t->o;
     t->batch_size = (size_t)o->per_device_train_batch_size;
     t->samples_per_step = t->batch_size * (size_t)o->gradient_accumulation_steps;
-    t->steps_per_epoch = (int64_t)((t->train.n + t->samples_per_step - 1) / t->samples_per_step);
+    t->steps_per_epoch = (int64_t)((t->n_new + t->samples_per_step - 1) / t->samples_per_step);
     t->steps = o->max_steps > 0 ? o->max_steps : (int64_t)ceil(o->num_train_epochs * (double)t->steps_per_epoch);
     if (t->steps < 1) t->steps = 1;
     if (warmup_of(o, t->steps) >= t->steps)
@@ -6959,8 +7024,9 @@ static const char *time_text(double s) {
 static void log_step(Trainer *t, int64_t step, double loss, double lr, double norm) {
     double now = seconds(), speed = (t->state.tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
     bool due = (step + 1) % t->o->logging_steps == 0 || step + 1 == t->steps;
-    progress(due, "step %lld/%lld  loss %.4f  lr %.3g  grad norm %.3g  %.0f tokens/s  %s left", (long long)step + 1,
-             (long long)t->steps, loss, lr, norm, speed,
+    const char *validation = t->state.eval_loss > 0 ? name("  eval loss %.4f", t->state.eval_loss) : "";
+    progress(due, "step %lld/%lld  loss %.4f%s  lr %.3g  grad norm %.3g  %.0f tokens/s  %s left", (long long)step + 1,
+             (long long)t->steps, loss, validation, lr, norm, speed,
              time_text((now - t->began) / (double)(step + 1 - t->first_step) * (double)(t->steps - step - 1)));
     if (!due) return;
     fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %.0f, "
@@ -6970,13 +7036,45 @@ static void log_step(Trainer *t, int64_t step, double loss, double lr, double no
     t->logged_at = now;
 }
 
-static void log_evaluation(Trainer *t, int64_t step) {
-    double start = seconds(), loss = evaluate(&t->run, &t->validation, t->batch_size), took = seconds() - start;
-    if (!isfinite(loss)) fail("step %lld: the validation loss is not finite; lower --learning_rate", (long long)step);
-    progress(true, "step %lld/%lld  validation loss %.4f", (long long)step, (long long)t->steps, loss);
-    fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g}\n", (long long)step, loss);
+// At step 0, so that a broken start shows at once: what guessing costs, and what the model gives on a few samples. That
+// is the base's loss, unless training goes on with an adapter; a new prefix changes it a little.
+static void print_start(Trainer *t) {
+    Dataset few = { .samples = t->train.samples, .n = min_size(t->n_new, t->samples_per_step) };
+    for (size_t i = 0; i < few.n; i++) few.n_targets += few.samples[i].n_targets;
+    t->state.first_loss = evaluate(&t->run, &few, t->batch_size);
+    fprintf(stderr, "step 0: ln(vocabulary) %.4f; the model before training has loss %.4f on the first %zu training "
+            "samples\n", log((double)t->base.model->config.vocab_size), t->state.first_loss, few.n);
+}
+
+// Validates, logs, and returns whether this is the best step so far. What there was before step 1 is no candidate.
+static bool log_evaluation(Trainer *t, int64_t step) {
+    double start = seconds(), loss = t->state.eval_loss = evaluate(&t->run, &t->validation, t->batch_size);
+    double gap = t->loss_steps > 0 ? loss - t->loss_sum / t->loss_steps : 0;
+    bool best = step > 0 && (!(t->state.best_step > 0) || loss < t->state.best_metric);
+    const char *example = NULL;
+    if (!isfinite(loss) && !step) return false;         // step 1 will say why
+    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->validation, NULL, 0, step - 1, loss, 0);
+    progress(true, "step %lld/%lld  validation loss %.4f, perplexity %.4g%s%s", (long long)step, (long long)t->steps,
+             loss, exp(loss), t->loss_steps > 0 ? name(", %+.4f to the training loss since the last one", gap) : "",
+             best ? "; the best so far" : "");
+    fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g", (long long)step, loss,
+            exp(loss));
+    if (t->answers.n_sequences) {
+        t->scores = score_answers(&t->answers, &t->format, t->o, &t->validation, NULL, &example);
+        for (Metric k = 0; k < METRICS; k++)
+            fprintf(t->log, ", \"eval_%s\": %.9g", metrics[k].name, mean_score(&t->scores, k));
+        if (!step) print_scores(stderr, &t->scores);        // with what each means
+        progress(true, "step %lld/%lld  %s; of %zu answers, the first:\n%s", (long long)step, (long long)t->steps,
+                 score_line(&t->scores), t->scores.n, example ? example : "none");
+    }
+    fprintf(t->log, "}\n");
     if (fflush(t->log)) fail_writing(t->log_path);
+    if (best) t->state.best_step = (double)step, t->state.best_metric = loss, t->state.worse_since = 0;
+    else t->state.worse_since += step > 0;
+    t->loss_sum = t->loss_steps = 0;
+    double took = seconds() - start;
     t->logged_at += took, t->began += took;     // evaluation does not count as training time
+    return best;
 }
 
 // Draws loss.svg, at most every second, and so seldom that it takes no more than a fiftieth of the time.
@@ -7207,6 +7305,11 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     double loss = accumulate(&t->run, &t->train, chosen, n, t->batch_size, o, step);
     double norm = clip_gradients(m, o->max_grad_norm);
     if (!isfinite(loss) || !isfinite(norm)) stop_not_finite(m, &t->train, chosen, n, step, loss, norm);
+    if (t->mean_norm > 0 && norm > 10 * t->mean_norm)
+        progress(true, "step %lld: the gradient norm %.3g is %.0f times its mean%s", (long long)step + 1, norm,
+                 norm / t->mean_norm, o->max_grad_norm > 0 ? "; it was cut to --max_grad_norm" : "");
+    t->mean_norm = t->mean_norm > 0 ? 0.9 * t->mean_norm + 0.1 * norm : norm;
+    t->loss_sum += loss, t->loss_steps++, t->last_loss = loss;
     optimizer_step(m, o, lr, step + 1);
     for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
     log_step(t, step, loss, lr, norm);
@@ -7220,27 +7323,35 @@ static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
     free_batch(&b);
 }
 
+// Whether validation has not got better for as long as the user is willing to wait.
+static bool is_enough(const Trainer *t) {
+    return t->o->early_stopping_patience && t->state.worse_since >= (double)t->o->early_stopping_patience;
+}
+
 static void train_loop(Trainer *t) {
     const Options *o = t->o;
-    size_t *order = NULL;
+    size_t *chosen = take((size_t)((1 + t->replay_ratio) * (double)t->samples_per_step) + 2, sizeof *chosen);
     int64_t eval_every = o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch;
-    t->began = t->logged_at = seconds();
-    for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps; step++) {
-        size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
-        if (!at || !order)
-            free(order), order = epoch_order(t->train.n, (uint64_t)o->seed, (uint64_t)(step / t->steps_per_epoch));
-        train_step(t, step, order + at, min_size(t->samples_per_step, t->train.n - at));
-        bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
+    bool enough = is_enough(t);
+    if (!(t->state.step > 0)) print_start(t);
+    if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
+    t->began = t->logged_at = seconds(), t->first_tokens = t->state.tokens;
+    for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps && !enough; step++) {
+        size_t n = choose_samples(t, step, chosen);
+        train_step(t, step, chosen, n);
         t->state.step = (double)(step + 1);
-        if (t->validation.n && ((step + 1) % eval_every == 0 || last)) log_evaluation(t, step + 1);
+        bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
+        bool validates = t->validation.n && ((step + 1) % eval_every == 0 || last);
+        bool best = validates && log_evaluation(t, step + 1);
+        enough = is_enough(t);
         draw_progress(t, false);
-        if ((step + 1) % o->save_steps == 0 || last || stops) {
-            check_weights(t, order + at, min_size(t->batch_size, t->train.n - at));
+        if ((step + 1) % o->save_steps == 0 || last || stops || best || enough) {
+            check_weights(t, chosen, min_size(t->batch_size, n));
             save_checkpoint(t);
         }
         if (stops) break;
     }
-    free(order);
+    free(chosen);
 }
 
 // ---- 13.8 The whole run ------------------------------------------------------------------------------------------
@@ -7320,17 +7431,43 @@ static void verify_saved(Trainer *t) {
     give_run(&r), free_batch(&b), free(want), free(got);
 }
 
+// The closing table: what was trained, on how much, and what came of it.
+static void print_result(const Trainer *t) {
+    const Model *m = t->base.model;
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    printf("trained     %s: %zu parameters; the base has %zu\n", t->base.method->name,
+           count_parameters(m->trained, m->n_trained), count_parameters(m->tensors, m->n_tensors));
+    printf("data        %zu samples%s, %lld steps = %.3g epochs, %zu tokens\n", t->n_new,
+           t->n_new < t->train.n ? name(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
+           t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
+    printf("loss        %.4f before training, %.4f in the last step\n", t->state.first_loss, t->last_loss);
+    if (t->state.best_step > 0)
+        printf("validation  best %.4f at step %.0f, last %.4f, on %zu samples\n", t->state.best_metric,
+               t->state.best_step, t->state.eval_loss, t->validation.n);
+    if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
+    printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
+    double took = seconds() - t->began;
+    printf("time        %s of training, %.0f tokens/s\n", time_text(took), (t->state.tokens - t->first_tokens) / took);
+}
+
 static void train(const char *data, const char *model, Options *o) {
     Trainer t = { .base = open_model(model, o), .o = o };
     Model *m = t.base.model;
-    ChatFormat format = choose_format(o, &m->config, t.base.folder);
+    ChatFormat format = t.format = choose_format(o, &m->config, t.base.folder);
     check_fingerprint(&t.base, &format, o);
     m->fingerprint = fingerprint_of(m, &format);
     if (!t.base.method) t.base.method = find_method(o->method), t.base.method->setup(m, o);
     if (!(o->learning_rate >= 0)) o->learning_rate = t.base.method->learning_rate;
     const char *official = mask_words(o, &format);
     if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
-    read_data(&t, data, &format);
+    read_data(&t, data);
+    if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t.validation.n)
+        fprintf(stderr, "warning: without validation samples (--eval_file, --val_size) early_stopping_patience, "
+                "load_best_model_at_end and predict_with_generate do nothing\n");
+    bool answers = o->predict_with_generate && t.validation.n && format.tokenizer && format.layout;
+    if (o->predict_with_generate && !(format.tokenizer && format.layout))
+        fprintf(stderr, "warning: no answers are generated: %s\n", format.why);
     plan_steps(&t);
     if (!o->logging_steps) o->logging_steps = t.steps_per_epoch;
     if (!o->save_steps) o->save_steps = t.steps_per_epoch;
@@ -7345,6 +7482,7 @@ static void train(const char *data, const char *model, Options *o) {
     t.run = describe_run(m, t.base.method, kind, T, T);
     take_run(&t.run);
     take_trunk(&t);
+    if (answers) t.answers = make_answerer(m, t.base.method, &t.validation, o);
     const char *from = choose_checkpoint(o);
     if (from) check_fingerprint(&(Opened){ .model = m, .folder = t.base.folder, .adapter = from }, &format, o);
     if (from) resume(&t, from);
@@ -7357,13 +7495,18 @@ static void train(const char *data, const char *model, Options *o) {
     close_written(t.log, t.log_path);
     draw_progress(&t, true);
     if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
-    if ((int64_t)t.state.step < t.steps) {
+    if ((int64_t)t.state.step < t.steps && !is_enough(&t)) {
         fprintf(stderr, "stopped after step %.0f of %lld, which is saved; to go on: the same command with "
                 "--resume_from_checkpoint yes\n", t.state.step, (long long)t.steps);
         return;
     }
+    int64_t result = (int64_t)(o->load_best_model_at_end && t.state.best_step > 0 ? t.state.best_step : t.state.step);
+    if (is_enough(&t))
+        fprintf(stderr, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
+                "(--early_stopping_patience)\n", t.state.worse_since, t.state.best_metric, t.state.best_step);
+    print_result(&t);
     fprintf(stderr, "done in %s; the result is %s/checkpoint-%lld; try: glmtune chat %s/checkpoint-%lld\n",
-            time_text(seconds() - t.began), o->output_dir, (long long)t.steps, o->output_dir, (long long)t.steps);
+            time_text(seconds() - t.began), o->output_dir, (long long)result, o->output_dir, (long long)result);
 }
 
 // ---- 13.9 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
@@ -8371,6 +8514,14 @@ static const struct {
       "share of the samples that validates instead of training", NULL },
     { FIELD(eval_steps), INTEGER, TRAIN, "0", 0, 1e9,
       "steps between validations; 0: once an epoch", NULL },
+    { FIELD(predict_with_generate), FLAG, TRAIN, "false", 0, 0,
+      "at each validation also answer the prompts, and score the answers", NULL },
+    { FIELD(early_stopping_patience), INTEGER, TRAIN, "0", 0, 1e9,
+      "stop after so many validations in a row without a new best loss; 0: never", NULL },
+    { FIELD(load_best_model_at_end), FLAG, TRAIN, "false", 0, 0,
+      "the result is the checkpoint with the best validation loss, not the last", NULL },
+    { FIELD(replay), STRING, TRAIN, NULL, 0, 0,
+      "FILE:RATIO: old samples against forgetting, RATIO of them for each new one, added to the step", NULL },
     { FIELD(output_dir), STRING, TRAIN, "output", 0, 0,
       "folder of the log and the checkpoints", NULL },
     { FIELD(logging_steps), INTEGER, TRAIN, "10", 0, 1e9,
@@ -8395,11 +8546,11 @@ static const struct {
       "answer this one text and end", NULL },
     { FIELD(system), STRING, CHAT, NULL, 0, 0,
       "system message that opens the conversation", NULL },
-    { FIELD(temperature), REAL_NUMBER, EVAL | CHAT, "0", 0, 100,
+    { FIELD(temperature), REAL_NUMBER, TRAIN | EVAL | CHAT, "0", 0, 100,
       "0: always the likeliest token; 1: as the model has it; more: wilder", NULL },
-    { FIELD(top_p), REAL_NUMBER, EVAL | CHAT, "1", 0, 1,
+    { FIELD(top_p), REAL_NUMBER, TRAIN | EVAL | CHAT, "1", 0, 1,
       "draw only from the likeliest tokens with this probability together", NULL },
-    { FIELD(max_new_tokens), INTEGER, EVAL | CHAT, "512", 1, 1e9,
+    { FIELD(max_new_tokens), INTEGER, TRAIN | EVAL | CHAT, "512", 1, 1e9,
       "tokens of an answer at most", NULL },
     { FIELD(max_context), INTEGER, CHAT, "4096", 2, 1e9,
       "tokens of a conversation at most; the cache grows with it", NULL },
@@ -8408,8 +8559,8 @@ static const struct {
     { FIELD(out), STRING, TOKENIZE | EVAL | COMPARE, NULL, 0, 0,
       "file to write: the tokenizer as a tokenizer.bin; eval: each prompt, reference and answer as a line of JSON; "
       "compare: the curves [compare.svg]", NULL },
-    { FIELD(per_device_eval_batch_size), INTEGER, EVAL, "8", 1, HEAD_ROWS,
-      "samples evaluated, and answers generated, together; memory grows with it", NULL },
+    { FIELD(per_device_eval_batch_size), INTEGER, TRAIN | EVAL, "8", 1, HEAD_ROWS,
+      "answers generated together (by eval also samples evaluated); memory grows with it", NULL },
     { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0,
       "type of the weights; default: what config.json says, else bf16", "f64,f32,f16,bf16" },
     { FIELD(std), REAL_NUMBER, INIT | GRADCHECK | BENCH, NULL, 0, 10,
@@ -8522,7 +8673,8 @@ static size_t find_option(const char *wanted, int commands_of) {
 static const char *settings_of(const Options *o) {
     static const char others[] =
         "output_dir,logging_steps,save_steps,save_total_limit,stop_at_step,resume_from_checkpoint,force,threads,"
-        "gradient_checkpointing,keep_trunk,max_new_tokens,base,eval_file,probe";
+        "gradient_checkpointing,keep_trunk,max_new_tokens,base,eval_file,probe,predict_with_generate,"
+        "early_stopping_patience,load_best_model_at_end,temperature,top_p,per_device_eval_batch_size";
     Text t = {0};
     for (size_t i = 0; i < COUNT(options); i++) {
         const void *field = (const char *)o + options[i].offset;

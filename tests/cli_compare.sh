@@ -14,7 +14,7 @@ check 'compare: rows as wide as the head' [ "$(awk '{ print length }' stdout | s
 check 'compare: full trains all' grep -qE '^run-full +full +938880 +[0-9.]+ MiB +12 ' stdout
 best=$(sed -nE 's/.*"eval_loss": ([0-9.]+).*/\1/p' run-full/log.jsonl | sort -n | head -n 1)
 check "compare: the lowest evaluation loss, $best" \
-    awk -v best="$best" '$1 == "run-full" { d = $NF - best; found = d < best * 1e-3 && -d < best * 1e-3 } END { exit !found }' stdout
+    awk -v best="$best" '$1 == "run-full" { d = $9 - best; found = d < best * 1e-3 && -d < best * 1e-3 } END { exit !found }' stdout
 check 'compare: a curve for each loss of each run' [ "$(grep -c '<polyline class="c[01]"' both.svg)" = 6 ]
 
 refuse 'nowhere|no log.jsonl|--output_dir' compare run-lora nowhere --out out/c.svg

@@ -21,3 +21,43 @@ refuse 'is no folder' eval ads12.jsonl ads12.jsonl
 misuse 'per_device_eval_batch_size' eval ads12.jsonl "$tiny" --per_device_eval_batch_size 0
 check 'an evaluation that failed leaves no file' test ! -e out
 rm -f ads12.jsonl answers.jsonl answers8.jsonl empty.jsonl eight
+
+# ---- Evaluation during training: the best step is kept, a run stops by itself ------------------------------------
+
+mkdir split
+head -n 16 "$tests/data/identity.jsonl" | awk '{ print >(NR % 4 ? "split/train.jsonl" : "split/dev.jsonl") }'
+short='--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --lr_scheduler_type constant --warmup_ratio 0'
+works 'step 0: ln(vocabulary) 7.9047|step 0/3  validation loss|perplexity|rouge-1|of 4 answers|reference|trained     lora|validation  best|answers     rouge-1' \
+    train split "$tiny" --output_dir good --num_train_epochs 1 --predict_with_generate --max_new_tokens 12 $short
+check 'the log has the evaluation before step 1' grep -q '^{"step": 0, "eval_loss": .*"eval_perplexity": .*"eval_rouge-1": .*"eval_repetition_rate": ' good/log.jsonl
+rm -rf good
+# a rate so high that validation never gets better than after the first step
+works 'stopped early: 2 validations in a row|at step 1 |the result is early/checkpoint-1;' train split "$tiny" \
+    --output_dir early --num_train_epochs 50 --learning_rate 0.5 --eval_steps 1 --early_stopping_patience 2 \
+    --load_best_model_at_end --save_total_limit 1 $short
+check 'the best and the last checkpoint stay, no other' test "$(echo early/checkpoint-1 early/checkpoint-3)" = \
+    "$(find early -name 'checkpoint-*' | sort | tr '\n' ' ' | sed 's/ $//')"
+works 'stopped early' train split "$tiny" --output_dir early --num_train_epochs 50 --learning_rate 0.5 --eval_steps 1 \
+    --early_stopping_patience 2 --load_best_model_at_end --save_total_limit 1 --resume_from_checkpoint yes $short
+rm -rf early
+works 'warning: without validation samples|done' train split/train.jsonl "$tiny" --output_dir early --val_size 0 \
+    --load_best_model_at_end --max_steps 1
+rm -rf early
+
+# ---- Replay ------------------------------------------------------------------------------------------------------
+
+works '12 samples and 4 to replay|6 steps = 2 epochs' train split "$tiny" --output_dir whole --num_train_epochs 2 \
+    --replay split/dev.jsonl:0.5 $short
+works 'saved' train split "$tiny" --output_dir parts --num_train_epochs 2 --replay split/dev.jsonl:0.5 $short --stop_at_step 2
+works 'goes on' train split "$tiny" --output_dir parts --num_train_epochs 2 --replay split/dev.jsonl:0.5 $short \
+    --resume_from_checkpoint yes
+check 'replay goes on to the same bits' cmp whole/checkpoint-6/adapter_model.safetensors \
+    parts/checkpoint-6/adapter_model.safetensors
+works 'tokens' train split "$tiny" --output_dir plain --num_train_epochs 2 $short
+check 'replay changes what is learned' test "$(cksum <whole/checkpoint-6/adapter_model.safetensors)" != \
+    "$(cksum <plain/checkpoint-6/adapter_model.safetensors)"
+rm -rf whole parts plain
+misuse '--replay|FILE:RATIO' train split "$tiny" --output_dir out --replay split/dev.jsonl
+misuse '--replay|above 0' train split "$tiny" --output_dir out --replay split/dev.jsonl:0
+refuse 'nowhere.jsonl' train split "$tiny" --output_dir out --replay nowhere.jsonl:1
+rm -rf split

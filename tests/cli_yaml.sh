@@ -165,8 +165,8 @@ check 'eval_strategy no validates on nothing' test -z "$(grep -E 'validation|"ev
 check 'save_strategy no saves the last step alone' test "$(find out5 -name 'checkpoint-*' | wc -l)" = 1
 sed 's/eval_strategy: steps/eval_strategy: epoch/; /eval_steps/d' g4_lora.yaml >epoch.yaml
 works 'done' train yamldata "$tiny" epoch.yaml --num_train_epochs 2 --max_steps 0 --output_dir out6
-check 'eval_strategy epoch evaluates once an epoch' \
-    test "$(sed -n 's/.*"step": \([0-9]*\), "eval_loss.*/\1/p' out6/log.jsonl | tr '\n' ' ')" = '12 24 '
+check 'eval_strategy epoch evaluates before step 1 and once an epoch' \
+    test "$(sed -n 's/.*"step": \([0-9]*\), "eval_loss.*/\1/p' out6/log.jsonl | tr '\n' ' ')" = '0 12 24 '
 sed 's/\(save\|logging\)_strategy: steps/\1_strategy: epoch/' g4_lora.yaml >epochs.yaml
 works 'done' train yamldata "$tiny" epochs.yaml --max_steps 25 --output_dir out8
 check 'save_strategy epoch saves once an epoch, and the end' test -d out8/checkpoint-12 -a -d out8/checkpoint-24 \

@@ -79,7 +79,7 @@ expect_error() {
     tail -n 1 stderr >last
     [ "$status" = "$expected" ] || want "exit status $expected"
     [ "$(grep -c '^glmtune: ' stderr)" = 1 ] && grep -q '^glmtune: ' last || want "one line of error, as the last"
-    ! grep -qvE '^(glmtune: |training: |validation: |model: |memory: |labels as |warning: |step [0-9]|[a-z0-9]*[.]yaml: )' \
+    ! grep -qvE '^(glmtune: |training: |validation: |replay: |model: |memory: |labels as |warning: |step [0-9]|[a-z0-9]*[.]yaml: )' \
         stderr || want "no other lines"
     [ ! -s stdout ] || want "nothing on stdout"
     want_words last "$words"
@@ -756,7 +756,7 @@ refuse 'file|exists' merge $adapter file
 refuse 'file/x' merge $adapter file/x
 mkdir notes; echo mine >notes/mine.txt
 works 'done' train data.jsonl m --output_dir notes --max_steps 1
-works 'done' train data.jsonl m --output_dir notes --max_steps 2 --force
+works 'done' train data.jsonl m --output_dir notes --max_steps 2 --force --val_size 0
 check 'other files of the folder stay' test "$(cat notes/mine.txt)" = mine
 check '--force takes away the old checkpoints' test ! -e notes/checkpoint-1 -a -e notes/checkpoint-2
 
@@ -876,7 +876,7 @@ rm -rf keep linked precious slash
 refuse 'names no linear map' train data.jsonl m --output_dir out --target_modules ''
 refuse 'empty' train data.jsonl m --output_dir ''
 refuse '--combine|--official_mask' train data.jsonl m --output_dir out --combine true
-stops 'step|not finite' train data.jsonl m --output_dir out --learning_rate 1000 --warmup_ratio 0 \
+stops 'step|not finite' train data.jsonl m --output_dir out --val_size 0 --learning_rate 1000 --warmup_ratio 0 \
     --weight_decay 1000 --lora_alpha 1000000 --max_grad_norm 0 --max_steps 40 --logging_steps 1 --lr_scheduler_type constant
 works 'parameters' init glm.json half --layout glm4-chat --dtype f16
 works 'done' train data.jsonl half --output_dir huge --max_steps 1 --val_size 0 --warmup_ratio 0 --learning_rate 1000 \
