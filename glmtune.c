@@ -7463,7 +7463,7 @@ static void train(const char *data, const char *model, Options *o) {
     if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
     read_data(&t, data);
     if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t.validation.n)
-        fprintf(stderr, "warning: without validation samples (--eval_file, --val_size) early_stopping_patience, "
+        fprintf(stderr, "warning: no samples are held out (--eval_file, --val_size), so early_stopping_patience, "
                 "load_best_model_at_end and predict_with_generate do nothing\n");
     bool answers = o->predict_with_generate && t.validation.n && format.tokenizer && format.layout;
     if (o->predict_with_generate && !(format.tokenizer && format.layout))

@@ -40,7 +40,7 @@ check 'the best and the last checkpoint stay, no other' test "$(echo early/check
 works 'stopped early' train split "$tiny" --output_dir early --num_train_epochs 50 --learning_rate 0.5 --eval_steps 1 \
     --early_stopping_patience 2 --load_best_model_at_end --save_total_limit 1 --resume_from_checkpoint yes $short
 rm -rf early
-works 'warning: without validation samples|done' train split/train.jsonl "$tiny" --output_dir early --val_size 0 \
+works 'warning: no samples are held out|done' train split/train.jsonl "$tiny" --output_dir early --val_size 0 \
     --load_best_model_at_end --max_steps 1
 rm -rf early
 
