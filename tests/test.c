@@ -273,6 +273,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 #include "test_tokenizers.c"
 #include "test_yaml.c"
 #include "test_methods.c"
+#include "test_state.c"
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
@@ -291,6 +292,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "tokenizer_json", test_json_tokenizers },
     { "yaml", test_yaml },
     { "methods", test_methods },
+    { "state", test_state },
 };
 
 int main(int argc, char **argv) {
