@@ -6092,15 +6092,20 @@ static void start_method(const Opened *m, uint64_t seed, bool trains) {
     if (m->adapter) read_adapter_tensors(m->adapter, m->model, m->method);
 }
 
+static const char *stored_fingerprint(const char *adapter) {    // NULL: it has none, as PEFT's and the official ones
+    const char *file = name("%s/adapter_model.safetensors", adapter);
+    TensorSet set = {0};
+    if (exists(file)) read_tensor_file(&set, file);
+    free(set.tensors);
+    return line_value(set.metadata.s, "glmtune.fingerprint");
+}
+
 // An adapter that carries a fingerprint goes onto what it was trained on, unless --force says otherwise. f: the format
 // that text is to be encoded in; NULL: there will be no text, so the weights alone count.
 static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o) {
     enum { DIGITS = 16 };
     static const char *const parts[] = { "base model", "tokenizer", "chat layout" }, unknown[] = "0000000000000000";
-    TensorSet set = {0};
-    if (!m->adapter) return;
-    read_tensor_file(&set, name("%s/adapter_model.safetensors", m->adapter));
-    const char *was = line_value(set.metadata.s, "glmtune.fingerprint"), *is = fingerprint_of(m->model, f);
+    const char *was = m->adapter ? stored_fingerprint(m->adapter) : NULL, *is = was ? fingerprint_of(m->model, f) : "";
     if (!was || strlen(was) != strlen(is)) return;
     for (size_t k = 0; k < COUNT(parts); k++, was += DIGITS + 1, is += DIGITS + 1) {
         if (!strncmp(was, is, DIGITS) || !strncmp(was, unknown, DIGITS) || !strncmp(is, unknown, DIGITS)) continue;
@@ -6109,7 +6114,6 @@ static void check_fingerprint(const Opened *m, const ChatFormat *f, const Option
         if (!o->force) fail("%s; name the right one, or --force", differs);
         fprintf(stderr, "warning: %s\n", differs);
     }
-    free(set.tensors);
 }
 
 // ---- 12.4 Merging ------------------------------------------------------------------------------------------------
@@ -6276,7 +6280,7 @@ static void export_adapter(const char *adapter, const char *out, Options *o) {
     Model *to = describe_model(config);
     method->setup(to, &set), start_trainables(to, 0, false);
     if (lora) export_lora(adapter, from, to);
-    else export_prefix(adapter, from, to, o->to);
+    else to->fingerprint = stored_fingerprint(adapter), export_prefix(adapter, from, to, o->to);
     const char *temporary = begin_folder(out);
     save_adapter(temporary, to, method, &set, base);
     finish_output(temporary);
