@@ -1,6 +1,6 @@
 """Compares glmtune's token ids with those of the libraries that the released models use, on text of every kind.
 
-    GLM_REAL=DIR python tests/compare_tokenizers.py [--mb 20] [FILE ...]       FILE: more text to compare on
+    GLM_REAL=DIR python tests/compare_tokenizers.py [--mb 20] [--only NAME] [FILE ...]       FILE: more text to compare on
     python tests/compare_tokenizers.py --golden      writes tests/golden/tokenizer_json again
 
     sentencepiece   DIR/tokenizers/chatglm3-6b/tokenizer.model
@@ -261,12 +261,14 @@ def write_golden(folder):
 
 # ---- The comparison ----------------------------------------------------------------------------------------------
 
-def compare(real, megabytes, files):
+def compare(real, megabytes, files, only):
     bad = 0
     build_encoder()
     kinds = list(texts(megabytes, files))
     with tempfile.TemporaryDirectory() as scratch:
         for what, path, encode in references(real, scratch):
+            if only not in what:
+                continue
             for kind, blocks in kinds:
                 # SentencePiece itself needs minutes for a long text without blanks
                 if what == "sentencepiece":
@@ -289,6 +291,7 @@ def show_difference(text, got, want):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--mb", type=float, default=20)
+    parser.add_argument("--only", default="", help="part of a library's name")
     parser.add_argument("--golden", action="store_true")
     parser.add_argument("files", nargs="*")
     arguments = parser.parse_args()
@@ -298,4 +301,4 @@ if __name__ == "__main__":
         sys.exit(write_golden(golden_folder))
     if "GLM_REAL" not in os.environ:
         sys.exit("set GLM_REAL to the folder with tokenizers/")
-    sys.exit(1 if compare(os.environ["GLM_REAL"], arguments.mb, arguments.files) else 0)
+    sys.exit(1 if compare(os.environ["GLM_REAL"], arguments.mb, arguments.files, arguments.only) else 0)
