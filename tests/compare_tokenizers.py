@@ -76,7 +76,8 @@ def random_strings(n, rng, points):
             "<|user|>[gMASK]<sop></s>", "\u2581 a\u2581"]
     for i in range(n):
         if i % 4 == 0:
-            yield bytes(rng.randrange(256) for _ in range(rng.randrange(1, 40))).decode("utf-8", "replace")
+            text = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 40))).decode("utf-8", "replace")
+            yield "".join("\ufffd" if unicodedata.category(c) == "Cn" else c for c in text)
         elif i % 4 == 1:
             yield "".join(rng.choice(points[:rng.choice((0x250, len(points)))]) for _ in range(rng.randrange(1, 30)))
         else:
