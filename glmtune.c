@@ -6937,7 +6937,7 @@ static const struct { const char *name; size_t offset; } state_numbers[] = {
 typedef struct {
     Opened base;
     const Options *o;
-    Dataset train, validation;      // train: n_new samples, and behind them those to replay
+    Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
     size_t n_new;
     double replay_ratio;
     Run run;
@@ -7005,6 +7005,7 @@ static void read_data(Trainer *t, const char *data) {
     print_summary("training", &t->train, f);
     if (t->validation.n) print_summary("validation", &t->validation, f);
     print_findings(stderr, &t->train);
+    if (o->probe) t->probe = read_data_file(o->probe, f, o, V, true);
     read_replay(t, o->replay);
 }
 
@@ -7435,6 +7436,70 @@ static void verify_saved(Trainer *t) {
     give_run(&r), free_batch(&b), free(want), free(got);
 }
 
+// What the base gives and what the tuned model gives on the probe, row by row of logits: the sums of both losses and of
+// KL(base || tuned) = sum_v p_v (log p_v - log q_v). Memory for two rows, however long the probe is.
+typedef struct { double base, tuned, kl; } Drift;
+
+static double log_sum_exp(const real *logits, size_t V) {
+    double top = (double)logits[0], sum = 0;
+    for (size_t v = 1; v < V; v++) top = fmax(top, (double)logits[v]);
+    for (size_t v = 0; v < V; v++) sum += exp((double)logits[v] - top);
+    return top + log(sum);
+}
+
+static void add_drift(Drift *d, Run *base, Run *tuned, const Batch *b) {
+    size_t V = base->model->config.vocab_size;
+    real *p = take(V, sizeof *p), *q = take(V, sizeof *q);
+    forward(base, b, false), forward(tuned, b, false);
+    int32_t *targets = take(base->R, sizeof *targets);
+    memory_copy_out(targets, base->targets, base->R * sizeof *targets);
+    for (size_t row = 0; row < base->R; row++) {
+        Run *runs[] = { base, tuned };
+        for (size_t k = 0, at = row % HEAD_ROWS; k < 2; k++) {
+            size_t n = min_size(HEAD_ROWS, base->R - row);
+            if (!at) head_forward(runs[k], runs[k]->final + row * base->model->config.hidden_size, n);
+            memory_copy_out(k ? q : p, runs[k]->logits + at*V, V * sizeof *p);
+        }
+        double log_p = log_sum_exp(p, V), log_q = log_sum_exp(q, V);
+        d->base += log_p - (double)p[targets[row]], d->tuned += log_q - (double)q[targets[row]];
+        for (size_t v = 0; v < V; v++)
+            d->kl += exp((double)p[v] - log_p) * ((double)p[v] - log_p - (double)q[v] + log_q);
+    }
+    free(p), free(q), free(targets);
+}
+
+// What the model forgot: the probe's loss, the drift of its distributions and its answers, before and after. The base
+// is opened once more from its files, the result as a user will.
+static void print_probe(const Trainer *t, const char *result) {
+    Options fresh = *t->o->defaults;
+    fresh.defaults = t->o->defaults, fresh.base = t->base.folder;
+    Opened tuned = open_model(result, &fresh);
+    start_method(&tuned, 0, false);
+    Model *base = load_model(t->base.folder);
+    size_t T = most_tokens(&t->probe, 1);
+    Run a = describe_run(base, NULL, FORWARD_ONLY, T, T);
+    Run b = describe_run(tuned.model, tuned.method, FORWARD_ONLY, T, T);
+    Drift d = {0};
+    take_run(&a), take_run(&b);
+    for (size_t i = 0; i < t->probe.n; i++) {
+        Batch batch = make_batch(&t->probe, &i, 1, 0, 0);
+        add_drift(&d, &a, &b, &batch);
+        free_batch(&batch);
+    }
+    give_run(&a), give_run(&b);
+    double n = (double)t->probe.n_targets;
+    printf("probe       %s: loss %.4f before, %.4f after; KL(base || tuned) %.4g per target token\n", t->o->probe,
+           d.base / n, d.tuned / n, d.kl / n);
+    if (!t->answers.n_sequences) return;
+    for (int after = 0; after < 2; after++) {
+        const char *example = "";
+        Generator g = make_answerer(after ? tuned.model : base, after ? tuned.method : NULL, &t->probe, t->o);
+        Scores s = score_answers(&g, &t->format, t->o, &t->probe, NULL, &example);
+        printf("            answers %s: %s\n", after ? "after" : "before", score_line(&s));
+        give_generator(&g);
+    }
+}
+
 // The closing table: what was trained, on how much, and what came of it.
 static void print_result(const Trainer *t) {
     const Model *m = t->base.model;
@@ -7453,6 +7518,18 @@ static void print_result(const Trainer *t) {
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
     double took = seconds() - t->began;
     printf("time        %s of training, %.0f tokens/s\n", time_text(took), (t->state.tokens - t->first_tokens) / took);
+}
+
+// The whole configuration, several settings to a line.
+static void print_settings(const Options *o) {
+    Text line = {0};
+    for (const char *p = o->settings, *end; p && (end = strchr(p, '\n')); p = end + 1) {
+        bool unset = !strncmp(strchr(p, '=') + 1, "(none)", 6) || !strncmp(strchr(p, '=') + 1, "nan", 3);
+        if (line.n + (size_t)(end - p) > 108) fprintf(stderr, "settings: %s\n", line.s), line.n = 0;
+        if (!unset) text_print(&line, "%s%.*s", line.n ? ", " : "", (int)(end - p), p);
+    }
+    if (line.n) fprintf(stderr, "settings: %s\n", line.s);
+    free(line.s);
 }
 
 static void train(const char *data, const char *model, Options *o) {
@@ -7481,6 +7558,9 @@ static void train(const char *data, const char *model, Options *o) {
             count_parameters(m->tensors, m->n_tensors), t.base.method->name, count_parameters(m->trained, m->n_trained),
             format.layout ? format.layout->name : "none", format.tokenizer ? format.tokenizer->file : "no tokenizer");
     m->n_moments = find_optimizer(o->optim)->n_moments;
+    print_settings(o);
+    fprintf(stderr, "training: %lld steps of up to %zu samples, learning rate %g\n", (long long)t.steps,
+            t.samples_per_step, o->learning_rate);
     RunKind kind = plan_memory(m, t.base.method, o->gradient_checkpointing, T);
     start_method(&t.base, (uint64_t)o->seed, true);
     t.run = describe_run(m, t.base.method, kind, T, T);
@@ -7509,6 +7589,7 @@ static void train(const char *data, const char *model, Options *o) {
         fprintf(stderr, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
                 "(--early_stopping_patience)\n", t.state.worse_since, t.state.best_metric, t.state.best_step);
     print_result(&t);
+    if (o->probe) print_probe(&t, name("%s/checkpoint-%lld", o->output_dir, (long long)result));
     fprintf(stderr, "done in %s; the result is %s/checkpoint-%lld; try: glmtune chat %s/checkpoint-%lld\n",
             time_text(seconds() - t.began), o->output_dir, (long long)result, o->output_dir, (long long)result);
 }
@@ -8524,6 +8605,8 @@ static const struct {
       "stop after so many validations in a row without a new best loss; 0: never", NULL },
     { FIELD(load_best_model_at_end), FLAG, TRAIN, "false", 0, 0,
       "the result is the checkpoint with the best validation loss, not the last", NULL },
+    { FIELD(probe), STRING, TRAIN, NULL, 0, 0,
+      "FILE of samples that the model should still know: loss and drift from the base, before and after", NULL },
     { FIELD(replay), STRING, TRAIN, NULL, 0, 0,
       "FILE:RATIO: old samples against forgetting, RATIO of them for each new one, added to the step", NULL },
     { FIELD(output_dir), STRING, TRAIN, "output", 0, 0,
