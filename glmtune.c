@@ -3580,7 +3580,7 @@ static Model *load_model(const char *folder) {
 // `rough`, gains and biases are random as well, so that a gradient check sees them all.
 static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
     float spread = (float)(std * 1.7320508075688772);
-    float center = t->vector && strstr(t->name, "norm") ? 1 : 0;
+    float center = t->vector && strstr(t->name, "norm") ? 1 : t->start.center;
     fill_uniform(out, rng_key(seed, hash_name(t->name)), center, t->vector && !rough ? 0 : spread, t->n);
 }
 

@@ -1,7 +1,8 @@
 """Golden numbers of the tuning methods beside LoRA (see reference.py, whose generator, names and files these are).
 
-    python tests/reference_methods.py                   writes tests/golden/prefix_*, adapter_*
-    python tests/reference_methods.py --check PROGRAM   tunes a few steps with glmtune, loads what it saved in PEFT and
+    python tests/reference_methods.py                   writes tests/golden/prefix_*, adapter_*, saved_prefix, saved_ia3
+    python tests/reference_methods.py --check PROGRAM [METHOD...]
+                                                        tunes a few steps with glmtune, loads what it saved in PEFT and
                                                         compares logits and loss with `glmtune dump`
 
 A prefix in PEFT's convention: `hf.*` is PEFT's PREFIX_TUNING in float32. In ChatGLM's convention (positions of the text
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import reference as ref
 import torch
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -41,6 +42,9 @@ CASES = {
     "adapter_pfeiffer": ("glm_edge", "pfeiffer", 5, (8, 2)),
     "adapter_pfeiffer4": ("glm4", "pfeiffer", 4, (5, 6, 1)),
 }
+
+CHECKED = (["lora", "--target_modules", "q_proj,gate_up_proj"], ["ptuning"],
+           ["ptuning", "--prefix_projection", "true", "--encoder_hidden_size", "6"])
 
 
 def trained_shapes(case, method, width):
@@ -80,6 +84,12 @@ class Plain(ref.PlainModel):
     def __init__(self, case, frozen, method):
         super().__init__(case, frozen)
         self.method = method
+
+    def linear(self, p, name, x):
+        l = p.get(f"base_model.model.{name}.ia3_l")
+        if l is None:
+            return super().linear(p, name, x)
+        return super().linear(p, name, x * l) if l.shape[0] == 1 else super().linear(p, name, x) * l[:, 0]
 
     def attention(self, p, name, x, angles):
         if self.method not in ("peft", "chatglm"):
@@ -152,6 +162,17 @@ class Released:
         return output.logits[0], output.loss
 
 
+class Tuned:
+    """A PEFT model that holds what trains."""
+
+    def __init__(self, model):
+        self.model = model.eval()
+
+    def forward(self, trained, ids, labels, targets):
+        output = self.model(input_ids=ids[None], labels=labels[None], num_items_in_batch=targets)
+        return output.logits[0], output.loss
+
+
 def evaluate(case, rows, method, width, dtype, plain):
     """Logits, loss and gradients."""
     frozen = ref.draw_all(case.seed, ref.base_shapes(case), dtype)
@@ -207,11 +228,40 @@ def write_saved_prefix():
     return ref.compare("saved_prefix", *results)
 
 
-def check(program):
+def write_saved_ia3():
+    """saved_ia3/: IA3 that PEFT saved, on saved_hf, with what PEFT computes with it: the example of README."""
+    case = ref.saved_case()
+    base = AutoModelForCausalLM.from_pretrained(ref.GOLDEN / "saved_hf", dtype=torch.float32)
+    targets = ["k_proj", "v_proj", "down_proj"]
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=targets[2:])
+    model = get_peft_model(base, config)
+    vectors = {name.removesuffix(".default"): l for name, l in model.named_parameters() if ".ia3_l" in name}
+    with torch.no_grad():
+        for name, l in vectors.items():
+            l.copy_(1 + ref.draw(case.seed, name, tuple(l.shape)))
+    folder = ref.clean(ref.GOLDEN / "saved_ia3")
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "../saved_hf", "target_modules": targets, "feedforward_modules": targets[2:]}
+    ref.write_json(folder / "adapter_config.json", config)
+    rows = ref.make_rows(case.seed, "saved_ia3", (5, 8), case.config.vocab_size)
+    samples = [json.dumps({"input_ids": ids.tolist(), "labels": labels.tolist()}) + "\n" for ids, labels in rows]
+    (folder / "batch.jsonl").write_text("".join(samples))
+    truth = {name: l.requires_grad_(True) for name, l in ref.read_weights(folder).items()}
+    plain, results = Plain(case, ref.read_weights(ref.GOLDEN / "saved_hf"), "ia3"), []
+    for run, tensors in ((Tuned(model), vectors), (plain, truth)):
+        logits, loss = ref.run_rows(run, tensors, rows, ref.count_targets(rows))
+        results.append({"logits": logits, "loss": torch.tensor([loss], dtype=torch.float64)}
+                       | {"grad." + name: l.grad for name, l in tensors.items()})
+    ref.write_golden(folder, ref.with_prefix("hf", results[0]) | ref.with_prefix("f64", results[1]))
+    return ref.compare("saved_ia3", *results)
+
+
+def check(program, methods):
     """What glmtune saves loads in PEFT and gives glmtune's logits."""
     base, failed = ref.GOLDEN / "saved_hf", False
-    for words in (["lora", "--target_modules", "q_proj,gate_up_proj"], ["ptuning"],
-                  ["ptuning", "--prefix_projection", "true", "--encoder_hidden_size", "6"]):
+    for words in methods or CHECKED:
         with tempfile.TemporaryDirectory() as work:
             data, out = Path(work) / "data.jsonl", Path(work) / "out"
             ids = [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8]]
@@ -236,11 +286,12 @@ def main():
     torch.use_deterministic_algorithms(True)
     ref.transformers.logging.set_verbosity_error()
     if sys.argv[1:2] == ["--check"]:
-        check(sys.argv[2])
+        check(sys.argv[2], [[word] for word in sys.argv[3:]])
     models = ref.model_cases()
     for name, (base, method, width, lengths) in CASES.items():
         print(write_case(name, models[base], method, width, lengths))
     print(write_saved_prefix())
+    print(write_saved_ia3())
     ref.golden_files()
 
 
