@@ -24,8 +24,10 @@ if command -v "${CC:-cc}" >/dev/null; then
     works 'chatglm, method ia3|glm4, method ia3|all gradients agree' gradcheck --method ia3
     check 'gradcheck: every vector of three models of two layers' [ "$(grep -c 'ia3_l.* ok$' stdout)" = 16 ]
     works 'method ia3 trains 80 of' info "$tests/golden/saved_ia3"
-    works '13 tokens, loss' dump "$tests/golden/saved_ia3" "$tests/golden/saved_ia3/batch.jsonl" ia3/dump
-    check 'logits, loss and gradients are those of PEFT' "$program" golden ia3/dump "$tests/golden/saved_ia3/golden.safetensors"
+    for golden in "$tests/golden/saved_ia3" "$tests/golden/saved_ia3_fused"; do
+        works '13 tokens, loss' dump "$golden" "$golden/batch.jsonl" ia3/dump
+        check 'logits, loss and gradients are those of PEFT' "$program" golden ia3/dump "$golden/golden.safetensors"
+    done
 
     batch=$tests/golden/saved_ia3/batch.jsonl
     works 'done' train "$batch" "$tests/golden/saved_hf" --method ia3 --output_dir ia3/start --max_steps 1 \

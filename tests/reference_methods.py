@@ -1,6 +1,7 @@
 """Golden numbers of the tuning methods beside LoRA (see reference.py, whose generator, names and files these are).
 
-    python tests/reference_methods.py                   writes tests/golden/prefix_*, adapter_*, saved_prefix, saved_ia3
+    python tests/reference_methods.py                   writes tests/golden/prefix_*, adapter_*, saved_prefix,
+                                                        saved_ia3*
     python tests/reference_methods.py --check PROGRAM [METHOD...]
                                                         tunes a few steps with glmtune, loads what it saved in PEFT and
                                                         compares logits and loss with `glmtune dump`
@@ -12,6 +13,7 @@ runs on a GLM: `hf.*` is the plain model in float32. `f64.*` is always the plain
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,7 @@ CASES = {
     "adapter_pfeiffer4": ("glm4", "pfeiffer", 4, (5, 6, 1)),
 }
 
+MLP_LAST = ("down_proj", "dense_4h_to_h")
 CHECKED = (["lora", "--target_modules", "q_proj,gate_up_proj"], ["ptuning"],
            ["ptuning", "--prefix_projection", "true", "--encoder_hidden_size", "6"])
 
@@ -228,34 +231,46 @@ def write_saved_prefix():
     return ref.compare("saved_prefix", *results)
 
 
-def write_saved_ia3():
-    """saved_ia3/: IA3 that PEFT saved, on saved_hf, with what PEFT computes with it: the example of README."""
-    case = ref.saved_case()
+def fuse(tensors):
+    """IA3's vectors under the names of ChatGLM's layout: one for query, key and value."""
+    fused = {}
+    for name, l in tensors.items():
+        name = name.replace("model.model.layers", "model.transformer.encoder.layers")
+        name = name.replace("self_attn", "self_attention").replace("down_proj", "dense_4h_to_h")
+        name = re.sub("[qkv]_proj", "query_key_value", name)
+        fused[name] = torch.cat((fused[name], l)) if name in fused else l
+    return fused
+
+
+def write_saved_ia3(folder, targets, rename, base_name):
+    """IA3, the example of README: vectors on saved_hf, saved as PEFT saves them, with what PEFT computes with them."""
+    case, folder = ref.saved_case(), ref.clean(ref.GOLDEN / folder)
     base = AutoModelForCausalLM.from_pretrained(ref.GOLDEN / "saved_hf", dtype=torch.float32)
-    targets = ["k_proj", "v_proj", "down_proj"]
-    config = IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=targets[2:])
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=targets[-1:])
     model = get_peft_model(base, config)
     vectors = {name.removesuffix(".default"): l for name, l in model.named_parameters() if ".ia3_l" in name}
     with torch.no_grad():
         for name, l in vectors.items():
             l.copy_(1 + ref.draw(case.seed, name, tuple(l.shape)))
-    folder = ref.clean(ref.GOLDEN / "saved_ia3")
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config |= {"base_model_name_or_path": "../saved_hf", "target_modules": targets, "feedforward_modules": targets[2:]}
-    ref.write_json(folder / "adapter_config.json", config)
-    rows = ref.make_rows(case.seed, "saved_ia3", (5, 8), case.config.vocab_size)
+    truth = {name: l.detach().double().requires_grad_(True) for name, l in vectors.items()}
+    ref.save_file(rename({name: l.detach() for name, l in vectors.items()}),
+                  folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "../" + base_name}
+    modules = list(dict.fromkeys(name.split(".")[-2] for name in rename(vectors)))
+    ref.write_json(folder / "adapter_config.json", config | {
+        "target_modules": modules, "feedforward_modules": [name for name in modules if name in MLP_LAST]})
+    rows = ref.make_rows(case.seed, folder.name, (5, 8), case.config.vocab_size)
     samples = [json.dumps({"input_ids": ids.tolist(), "labels": labels.tolist()}) + "\n" for ids, labels in rows]
     (folder / "batch.jsonl").write_text("".join(samples))
-    truth = {name: l.requires_grad_(True) for name, l in ref.read_weights(folder).items()}
     plain, results = Plain(case, ref.read_weights(ref.GOLDEN / "saved_hf"), "ia3"), []
     for run, tensors in ((Tuned(model), vectors), (plain, truth)):
         logits, loss = ref.run_rows(run, tensors, rows, ref.count_targets(rows))
         results.append({"logits": logits, "loss": torch.tensor([loss], dtype=torch.float64)}
-                       | {"grad." + name: l.grad for name, l in tensors.items()})
+                       | {"grad." + name: g for name, g in rename({n: l.grad for n, l in tensors.items()}).items()})
     ref.write_golden(folder, ref.with_prefix("hf", results[0]) | ref.with_prefix("f64", results[1]))
-    return ref.compare("saved_ia3", *results)
+    return ref.compare(folder.name, *results)
 
 
 def check(program, methods):
@@ -291,7 +306,8 @@ def main():
     for name, (base, method, width, lengths) in CASES.items():
         print(write_case(name, models[base], method, width, lengths))
     print(write_saved_prefix())
-    print(write_saved_ia3())
+    print(write_saved_ia3("saved_ia3", ["k_proj", "v_proj", "down_proj"], dict, "saved_hf"))
+    print(write_saved_ia3("saved_ia3_fused", ["q_proj", "k_proj", "v_proj", "down_proj"], fuse, "saved_remote"))
     ref.golden_files()
 
 
