@@ -133,17 +133,17 @@ fi
 # ---- Fingerprints, and a merge that is laid out like its base and verified ---------------------------------------
 
 works 'done' $state --output_dir marked --max_steps 2
-adapter=marked/checkpoint-2
-header_of $adapter/adapter_model.safetensors >header
+marked=marked/checkpoint-2
+header_of $marked/adapter_model.safetensors >header
 check 'the adapter carries a fingerprint' grep -qE '"glmtune.fingerprint":"[0-9a-f]{16}-[0-9a-f]{16}-[0-9a-f]{16}"' header
 works 'parameters' init deep.json other --layout glm4-chat --dtype f32 --seed 3
-for command in "chat $adapter --prompt hi --max_new_tokens 1" "eval data.jsonl $adapter --max_new_tokens 1" \
-    "merge $adapter out" "dump $adapter ready.jsonl out" "train data.jsonl $adapter --output_dir out --max_steps 1"; do
-    refuse "$adapter was trained with another base model|fingerprint|that of other is|--force" $command --base other
+for command in "chat $marked --prompt hi --max_new_tokens 1" "eval data.jsonl $marked --max_new_tokens 1" \
+    "merge $marked out" "dump $marked ready.jsonl out" "train data.jsonl $marked --output_dir out --max_steps 1"; do
+    refuse "$marked was trained with another base model|fingerprint|that of other is|--force" $command --base other
 done
-works 'warning: ' chat $adapter --prompt hi --max_new_tokens 1 --base other --force
-refuse 'another chat layout' chat $adapter --prompt hi --layout 0414
-cp -R $adapter plain
+works 'warning: ' chat $marked --prompt hi --max_new_tokens 1 --base other --force
+refuse 'another chat layout' chat $marked --prompt hi --layout 0414
+cp -R $marked plain
 edit_header plain/adapter_model.safetensors 's/,"glmtune.fingerprint":"[^"]*"//'
 works '' chat plain --prompt hi --max_new_tokens 1 --base other
 works 'parameters' init deep.json sharded --layout glm4-chat --dtype bf16 --max_shard_size 0.00004
