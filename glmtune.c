@@ -8927,13 +8927,13 @@ static const char yaml_ignored[] =
     "fp16_opt_level,fp16_full_eval,bf16_full_eval,half_precision_backend,use_cpu,no_cuda,local_rank,ddp_backend,"
     "ddp_timeout,ddp_find_unused_parameters,dataloader_num_workers,dataloader_pin_memory,dataloader_prefetch_factor,"
     "dataloader_persistent_workers,remove_unused_columns,log_level,log_level_replica,log_on_each_node,logging_dir,"
-    "logging_first_step,logging_nan_inf_filter,predict_with_generate,per_device_eval_batch_size,eval_delay,"
+    "logging_first_step,logging_nan_inf_filter,predict_with_generate,eval_delay,"
     "eval_accumulation_steps,eval_on_start,prediction_loss_only,generation_max_length,generation_num_beams,do_train,"
     "do_eval,do_predict,debug,disable_tqdm,report_to,run_name,push_to_hub,hub_model_id,hub_strategy,hub_token,"
     "save_safetensors,save_only_model,save_on_each_node,overwrite_output_dir,torch_compile,full_determinism,data_seed,"
     "gradient_checkpointing_kwargs,skip_memory_metrics,sortish_sampler,auto_find_batch_size,use_liger_kernel,"
     "include_num_input_tokens_seen,include_tokens_per_second,ignore_data_skip,num_attention_heads,token_dim,num_layers,"
-    "num_transformer_submodules,do_sample,num_beams,temperature,top_p,top_k,max_new_tokens,max_length,use_cache,"
+    "num_transformer_submodules,do_sample,num_beams,top_k,max_length,use_cache,"
     "repetition_penalty,no_repeat_ngram_size,eos_token_id,pad_token_id,bos_token_id";
 
 typedef struct { JsonReader *reader; Options *o; bool words; Text ignored; } YamlRun;
