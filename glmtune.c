@@ -330,7 +330,7 @@ static void close_written(FILE *f, const char *path) {
 static void write_file(const char *path, const char *bytes, size_t n) {
     const char *temporary = begin_output(path);
     FILE *f = open_to_write(temporary);
-    fwrite(bytes, 1, n, f);
+    if (n) fwrite(bytes, 1, n, f);
     close_written(f, path);
     finish_output(temporary);
 }
