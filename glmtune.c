@@ -158,6 +158,7 @@ static void *grow(void *array, size_t *capacity, size_t want, size_t size) {
 typedef struct { char *s; size_t n, capacity; } Text;
 
 static void text_add(Text *t, const char *s, size_t n) {
+    if (n >= PTRDIFF_MAX - t->n) fail("a text of %zu bytes is too long", n);
     t->s = grow(t->s, &t->capacity, t->n + n + 1, 1);
     if (n) memcpy(t->s + t->n, s, n);
     t->n += n;
