@@ -1,8 +1,9 @@
 // glmtune: fine-tunes the GLM family (ChatGLM2, ChatGLM3, GLM-4, GLM-4-0414, GLM-Edge) on a CPU.
 //
 // What it is: the whole of it in one file. Weight files and tokenizers as released, the transformer forward and
-// backward, LoRA and full tuning, AdamW, chat. It needs libc and libm; OpenMP if there is one. What it is
-// not: an inference server, or a framework. It knows one family of models, and knows it exactly.
+// backward, LoRA, P-tuning v2, bottleneck adapters, freezing and full tuning, AdamW, evaluation, chat. It needs libc and
+// libm; OpenMP if there is one. What it is not: an inference server, or a framework. It knows one family of models, and
+// knows it exactly.
 //
 // How to read it: from the top. Each section opens with what it does and why, and uses only what stands above it.
 // Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch,
@@ -11,19 +12,19 @@
 // float build is measured against.
 //
 //      1  Basics             errors, memory, files, random numbers
-//      2  JSON and YAML      one small parser each: configs, safetensors headers, data sets, official yaml files
+//      2  JSON and YAML      one small parser each: configs, safetensors headers, data sets, the official yaml files
 //      3  Tensor files       safetensors: mapped to read, atomic to write
 //      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json
 //      5  Kernels            forward/backward pairs on raw arrays; all that a port to other hardware replaces
 //      6  Model              config and weights by name, both released layouts
-//      7  Tuning methods     LoRA, full, P-tuning v2, adapters, freezing; what trains, and where it acts
+//      7  Tuning methods     LoRA, full, P-tuning v2, adapters, freezing: what trains, and where it acts
 //      8  Forward, backward  the transformer layer by layer, and the memory it needs
-//      9  Optimizers         AdamW, SGD, Lion, schedules, clipping
+//      9  Optimizers         AdamW, SGD, Lion; schedules, clipping
 //     10  Data               chat layouts, loss mask, samples
 //     11  Generation         key/value cache, sampling
-//     12  Files of a run     adapters as PEFT writes them, whole models
-//     13  Training           the memory plan, the loop, evaluation, checkpoints, log, dump, gradient check
-//     14  Commands           one table of commands, one of options, main
+//     12  Files of a run     adapters as PEFT and ChatGLM write them, fingerprints, merging, export
+//     13  Training           the memory plan, the loop, evaluation, checkpoints, curves, dump, gradient check, bench
+//     14  Commands           one table of commands, one of options, the official yaml files, main
 #ifndef GLMTUNE_C
 #define GLMTUNE_C
 
@@ -3607,24 +3608,37 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 
 typedef struct Options {
     const struct Options *defaults; // what each was before the command line
-    const char *method, *target_modules, *lr_scheduler_type, *output_dir, *eval_file, *base, *layout, *overlong, *dtype;
-    const char *prompt_column, *response_column, *history_column;
-    const char *prompt, *system, *out, *optim, *resume_from_checkpoint, *replay, *probe;
     const char *settings;           // "name=value" lines of what bears on the result, as a checkpoint keeps them
-    const char *ptuning_positions, *adapter_type, *trainable_modules, *to;
-    bool prefix_projection, trainable_embedding, trainable_head, keep_trunk;
-    int64_t num_virtual_tokens, encoder_hidden_size, reduction_factor, trainable_layers;
-    double prefix_dropout;
-    bool use_rslora, official_mask, combine, ids, decode, force, gradient_checkpointing;
-    bool predict_with_generate, load_best_model_at_end;
-    int64_t r, max_steps, warmup_steps, per_device_train_batch_size, gradient_accumulation_steps, max_input_length;
-    int64_t max_output_length, seed, logging_steps, save_steps, eval_steps, save_total_limit, max_new_tokens,
-        max_context;
-    int64_t threads, tokens, elements, per_device_eval_batch_size, samples, sample, stop_at_step;
-    int64_t early_stopping_patience;
-    double target_share, lora_alpha, lora_dropout, learning_rate, num_train_epochs, warmup_ratio, weight_decay;
-    double adam_beta1, adam_beta2, momentum, adam_epsilon, max_grad_norm, label_smoothing_factor, temperature, top_p;
-    double val_size, std, max_shard_size;
+    // methods
+    const char *method, *target_modules, *ptuning_positions, *adapter_type, *trainable_modules;
+    bool use_rslora, prefix_projection, trainable_embedding, trainable_head, keep_trunk;
+    int64_t r, num_virtual_tokens, encoder_hidden_size, reduction_factor, trainable_layers;
+    double lora_alpha, lora_dropout, prefix_dropout;
+    // optimization
+    const char *optim, *lr_scheduler_type;
+    int64_t max_steps, warmup_steps;
+    double learning_rate, num_train_epochs, warmup_ratio, weight_decay, adam_beta1, adam_beta2, adam_epsilon, momentum;
+    double max_grad_norm, label_smoothing_factor;
+    // data and batches
+    const char *layout, *overlong, *prompt_column, *response_column, *history_column, *eval_file, *replay, *probe;
+    bool official_mask, combine, gradient_checkpointing;
+    int64_t per_device_train_batch_size, per_device_eval_batch_size, gradient_accumulation_steps, max_input_length;
+    int64_t max_output_length;
+    double val_size;
+    // the run
+    const char *output_dir, *base, *resume_from_checkpoint;
+    bool force, predict_with_generate, load_best_model_at_end;
+    int64_t seed, threads, logging_steps, save_steps, save_total_limit, eval_steps, early_stopping_patience;
+    int64_t stop_at_step;
+    // answers
+    const char *prompt, *system;
+    int64_t max_new_tokens, max_context;
+    double temperature, top_p;
+    // other commands
+    const char *out, *to, *dtype;
+    bool ids, decode;
+    int64_t samples, sample, elements, tokens;
+    double target_share, std, max_shard_size;
 } Options;
 
 // What a method sees of the pass that is under way.
