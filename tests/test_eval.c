@@ -45,6 +45,7 @@ static void test_scores(void) {
     check_scores("Good", "Goo", ACCURACY, 0), check_scores("好评", "差评", ACCURACY, 0);
     check_scores("1000000", "", REPETITION_RATE, 0), check_scores("哈哈哈哈", "", REPETITION_RATE, 0);
     check_scores("好的，好的，好的，好的，好的，好的，好的，", "", REPETITION_RATE, 100);
+    check_scores("abcdefghabcdefghabcdefgh", "", REPETITION_RATE, 0);
     check_scores("I am I am I am I am I am I a", "", REPETITION_RATE, 100);
     check_scores("abcdefghijklmnopqrstuabcdefghijklmnopqrstuabcdefghijklmnopqrstuabcdefghijklmnopqrstu", "",
                  REPETITION_RATE, 0);
@@ -155,4 +156,36 @@ static void test_drift(void) {
     check_number("drift: loss of the tuned model", d.tuned, want.tuned, 1e-12);
     check_number("drift: KL", d.kl, want.kl, 1e-12);
     check_number("drift: none from itself", none.kl + 1, 1, 1e-12);
+}
+
+// ---- Replay ------------------------------------------------------------------------------------------------------
+
+// Two and a half epochs of 10 new samples, four a step, with half an old sample for each: every new one once an epoch,
+// the old ones in turn, each round of them in another order, and the same when asked again.
+static void test_replay(void) {
+    enum { NEW = 10, OLD = 5, STEPS = 7 };
+    Options o = { .seed = 42 };
+    Trainer t = { .o = &o, .train = { .n = NEW + OLD }, .n_new = NEW, .replay_ratio = 0.5, .samples_per_step = 4,
+                  .steps_per_epoch = 3 };
+    size_t seen[NEW + OLD] = {0}, old[16], n_old = 0, chosen[8], again[8], seen_new = 0;
+    for (int64_t step = 0; step < STEPS; step++) {
+        size_t n = choose_samples(&t, step, chosen), n_now = step % 3 == 2 ? 2 : 4;
+        bool in_order = true;
+        seen_new += n_now;
+        for (size_t i = 0; i < n; i++) {
+            in_order = in_order && (i < n_now) == (chosen[i] < NEW) && chosen[i] < NEW + OLD;
+            seen[chosen[i]]++;
+            if (chosen[i] >= NEW) old[n_old++] = chosen[i];
+        }
+        check_true(label("replay, step %d: new samples, then old ones", (int)step), in_order);
+        check_equal("replay: old samples so far", n_old, seen_new / 2);
+        check_true("replay: asked again the same", choose_samples(&t, step, again) == n &&
+                   !memcmp(again, chosen, n * sizeof *chosen));
+        if (step == 5)
+            for (size_t i = 0; i < NEW; i++) check_equal(label("replay: new sample %zu in two epochs", i), seen[i], 2);
+    }
+    size_t rounds[OLD] = {0};
+    for (size_t j = 0; j < 2 * OLD; j++) rounds[old[j] - NEW]++;
+    for (size_t i = 0; i < OLD; i++) check_equal(label("replay: old sample %zu in two rounds", i), rounds[i], 2);
+    check_true("replay: another order each round", memcmp(old, old + OLD, OLD * sizeof *old) != 0);
 }
