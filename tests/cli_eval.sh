@@ -69,11 +69,11 @@ for method in lora full ptuning; do
     works 'KL(base || tuned)' train "$tests/data/identity.jsonl" "$tiny" --output_dir drift --max_steps 2 \
         --method $method --probe facts12.jsonl --force
     said=$(sed -n 's/^probe .*: loss \([0-9.]*\) before, \([0-9.]*\) after.*/\1 \2/p' stdout)
-    base=$("$program" eval facts12.jsonl "$tiny" --max_new_tokens 1 | awk '$1 == "loss" { print $2 }')
-    tuned=$("$program" eval facts12.jsonl drift/checkpoint-2 --max_new_tokens 1 | awk '$1 == "loss" { print $2 }')
+    base=$("$program" eval facts12.jsonl "$tiny" --max_new_tokens 1 2>err.eval | awk '$1 == "loss" { print $2 }')
+    tuned=$("$program" eval facts12.jsonl drift/checkpoint-2 --max_new_tokens 1 2>err.eval | awk '$1 == "loss" { print $2 }')
     check "$method: the probe's losses are those that eval finds" test "$said" = "$base $tuned" -a "$base" != "$tuned"
 done
 works 'answers before: rouge-1|answers after: rouge-1' train "$tests/data/identity.jsonl" "$tiny" --output_dir drift \
     --max_steps 1 --probe facts12.jsonl --force --predict_with_generate --max_new_tokens 4
 refuse 'nowhere.jsonl' train "$tests/data/identity.jsonl" "$tiny" --output_dir out --probe nowhere.jsonl
-rm -rf drift facts12.jsonl
+rm -rf drift facts12.jsonl err.eval
