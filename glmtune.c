@@ -1,9 +1,9 @@
 // glmtune: fine-tunes the GLM family (ChatGLM2, ChatGLM3, GLM-4, GLM-4-0414, GLM-Edge) on a CPU.
 //
 // What it is: the whole of it in one file. Weight files and tokenizers as released, the transformer forward and
-// backward, LoRA, P-tuning v2, bottleneck adapters, freezing and full tuning, AdamW, evaluation, chat. It needs libc and
-// libm; OpenMP if there is one. What it is not: an inference server, or a framework. It knows one family of models, and
-// knows it exactly.
+// backward, LoRA, P-tuning v2, bottleneck adapters, freezing and full tuning, AdamW, evaluation, chat. It needs libc
+// and libm; OpenMP if there is one. What it is not: an inference server, or a framework. It knows one family of models,
+// and knows it exactly.
 //
 // How to read it: from the top. Each section opens with what it does and why, and uses only what stands above it.
 // Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch,
@@ -2473,7 +2473,7 @@ static void pack_halves(real *panel, View b, size_t line0, size_t k0, size_t n_k
     }
     for (size_t k = 0; k < n_k; k += 2 * LANES, panel += 2 * LANES * TILE_N)
         for (size_t j = 0; j < TILE_N; j += LANES) {
-            for (size_t i = 0; i < LANES; i++) rows[i] = *(const vec *)view_at(b, line0 + j + i, k0 + k);
+            for (size_t i = 0; i < LANES; i++) rows[i] = (vec)*(const bit_vec *)view_at(b, line0 + j + i, k0 + k);
             transpose(rows);
             for (size_t i = 0; i < LANES; i++) {
                 widen_pairs(&even, &odd, (bit_vec)rows[i], b.dtype);
@@ -4936,8 +4936,9 @@ typedef struct {
 #define GLM4_STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
 #define GLM4_TOOLS "# 可用工具"     // "available tools"; GLM_TOOL_END: "give the arguments of a call to it as JSON"
 #define GLM4_TOOL_END "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
-#define GLM4_SELF "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，你的任务是针对" \
-                  "用户的问题和要求提供适当的答复和支持。\n\n"
+#define GLM4_SELF "你是一个名为 ChatGLM 的人工智能助手。" \
+                  "你是基于智谱AI训练的语言模型 GLM-4 模型开发的，" \
+                  "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
 #define GLM3_TOOLS "Answer the following questions as best as you can. You have access to the following tools:"
 
 static const Layout layouts[] = {
@@ -5942,7 +5943,7 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
 }
 
 // The fingerprint of what an adapter is trained on: three hashes, so that a message can say which part differs. The
-// base's is over name, type, shape and 4 KiB from start, middle and end of every tensor; 0 stands for what is not known.
+// base's is over name, type, shape and 4 KiB from start, middle and end of every tensor; 0 is what is not known.
 static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
     uint64_t base = 0, tokenizer = 0, layout = f && f->layout ? hash_name(f->layout->name) : 0;
     for (size_t i = 0; i < m->n_tensors; i++) {
@@ -6155,8 +6156,8 @@ static real *probe(Model *m, const Method *method, double *loss, size_t *n) {
 }
 
 // Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, at
-// random; float arithmetic in another order adds some units of 2^-24. Measured on eight layers of random weights: logits
-// change by 0.7 to 2 u of the largest (fp32: 15 units). A wrong merge is off by far more than 16 u; where a run has
+// random; float arithmetic in another order adds some units of 2^-24. Measured on eight layers of random weights:
+// logits change by 0.7 to 2 u of the largest (fp32: 15 units). A wrong merge is off by far more than 16 u; where a run has
 // diverged, attention is so sharp that rounding alone passes it.
 static double merge_bound(const Model *m) {
     static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
@@ -7429,7 +7430,8 @@ static void take_trunk(Trainer *t) {
             size_text(bytes), trunk.layer);
 }
 
-// What was saved last is read back as a user will, and must give the logits of the model in memory, whose place it takes.
+// What was saved last is read back as a user will, and must give the logits of the model in memory, whose place it
+// takes.
 static void verify_saved(Trainer *t) {
     const Options *o = t->o;
     const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
@@ -7446,7 +7448,8 @@ static void verify_saved(Trainer *t) {
     take_run(&r);
     real *got = all_logits(&r, &b);
     if (memcmp(got, want, b.T * again.model->config.vocab_size * sizeof *got))
-        fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted", folder);
+        fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted",
+             folder);
     fprintf(stderr, "read back: %s gives the logits of the model in memory, bit for bit\n", folder);
     give_run(&r), free_batch(&b), free(want), free(got);
 }
@@ -8134,9 +8137,9 @@ static int bench(const char *model, const Options *o) {
     if ((double)o->tokens * o->target_share < 1.5)
         fail_usage("--tokens %lld with --target_share %g leaves nothing to learn", (long long)o->tokens,
                    o->target_share);
-    double peak = begin_bench();
     Model *m = bench_model(model, o);
     const Config *c = &m->config;
+    double peak = begin_bench();
     printf("model: %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu; %zu parameters\n",
            c->n_layers, c->hidden_size, c->n_heads, c->head_dim, c->n_kv_heads, c->ffn_dim, c->vocab_size,
            count_parameters(m->tensors, m->n_tensors));
@@ -8637,7 +8640,8 @@ static const struct {
     { FIELD(stop_at_step), INTEGER, TRAIN, "0", 0, 1e9,
       "save and end after this step, to go on later; 0: never", NULL },
     { FIELD(force), FLAG, TRAIN | EVAL | CHAT | MERGE | DUMP, "false", 0, 0,
-      "an adapter on another base, a merge past its bound; in training: over a run in output_dir, going on though options differ", NULL },
+      "an adapter on another base, a merge past its bound; in training: over a run in output_dir, going on though "
+      "options differ", NULL },
     { FIELD(layout), CHOICE, TRAIN | EVAL | CHECK | CHAT | INIT | INFO, NULL, 0, 0,
       "chat layout; default: told from the model", "chatglm2,chatglm3,glm4-chat,0414,z1,edge" },
     { FIELD(to), CHOICE, EXPORT, "peft", 0, 0,

@@ -64,8 +64,8 @@ static const char cut_conversation[] =
 // The turns of that conversation.
 static Conversation cut_turns(void) {
     static const char *const texts[] = {
-        "Be brief.", "A long question, \xE4\xBD\xA0\xE5\xA5\xBD\xE4\xBD\xA0\xE5\xA5\xBD, longer than what stands around"
-        " it, which has to lose its end first, before others do",
+        "Be brief.", ("A long question, \xE4\xBD\xA0\xE5\xA5\xBD\xE4\xBD\xA0\xE5\xA5\xBD, longer than what stands around"
+                      " it, which has to lose its end first, before others do"),
         "An answer of \xE6\x97\xA5\xE6\x9C\xAC some length, too.",
         "And?", "Done." };
     static const int roles[] = { SYSTEM, USER, ASSISTANT, USER, ASSISTANT };
