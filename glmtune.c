@@ -2300,7 +2300,12 @@ void memory_give(void *p) { free(p); }
 void memory_copy_in(void *device, const void *host, size_t bytes) { if (bytes) memcpy(device, host, bytes); }
 void memory_copy_out(void *host, const void *device, size_t bytes) { if (bytes) memcpy(host, device, bytes); }
 const void *memory_mapped(const void *host, size_t bytes) { (void)bytes; return host; }
-void zero(real *x, size_t n) { if (n) memset(x, 0, n * sizeof *x); }
+
+void zero(real *x, size_t n) {
+    enum { PART = 1 << 15 };        // on all cores: by one alone, a LoRA step of 512 tokens is 6 % of the peak slower
+    #pragma omp parallel for if (n > 4 * PART)
+    for (size_t i = 0; i < n; i += PART) memset(x + i, 0, min_size(PART, n - i) * sizeof *x);
+}
 
 static inline float half_to_float(uint16_t h) {
     // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and
@@ -6157,8 +6162,8 @@ static real *probe(Model *m, const Method *method, double *loss, size_t *n) {
 
 // Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, at
 // random; float arithmetic in another order adds some units of 2^-24. Measured on eight layers of random weights:
-// logits change by 0.7 to 2 u of the largest (fp32: 15 units). A wrong merge is off by far more than 16 u; where a run has
-// diverged, attention is so sharp that rounding alone passes it.
+// logits change by 0.7 to 2 u of the largest (fp32: 15 units). A wrong merge is off by far more than 16 u; where a run
+// has diverged, attention is so sharp that rounding alone passes it.
 static double merge_bound(const Model *m) {
     static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
     double largest = 0x1p-24 * 4;
