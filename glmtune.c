@@ -3736,15 +3736,7 @@ static void read_fixed_text(const char *path, const Json *root, const char *key,
     *value = text;
 }
 
-// ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
-// Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
-//     y = W x + s B A dropout(x)    A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
-// B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
-// query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
-// Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
-
-enum { LORA_A, LORA_B };
-
+// Ends the program where a list names a linear map that a layer does not have.
 static void check_modules(const Model *m, const char *targets) {
     Text known = {0};
     const Layer *l = &m->layers[0];
@@ -3754,6 +3746,15 @@ static void check_modules(const Model *m, const char *targets) {
         if (!list_has(known.s, one)) fail("target module '%s' is not in this model; it has %s", one, known.s);
     free(known.s);
 }
+
+// ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
+// Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
+//     y = W x + s B A dropout(x)    A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
+// B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
+// query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
+// Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
+
+enum { LORA_A, LORA_B };
 
 static void lora_setup(Model *m, const Options *o) {
     const char *targets = o->target_modules  ? o->target_modules
@@ -6955,11 +6956,14 @@ static const struct { const char *name; size_t offset; } state_numbers[] = {
     { "eval_loss", offsetof(RunState, eval_loss) },
 };
 
+typedef struct { size_t *places; uint64_t epoch; } Order;
+
 typedef struct {
     Opened base;
     const Options *o;
     Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
     size_t n_new;
+    Order order, old_order;             // of the new ones and of those to replay
     double replay_ratio;
     Run run;
     RunState state;                 // best_step: 0 when there is none
@@ -6975,6 +6979,12 @@ typedef struct {
     size_t batch_size, samples_per_step;
     double tokens_logged, began, logged_at, draw_at;
 } Trainer;
+
+// The order of n samples in an epoch, which is kept until another epoch is asked for.
+static const size_t *order_of(Order *o, size_t n, uint64_t seed, uint64_t epoch) {
+    if (!o->places || o->epoch != epoch) free(o->places), *o = (Order){ epoch_order(n, seed, epoch), epoch };
+    return o->places;
+}
 
 // Puts the samples of --replay FILE:RATIO behind the new ones.
 static void read_replay(Trainer *t, const char *replay) {
@@ -6996,19 +7006,15 @@ static void read_replay(Trainer *t, const char *replay) {
 // The samples of a step: the next of the epoch's order, and the old ones whose turn it is. Old sample number j of the
 // whole run is the one that epoch j / n of their own order has at place j % n, so a step needs no memory of earlier
 // ones.
-static size_t choose_samples(const Trainer *t, int64_t step, size_t *chosen) {
+static size_t choose_samples(Trainer *t, int64_t step, size_t *chosen) {
     uint64_t seed = (uint64_t)t->o->seed, epoch = (uint64_t)(step / t->steps_per_epoch);
     size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
     size_t n = min_size(t->samples_per_step, t->n_new - at);
-    size_t *order = epoch_order(t->n_new, seed, epoch), seen = (size_t)epoch * t->n_new + at;
-    memcpy(chosen, order + at, n * sizeof *chosen);
-    free(order);
+    size_t seen = (size_t)epoch * t->n_new + at, n_old = t->train.n - t->n_new;
+    memcpy(chosen, order_of(&t->order, t->n_new, seed, epoch) + at, n * sizeof *chosen);
     size_t first = (size_t)(t->replay_ratio * (double)seen), end = (size_t)(t->replay_ratio * (double)(seen + n));
-    for (size_t j = first, n_old = t->train.n - t->n_new; j < end; j++) {
-        order = epoch_order(n_old, rng_key(seed, KEY_REPLAY), j / n_old);
-        chosen[n++] = t->n_new + order[j % n_old];
-        free(order);
-    }
+    for (size_t j = first; j < end; j++)
+        chosen[n++] = t->n_new + order_of(&t->old_order, n_old, rng_key(seed, KEY_REPLAY), j / n_old)[j % n_old];
     return n;
 }
 
@@ -7555,66 +7561,88 @@ static void print_settings(const Options *o) {
     free(line.s);
 }
 
-static void train(const char *data, const char *model, Options *o) {
-    Trainer t = { .base = open_model(model, o), .o = o };
-    Model *m = t.base.model;
-    ChatFormat format = t.format = choose_format(o, &m->config, t.base.folder);
-    check_fingerprint(&t.base, &format, o);
-    m->fingerprint = fingerprint_of(m, &format);
-    if (!t.base.method) t.base.method = find_method(o->method), t.base.method->setup(m, o);
-    if (!(o->learning_rate >= 0)) o->learning_rate = t.base.method->learning_rate;
-    const char *official = mask_words(o, &format);
+// Model, data and steps, and what the user should know of them before any memory is taken.
+static void prepare(Trainer *t, const char *data, Options *o) {
+    Model *m = t->base.model;
+    const ChatFormat *f = &t->format;
+    t->format = choose_format(o, &m->config, t->base.folder);
+    check_fingerprint(&t->base, f, o);
+    m->fingerprint = fingerprint_of(m, f);
+    if (!t->base.method) t->base.method = find_method(o->method), t->base.method->setup(m, o);
+    if (!(o->learning_rate >= 0)) o->learning_rate = t->base.method->learning_rate;
+    const char *official = mask_words(o, f);
     if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
-    read_data(&t, data);
-    if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t.validation.n)
+    read_data(t, data);
+    if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t->validation.n)
         fprintf(stderr, "warning: no samples are held out (--eval_file, --val_size), so early_stopping_patience, "
                 "load_best_model_at_end and predict_with_generate do nothing\n");
-    bool answers = o->predict_with_generate && t.validation.n && format.tokenizer && format.layout;
-    if (o->predict_with_generate && !(format.tokenizer && format.layout))
-        fprintf(stderr, "warning: no answers are generated: %s\n", format.why);
-    plan_steps(&t);
-    if (!o->logging_steps) o->logging_steps = t.steps_per_epoch;
-    if (!o->save_steps) o->save_steps = t.steps_per_epoch;
-    size_t T =
-        max_size(most_tokens(&t.train, t.batch_size), t.validation.n ? most_tokens(&t.validation, t.batch_size) : 0);
-    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t.base.folder,
-            count_parameters(m->tensors, m->n_tensors), t.base.method->name, count_parameters(m->trained, m->n_trained),
-            format.layout ? format.layout->name : "none", format.tokenizer ? format.tokenizer->file : "no tokenizer");
-    m->n_moments = find_optimizer(o->optim)->n_moments;
+    if (o->predict_with_generate && !(f->tokenizer && f->layout))
+        fprintf(stderr, "warning: no answers are generated: %s\n", f->why);
+    plan_steps(t);
+    if (!o->logging_steps) o->logging_steps = t->steps_per_epoch;
+    if (!o->save_steps) o->save_steps = t->steps_per_epoch;
+    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t->base.folder,
+            count_parameters(m->tensors, m->n_tensors), t->base.method->name,
+            count_parameters(m->trained, m->n_trained), f->layout ? f->layout->name : "none",
+            f->tokenizer ? f->tokenizer->file : "no tokenizer");
     print_settings(o);
-    fprintf(stderr, "training: %lld steps of up to %zu samples, learning rate %g\n", (long long)t.steps,
-            t.samples_per_step, o->learning_rate);
-    RunKind kind = plan_memory(m, t.base.method, o->gradient_checkpointing, T);
-    start_method(&t.base, (uint64_t)o->seed, true);
-    t.run = describe_run(m, t.base.method, kind, T, T);
-    take_run(&t.run);
-    take_trunk(&t);
-    if (answers) t.answers = make_answerer(m, t.base.method, &t.validation, o);
+    fprintf(stderr, "training: %lld steps of up to %zu samples, learning rate %g\n", (long long)t->steps,
+            t->samples_per_step, o->learning_rate);
+}
+
+// Memory, the checkpoint that the run goes on from, and its files.
+static void begin_run(Trainer *t) {
+    const Options *o = t->o;
+    Model *m = t->base.model;
+    size_t T = max_size(most_tokens(&t->train, t->batch_size),
+                        t->validation.n ? most_tokens(&t->validation, t->batch_size) : 0);
+    m->n_moments = find_optimizer(o->optim)->n_moments;
+    RunKind kind = plan_memory(m, t->base.method, o->gradient_checkpointing, T);
+    start_method(&t->base, (uint64_t)o->seed, true);
+    t->run = describe_run(m, t->base.method, kind, T, T);
+    take_run(&t->run);
+    take_trunk(t);
+    if (o->predict_with_generate && t->validation.n && t->format.tokenizer && t->format.layout)
+        t->answers = make_answerer(m, t->base.method, &t->validation, o);
     const char *from = choose_checkpoint(o);
-    if (from) check_fingerprint(&(Opened){ .model = m, .folder = t.base.folder, .adapter = from }, &format, o);
-    if (from) resume(&t, from);
-    open_log(&t, from);
-    if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t.state.step, (long long)t.steps);
-    write_facts(&t);
+    if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
+    if (from) resume(t, from);
+    open_log(t, from);
+    if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
+    write_facts(t);
+}
+
+// Says how the run ended and what came of it.
+static void end_run(const Trainer *t) {
+    const Options *o = t->o;
+    const RunState *s = &t->state;
+    if ((int64_t)s->step < t->steps && !is_enough(t)) {
+        fprintf(stderr, "stopped after step %.0f of %lld, which is saved; to go on: the same command with "
+                "--resume_from_checkpoint yes\n", s->step, (long long)t->steps);
+        return;
+    }
+    double step = o->load_best_model_at_end && s->best_step > 0 ? s->best_step : s->step;
+    const char *result = name("%s/checkpoint-%.0f", o->output_dir, step);
+    if (is_enough(t))
+        fprintf(stderr, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
+                "(--early_stopping_patience)\n", s->worse_since, s->best_metric, s->best_step);
+    print_result(t);
+    if (o->probe) print_probe(t, result);
+    fprintf(stderr, "done in %s; the result is %s; try: glmtune chat %s\n", time_text(seconds() - t->began), result,
+            result);
+}
+
+static void train(const char *data, const char *model, Options *o) {
+    Trainer t = { .base = open_model(model, o), .o = o };
     struct sigaction on_stop = { .sa_handler = on_stop_signal };
+    prepare(&t, data, o);
+    begin_run(&t);
     sigaction(SIGINT, &on_stop, NULL), sigaction(SIGTERM, &on_stop, NULL);
     train_loop(&t);
     close_written(t.log, t.log_path);
     draw_progress(&t, true);
     if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
-    if ((int64_t)t.state.step < t.steps && !is_enough(&t)) {
-        fprintf(stderr, "stopped after step %.0f of %lld, which is saved; to go on: the same command with "
-                "--resume_from_checkpoint yes\n", t.state.step, (long long)t.steps);
-        return;
-    }
-    int64_t result = (int64_t)(o->load_best_model_at_end && t.state.best_step > 0 ? t.state.best_step : t.state.step);
-    if (is_enough(&t))
-        fprintf(stderr, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
-                "(--early_stopping_patience)\n", t.state.worse_since, t.state.best_metric, t.state.best_step);
-    print_result(&t);
-    if (o->probe) print_probe(&t, name("%s/checkpoint-%lld", o->output_dir, (long long)result));
-    fprintf(stderr, "done in %s; the result is %s/checkpoint-%lld; try: glmtune chat %s/checkpoint-%lld\n",
-            time_text(seconds() - t.began), o->output_dir, (long long)result, o->output_dir, (long long)result);
+    end_run(&t);
 }
 
 // ---- 13.9 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
@@ -8951,7 +8979,7 @@ static const char yaml_ignored[] =
     "fp16_opt_level,fp16_full_eval,bf16_full_eval,half_precision_backend,use_cpu,no_cuda,local_rank,ddp_backend,"
     "ddp_timeout,ddp_find_unused_parameters,dataloader_num_workers,dataloader_pin_memory,dataloader_prefetch_factor,"
     "dataloader_persistent_workers,remove_unused_columns,log_level,log_level_replica,log_on_each_node,logging_dir,"
-    "logging_first_step,logging_nan_inf_filter,predict_with_generate,eval_delay,"
+    "logging_first_step,logging_nan_inf_filter,eval_delay,"
     "eval_accumulation_steps,eval_on_start,prediction_loss_only,generation_max_length,generation_num_beams,do_train,"
     "do_eval,do_predict,debug,disable_tqdm,report_to,run_name,push_to_hub,hub_model_id,hub_strategy,hub_token,"
     "save_safetensors,save_only_model,save_on_each_node,overwrite_output_dir,torch_compile,full_determinism,data_seed,"

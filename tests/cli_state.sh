@@ -21,7 +21,7 @@ state='train data.jsonl deep --max_steps 6 --logging_steps 1 --gradient_accumula
 
 methods_of_help=$("$program" train --help | sed -n 's/^  --method .*: \([a-z,]*\) \[.*/\1/p' | tr , ' ')
 check 'the methods can be read from --help' test -n "$methods_of_help"
-for how in $(for m in $methods_of_help; do echo $m-adamw; done) lora-sgd lora-lion full-sgd full-lion lora-adamw; do
+for how in $(for m in $methods_of_help; do for o in adamw sgd lion; do echo $m-$o; done; done) lora-adamw; do
     rm -rf whole parts
     options="--method ${how%-*} --optim ${how#*-}"
     works 'done' $state --output_dir whole $options --label_smoothing_factor 0.1
