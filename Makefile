@@ -53,7 +53,7 @@ golden:
 	$(PYTHON) tests/reference_labels.py
 	$(PYTHON) tests/reference_methods.py
 
-# The bundled vocabulary and model, from nothing: text, tokenizer, training (about 20 minutes on two cores).
+# The bundled vocabulary and model, from nothing: text, tokenizer, training (about seven minutes on two cores).
 tiny: glmtune
 	@sh tests/make_tiny.sh
 
@@ -62,9 +62,9 @@ help:
 	@echo "make glmtune64  the same source in double precision"
 	@echo "make debug      glmtune-debug, with sanitizers"
 	@echo "make test       all tests, offline; GLM_REAL=FOLDER adds those that need real tokenizers"
-	@echo "make demo       tunes the bundled tiny model, about a minute"
+	@echo "make demo       tunes the bundled tiny model, a few seconds"
 	@echo "make golden     makes the golden numbers again (Python, PyTorch)"
-	@echo "make tiny       makes tokenizer.bin and the tiny model again, about 20 minutes"
+	@echo "make tiny       makes tokenizer.bin and the tiny model again, about seven minutes"
 	@echo "make clean      removes what was built"
 
 clean:

@@ -11,17 +11,17 @@
 // computed with are `real`: float, or double when built with -DGLMTUNE_DOUBLE (`make glmtune64`), which is what the
 // float build is measured against.
 //
-//      1  Basics             errors, memory, files, random numbers
+//      1  Basics             errors, memory, progress, files, hashes
 //      2  JSON and YAML      one small parser each: configs, safetensors headers, data sets, the official yaml files
 //      3  Tensor files       safetensors: mapped to read, atomic to write
 //      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json
-//      5  Kernels            forward/backward pairs on raw arrays; all that a port to other hardware replaces
+//      5  Kernels            forward/backward pairs on raw arrays, random numbers; what a port to hardware replaces
 //      6  Model              config and weights by name, both released layouts
 //      7  Tuning methods     LoRA, full, P-tuning v2, adapters, freezing: what trains, and where it acts
 //      8  Forward, backward  the transformer layer by layer, and the memory it needs
 //      9  Optimizers         AdamW, SGD, Lion; schedules, clipping
-//     10  Data               chat layouts, loss mask, samples
-//     11  Generation         key/value cache, sampling
+//     10  Data               chat layouts, loss mask, samples, batches
+//     11  Generation         key/value cache, sampling, several answers together
 //     12  Files of a run     adapters as PEFT and ChatGLM write them, fingerprints, merging, export
 //     13  Training           the memory plan, the loop, evaluation, checkpoints, curves, dump, gradient check, bench
 //     14  Commands           one table of commands, one of options, the official yaml files, main
@@ -78,8 +78,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE,
 // ================================================================================================================
 // 1  Basics
 // ================================================================================================================
-// What C leaves out: errors that say what to do, memory that is checked, files that are whole or not there, and random
-// numbers that do not depend on who drew before.
+// What C leaves out: errors that say what to do, memory that is checked, and files that are whole or not there.
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
@@ -2048,7 +2047,7 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
 //
 // On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it,
 // in an order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast,
-// the matrix product (5.3), for that is where the time goes.
+// the matrix product (5.3), for that is where the time goes; attention (5.7) is made of it.
 
 // ---- 5.1 Prototypes ----------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just these. T tokens, H features.
@@ -2060,10 +2059,10 @@ extern "C" {
 #endif
 
 // Random numbers. A random number here is a function of what it is for: (seed, step, sample, token, site, feature) for
-// dropout, (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling. Nothing has to be stored or
-// restored, and neither threads nor accumulation can change it. Keys are folded one by one, then a counter is hashed,
-// by the finalizer of splitmix64 (Steele, Lea, Flood 2014), whose increment is the golden ratio. A port draws with
-// these.
+// dropout, (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling, (seed, answer, token) for
+// sampling. Nothing has to be stored or restored, and neither threads nor accumulation can change it. Keys are folded
+// one by one, then a counter is hashed, by the finalizer of splitmix64 (Steele, Lea, Flood 2014), whose increment is
+// the golden ratio. A port draws with these.
 #define GOLDEN 0x9E3779B97F4A7C15u
 
 static inline uint64_t mix64(uint64_t x) {
@@ -3214,7 +3213,7 @@ real read_through(const real *x, size_t n) {
 // Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
 // ChatGLM2/3 and GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps;
 // glm4 has two more norms a layer). The computation knows neither: it sees maps that have parts, and both give
-// the same bits. Only LoRA's default targets and the choice of a chat layout ask.
+// the same bits. Only the defaults of LoRA and P-tuning, the choice of a chat layout and the names in files ask.
 
 // ---- 6.1 Config --------------------------------------------------------------------------------------------------
 
@@ -3606,7 +3605,8 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 // in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
 // beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
 // one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
-// one, write a block and give it a row in the table of 7.7; nothing else in this file knows its name.
+// one, write a block and give it a row in the table of 7.7; no more is needed. (Only export, dump, bench and the yaml
+// files know some of the methods by name.)
 
 // ---- 7.1 What the user may set -----------------------------------------------------------------------------------
 // The table in section 14 says what each means, its default and its limits. Names are Hugging Face's where it has one.
@@ -3661,7 +3661,7 @@ typedef struct {
     const char *name, *peft_type, *own_type;    // in adapter_config.json; own_type: where PEFT would compute otherwise
     double learning_rate;           // the default; the reason stands in the method's comment
     const char *help;               // what trains, and what it costs
-    const char *no_merge;           // why it cannot be merged, and what to do instead; NULL: it can
+    const char *no_merge;           // why it cannot be merged; NULL: it can
     void (*setup)(Model *, const Options *);
     // what a map reads instead of x [T,in]; then, behind the map's own backward, dx in place
     const real *(*input_forward)(const Map *, const real *x, real *kept, Pass);
@@ -4844,7 +4844,8 @@ static void zero_gradients(Model *m) {
 // ================================================================================================================
 // 9  Optimizers
 // ================================================================================================================
-// Where programs differ in a formula, this is ours; each is also what Hugging Face and PyTorch compute.
+// What turns gradients into steps: schedule, clipping, and a table of optimizers. Schedules are Hugging Face's, AdamW,
+// SGD and clipping PyTorch's, Lion its paper's.
 
 // The learning rate of step s = 0 .. T-1, with w steps of warm-up, the first at rate 0, and n = max(1, T-w) after them:
 //     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/n)) / 2    linear: lr (T-s)/n    constant: lr
@@ -5650,8 +5651,8 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
 // 11  Generation
 // ================================================================================================================
 // A token at a time: the keys and values of all tokens so far are kept, so each new one costs one row of every product.
-// The run of section 8 does it, with rows of keys and values for the whole conversation and activations for a few
-// tokens.
+// The run of section 8 does it, with rows of keys and values for the whole of one or several conversations and
+// activations for a few tokens.
 
 enum { PREFILL = 256 };             // tokens of a prompt that go through the model at once
 
@@ -5810,8 +5811,10 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
 // 12  Files of a run
 // ================================================================================================================
 // An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, under
-// the names that Hugging Face's PEFT gives them, so that either program reads the other's. Full tuning has no PEFT
-// name; it is saved the same way as "GLMTUNE_FULL". `merge` makes a model folder of base and adapter.
+// the names that Hugging Face's PEFT gives them, so that either program reads the other's. What PEFT has not, or would
+// compute otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved the same way as "GLMTUNE_...".
+// ChatGLM's own prefix folders are read too. `merge` makes a model folder of base and adapter, `export` writes an
+// adapter under other names.
 
 // ---- 12.1 Model folders ------------------------------------------------------------------------------------------
 
@@ -6313,9 +6316,10 @@ static void export_adapter(const char *adapter, const char *out, Options *o) {
 // 13  Training
 // ================================================================================================================
 // The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
-// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order; its loss is the sum over
-// all its targets divided by their number, however it is cut into batches. Whatever is not finite stops the run at
-// once.
+// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
+// --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
+// Whatever is not finite stops the run at once. Before the loop stand the memory plan, scores and evaluation, behind it
+// what looks at a model or a run from outside: dump, gradient check, comparison, bench.
 
 // ---- 13.1 The memory plan ----------------------------------------------------------------------------------------
 
@@ -6942,7 +6946,7 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
     free_run(&log);
 }
 
-// ---- 13.6 The run ------------------------------------------------------------------------------------------------
+// ---- 13.6 State, data and log of a run --------------------------------------------------------------------------
 
 // What a run must remember besides weights and moments: a checkpoint holds each number that stands in the table. All
 // are double, so that one loop writes and reads them; whole numbers stay exact up to 2^53.
@@ -7386,7 +7390,7 @@ static void train_loop(Trainer *t) {
     free(chosen);
 }
 
-// ---- 13.8 The whole run ------------------------------------------------------------------------------------------
+// ---- 13.8 From beginning to end ---------------------------------------------------------------------------------
 
 // What is being tuned must not lie where --force removes checkpoints.
 static const char *outside_of(const char *path, const char *output_dir) {
@@ -8187,8 +8191,8 @@ static int bench(const char *model, const Options *o) {
 // ================================================================================================================
 // 14  Commands
 // ================================================================================================================
-// Two tables: the commands, and the options with their types, defaults, limits and meaning. Help, parsing and checks
-// all come from them.
+// The smaller commands, chat and check; then the tables: commands, options with their types, defaults, limits and
+// meaning, what options do, defaults under a yaml. Help, parsing and checks all come from them.
 
 // ---- 14.1 The smaller commands -----------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# `make demo`: the bundled tiny model before and after a minute of tuning it to another identity.
+# `make demo`: the bundled tiny model before and after tuning it to another identity.
 cd "$(dirname "$0")/.." || exit 1
 rm -rf demo-output
 
