@@ -192,6 +192,16 @@ __attribute__((format(printf, 1, 2))) static char *name(const char *format, ...)
     return s;
 }
 
+// A number with as many digits as it takes to read the same one back.
+static char *number_text(double x) {
+    char digits[32];
+    for (int n = 6; n <= 17; n++) {
+        snprintf(digits, sizeof digits, "%.*g", n, x);
+        if (strtod(digits, NULL) == x) break;
+    }
+    return name("%s", digits);
+}
+
 // Whether `list` ("q_proj,v_proj") holds this name.
 static bool list_has(const char *list, const char *wanted) {
     size_t n = strlen(wanted);
@@ -3822,8 +3832,9 @@ static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x
 static void lora_write_config(Text *t, const Model *m, const Options *o) {
     const Layer *l = &m->layers[0];
     const char *comma = "";
-    text_print(t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %.9g,\n  \"lora_dropout\": %.9g,\n  \"use_rslora\": %s",
-               (long long)o->r, o->lora_alpha, o->lora_dropout, o->use_rslora ? "true" : "false");
+    text_print(t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %s,\n  \"lora_dropout\": %s,\n  \"use_rslora\": %s",
+               (long long)o->r, number_text(o->lora_alpha), number_text(o->lora_dropout),
+               o->use_rslora ? "true" : "false");
     text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
     text_print(t, ",\n  \"target_modules\": [");
     for (size_t i = 0; i < l->n_maps; i++) {
@@ -5637,7 +5648,7 @@ static Batch probe_batch(const Model *m, size_t n) {
 
 static void free_batch(Batch *b) { free(b->ids), free(b->labels), free(b->token_keys), free(b->starts); }
 
-// The tokens of the largest batch that can come up: the longest samples together.
+// The tokens of the largest batch of different samples: the longest together.
 static size_t most_tokens(const Dataset *set, size_t batch_size) {
     size_t *lengths = take(set->n, sizeof *lengths), sum = 0;
     for (size_t i = 0; i < set->n; i++) lengths[i] = set->samples[i].n;
@@ -5658,10 +5669,14 @@ enum { PREFILL = 256 };             // tokens of a prompt that go through the mo
 
 typedef struct { Run run; real *logits; size_t n_sequences, longest, n_answers; } Generator;  // logits [n_sequences,V]
 
-// For up to n sequences at once, of at most `longest` tokens each.
+// What answers are generated with, described: for up to n sequences at once, of at most `longest` tokens each.
+static Run generator_run(Model *m, const Method *method, size_t longest, size_t n) {
+    size_t T = max_size(min_size(PREFILL, longest), n);
+    return describe_run(m, method, FORWARD_ONLY, T, times(n, longest) + (n > 1 ? T : 0));
+}
+
 static Generator make_generator(Model *m, const Method *method, size_t longest, size_t n) {
-    size_t T = max_size(min_size(PREFILL, longest), n), kv = times(n, longest) + (n > 1 ? T : 0);
-    Generator g = { .run = describe_run(m, method, FORWARD_ONLY, T, kv), .n_sequences = n, .longest = longest };
+    Generator g = { .run = generator_run(m, method, longest, n), .n_sequences = n, .longest = longest };
     take_run(&g.run);
     g.run.caches = take(n, sizeof *g.run.caches);
     g.logits = take(times(n, m->config.vocab_size), sizeof *g.logits);
@@ -6306,8 +6321,8 @@ static void export_adapter(const char *adapter, const char *out, Options *o) {
     method->setup(to, &set), start_trainables(to, 0, false);
     if (lora) export_lora(adapter, from, to);
     else to->fingerprint = stored_fingerprint(adapter), export_prefix(adapter, from, to, o->to);
-    const char *temporary = begin_folder(out);
-    save_adapter(temporary, to, method, &set, base);
+    const char *temporary = begin_folder(out), *real_base = realpath(base, NULL);
+    save_adapter(temporary, to, method, &set, real_base ? real_base : base);
     finish_output(temporary);
     printf("%s: %zu tensors%s\n", out, to->n_trained, lora ? "; its base is the same model in the other layout" : "");
 }
@@ -6349,12 +6364,25 @@ static size_t available_bytes(void) {
         if (sscanf(line, "MemAvailable: %zu", &kib) == 1) available = times(kib, 1024);
     if (f) fclose(f);
     struct rlimit limit;
-    size_t most = number_in("/sys/fs/cgroup/memory.max"), current = number_in("/sys/fs/cgroup/memory.current");
+    size_t most = number_in("/sys/fs/cgroup/memory.max"), current = number_in("/sys/fs/cgroup/memory.current"), cache;
+    f = fopen("/sys/fs/cgroup/memory.stat", "re");      // cached files count there, and give way
+    while (f && current != SIZE_MAX && fgets(line, sizeof line, f))
+        if (sscanf(line, "active_file %zu", &cache) == 1 || sscanf(line, "inactive_file %zu", &cache) == 1)
+            current -= min_size(cache, current);
+    if (f) fclose(f);
     if (most != SIZE_MAX && current != SIZE_MAX) available = min_size(available, most - min_size(current, most));
     if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return available;
     size_t pages = number_in("/proc/self/statm");
     size_t used = pages == SIZE_MAX ? 0 : times(pages, (size_t)sysconf(_SC_PAGESIZE));
     return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
+}
+
+// Ends the program before memory is touched that cannot be had: the system would end it less kindly.
+static void need_memory(size_t bytes, const char *lower) {
+    size_t available = available_bytes();
+    if (bytes > available)
+        fail("not enough memory: %s are needed, %s are to be had; lower %s", size_text(bytes), size_text(available),
+             lower);
 }
 
 static size_t run_bytes(Model *m, const Method *method, RunKind kind, size_t T) {
@@ -6654,13 +6682,15 @@ static void score_answer(Scores *scores, const Question *q, const ChatFormat *f,
 
 // A generator for the answers to a data set.
 static Generator make_answerer(Model *m, const Method *method, const Dataset *set, const Options *o) {
-    size_t prompt = 0, n = (size_t)o->per_device_eval_batch_size;
+    size_t prompt = 0, n = min_size((size_t)o->per_device_eval_batch_size, set->n);
     for (size_t i = 0; i < set->n; i++) prompt = max_size(prompt, set->samples[i].prompt_n);
-    size_t longest = max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, m->config.max_positions));
-    Generator g = make_generator(m, method, longest, n);
-    fprintf(stderr, "memory: %s to generate %zu answers together\n",
-            size_text(g.run.kept_arena.used + g.run.scratch_arena.used), n);
-    return g;
+    size_t longest = max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, positions_left(m)));
+    Run r = generator_run(m, method, longest, n);
+    size_t bytes = r.kept_arena.used + r.scratch_arena.used;
+    fprintf(stderr, "memory: %s to generate %zu answers together\n", size_text(bytes), n);
+    need_memory(bytes, "--per_device_eval_batch_size or --max_new_tokens");
+    free(r.layers);
+    return make_generator(m, method, longest, n);
 }
 
 // Answers every sample that has a prompt, which never holds the answer, and scores what comes.
@@ -6704,6 +6734,7 @@ static void eval(const char *data, const char *model, Options *o) {
     size_t batch = (size_t)o->per_device_eval_batch_size, T = most_tokens(&set, batch);
     start_method(&m, 0, false);
     Run run = describe_run(m.model, m.method, FORWARD_ONLY, T, T);
+    need_memory(run.kept_arena.used + run.scratch_arena.used, "--per_device_eval_batch_size");
     take_run(&run);
     double loss = evaluate(&run, &set, batch);
     give_run(&run);
@@ -6951,13 +6982,13 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
 // What a run must remember besides weights and moments: a checkpoint holds each number that stands in the table. All
 // are double, so that one loop writes and reads them; whole numbers stay exact up to 2^53.
 // worse_since: validations after the best; first_loss: before training.
-typedef struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss; } RunState;
+typedef struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss; } RunState;
 
 static const struct { const char *name; size_t offset; } state_numbers[] = {
     { "step", offsetof(RunState, step) }, { "tokens", offsetof(RunState, tokens) },
     { "best_step", offsetof(RunState, best_step) }, { "best_metric", offsetof(RunState, best_metric) },
     { "worse_since", offsetof(RunState, worse_since) }, { "first_loss", offsetof(RunState, first_loss) },
-    { "eval_loss", offsetof(RunState, eval_loss) },
+    { "eval_loss", offsetof(RunState, eval_loss) }, { "last_loss", offsetof(RunState, last_loss) },
 };
 
 typedef struct { size_t *places; uint64_t epoch; } Order;
@@ -6974,14 +7005,14 @@ typedef struct {
     ChatFormat format;
     Generator answers;              // with predict_with_generate
     Scores scores;                  // of the last validation
-    double last_loss, loss_sum, loss_steps;     // of training; the sum since the last validation
+    double loss_sum, loss_steps;    // of training, since the last validation
     double mean_norm, first_tokens; // running mean of the gradient norm; tokens seen before this run went on
     FILE *log;
     const char *log_path;
     Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
     int64_t steps, steps_per_epoch, first_step;
     size_t batch_size, samples_per_step;
-    double tokens_logged, began, logged_at, draw_at;
+    double tokens_logged, began, logged_at, draw_at, took;
 } Trainer;
 
 // The order of n samples in an epoch, which is kept until another epoch is asked for.
@@ -7094,7 +7125,7 @@ static bool log_evaluation(Trainer *t, int64_t step) {
              loss, exp(loss), t->loss_steps > 0 ? name(", %+.4f to the training loss since the last one", gap) : "",
              best ? "; the best so far" : "");
     fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g", (long long)step, loss,
-            exp(loss));
+            fmin(exp(loss), 1e300));        // JSON has no infinity
     if (t->answers.n_sequences) {
         t->scores = score_answers(&t->answers, &t->format, t->o, &t->validation, NULL, &example);
         for (Metric k = 0; k < METRICS; k++)
@@ -7225,14 +7256,15 @@ static void write_trainer_state(const Trainer *t, const char *path) {
     size_t n;
     const RunState *s = &t->state;
     const Options *o = t->o;
-    char *log = read_file(t->log_path, &n), best[64] = "null", *best_folder = strdup("null");
-    Text out = {0};
+    char *log = read_file(t->log_path, &n), best[64] = "null";
+    Text out = {0}, best_folder = {0};
     if (s->best_step > 0) {
         snprintf(best, sizeof best, "%.9g", s->best_metric);
-        best_folder = name("\"%s/checkpoint-%.0f\"", o->output_dir, s->best_step);
+        const char *folder = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+        text_json(&best_folder, folder, strlen(folder));
     }
     text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": %s,\n  \"epoch\": %.9g,\n", best,
-               best_folder, s->step / (double)t->steps_per_epoch);
+               best_folder.n ? best_folder.s : "null", s->step / (double)t->steps_per_epoch);
     text_print(&out, "  \"eval_steps\": %lld,\n  \"global_step\": %.0f,\n  \"is_hyper_param_search\": false,\n",
                (long long)(o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch), s->step);
     text_print(&out, "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [");
@@ -7243,7 +7275,7 @@ static void write_trainer_state(const Trainer *t, const char *path) {
     text_print(&out, "  \"save_steps\": %lld,\n  \"total_flos\": 0,\n  \"trial_name\": null,\n"
                "  \"trial_params\": null\n}\n", (long long)o->save_steps);
     write_file(path, out.s, out.n);
-    free(out.s), free(log), free(best_folder);
+    free(out.s), free(log), free(best_folder.s);
 }
 
 static void save_checkpoint(const Trainer *t) {
@@ -7345,7 +7377,7 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
         progress(true, "step %lld: the gradient norm %.3g is %.0f times its mean%s", (long long)step + 1, norm,
                  norm / t->mean_norm, o->max_grad_norm > 0 ? "; it was cut to --max_grad_norm" : "");
     t->mean_norm = t->mean_norm > 0 ? 0.9 * t->mean_norm + 0.1 * norm : norm;
-    t->loss_sum += loss, t->loss_steps++, t->last_loss = loss;
+    t->loss_sum += loss, t->loss_steps++, t->state.last_loss = loss;
     optimizer_step(m, o, lr, step + 1);
     for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
     log_step(t, step, loss, lr, norm);
@@ -7380,13 +7412,14 @@ static void train_loop(Trainer *t) {
         bool validates = t->validation.n && ((step + 1) % eval_every == 0 || last);
         bool best = validates && log_evaluation(t, step + 1);
         enough = is_enough(t);
-        draw_progress(t, false);
         if ((step + 1) % o->save_steps == 0 || last || stops || best || enough) {
             check_weights(t, chosen, min_size(t->batch_size, n));
             save_checkpoint(t);
         }
+        draw_progress(t, false);
         if (stops) break;
     }
+    t->took = seconds() - t->began;
     free(chosen);
 }
 
@@ -7429,7 +7462,7 @@ static void open_log(Trainer *t, const char *from) {
 }
 
 // Keeps what the frozen trunk gives for every sample (8.5), where something is frozen, more than one epoch comes, and
-// memory allows.
+// half of the memory that is left allows.
 static void take_trunk(Trainer *t) {
     const Model *m = t->base.model;
     static Trunk trunk;
@@ -7438,7 +7471,7 @@ static void take_trunk(Trainer *t) {
                      .starts = take(t->train.n, sizeof *trunk.starts), .known = take(t->train.n, 1) };
     for (size_t i = 0; i < t->train.n; i++) trunk.starts[i] = tokens, tokens += t->train.samples[i].n;
     size_t bytes = times(times(tokens, H), sizeof(real));
-    if (!t->o->keep_trunk || !trunk.layer || t->steps <= t->steps_per_epoch || bytes > available_bytes()) return;
+    if (!t->o->keep_trunk || !trunk.layer || t->steps <= t->steps_per_epoch || bytes > available_bytes() / 2) return;
     trunk.rows = device_take(bytes, 1, "the input of the lowest layer that trains (--keep_trunk false does without)");
     t->run.trunk = &trunk;
     fprintf(stderr, "memory: %s more for the input of layer %zu of every sample; the layers below run once for each\n",
@@ -7452,9 +7485,10 @@ static void verify_saved(Trainer *t) {
     const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
     Batch b = probe_batch(t->base.model, min_size(PROBE_TOKENS, t->run.max_T));
     RunKind kind = t->run.kind;
-    t->run.trunk = NULL;
+    if (t->run.trunk) memory_give(t->run.trunk->rows), t->run.trunk = NULL;
     real *want = all_logits(&t->run, &b);
     give_run(&t->run), memory_give(t->base.model->trainables.block);
+    if (t->answers.n_sequences) give_generator(&t->answers);
     Options fresh = *o->defaults;
     fresh.defaults = o->defaults, fresh.base = t->base.folder;
     Opened again = open_model(folder, &fresh);
@@ -7466,7 +7500,8 @@ static void verify_saved(Trainer *t) {
         fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted",
              folder);
     fprintf(stderr, "read back: %s gives the logits of the model in memory, bit for bit\n", folder);
-    give_run(&r), free_batch(&b), free(want), free(got);
+    give_run(&r), memory_give(again.model->trainables.block);
+    free_batch(&b), free(want), free(got);
 }
 
 // What the base gives and what the tuned model gives on the probe, row by row of logits: the sums of both losses and of
@@ -7543,14 +7578,14 @@ static void print_result(const Trainer *t) {
     printf("data        %zu samples%s, %lld steps = %.3g epochs, %zu tokens\n", t->n_new,
            t->n_new < t->train.n ? name(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
            t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
-    printf("loss        %.4f before training, %.4f in the last step\n", t->state.first_loss, t->last_loss);
+    printf("loss        %.4f before training, %.4f in the last step\n", t->state.first_loss, t->state.last_loss);
     if (t->state.best_step > 0)
         printf("validation  best %.4f at step %.0f, last %.4f, on %zu samples\n", t->state.best_metric,
                t->state.best_step, t->state.eval_loss, t->validation.n);
     if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
-    double took = seconds() - t->began;
-    printf("time        %s of training, %.0f tokens/s\n", time_text(took), (t->state.tokens - t->first_tokens) / took);
+    printf("time        %s of training, %.0f tokens/s\n", time_text(t->took),
+           (t->state.tokens - t->first_tokens) / fmax(t->took, 1e-9));
 }
 
 // The whole configuration, several settings to a line.
@@ -7598,16 +7633,17 @@ static void prepare(Trainer *t, const char *data, Options *o) {
 static void begin_run(Trainer *t) {
     const Options *o = t->o;
     Model *m = t->base.model;
-    size_t T = max_size(most_tokens(&t->train, t->batch_size),
+    bool replays = t->n_new < t->train.n;       // then a batch may hold a sample twice
+    size_t T = max_size(replays ? times(t->batch_size, t->train.longest) : most_tokens(&t->train, t->batch_size),
                         t->validation.n ? most_tokens(&t->validation, t->batch_size) : 0);
     m->n_moments = find_optimizer(o->optim)->n_moments;
     RunKind kind = plan_memory(m, t->base.method, o->gradient_checkpointing, T);
     start_method(&t->base, (uint64_t)o->seed, true);
     t->run = describe_run(m, t->base.method, kind, T, T);
     take_run(&t->run);
-    take_trunk(t);
     if (o->predict_with_generate && t->validation.n && t->format.tokenizer && t->format.layout)
         t->answers = make_answerer(m, t->base.method, &t->validation, o);
+    take_trunk(t);
     const char *from = choose_checkpoint(o);
     if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
     if (from) resume(t, from);
@@ -7625,8 +7661,11 @@ static void end_run(const Trainer *t) {
                 "--resume_from_checkpoint yes\n", s->step, (long long)t->steps);
         return;
     }
-    double step = o->load_best_model_at_end && s->best_step > 0 ? s->best_step : s->step;
-    const char *result = name("%s/checkpoint-%.0f", o->output_dir, step);
+    const char *result = name("%s/checkpoint-%.0f", o->output_dir, s->step);
+    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+    if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
+    else if (o->load_best_model_at_end && s->best_step > 0)
+        fprintf(stderr, "warning: the best step, %.0f, lies in the folder that the run went on from\n", s->best_step);
     if (is_enough(t))
         fprintf(stderr, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
                 "(--early_stopping_patience)\n", s->worse_since, s->best_metric, s->best_step);

@@ -77,3 +77,19 @@ works 'answers before: rouge-1|answers after: rouge-1' train "$tests/data/identi
     --max_steps 1 --probe facts12.jsonl --force --predict_with_generate --max_new_tokens 4
 refuse 'nowhere.jsonl' train "$tests/data/identity.jsonl" "$tiny" --output_dir out --probe nowhere.jsonl
 rm -rf drift facts12.jsonl err.eval
+
+# ---- What a reviewer found: samples twice in a batch, numbers that JSON has not, a best step elsewhere -----------
+
+printf '%s\n' '{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}' '{"input_ids": [4, 5, 6], "labels": [4, 5, 6]}' >few.jsonl
+echo '{"input_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9], "labels": [1, 2, 3, 4, 5, 6, 7, 8, 9]}' >old.jsonl
+works 'done' train few.jsonl m --replay old.jsonl:4 --per_device_train_batch_size 4 --max_steps 3 --val_size 0 \
+    --output_dir twice
+run train few.jsonl m --method full --learning_rate 1000 --warmup_ratio 0 --max_grad_norm 0 --eval_steps 1 --max_steps 3 \
+    --eval_file old.jsonl --output_dir steep
+! grep -q 'this is no JSON' stderr || want 'a log that is JSON'
+judge
+works 'done' train few.jsonl m --eval_file old.jsonl --learning_rate 0.5 --warmup_ratio 0 --eval_steps 1 --max_steps 4 \
+    --output_dir 'a"b'
+works 'done|went on from' train few.jsonl m --eval_file old.jsonl --learning_rate 0.5 --warmup_ratio 0 --eval_steps 1 \
+    --max_steps 4 --output_dir moved --resume_from_checkpoint 'a"b/checkpoint-4' --load_best_model_at_end
+rm -rf twice steep 'a"b' moved few.jsonl old.jsonl

@@ -78,7 +78,7 @@ static void *fuzz_mmap(void *at, size_t n, int protection, int flags, int fd, of
     return p;
 }
 
-static void end_run(void) {
+static void end_input(void) {
     while (taken) fuzz_free(taken + 1);
     while (n_maps) n_maps--, munmap(maps[n_maps].at, maps[n_maps].n);
 }
@@ -174,7 +174,7 @@ static void run_target(size_t target, const char *bytes, size_t n) {
     }
     if (ftruncate(fd, 0) || pwrite(fd, bytes, n, 0) != (ssize_t)n) abort();
     if (!setjmp(fuzz_ending)) targets[target].run(bytes, n);
-    end_run();
+    end_input();
 }
 
 static size_t find_target(const char *wanted) {
