@@ -42,9 +42,9 @@ if command -v "${CC:-cc}" >/dev/null; then
     check 'the run learns' awk -F'"loss": ' '{ split($2, a, ","); if (NR == 1) first = a[1]; last = a[1] }
         END { exit !(last < 0.8 * first) }' ia3/run/log.jsonl
     check 'its folder says what PEFT asks for' grep -q '"target_modules": \["k_proj", "v_proj", "down_proj"\]' \
-        ia3/run/checkpoint-8/adapter_config.json
-    works '' chat ia3/run/checkpoint-8 --prompt 你是谁？ --max_new_tokens 4
-    refuse 'cannot be merged: this example leaves it out' merge ia3/run/checkpoint-8 out
+        ia3/run/checkpoint-12/adapter_config.json
+    works '' chat ia3/run/checkpoint-12 --prompt 你是谁？ --max_new_tokens 4
+    refuse 'cannot be merged: this example leaves it out' merge ia3/run/checkpoint-12 out
     program=$usual
 else
     skip 'IA3 from README: there is no C compiler'
