@@ -171,6 +171,8 @@ static void run_target(size_t target, const char *bytes, size_t n) {
         fd = memfd_create("fuzz", MFD_CLOEXEC);
         snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
         memory_file = path;
+        method_names();         // makes its text once, which stays
+        taken = NULL;
     }
     if (ftruncate(fd, 0) || pwrite(fd, bytes, n, 0) != (ssize_t)n) abort();
     if (!setjmp(fuzz_ending)) targets[target].run(bytes, n);
