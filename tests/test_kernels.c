@@ -650,25 +650,49 @@ static void test_linear_shape(Dtype dtype, size_t T, size_t n_out, size_t n_in, 
 
 // A weight of every finite pattern, times ones and zeros: each must come out exactly as it went in, subnormals too.
 static void test_linear_exact(Dtype dtype) {
-    enum { IN = 8 };
+    enum { IN = 32, WIDE = 64 };
     size_t finite = (size_t)half_format_of(dtype).top << half_format_of(dtype).mantissa, n_out = finite / IN;
-    TestArray *w = all_patterns(dtype), *one = array_from(REAL, (double[]){ 1 }, 1);
-    double *eye = take(IN*IN, sizeof *eye);
+    size_t n_wide = finite / WIDE;
+    TestArray *w = all_patterns(dtype);
+    double *eye = take(WIDE*WIDE, sizeof *eye);
     for (size_t i = 0; i < IN; i++) eye[i*IN + i] = 1;
     TestArray *rows = array_from(REAL, eye, IN*IN), *y = random_array(finite, 0), *y1 = random_array(finite, 0);
     TestArray *dx = random_array(finite, 0);
+    memset(eye, 0, WIDE*WIDE * sizeof *eye);
+    for (size_t i = 0; i < WIDE; i++) eye[i*WIDE + i] = 1;
+    TestArray *ones = array_from(REAL, eye, WIDE*WIDE);
     linear_forward(y->device, rows->device, w->device, dtype, 1, IN, n_out, IN);
-    linear_forward(y1->device, one->device, w->device, dtype, 1, 1, finite, 1);
+    for (size_t i = 0; i < WIDE; i++)
+        linear_forward((real *)y1->device + i*n_wide, (const real *)ones->device + i*WIDE, w->device, dtype, 1, 1,
+                       n_wide, WIDE);
     linear_backward_input(dx->device, rows->device, w->device, dtype, 1, IN, IN, n_out);
     for (size_t i = 0; i < finite; i++) {
-        y->host[i % IN * n_out + i / IN] = w->host[i];
-        y1->host[i] = dx->host[i] = w->host[i];
+        y->host[i % IN * n_out + i / IN] = dx->host[i] = w->host[i];
+        y1->host[i % WIDE * n_wide + i / WIDE] = w->host[i];
     }
     expect(y, 0, "linear_forward of every pattern of dtype %d", dtype);
     expect(y1, 0, "linear_forward, one row, of every pattern of dtype %d", dtype);
     expect(dx, 0, "linear_backward_input of every pattern of dtype %d", dtype);
     free(eye);
     finish_arrays("linear");
+}
+
+// An infinity among the weights reaches the output, by way of the panels and by way of one row.
+static void test_linear_infinite(Dtype dtype, uint16_t infinity) {
+    enum { N = 64, T = 8 };
+    uint16_t weights[N*N] = { [3*N + 5] = infinity };
+    real host[T*N], *x = device_take(T*N, sizeof *x, "x"), *y = device_take(T*N, sizeof *y, "y");
+    void *w = device_take(N*N, sizeof *weights, "w");
+    memory_copy_in(w, weights, sizeof weights);
+    fill_uniform(x, 1, 1, 0, T*N);
+    for (size_t rows = 1; rows <= T; rows += T - 1) {
+        zero(y, T*N);
+        linear_forward(y, x, w, dtype, 1, rows, N, N);
+        memory_copy_out(host, y, sizeof host);
+        check_true(label("dtype %d, %zu rows: an infinite weight stays infinite, and alone", dtype, rows),
+                   isinf(host[3]) && host[3] > 0 && host[2] == 0 && host[4] == 0);
+    }
+    memory_give(x), memory_give(y), memory_give(w);
 }
 
 static void test_linear(void) {
@@ -682,6 +706,7 @@ static void test_linear(void) {
             test_linear_shape(dtype, shapes[k].T, shapes[k].n_out, shapes[k].n_in, shapes[k].scale);
     test_linear_exact(F16);
     test_linear_exact(BF16);
+    test_linear_infinite(F16, 0x7C00), test_linear_infinite(BF16, 0x7F80);
 }
 
 // ---- 5.4 Rows ----------------------------------------------------------------------------------------------------
