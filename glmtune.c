@@ -3651,7 +3651,7 @@ typedef struct Options {
     double temperature, top_p;
     // other commands
     const char *out, *to, *dtype;
-    bool ids, decode;
+    bool ids, decode, check;
     int64_t samples, sample, elements, tokens;
     double target_share, std, max_shard_size;
 } Options;
@@ -6458,6 +6458,13 @@ static size_t bad_number(const Tensor *t) {
     return at;
 }
 
+static size_t bad_in_file(const Tensor *t) {            // the same of the numbers in its file
+    Tensor file = *t;
+    file.data = memory_mapped(t->file_data, t->n * dtype_size(t->file_dtype));
+    file.dtype = t->file_dtype;
+    return bad_number(&file);
+}
+
 // Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
 __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen,
                                                       size_t n, int64_t step, double loss, double norm) {
@@ -6467,13 +6474,11 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
     const char *head = name("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
                             n ? samples.s : "in validation");
     for (size_t i = 0; i < m->n_tensors; i++) {
-        Tensor file = *m->tensors[i];
-        file.data = memory_mapped(file.file_data, file.n * dtype_size(file.file_dtype));
-        file.dtype = file.file_dtype;
-        size_t bad = bad_number(&file);
-        if (bad < file.n)
+        const Tensor *t = m->tensors[i];
+        size_t bad = bad_in_file(t);
+        if (bad < t->n)
             fail("%s: '%s' has a number that is not finite, at %zu: its file is damaged, download it again", head,
-                 file.name, bad);
+                 t->name, bad);
     }
     for (size_t i = 0; i < m->n_trained; i++) {
         const Tensor *t = m->trained[i];
@@ -8289,11 +8294,25 @@ static int init_command(const Call *c) {
     return 0;
 }
 
+// Looks at every number in the files of a model, and of an adapter with its base; 1: one is not finite.
+static int check_numbers(const char *path, Options *o) {
+    Opened m = open_model(path, o);
+    size_t damaged = 0;
+    start_method(&m, 0, false);
+    for (size_t i = 0; i < m.model->n_tensors + m.model->n_trained; i++) {
+        bool base = i < m.model->n_tensors;
+        const Tensor *t = base ? m.model->tensors[i] : m.model->trained[i - m.model->n_tensors];
+        size_t bad = base ? bad_in_file(t) : bad_number(t);
+        if (bad < t->n) printf("%s: '%s' has a number that is not finite, at %zu\n", path, t->name, bad), damaged++;
+    }
+    printf("%zu tensors hold numbers that are not finite\n", damaged);
+    return damaged > 0;
+}
+
 static int info_command(const Call *c) {
     const char *path = word(c, 0), *base = path;
-    Options *o = c->o;
-    const Method *method = is_adapter(path) ? read_adapter_config(path, o, &base)
-                                                                        : find_method(o->method);
+    Options *o = c->o, fresh = *o;
+    const Method *method = is_adapter(path) ? read_adapter_config(path, o, &base) : find_method(o->method);
     Config config = read_config(is_folder(base) ? name("%s/config.json", base) : base);
     Model *m = describe_model(config);
     Dtype dtype = choose_dtype(o, &config);
@@ -8317,7 +8336,7 @@ static int info_command(const Call *c) {
     printf("method %s trains %zu of %zu\n", method->name, n, base_n + added);
     print_plan(stdout, m, method, o->gradient_checkpointing ? RECOMPUTES : KEEPS_ALL,
                (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)));
-    return 0;
+    return o->check ? check_numbers(path, &fresh) : 0;
 }
 
 static int tokenize_command(const Call *c) {
@@ -8743,6 +8762,8 @@ static const struct {
       "compare: the curves [compare.svg]", NULL },
     { FIELD(per_device_eval_batch_size), INTEGER, TRAIN | EVAL, "8", 1, HEAD_ROWS,
       "answers generated together (by eval also samples evaluated); memory grows with it", NULL },
+    { FIELD(check), FLAG, INFO, "false", 0, 0,
+      "look at every number in the files: exit 1 when one is not finite", NULL },
     { FIELD(dtype), CHOICE, INIT | INFO, NULL, 0, 0,
       "type of the weights; default: what config.json says, else bf16", "f64,f32,f16,bf16" },
     { FIELD(std), REAL_NUMBER, INIT | GRADCHECK | BENCH, NULL, 0, 10,

@@ -154,3 +154,15 @@ works '' chat "$tiny" --max_new_tokens 8 --layout 0414 <<<"你叫什么？
 Who are you?"
 check 'an answer for each line' [ "$(grep -c . stdout)" = 2 ]
 refuse 'no token sop|chatglm2|--layout' chat "$tiny" --layout chatglm2 --prompt hi
+
+# ---- info --check: every number in the files ---------------------------------------------------------------------
+
+works '0 tensors hold' info m --check
+cp -r m damaged
+file=$(set +f; ls damaged/*.safetensors | tail -n 1)
+printf '\377\177\377\177' | dd of="$file" bs=1 seek=$(($(wc -c <"$file") - 4)) conv=notrunc status=none
+run info damaged --check
+[ "$status" = 1 ] || want 'exit status 1'
+want_words stdout 'is not finite, at|1 tensors hold'
+judge
+rm -rf damaged
