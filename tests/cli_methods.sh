@@ -5,7 +5,7 @@
 works 'method ptuning trains 1835008 of' info chatglm3-6b --method ptuning
 works 'method ptuning trains 1310720 of' info glm-4-9b-chat --method ptuning --num_virtual_tokens 64
 works 'method adapter trains' info chatglm3-6b --method adapter
-works 'method freeze trains' info chatglm3-6b --method freeze --trainable_layers 2
+works 'method freeze trains 407925760' info chatglm3-6b --method freeze --trainable_layers 2
 
 # ---- Each method: tune, chat, go on, look ------------------------------------------------------------------------
 
