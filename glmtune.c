@@ -3535,11 +3535,10 @@ static void *device_take(size_t n, size_t size, const char *what) {
     return p;
 }
 
-// Points a tensor at its numbers in a file; vectors are widened into memory of their own.
+// Points a tensor at its numbers, in model memory; vectors are widened into memory of their own.
 static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
-    t->file_data = data;
+    t->data = data;
     t->file_dtype = t->dtype = dtype;
-    t->data = memory_mapped(data, t->n * dtype_size(dtype));
     if (!t->vector || dtype == REAL) return;
     real *copy = device_take(t->n, sizeof *copy, t->name);
     widen(copy, t->data, dtype, t->n);
@@ -3573,7 +3572,8 @@ static void bind_files(Model *m, const char *folder) {
             fail("%s: '%s' is in none of its files; a file is missing or of another model", folder,
                  m->tensors[i]->name);
         check_stored(m->tensors[i], s);
-        bind_tensor(m->tensors[i], s->data, s->dtype);
+        bind_tensor(m->tensors[i], memory_mapped(s->data, s->bytes), s->dtype);
+        m->tensors[i]->file_data = s->data;
         m->tensors[i]->file = strrchr(s->file, '/') + 1;
     }
     for (size_t i = 0; i < set.n; i++) {

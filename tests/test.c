@@ -178,8 +178,8 @@ typedef struct {
     Dataset data;
     Run run;
     double loss;
-    real *logits;           // [T,V]
-    real *last_hidden;      // [T,H]: what leaves the last layer
+    real *logits;           // [T,V], on the host
+    TensorList hidden;      // the residual stream that enters each layer and leaves the last, [T,H] each; on the host
 } Subject;
 
 // As reference.py draws them.
@@ -231,6 +231,13 @@ static real *host_copy(const real *device, size_t n) {
     return host;
 }
 
+// The device's memory with these numbers in it.
+static real *device_copy(const real *host, size_t n) {
+    real *device = device_take(n, sizeof *device, "a test");
+    memory_copy_in(device, host, n * sizeof *host);
+    return device;
+}
+
 // Forward and backward of all samples as one batch; dropout is off.
 static void compute(Subject *s) {
     Batch b = whole_batch(&s->data);
@@ -240,7 +247,7 @@ static void compute(Subject *s) {
         take_run(&s->run);
     }
     list_add_activations(&l, &s->run, &b);
-    s->last_hidden = (real *)l.tensors[s->model->config.n_layers].data;
+    s->hidden = l;
     s->logits = (real *)l.tensors[l.n - 1].data;
     zero_gradients(s->model);
     s->loss = forward_backward(&s->run, &b, s->data.n_targets, 0, false) / (double)s->data.n_targets;

@@ -220,16 +220,17 @@ static void check_written(const char *folder, Model *m, Model *loaded, Dtype dty
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = loaded->tensors[i];
         double worst = 0;
-        real *numbers = take(t->n, sizeof *numbers);
+        real *device = device_take(t->n, sizeof *device, t->name);
         StoredTensor s = { .dtype = t->file_dtype, .data = t->file_data };
-        initial_tensor(numbers, m->tensors[i], &o);
+        initial_tensor(device, m->tensors[i], &o);
+        real *numbers = host_copy(device, t->n);
         for (size_t k = 0; k < t->n; k++) {
             double x = (double)numbers[k], error = fabs(stored_number(&s, k) - x) / fmax(fabs(x), 0x1p-14);
             if (!(error <= worst)) worst = error;
         }
         check_true(label("%s: %s has its dtype", folder, t->name), t->file_dtype == dtype);
         check_error(label("%s: %s", folder, t->name), "relative", 0, worst, 0, worst, rounding(dtype));
-        free(numbers);
+        memory_give(device), free(numbers);
     }
 }
 
@@ -241,12 +242,13 @@ static void check_first_numbers(Model *m) {
         const Tensor *t = m->tensors[i];
         double sum = 0, squares = 0, n = (double)t->n, center = strstr(t->name, "norm") ? 1 : 0;
         double std = t->n_dims == 2 ? o.std : 0;
-        real *x = take(t->n, sizeof *x);
-        initial_tensor(x, t, &o);
+        real *device = device_take(t->n, sizeof *device, t->name);
+        initial_tensor(device, t, &o);
+        real *x = host_copy(device, t->n);
         for (size_t k = 0; k < t->n; k++) sum += (double)x[k], squares += pow((double)x[k] - center, 2);
         check_true(label("first numbers of %s: mean %g, deviation %g", t->name, sum / n, sqrt(squares / n)),
                    fabs(sum / n - center) <= 5 * std / sqrt(n) && fabs(sqrt(squares / n) - std) <= std / sqrt(n) * 4);
-        free(x);
+        memory_give(device), free(x);
     }
 }
 

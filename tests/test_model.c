@@ -136,6 +136,7 @@ static Options options_of(const char *method) {
     return o;
 }
 
+// The same bits in two arrays of the device.
 static void check_same(const char *what, const real *got, const real *want_numbers, size_t n) {
     real *a = host_copy(got, n), *b = host_copy(want_numbers, n);
     check_equal_bits(what, a, b, n, sizeof *a);
@@ -145,11 +146,11 @@ static void check_same(const char *what, const real *got, const real *want_numbe
 // The same numbers from both: logits, loss and the residual stream.
 static void check_same_forward(const Subject *a, const Subject *b) {
     size_t L = a->model->config.n_layers, n = a->data.n_tokens * a->model->config.hidden_size;
-    check_same(label("logits of %s and %s", a->name, b->name), a->logits, b->logits, n_logits(a));
+    check_equal_bits(label("logits of %s and %s", a->name, b->name), a->logits, b->logits, n_logits(a), sizeof(real));
     check_equal_bits(label("loss of %s and %s", a->name, b->name), &a->loss, &b->loss, 1, sizeof a->loss);
     for (size_t i = 0; i <= L; i++)
-        check_same(label("hidden.%zu of %s and %s", i, a->name, b->name), i < L ? a->run.layers[i].x : a->last_hidden,
-                   i < L ? b->run.layers[i].x : b->last_hidden, n);
+        check_equal_bits(label("hidden.%zu of %s and %s", i, a->name, b->name), a->hidden.tensors[i].data,
+                         b->hidden.tensors[i].data, n, sizeof(real));
 }
 
 // The gradient of a tensor and of the same tensor in the other layout, where it begins at row `row`.
@@ -263,18 +264,24 @@ static void test_adapters(void) {
 static double *merged_exactly(const Subject *s, size_t index) {
     const Tensor *t = s->model->tensors[index];
     double *numbers = take(t->n, sizeof *numbers);
-    StoredTensor now = { .dtype = t->dtype, .data = t->data };
+    void *host = take(t->n, dtype_size(t->dtype));
+    StoredTensor now = { .dtype = t->dtype, .data = host };
+    memory_copy_out(host, t->data, t->n * dtype_size(t->dtype));
     for (size_t i = 0; i < t->n; i++) numbers[i] = stored_number(&now, i);
+    free(host);
     for (size_t l = 0; l < s->model->config.n_layers; l++)
         for (size_t k = 0; k < s->model->layers[l].n_maps; k++) {
             const Map *w = &s->model->layers[l].maps[k];
             size_t r = w->weight == t && w->added.t[LORA_A] ? (size_t)s->options.r : 0;
+            if (!r) continue;
+            real *A = host_copy(w->added.t[LORA_A]->value, r * w->n_in);
+            real *B = host_copy(w->added.t[LORA_B]->value, t->n / w->n_in * r);
             double root = s->options.use_rslora ? sqrt((double)r) : (double)r;
-            double scale = r ? s->options.lora_alpha / root : 0;
+            double scale = s->options.lora_alpha / root;
             for (size_t i = 0; i < t->n; i++)
                 for (size_t j = 0; j < r; j++)
-                    numbers[i] += scale * (double)w->added.t[LORA_B]->value[i / w->n_in * r + j] *
-                                  (double)w->added.t[LORA_A]->value[j * w->n_in + i % w->n_in];
+                    numbers[i] += scale * (double)B[i / w->n_in * r + j] * (double)A[j * w->n_in + i % w->n_in];
+            free(A), free(B);
         }
     return numbers;
 }
@@ -400,7 +407,8 @@ static void check_recomputing(const char *folder, const char *method) {
         gradients[i] = step_gradients(&s, 4, 7, &loss[i], &n);
         give_run(&s.run);
     }
-    check_same(label("%s, %s: gradients when recomputed", folder, method), gradients[1], gradients[0], n);
+    check_equal_bits(label("%s, %s: gradients when recomputed", folder, method), gradients[1], gradients[0], n,
+                     sizeof(real));
     check_true(label("%s, %s: loss when recomputed", folder, method), loss[0] == loss[1]);
 }
 
@@ -425,8 +433,10 @@ static Subject unit_lora(void) {
     start_trainables(s.model, 91, true);
     for (size_t i = 0; i < s.model->n_trained; i++)
         if (s.model->trained[i]->shape[1] == H && strstr(s.model->trained[i]->name, "lora_A")) {
-            zero(s.model->trained[i]->value, H * H);
-            for (size_t k = 0; k < H; k++) s.model->trained[i]->value[k*H + k] = 1;
+            real *unit = take(H * H, sizeof *unit);
+            for (size_t k = 0; k < H; k++) unit[k*H + k] = 1;
+            memory_copy_in(s.model->trained[i]->value, unit, H * H * sizeof *unit);
+            free(unit);
         }
     return s;
 }
@@ -438,12 +448,13 @@ static bool *dropped(Subject *s, size_t layer, size_t map, int64_t step) {
     bool *mask = take(n, sizeof *mask);
     free(step_gradients(s, s->data.n, step, &loss, &n_gradients));
     const Kept *k = &s->run.layers[layer];
-    const real *x = map < 3 ? k->a : k->m, *z = k->beside[map];
+    real *x = host_copy(map < 3 ? k->a : k->m, n), *z = host_copy(k->beside[map], n);
     for (size_t i = 0; i < n; i++) {
         mask[i] = z[i] == 0;
         n_dropped += mask[i];
         n_wrong += !mask[i] && !(fabs((double)z[i] / (double)x[i] * 0.75 - 1) < 1e-6);
     }
+    free(x), free(z);
     check_equal("kept features that are not scaled by 1/(1-p)", n_wrong, 0);
     check_true(label("share dropped: %g", (double)n_dropped / (double)n),
                fabs((double)n_dropped / (double)n - 0.25) < 5 * sqrt(0.25 * 0.75 / (double)n));
@@ -563,11 +574,13 @@ static void test_slopes(void) { check_skipped("slopes", "finite differences need
 
 static const real untouched = 7;
 
-static void mark(real *x, size_t n) { for (size_t i = 0; i < n; i++) x[i] = untouched; }
+static void mark(real *x, size_t n) { fill_uniform(x, 0, (float)untouched, 0, n); }
 
-static bool is_marked(const real *x, size_t n) {
+static bool is_marked(const real *device, size_t n) {
+    real *x = host_copy(device, n);
     size_t i = 0;
     while (i < n && x[i] == untouched) i++;
+    free(x);
     return i == n;
 }
 
@@ -816,11 +829,11 @@ static const void *next_bytes(Numbers *f, size_t n) {
 
 static real *next_reals(Numbers *f, size_t n) {
     real *x = device_take(n, sizeof *x, "a golden file");
-    widen(x, next_bytes(f, n * sizeof(float)), F32, n);
+    widen(x, memory_mapped(next_bytes(f, n * sizeof(float)), n * sizeof(float)), F32, n);
     return x;
 }
 
-static double *next_truth(Numbers *f, size_t n) { return as_doubles(next_reals(f, n), n); }
+static double *next_truth(Numbers *f, size_t n) { return as_doubles(host_copy(next_reals(f, n), n), n); }
 
 static Numbers open_numbers(const char *path) {
     size_t n;
@@ -831,17 +844,19 @@ static Numbers open_numbers(const char *path) {
 static void check_released_parts(void) {
     enum { IN = 64, OUT = 32, TOKENS = 3, ROWS = 2 };
     Numbers f = open_numbers(real_file("golden/rms_norm.data"));
-    real *gain = next_reals(&f, IN), *x = next_reals(&f, TOKENS*IN), rms[TOKENS], y[TOKENS*IN];
+    real *gain = next_reals(&f, IN), *x = next_reals(&f, TOKENS*IN);
+    real *rms = device_take(TOKENS, sizeof *rms, "a test"), *y = device_take(TOKENS*IN, sizeof *y, "a test");
     rmsnorm_forward(y, rms, x, gain, (real)1e-5, TOKENS, IN);
-    check_close("rms_norm.data", y, next_truth(&f, TOKENS*IN), TOKENS*IN, 1e-6);
+    check_close("rms_norm.data", host_copy(y, TOKENS*IN), next_truth(&f, TOKENS*IN), TOKENS*IN, 1e-6);
     f = open_numbers(real_file("golden/linear.data"));
     const real *w = next_reals(&f, OUT*IN), *bias = next_reals(&f, OUT), *in;
     for (size_t rows = ROWS; rows > 0; rows--) {
-        real out[ROWS*OUT] = {0};
+        real *out = device_take(rows*OUT, sizeof *out, "a test");
         in = next_reals(&f, rows*IN);
         linear_forward(out, in, w, REAL, 1, rows, OUT, IN);
         bias_forward(out, bias, rows, OUT);
-        check_close(label("linear.data, %zu rows", rows), out, next_truth(&f, rows*OUT), rows*OUT, 1e-6);
+        check_close(label("linear.data, %zu rows", rows), host_copy(out, rows*OUT), next_truth(&f, rows*OUT), rows*OUT,
+                    1e-6);
     }
     check_true("linear.data is read to its end", f.p == f.end);
 }
@@ -858,7 +873,7 @@ static void check_released_model(void) {
     size_t H = m->config.hidden_size;
     for (size_t i = 0; i < m->n_tensors; i++) {     // the file has no head
         Tensor *t = m->tensors[i];
-        bind_tensor(t, t == m->head ? take(t->n, sizeof(real)) : next_reals(&f, t->n), REAL);
+        bind_tensor(t, t == m->head ? device_take(t->n, sizeof(real), "a head") : next_reals(&f, t->n), REAL);
     }
     Generator g = make_generator(m, NULL, 16, 1);
     for (size_t i = 0; i < COUNT(steps); i++) {

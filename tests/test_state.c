@@ -35,7 +35,7 @@ static int signalled(int times, bool writing, const char *path) {
     fflush(stdout);
     pid_t child = fork();
     if (!child) {
-        real *numbers = take(100, sizeof *numbers);
+        real *numbers = device_take(100, sizeof *numbers, "a test");
         Tensor t = { .name = "t", .n_dims = 1, .shape = { 100 }, .n = 100, .value = numbers }, *list[] = { &t };
         struct sigaction on_stop = { .sa_handler = on_stop_signal };
         sigaction(SIGTERM, &on_stop, NULL);
