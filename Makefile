@@ -11,7 +11,7 @@ DEBUG  = -std=gnu11 -O1 -g -march=native -ffp-contract=fast -Wall -Wextra -Wshad
 PYTHON = python3
 TEST_SOURCES = $(wildcard tests/*.c tests/*.h) glmtune.c
 
-.PHONY: all test demo debug golden tiny help clean
+.PHONY: all test test-cuda-emulated demo debug golden tiny help clean
 all: glmtune
 
 glmtune: glmtune.c              # the program
@@ -43,6 +43,34 @@ test: glmtune glmtune64 test-float test-double test-fuzz
 	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double "bash tests/test_cli.sh ./glmtune" \
 	    "./test-fuzz tests/fuzz/seeds tests/fuzz/crashes"
 
+# glmtune.cu on an emulated device, on the CPU (tests/cuda): index by index, slow, and where no GPU is to be had.
+EMULATED = -std=c++17 -O2 -g -march=native -ffp-contract=fast -Wall -Wextra -Wno-unused-function -Itests/cuda \
+           -fsanitize=bounds,alignment -fno-sanitize-recover=all
+EMULATOR = $(wildcard tests/cuda/*.h)
+
+build/emulated.o: glmtune.cu glmtune.c $(EMULATOR)
+	@mkdir -p build
+	$(CXX) $(EMULATED) -x c++ -c glmtune.cu -o $@
+
+glmtune-emulated: build/emulated.o glmtune.c
+	$(CC) $(CFLAGS) -DGLMTUNE_CUDA -c glmtune.c -o build/glmtune-emulated.o
+	$(CXX) $(EMULATED) build/glmtune-emulated.o build/emulated.o -o $@ $(LDLIBS)
+
+test-emulated: build/emulated.o $(TEST_SOURCES)
+	$(CC) $(CFLAGS) -Wno-unused-function -DGLMTUNE_CUDA -c tests/test.c -o build/test-emulated.o
+	$(CXX) $(EMULATED) build/test-emulated.o build/emulated.o -o $@ $(LDLIBS)
+
+test-emulator: tests/cuda/test_emulator.cpp $(EMULATOR)
+	$(CXX) $(EMULATED) tests/cuda/test_emulator.cpp -o $@
+
+# The groups of tests that compute, in two orders of blocks and threads and both precisions; then whole runs.
+test-cuda-emulated: glmtune glmtune-emulated test-emulated test-emulator
+	@sh tests/run.sh ./test-emulator $(foreach p,fp32 bf16,$(foreach o,forward reverse shuffle, \
+	    "env GLM_PRECISION=$(p) CUDA_ORDER=$(o) ./test-emulated $(COMPUTING)")) \
+	    "bash tests/cuda/compare.sh ./glmtune ./glmtune-emulated"
+COMPUTING = kernels golden training saved adapters merge accumulation dropout recomputing frozen generation drift \
+            methods answers init
+
 # Tunes the bundled model on 40 samples about who it is, and shows its answers before and after.
 demo: glmtune
 	@sh tests/demo.sh
@@ -62,11 +90,13 @@ help:
 	@echo "make glmtune64  the same source in double precision"
 	@echo "make debug      glmtune-debug, with sanitizers"
 	@echo "make test       all tests, offline; GLM_REAL=FOLDER adds those that need real tokenizers"
+	@echo "make test-cuda-emulated  glmtune.cu on a device that tests/cuda emulates on the CPU, minutes"
 	@echo "make demo       tunes the bundled tiny model, a few seconds"
 	@echo "make golden     makes the golden numbers again (Python, PyTorch)"
 	@echo "make tiny       makes tokenizer.bin and the tiny model again, about seven minutes"
 	@echo "make clean      removes what was built"
 
 clean:
-	rm -f glmtune glmtune64 glmtune-debug test-float test-double test-debug test-fuzz
+	rm -f glmtune glmtune64 glmtune-debug test-float test-double test-debug test-fuzz glmtune-emulated \
+	    test-emulated test-emulator
 	rm -rf demo-output build

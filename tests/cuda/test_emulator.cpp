@@ -1,0 +1,247 @@
+// Tests of the emulator itself: that kernels compute what they should, and that what it is there to catch is caught.
+#include <mma.h>
+#include <sys/wait.h>
+
+static size_t passed, failed;
+
+static void check(const char *what, bool good) {
+    (good ? passed : failed)++;
+    if (!good) printf("FAILED %s\n", what);
+    fflush(stdout);
+}
+
+// Runs `action` in a child, which must end saying `message`; with no message, end well.
+template <class F>
+static void check_ends(const char *what, const char *message, F action, const char *order = "forward") {
+    int ends[2], status = 0;
+    char said[2000] = "";
+    size_t n = 0;
+    if (pipe(ends)) abort();
+    pid_t child = fork();
+    if (!child) {
+        dup2(ends[1], 2);
+        setenv("CUDA_ORDER", order, 1);
+        action();
+        _exit(0);
+    }
+    close(ends[1]);
+    for (ssize_t got; (got = read(ends[0], said + n, sizeof said - 1 - n)) > 0; ) n += (size_t)got;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    bool good = message ? !WIFEXITED(status) && strstr(said, message) : WIFEXITED(status) && !WEXITSTATUS(status);
+    check(what, good);
+    if (!good) printf("       status %d: %s\n", status, said);
+}
+
+template <class T> static T *device(size_t n) {
+    T *p;
+    return cudaMalloc(&p, n * sizeof *p) ? nullptr : p;
+}
+
+template <class T> static std::vector<T> host(const T *p, size_t n) {
+    std::vector<T> x(n);
+    cudaMemcpy(x.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost);
+    return x;
+}
+
+// ---- Kernels, right and wrong ------------------------------------------------------------------------------------
+
+// out[block] = sum of 256 numbers that are their own index: shuffles within warps, shared memory between them
+__global__ static void sum_kernel(float *out, const float *in) {
+    __shared__ float part[8];
+    float x = in[blockIdx.x * 256 + threadIdx.x];
+    for (int lanes = 16; lanes; lanes /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, lanes);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int i = 1; i < 8; i++) x += part[i];
+    out[blockIdx.x] = x;
+}
+
+__global__ static void count_kernel(float *out) { out[blockIdx.x * blockDim.x + threadIdx.x] = (float)threadIdx.x; }
+
+template <int N> __global__ static void reverse_kernel(float *x, bool careful) {    // without the barrier, a race
+    DYNAMIC_SHARED(float, kept);
+    kept[threadIdx.x] = x[threadIdx.x];
+    if (careful) __syncthreads();
+    x[threadIdx.x] = kept[N - 1 - threadIdx.x];
+}
+
+template <int N> __global__ static void unwritten_kernel(float *x, int fills) {     // reads more than it wrote
+    __shared__ float part[N];
+    if (threadIdx.x < (unsigned)fills) part[threadIdx.x] = 1;
+    __syncthreads();
+    x[threadIdx.x] = part[threadIdx.x];
+}
+
+__global__ static void order_kernel(int *last) { *last = (int)(blockIdx.x * blockDim.x + threadIdx.x); }
+__global__ static void write_kernel(float *x, long at) { x[at] = 1; }
+__global__ static void missing_kernel(float *x) { if (threadIdx.x != 40) __syncthreads(); x[threadIdx.x] = 0; }
+__global__ static void divided_kernel(float *x) {
+    if (threadIdx.x < 32) __syncthreads();
+    else __syncthreads();
+    x[threadIdx.x] = 0;
+}
+__global__ static void lonely_kernel(float *x) {
+    if (threadIdx.x % 32) x[threadIdx.x] = __shfl_sync(0xFFFFFFFFu, 1.0f, 0);
+}
+
+__global__ static void tile_kernel(float *c, const __nv_bfloat16 *a, const __nv_bfloat16 *b, unsigned ld) {
+    using namespace nvcuda::wmma;
+    fragment<matrix_a, 16, 16, 16, __nv_bfloat16, row_major> A;
+    fragment<matrix_b, 16, 16, 16, __nv_bfloat16, col_major> B;
+    fragment<accumulator, 16, 16, 16, float> C;
+    fill_fragment(C, 1.0f);
+    load_matrix_sync(A, a, ld);
+    load_matrix_sync(B, b, ld);
+    mma_sync(C, A, B, C);
+    for (int i = 0; i < C.num_elements; i++) C.x[i] *= 2;
+    store_matrix_sync(c, C, 16, mem_row_major);
+}
+
+// ---- What they give ----------------------------------------------------------------------------------------------
+
+static void test_sum() {
+    enum { BLOCKS = 5 };
+    float *in = device<float>(BLOCKS * 256), *out = device<float>(BLOCKS);
+    LAUNCH(count_kernel, BLOCKS, 256, 0, in);
+    LAUNCH(sum_kernel, BLOCKS, 256, 0, out, in);
+    for (float x : host(out, BLOCKS)) check("a sum over a block", x == 255 * 128);
+    cudaFree(in), cudaFree(out);
+}
+
+static void test_tile() {
+    enum { LD = 24 };
+    __nv_bfloat16 a[16 * LD], b[16 * LD], *da = device<__nv_bfloat16>(16 * LD), *db = device<__nv_bfloat16>(16 * LD);
+    float *dc = device<float>(256);
+    for (int i = 0; i < 16 * LD; i++)
+        a[i] = __float2bfloat16_rn((float)(i % 13) - 6), b[i] = __float2bfloat16_rn((float)(i % 7) / 4);
+    cudaMemcpy(da, a, sizeof a, cudaMemcpyHostToDevice);
+    cudaMemcpy(db, b, sizeof b, cudaMemcpyHostToDevice);
+    LAUNCH(tile_kernel, 1, 32, 0, dc, da, db, (unsigned)LD);
+    std::vector<float> c = host(dc, 256);
+    size_t wrong = 0;
+    for (int i = 0; i < 256; i++) {
+        float sum = 1;
+        for (int k = 0; k < 16; k++)
+            sum += __bfloat162float(a[i / 16 * LD + k]) * __bfloat162float(b[i % 16 * LD + k]);
+        wrong += c[(size_t)i] != 2 * sum;
+    }
+    check("a product of tiles", wrong == 0);
+    check_ends("a leading dimension that tiles cannot have", "leading dimension", [=] {
+        LAUNCH(tile_kernel, 1, 32, 0, dc, da, db, 20u); });
+    check_ends("a tile that is not aligned", "not aligned", [=] {
+        LAUNCH(tile_kernel, 1, 32, 0, dc, da + 1, db, (unsigned)LD); });
+}
+
+// Every pattern survives the way to float and back; a middle goes to the even neighbour.
+static void test_halves() {
+    size_t wrong = 0;
+    for (unsigned i = 0; i < 65536; i++) {
+        __half h = { (uint16_t)i };
+        __nv_bfloat16 b = { (uint16_t)i };
+        float f = __half2float(h), g = __bfloat162float(b);
+        wrong += f == f && __float2half_rn(f).bits != i;
+        wrong += g == g && __float2bfloat16_rn(g).bits != i;
+    }
+    check("two bytes to float and back", wrong == 0);
+    check("half: ties to even", __float2half_rn(1 + 0x1p-11f).bits == 0x3C00 &&
+                                __float2half_rn(1 + 0x3p-11f).bits == 0x3C02);
+    check("half: overflow", __float2half_rn(65519).bits == 0x7BFF && __float2half_rn(65520).bits == 0x7C00);
+    check("bfloat16: ties to even", __float2bfloat16_rn(1 + 0x1p-8f).bits == 0x3F80 &&
+                                    __float2bfloat16_rn(1 + 0x3p-8f).bits == 0x3F82);
+}
+
+static bool reversed(bool careful) {
+    float *x = device<float>(64);
+    LAUNCH(count_kernel, 1, 64, 0, x);
+    LAUNCH(reverse_kernel<64>, 1, 64, 64 * sizeof(float), x, careful);
+    std::vector<float> y = host(x, 64);
+    for (size_t i = 0; i < 64; i++) if (y[i] != (float)(63 - i)) return false;
+    return true;
+}
+
+static void test_orders() {
+    for (const char *order : { "forward", "reverse", "shuffle" }) {
+        check_ends("a kernel with its barrier", nullptr, [] { if (!reversed(true)) abort(); }, order);
+        check_ends("a race is seen", "a race", [] { if (!reversed(false)) emulator::stop("a race"); }, order);
+    }
+    for (const char *order : { "forward", "reverse" })
+        check_ends("blocks and threads run in the order asked for", nullptr, [=] {
+            int *last = device<int>(1);
+            LAUNCH(order_kernel, 3, 70, 0, last);
+            if (host(last, 1)[0] != (*order == 'f' ? 209 : 0)) abort();
+        }, order);
+}
+
+static void test_memory() {
+    float *x = device<float>(64), *given = device<float>(64);
+    cudaMemset(given, 0, 256);
+    check("memory holds NaN at first", std::isnan(host(x, 64)[63]) && host(given, 64)[0] == 0);
+    check("too much memory is not to be had", device<char>((size_t)1 << 60) == nullptr);
+    LAUNCH(unwritten_kernel<64>, 1, 64, 0, x, 64);
+    LAUNCH(unwritten_kernel<64>, 1, 64, 0, x, 63);
+    check("shared memory holds NaN at first", host(x, 64)[62] == 1 && std::isnan(host(x, 64)[63]));
+    cudaFree(given);
+    check_ends("the host reads the device", "the host touches", [=] { if (x[0] == 0) abort(); });
+    check_ends("a kernel gets a pointer of the host", "pointer of the host", [] {
+        float y;
+        LAUNCH(count_kernel, 1, 1, 0, &y);
+    });
+    check_ends("a write far behind the end", "access 256 bytes", [=] { LAUNCH(write_kernel, 1, 1, 0, x, 64l); });
+    check_ends("a write far before the beginning", "from the start", [=] { LAUNCH(write_kernel, 1, 1, 0, x, -1024l); });
+    check_ends("a write just behind the end", "past its ends", [] {
+        float *y = device<float>(3);
+        LAUNCH(write_kernel, 1, 1, 0, y, 3l);
+        cudaFree(y);
+    });
+    check_ends("memory that was freed", "pointer of the host", [=] { LAUNCH(write_kernel, 1, 1, 0, given, 0l); });
+    check_ends("a copy the wrong way", "wrong side", [=] { float y; cudaMemcpy(&y, x, 4, cudaMemcpyHostToDevice); });
+}
+
+static void test_barriers() {
+    float *x = device<float>(64);
+    check_ends("a thread that misses a barrier", "has ended while", [=] { LAUNCH(missing_kernel, 1, 64, 0, x); });
+    check_ends("two barriers at once", "different barriers", [=] { LAUNCH(divided_kernel, 1, 64, 0, x); });
+    check_ends("a lane that misses a shuffle", "has ended", [=] { LAUNCH(lonely_kernel, 1, 64, 0, x); });
+}
+
+// D = 2 op(A) op(B) + D for all transpositions, column-major with room between the columns.
+static void test_product(bool ta, bool tb) {
+    enum { M = 3, N = 4, K = 5, LD = 7 };
+    float a[LD * LD], b[LD * LD], d[LD * LD], alpha = 2, beta = 1;
+    float *da = device<float>(LD * LD), *db = device<float>(LD * LD), *dd = device<float>(LD * LD);
+    for (int i = 0; i < LD * LD; i++) a[i] = (float)(i % 11), b[i] = (float)(i % 5) - 2, d[i] = (float)i;
+    cudaMemcpy(da, a, sizeof a, cudaMemcpyHostToDevice), cudaMemcpy(db, b, sizeof b, cudaMemcpyHostToDevice);
+    cudaMemcpy(dd, d, sizeof d, cudaMemcpyHostToDevice);
+    cublasLtHandle_t lt;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t la, lb, lc;
+    int32_t op[2] = { ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N };
+    cublasLtCreate(&lt);
+    cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &op[0], sizeof op[0]);
+    cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSB, &op[1], sizeof op[1]);
+    cublasLtMatrixLayoutCreate(&la, CUDA_R_32F, ta ? K : M, ta ? M : K, LD);
+    cublasLtMatrixLayoutCreate(&lb, CUDA_R_32F, tb ? N : K, tb ? K : N, LD);
+    cublasLtMatrixLayoutCreate(&lc, CUDA_R_32F, M, N, LD);
+    check("cublasLtMatmul takes it", !cublasLtMatmul(lt, desc, &alpha, da, la, db, lb, &beta, dd, lc, dd, lc, nullptr,
+                                                     nullptr, 0, nullptr));
+    std::vector<float> got = host(dd, LD * LD);
+    size_t wrong = 0;
+    for (int j = 0; j < LD; j++)
+        for (int i = 0; i < LD; i++) {
+            float want = d[i + j * LD];
+            for (int k = 0; k < K && i < M && j < N; k++)
+                want += 2 * a[ta ? k + i * LD : i + k * LD] * b[tb ? j + k * LD : k + j * LD];
+            wrong += got[(size_t)(i + j * LD)] != want;
+        }
+    check("a product of cublasLtMatmul", wrong == 0);
+}
+
+int main() {
+    test_sum(), test_tile(), test_halves(), test_orders(), test_memory(), test_barriers();
+    for (int i = 0; i < 4; i++) test_product(i & 1, i & 2);
+    printf("%zu passed, %zu failed\n", passed, failed);
+    return failed ? 1 : 0;
+}
