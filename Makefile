@@ -11,7 +11,7 @@ DEBUG  = -std=gnu11 -O1 -g -march=native -ffp-contract=fast -Wall -Wextra -Wshad
 PYTHON = python3
 TEST_SOURCES = $(wildcard tests/*.c tests/*.h) glmtune.c
 
-.PHONY: all test test-cuda-emulated demo debug golden tiny help clean
+.PHONY: all test demo debug cuda test-cuda test-cuda-emulated golden tiny help clean
 all: glmtune
 
 glmtune: glmtune.c              # the program
@@ -25,12 +25,39 @@ glmtune-debug: glmtune.c        # the same under the address and undefined-behav
 
 debug: glmtune-debug
 
+# The same on one NVIDIA GPU: section 5 from glmtune.cu. CUDA_ARCHS takes other compute capabilities; the last one also
+# goes in as PTX, which newer GPUs translate.
+NVCC       = nvcc
+CUDA_ARCHS = 80 90
+CUDA_HOME  = /usr/local/cuda
+NVCCFLAGS  = -std=c++17 -O3 $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+             -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)) \
+             -Xcompiler -Wall,-Wextra -Werror all-warnings
+CUDA_LIBS  = -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart -lstdc++
+
+cuda: glmtune-cuda
+
+glmtune-cuda.o: glmtune.cu glmtune.c
+	$(NVCC) $(NVCCFLAGS) -c glmtune.cu -o $@
+
+glmtune-cuda: glmtune-cuda.o glmtune.c
+	$(CC) $(CFLAGS) -DGLMTUNE_CUDA $(OPENMP) glmtune.c glmtune-cuda.o -o $@ $(CUDA_LIBS) $(LDLIBS)
+
 # A test includes glmtune.c, so functions that it does not call are no reason to warn.
 test-float: $(TEST_SOURCES)
 	$(CC) $(CFLAGS) -Wno-unused-function $(OPENMP) tests/test.c -o $@ $(LDLIBS)
 
 test-double: $(TEST_SOURCES)
 	$(CC) $(CFLAGS) -Wno-unused-function -DGLMTUNE_DOUBLE $(OPENMP) tests/test.c -o $@ $(LDLIBS)
+
+test-cuda-float: $(TEST_SOURCES) glmtune-cuda.o
+	$(CC) $(CFLAGS) -Wno-unused-function -DGLMTUNE_CUDA $(OPENMP) tests/test.c glmtune-cuda.o -o $@ $(CUDA_LIBS) \
+	    $(LDLIBS)
+
+# On a GPU: the kernels against plain loops in double, then every method against its golden numbers.
+test-cuda: test-cuda-float
+	./test-cuda-float kernels golden training saved adapters merge accumulation dropout recomputing frozen generation \
+	    methods state
 
 test-debug: $(TEST_SOURCES)
 	$(CC) $(DEBUG) -Wno-unused-function $(OPENMP) tests/test.c -o $@ $(LDLIBS)
@@ -89,6 +116,8 @@ help:
 	@echo "make            glmtune"
 	@echo "make glmtune64  the same source in double precision"
 	@echo "make debug      glmtune-debug, with sanitizers"
+	@echo "make cuda       glmtune-cuda, for one NVIDIA GPU (needs the CUDA toolkit)"
+	@echo "make test-cuda  the tests of kernels and methods on that GPU"
 	@echo "make test       all tests, offline; GLM_REAL=FOLDER adds those that need real tokenizers"
 	@echo "make test-cuda-emulated  glmtune.cu on a device that tests/cuda emulates on the CPU, minutes"
 	@echo "make demo       tunes the bundled tiny model, a few seconds"
@@ -98,5 +127,5 @@ help:
 
 clean:
 	rm -f glmtune glmtune64 glmtune-debug test-float test-double test-debug test-fuzz glmtune-emulated \
-	    test-emulated test-emulator
+	    test-emulated test-emulator glmtune-cuda glmtune-cuda.o test-cuda-float
 	rm -rf demo-output build

@@ -2068,6 +2068,11 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
 extern "C" {
 #endif
 
+// What stands before a function that kernels call: a port to a GPU defines it to make it one of the device too.
+#ifndef GLMTUNE_DEVICE
+#define GLMTUNE_DEVICE
+#endif
+
 // Random numbers. A random number here is a function of what it is for: (seed, step, sample, token, site, feature) for
 // dropout, (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling, (seed, answer, token) for
 // sampling. Nothing has to be stored or restored, and neither threads nor accumulation can change it. Keys are folded
@@ -2075,17 +2080,19 @@ extern "C" {
 // the golden ratio. A port draws with these.
 #define GOLDEN 0x9E3779B97F4A7C15u
 
-static inline uint64_t mix64(uint64_t x) {
+GLMTUNE_DEVICE static inline uint64_t mix64(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
     return x ^ (x >> 31);
 }
 
-static inline uint64_t rng_key(uint64_t key, uint64_t v) { return mix64(key ^ mix64(v + GOLDEN)); }
-static inline uint64_t rng_bits(uint64_t key, uint64_t i) { return mix64(key + GOLDEN * (i + 1)); }
+GLMTUNE_DEVICE static inline uint64_t rng_key(uint64_t key, uint64_t v) { return mix64(key ^ mix64(v + GOLDEN)); }
+GLMTUNE_DEVICE static inline uint64_t rng_bits(uint64_t key, uint64_t i) { return mix64(key + GOLDEN * (i + 1)); }
 
 // Uniform on [0,1) with 24 bits, so that it is exact in float.
-static inline float rng_uniform(uint64_t key, uint64_t i) { return (float)(rng_bits(key, i) >> 40) / 16777216.0f; }
+GLMTUNE_DEVICE static inline float rng_uniform(uint64_t key, uint64_t i) {
+    return (float)(rng_bits(key, i) >> 40) / 16777216.0f;
+}
 
 // Folded into a seed first, these keep one use from repeating the numbers of another.
 enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
@@ -2096,6 +2103,11 @@ void memory_give(void *p);
 void memory_copy_in(void *device, const void *host, size_t bytes);
 void memory_copy_out(void *host, const void *device, size_t bytes);
 const void *memory_mapped(const void *host, size_t bytes);      // a weight in a mapped file, where kernels can read it
+void memory_unmap(const void *mapped);                          // what memory_mapped gave is read no more
+size_t memory_left(void);           // that memory_take can still give; SIZE_MAX: main memory, see section 13.1
+void finish_kernels(void);          // returns when all kernels so far have ended, where they run beside the caller
+void set_precision(int bf16);       // of the operands of products, where a port has a choice
+__attribute__((noreturn)) void kernel_failed(const char *what);     // ends the program; for ports, not theirs to write
 void zero(real *x, size_t n);
 void widen(real *out, const void *in, Dtype dtype, size_t n);
 void narrow(void *out, Dtype dtype, const real *in, size_t n);
@@ -2309,6 +2321,10 @@ void memory_give(void *p) { free(p); }
 void memory_copy_in(void *device, const void *host, size_t bytes) { if (bytes) memcpy(device, host, bytes); }
 void memory_copy_out(void *host, const void *device, size_t bytes) { if (bytes) memcpy(host, device, bytes); }
 const void *memory_mapped(const void *host, size_t bytes) { (void)bytes; return host; }
+void memory_unmap(const void *mapped) { (void)mapped; }
+size_t memory_left(void) { return SIZE_MAX; }
+void finish_kernels(void) {}
+void set_precision(int bf16) { (void)bf16; }
 
 void zero(real *x, size_t n) {
     enum { PART = 1 << 15 };        // on all cores: by one alone, a LoRA step of 512 tokens is 6 % of the peak slower
@@ -3216,6 +3232,8 @@ real read_through(const real *x, size_t n) {
 
 #endif  // GLMTUNE_CUDA
 
+void kernel_failed(const char *what) { fail("%s", what); }
+
 // ================================================================================================================
 // 6  Model
 // ================================================================================================================
@@ -3546,6 +3564,13 @@ static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
     t->dtype = REAL;
 }
 
+// The numbers of a file that are needed only here.
+static void widen_stored(real *out, const StoredTensor *s) {
+    const void *mapped = memory_mapped(s->data, s->bytes);
+    widen(out, mapped, s->dtype, s->n);
+    memory_unmap(mapped);
+}
+
 static void check_stored(const Tensor *t, const StoredTensor *s) {
     if (s->dtype > BF16)
         fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16", s->file,
@@ -3645,6 +3670,7 @@ typedef struct Options {
     bool force, predict_with_generate, load_best_model_at_end;
     int64_t seed, threads, logging_steps, save_steps, save_total_limit, eval_steps, early_stopping_patience;
     int64_t stop_at_step;
+    const char *precision;          // glmtune-cuda's
     // answers
     const char *prompt, *system;
     int64_t max_new_tokens, max_context;
@@ -6098,7 +6124,7 @@ static void read_adapter_tensors(const char *folder, Model *m, const Method *met
             fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name,
                  shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
         if (s->dtype > BF16) fail("%s: '%s' is %s, and must be F64, F32, F16 or BF16", s->file, s->name, s->dtype_name);
-        widen(t->value, memory_mapped(s->data, s->bytes), s->dtype, t->n);
+        widen_stored(t->value, s);
         n_constant += t->start.spread == 0 && !t->of_base, n_as_started += is_as_started(t);
     }
     for (size_t i = 0; i < set.n; i++) {
@@ -6355,8 +6381,10 @@ static size_t number_in(const char *path) {
     return read ? n : SIZE_MAX;
 }
 
-// Memory that may still be taken: what the system calls available, or less in a container or under `ulimit -v`.
+// Memory that may still be taken: what the device says, or the system calls available, or less in a container or under
+// `ulimit -v`.
 static size_t available_bytes(void) {
+    if (memory_left() < SIZE_MAX) return memory_left();
     size_t kib, available = SIZE_MAX;
     char line[256];
     FILE *f = fopen("/proc/meminfo", "re");
@@ -6395,9 +6423,10 @@ static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, 
     Run r = describe_run(m, method, kind, T, T);
     size_t mapped = 0, trainables = trainable_bytes(m, true);
     for (size_t i = 0; i < m->n_tensors; i++) mapped += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
-    fprintf(out, "memory: %s mapped (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens"
-            "%s\n", size_text(mapped), size_text(trainables + r.kept_arena.used + r.scratch_arena.used),
-            size_text(trainables), size_text(r.kept_arena.used), size_text(r.scratch_arena.used), T,
+    fprintf(out, "memory: %s %s (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens%s\n",
+            size_text(mapped), memory_left() < SIZE_MAX ? "uploaded" : "mapped",
+            size_text(trainables + r.kept_arena.used + r.scratch_arena.used), size_text(trainables),
+            size_text(r.kept_arena.used), size_text(r.scratch_arena.used), T,
             kind == RECOMPUTES ? "; first norm and inside of the MLP are computed twice" : "");
     free(r.layers);
 }
@@ -7359,8 +7388,7 @@ static void resume(Trainer *t, const char *folder) {
         const StoredTensor *s = find_tensor(&set, wanted[i].name);
         if (!s || s->dtype > BF16 || s->n != wanted[i].n)
             fail("%s: its optimizer.safetensors has no '%s' of %zu numbers", folder, wanted[i].name, wanted[i].n);
-        widen(m->trained[i % m->n_trained]->moments[i / m->n_trained], memory_mapped(s->data, s->bytes), s->dtype,
-              s->n);
+        widen_stored(m->trained[i % m->n_trained]->moments[i / m->n_trained], s);
     }
     for (size_t i = 0; i < COUNT(state_numbers); i++) {
         const char *value = line_value(set.metadata.s, name("state.%s", state_numbers[i].name));
@@ -7954,7 +7982,11 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 //     lora                    its A and B are maps of n_in x r and r x n_out that train
 // All else counts nothing and so shows as lost percent.
 
+#ifdef GLMTUNE_CUDA     // a quarter of a GB takes no longer there than to begin
+enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 30 };
+#else
 enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 28 };
+#endif
 
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -7963,11 +7995,13 @@ static int by_value(const void *a, const void *b) {
 
 static double median(double *x, size_t n) { return qsort(x, n, sizeof *x, by_value), x[n/2]; }
 
+static double seconds_when_done(void) { return finish_kernels(), seconds(); }
+
 // The median time of some work, after one run that brings memory and caches in.
 static double time_of(void (*work)(const void *), const void *context) {
     double t[BENCH_RUNS];
     work(context);
-    for (size_t i = 0; i < BENCH_RUNS; i++) t[i] = -seconds(), work(context), t[i] += seconds();
+    for (size_t i = 0; i < BENCH_RUNS; i++) t[i] = -seconds_when_done(), work(context), t[i] += seconds_when_done();
     return median(t, BENCH_RUNS);
 }
 
@@ -8130,11 +8164,11 @@ static void bench_one_step(Run *r, const Dataset *set, const Options *o, double 
     for (size_t i = 0; i < set->n; i++) all[i] = i;
     Batch b = make_batch(set, all, set->n, key_of_step(o, step), 0);
     at[1] = seconds(), forward(r, &b, true);
-    at[2] = seconds(), head_loss(r, 0, 1 / (real)set->n_targets);
-    at[3] = seconds(), backward(r);
-    at[4] = seconds(), clip_gradients(r->model, o->max_grad_norm);
+    at[2] = seconds_when_done(), head_loss(r, 0, 1 / (real)set->n_targets);
+    at[3] = seconds_when_done(), backward(r);
+    at[4] = seconds_when_done(), clip_gradients(r->model, o->max_grad_norm);
     optimizer_step(r->model, o, lr, step + 1), zero_gradients(r->model);
-    at[5] = seconds();
+    at[5] = seconds_when_done();
     for (size_t p = 0; p < PHASE_ALL; p++) took[p] = at[p+1] - at[p];
     took[PHASE_ALL] = at[PHASE_ALL] - at[0];
     count_step(r, &b, flops);
@@ -8780,6 +8814,10 @@ static const struct {
       "of every random number", NULL },
     { FIELD(threads), INTEGER, ALL, "0", 0, 4096,
       "cores to use; 0: all. The result is the same bits", NULL },
+#ifdef GLMTUNE_CUDA
+    { FIELD(precision), CHOICE, ALL, "fp32", 0, 0,
+      "of the operands of products: as they are, or rounded to bf16 for the tensor cores", "fp32,bf16" },
+#endif
 };
 
 // What an option does to memory, to the number of parameters and to the result, for --help OPTION.
@@ -8876,7 +8914,7 @@ static size_t find_option(const char *wanted, int commands_of) {
 static const char *settings_of(const Options *o) {
     static const char others[] =
         "output_dir,logging_steps,save_steps,save_total_limit,stop_at_step,resume_from_checkpoint,force,threads,"
-        "gradient_checkpointing,keep_trunk,max_new_tokens,base,eval_file,probe,predict_with_generate,"
+        "precision,gradient_checkpointing,keep_trunk,max_new_tokens,base,eval_file,probe,predict_with_generate,"
         "early_stopping_patience,load_best_model_at_end,temperature,top_p,per_device_eval_batch_size";
     Text t = {0};
     for (size_t i = 0; i < COUNT(options); i++) {
@@ -9200,6 +9238,7 @@ int main(int argc, char **argv) {
     }
     if (isnan(o.std)) o.std = commands[command].bit == GRADCHECK ? 0.1 : 0.02;
     use_threads(o.threads);
+    set_precision(o.precision && !strcmp(o.precision, "bf16"));
     int status = commands[command].run(&call);
     if (fflush(stdout) || ferror(stdout)) fail("standard output: writing failed: %s", strerror(errno));
     return status;

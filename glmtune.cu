@@ -1,0 +1,1435 @@
+// glmtune.cu: section 5 of glmtune.c again, for one NVIDIA GPU. `make cuda` builds glmtune-cuda from both.
+//
+// It is read beside section 5: the same order, the same names, the same numbers of subsections; each formula stands
+// there and is not repeated. Products are cuBLASLt's, part of the CUDA toolkit; all else are the short kernels below.
+//
+// Two precisions, by --precision. `fp32`: everything in float, TF32 off; what is compared with the CPU. `bf16`: the
+// operands of products are rounded to bf16 as they enter the tensor cores and their sums are float; activations, norms,
+// softmax, loss, what trains and its moments stay float in memory.
+//
+// Deterministic: no atomics; every sum has one order, given by shapes and by the GPU alone, so two runs give the same
+// bits. cuBLASLt's algorithm for a shape is the first that its heuristic names for a fixed workspace and for reduction
+// schemes that add up in a separate step.
+//
+// Everything runs on the default stream, so kernels run one after another, and copies wait for them.
+//
+// Launch geometry. A block has THREADS threads, and one of these forms:
+//     an element each           grid n / THREADS              what has no rows (add, optimizer steps)
+//     a part of a row           grid rows x parts, SPAN       kernels over [T,n]: the row's own numbers (its position,
+//                               features in a part            its dropout key) are read once for a part, and one row of
+//                                                             a long vector still has blocks enough when T is 1
+//     a row                     grid rows                     sums along a row (norms, cross-entropy)
+//     32 columns                grid columns / 32             sums down the columns
+//     as many as run at once    grid cores x 2                attention: blocks walk over the work, whose size only the
+//                                                             device knows, for `starts` lie there
+// Neighbouring threads touch neighbouring numbers, so a warp's 32 accesses are one of 128 bytes.
+
+#define GLMTUNE_KERNELS_ONLY
+#define GLMTUNE_DEVICE __host__ __device__
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <mma.h>
+#include "glmtune.c"
+
+#ifdef GLMTUNE_DOUBLE
+#error "glmtune-cuda computes in float; glmtune64 is a program of the CPU"
+#endif
+
+// ---- Launching, and what can go wrong ----------------------------------------------------------------------------
+
+static void check(cudaError_t status, const char *what) {
+    char line[300];
+    if (status == cudaSuccess) return;
+    snprintf(line, sizeof line, "%s, or a kernel before it: %s", what, cudaGetErrorString(status));
+    kernel_failed(line);
+}
+
+static void check_product(cublasStatus_t status, const char *what) {
+    char line[300];
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    snprintf(line, sizeof line, "cuBLASLt: %s gives status %d", what, (int)status);
+    kernel_failed(line);
+}
+
+// The only place that launches. A grid of 0 blocks is nothing to do. More than 48 KiB of shared memory are to be asked
+// for. An emulator defines its own.
+#ifndef LAUNCH
+#define LAUNCH(kernel, grid, block, shared_bytes, ...)                                                                 \
+    do {                                                                                                               \
+        const unsigned launch_grid = (grid), launch_shared = (shared_bytes);                                           \
+        if (launch_shared > 48u << 10)                                                                                 \
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)launch_shared),       \
+                  #kernel);                                                                                            \
+        if (launch_grid) kernel<<<launch_grid, block, launch_shared>>>(__VA_ARGS__);                                   \
+        check(cudaGetLastError(), #kernel);                                                                            \
+    } while (0)
+#endif
+
+// Shared memory whose size the launch gives.
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
+#endif
+
+constexpr unsigned THREADS = 256, WARP = 32, ALL_LANES = 0xFFFFFFFFu, SPAN = 4 * THREADS, PARTS = 1024;
+constexpr size_t AREA_BYTES = (size_t)128 << 20, LT_BYTES = (size_t)32 << 20;
+
+// The GPU, once something is asked of it. Own memory, taken once: two areas into which the operands of a product are
+// rounded or widened, block by block, cuBLASLt's workspace, and PARTS partial sums: 288 MiB, which memory_left no
+// longer counts.
+static struct {
+    bool ready, bf16;
+    unsigned cores;
+    void *area[2], *lt_space;
+    double *partial;
+    cublasLtHandle_t lt;
+} gpu;
+
+static void begin() {
+    int count = 0;
+    cudaDeviceProp properties;
+    if (gpu.ready) return;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
+        kernel_failed("no NVIDIA GPU that CUDA can use is here; run glmtune, which is for CPUs");
+    check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    if (properties.major < 8) kernel_failed("this GPU is too old: bf16 needs compute capability 8.0 (Ampere) or newer");
+    gpu.cores = (unsigned)properties.multiProcessorCount;
+    for (int i = 0; i < 2; i++) check(cudaMalloc(&gpu.area[i], AREA_BYTES), "cudaMalloc of the workspace");
+    check(cudaMalloc(&gpu.lt_space, LT_BYTES), "cudaMalloc of the workspace");
+    check(cudaMalloc((void **)&gpu.partial, PARTS * sizeof *gpu.partial), "cudaMalloc of the workspace");
+    check_product(cublasLtCreate(&gpu.lt), "cublasLtCreate");
+    gpu.ready = true;
+}
+
+static __host__ __device__ size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+// Blocks that n things take, `each` in one.
+static unsigned blocks_for(size_t n, size_t each) { return (unsigned)((n + each - 1) / each); }
+
+// Where there is one thread for each element: which this one's is.
+static __device__ size_t element() { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Where a block has a part of a row [n]: the row, and first, first + THREADS, ... below end, this thread's features.
+struct Part { size_t row, first, end; };
+
+static __device__ Part part_of_row(size_t n) {
+    unsigned parts = (unsigned)((n + SPAN - 1) / SPAN);
+    size_t at = (size_t)(blockIdx.x % parts) * SPAN;
+    return { blockIdx.x / parts, at + threadIdx.x, least(at + SPAN, n) };
+}
+
+static unsigned parts_of_rows(size_t rows, size_t n) { return (unsigned)rows * blocks_for(n, SPAN); }
+
+// The sum of x over the threads of a block, given to all: by halves in each warp, then warp after warp.
+template<class Number> static __device__ Number sum_of_block(Number x) {
+    __shared__ Number part[1024 / WARP];
+    for (unsigned half = WARP / 2; half; half /= 2) x += __shfl_xor_sync(ALL_LANES, x, half);
+    __syncthreads();        // whoever reads the sums of an earlier call is done
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = 0;
+    for (unsigned i = 0; i < blockDim.x / WARP; i++) x += part[i];
+    return x;
+}
+
+// The same for the largest; a NaN is passed over.
+static __device__ float largest_of_block(float x) {
+    __shared__ float part[1024 / WARP];
+    for (unsigned half = WARP / 2; half; half /= 2) {
+        float other = __shfl_xor_sync(ALL_LANES, x, half);
+        x = other > x ? other : x;
+    }
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    for (unsigned i = 0; i < blockDim.x / WARP; i++) x = part[i] > x ? part[i] : x;
+    return x;
+}
+
+// ---- 5.2 Memory --------------------------------------------------------------------------------------------------
+
+size_t memory_left(void) {
+    size_t left, all;
+    begin();
+    check(cudaMemGetInfo(&left, &all), "cudaMemGetInfo");
+    return left;
+}
+
+void *memory_take(size_t bytes) {
+    void *p = NULL;
+    bytes = bytes ? bytes : 1;
+    if (bytes > memory_left()) return NULL;
+    cudaError_t status = cudaMalloc(&p, bytes);
+    if (status == cudaErrorMemoryAllocation) return cudaGetLastError(), (void *)NULL;      // what is free is in pieces
+    check(status, "cudaMalloc");
+    check(cudaMemsetAsync(p, 0, bytes), "cudaMemsetAsync of memory_take");
+    return p;
+}
+
+void memory_give(void *p) {
+    if (p) check(cudaFree(p), "memory_give");
+}
+
+void memory_copy_in(void *device, const void *host, size_t bytes) {
+    if (bytes) check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "memory_copy_in");
+}
+
+void memory_copy_out(void *host, const void *device, size_t bytes) {
+    if (bytes) check(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "memory_copy_out");
+}
+
+// What was uploaded from mapped files, and how many hold it. The same bytes at another address, as when a file is
+// mapped again to be read back, are not uploaded again.
+static struct Upload { const void *host; size_t bytes, users; void *device; } *uploads;
+static size_t n_uploads, uploads_capacity;
+
+static Upload *find_upload(const void *host, size_t bytes) {
+    for (Upload *u = uploads; u < uploads + n_uploads; u++)
+        if (u->bytes == bytes && (u->host == host || !memcmp(u->host, host, bytes))) return u;
+    return NULL;
+}
+
+// A copy on the GPU, in the file's own type.
+const void *memory_mapped(const void *host, size_t bytes) {
+    Upload *u = find_upload(host, bytes);
+    if (u) return u->users++, u->device;
+    void *device = memory_take(bytes);
+    if (!device) kernel_failed("out of memory: the weights do not fit on this GPU; a smaller model may");
+    memory_copy_in(device, host, bytes);
+    if (n_uploads == uploads_capacity) {
+        uploads_capacity = 2 * uploads_capacity + 64;
+        uploads = (Upload *)realloc(uploads, uploads_capacity * sizeof *uploads);
+        if (!uploads) kernel_failed("out of memory for the list of weights");
+    }
+    uploads[n_uploads++] = { host, bytes, 1, device };
+    return device;
+}
+
+void memory_unmap(const void *mapped) {
+    for (Upload *u = uploads; u < uploads + n_uploads; u++) {
+        if (u->device != mapped) continue;
+        if (--u->users) return;
+        memory_give(u->device);
+        *u = uploads[--n_uploads];
+        return;
+    }
+}
+
+void finish_kernels(void) { check(cudaDeviceSynchronize(), "finish_kernels"); }
+
+void set_precision(int bf16) { gpu.bf16 = bf16 != 0; }
+
+void zero(real *x, size_t n) {
+    if (n) check(cudaMemsetAsync(x, 0, n * sizeof *x), "zero");
+}
+
+static size_t size_of(Dtype dtype) { return dtype == F64 ? 8 : dtype == F32 ? 4 : 2; }
+
+// Number i of an array of any type; exact, but for F64, which is rounded to float.
+static __device__ float number_at(const void *in, Dtype dtype, size_t i) {
+    if (dtype == F32) return ((const float *)in)[i];
+    if (dtype == BF16) return __bfloat162float(((const __nv_bfloat16 *)in)[i]);
+    if (dtype == F16) return __half2float(((const __half *)in)[i]);
+    return (float)((const double *)in)[i];
+}
+
+// out [n] = in [n], rounded once; an element each
+static __global__ void convert_kernel(void *out, Dtype to, const void *in, Dtype from, size_t n) {
+    size_t i = element();
+    if (i >= n) return;
+    float x = number_at(in, from, i);
+    if (to == F32) ((float *)out)[i] = x;
+    else if (to == BF16) ((__nv_bfloat16 *)out)[i] = __float2bfloat16_rn(x);
+    else if (to == F16) ((__half *)out)[i] = __float2half_rn(x);
+    else ((double *)out)[i] = x;
+}
+
+// Four numbers of bf16 that are stored as one.
+struct __align__(8) Four { __nv_bfloat16 x, y, z, w; };
+
+static __device__ Four rounded(float4 x) {
+    return { __float2bfloat16_rn(x.x), __float2bfloat16_rn(x.y), __float2bfloat16_rn(x.z), __float2bfloat16_rn(x.w) };
+}
+
+// The same from float to bf16, four numbers each, because all activations that enter products go through here.
+static __global__ void round_kernel(Four *out, const float4 *in, size_t n_fours) {
+    size_t i = element();
+    if (i < n_fours) out[i] = rounded(in[i]);
+}
+
+static bool is_aligned(const void *p, size_t bytes) { return (uintptr_t)p % bytes == 0; }
+
+static void convert(void *out, Dtype to, const void *in, Dtype from, size_t n) {
+    if (to == BF16 && from == F32 && n % 4 == 0 && is_aligned(in, sizeof(float4)) && is_aligned(out, sizeof(Four)))
+        LAUNCH(round_kernel, blocks_for(n / 4, THREADS), THREADS, 0, (Four *)out, (const float4 *)in, n / 4);
+    else
+        LAUNCH(convert_kernel, blocks_for(n, THREADS), THREADS, 0, out, to, in, from, n);
+}
+
+void widen(real *out, const void *in, Dtype dtype, size_t n) { convert(out, F32, in, dtype, n); }
+void narrow(void *out, Dtype dtype, const real *in, size_t n) { convert(out, dtype, in, F32, n); }
+
+// out [n], an element each
+static __global__ void fill_uniform_kernel(real *out, uint64_t key, float center, float spread, size_t n) {
+    size_t i = element();
+    if (i >= n) return;
+    float unit = (float)((int32_t)(rng_bits(key, i) >> 40) - (1 << 23)) * 0x1p-23f;
+    out[i] = center + spread * unit;
+}
+
+void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n) {
+    LAUNCH(fill_uniform_kernel, blocks_for(n, THREADS), THREADS, 0, out, key, center, spread, n);
+}
+
+static __global__ void fill_normal_kernel(real *out, uint64_t key, float center, float spread, size_t n) {
+    size_t i = element();
+    if (i >= n) return;
+    double u = (double)((rng_bits(key, 2*i) >> 11) + 1) * 0x1p-53;
+    double turn = (double)(rng_bits(key, 2*i + 1) >> 11) * 0x1p-53 * 6.283185307179586;
+    out[i] = center + spread * (float)(sqrt(-2 * log(u)) * cos(turn));
+}
+
+void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) {
+    LAUNCH(fill_normal_kernel, blocks_for(n, THREADS), THREADS, 0, out, key, center, spread, n);
+}
+
+// ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
+// cuBLASLt counts by columns, so a matrix [rows,columns] of ours is one of [columns,rows] there, and C [M,N] += s A B
+// is asked for as C^T += s B^T A^T. Both operands must have one type: float in fp32, where the weights are widened;
+// bf16 in bf16, where bf16 weights enter as they lie and all else is rounded. What must be converted goes through an
+// area of the workspace, as many rows at a time as fit.
+
+// A matrix as cuBLASLt sees it: columns of ld numbers; op says whether it is transposed.
+struct Matrix { const void *data; size_t ld; cublasOperation_t op; };
+
+// All that the choice of an algorithm may depend on; numbers alone, so that two compare by their bytes.
+struct ProductShape { size_t m, n, k, ld_a, ld_b, ld_c, op_a, op_b, bf16, aligned_a, aligned_b, aligned_c; };
+
+struct ProductPlan {
+    ProductShape shape;
+    cublasLtMatmulDesc_t product;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+};
+
+// The largest power of two, up to 256, on which an address lies.
+static size_t alignment_of(const void *p) {
+    uintptr_t at = (uintptr_t)p;
+    return at % 256 ? at & (~at + 1) : 256;
+}
+
+static cublasLtMatrixLayout_t layout_of(cudaDataType_t type, size_t rows, size_t columns, size_t ld) {
+    cublasLtMatrixLayout_t layout;
+    check_product(cublasLtMatrixLayoutCreate(&layout, type, rows, columns, (int64_t)ld), "cublasLtMatrixLayoutCreate");
+    return layout;
+}
+
+static void choose_algorithm(ProductPlan *p) {
+    const ProductShape *s = &p->shape;
+    cublasLtMatmulPreference_t wish;
+    cublasLtMatmulHeuristicResult_t found;
+    const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;        // none, or added up in a separate step
+    const uint32_t a = (uint32_t)s->aligned_a, b = (uint32_t)s->aligned_b, c = (uint32_t)s->aligned_c;
+    const struct { cublasLtMatmulPreferenceAttributes_t what; const void *value; size_t bytes; } wishes[] = {
+        { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_BYTES, sizeof LT_BYTES },
+        { CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a, sizeof a },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b, sizeof b },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c },
+        { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c } };
+    int n_found = 0;
+    check_product(cublasLtMatmulPreferenceCreate(&wish), "cublasLtMatmulPreferenceCreate");
+    for (const auto &w : wishes)
+        check_product(cublasLtMatmulPreferenceSetAttribute(wish, w.what, w.value, w.bytes), "a preference");
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gpu.lt, p->product, p->a, p->b, p->c, p->c, wish, 1, &found,
+                                                           &n_found);
+    check_product(cublasLtMatmulPreferenceDestroy(wish), "cublasLtMatmulPreferenceDestroy");
+    if (status != CUBLAS_STATUS_SUCCESS || n_found == 0) {
+        char line[200];
+        snprintf(line, sizeof line, "cuBLASLt knows no %s product of %zu x %zu x %zu (status %d)",
+                 s->bf16 ? "bf16" : "fp32", s->m, s->n, s->k, (int)status);
+        kernel_failed(line);
+    }
+    p->algorithm = found.algo;
+}
+
+static void make_plan(ProductPlan *p, const ProductShape &s) {
+    const cudaDataType_t type = s.bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cublasOperation_t op_a = (cublasOperation_t)s.op_a, op_b = (cublasOperation_t)s.op_b;
+    p->shape = s;
+    // not _FAST_TF32: a float operand keeps all its bits
+    check_product(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+    check_product(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a),
+                  "cublasLtMatmulDescSetAttribute");
+    check_product(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b),
+                  "cublasLtMatmulDescSetAttribute");
+    p->a = op_a == CUBLAS_OP_N ? layout_of(type, s.m, s.k, s.ld_a) : layout_of(type, s.k, s.m, s.ld_a);
+    p->b = op_b == CUBLAS_OP_N ? layout_of(type, s.k, s.n, s.ld_b) : layout_of(type, s.n, s.k, s.ld_b);
+    p->c = layout_of(CUDA_R_32F, s.m, s.n, s.ld_c);
+    choose_algorithm(p);
+}
+
+static void drop_plan(ProductPlan *p) {
+    check_product(cublasLtMatmulDescDestroy(p->product), "cublasLtMatmulDescDestroy");
+    check_product(cublasLtMatrixLayoutDestroy(p->a), "cublasLtMatrixLayoutDestroy");
+    check_product(cublasLtMatrixLayoutDestroy(p->b), "cublasLtMatrixLayoutDestroy");
+    check_product(cublasLtMatrixLayoutDestroy(p->c), "cublasLtMatrixLayoutDestroy");
+}
+
+// A plan that was made before, for asking takes longer than a small product; the oldest gives way.
+static const ProductPlan *plan_of(const ProductShape &s) {
+    static ProductPlan plans[256];
+    static size_t n, oldest;
+    constexpr size_t most = sizeof plans / sizeof *plans;
+    for (size_t i = 0; i < n; i++)
+        if (!memcmp(&plans[i].shape, &s, sizeof s)) return &plans[i];
+    ProductPlan *p = &plans[n < most ? n : oldest];
+    if (n < most) n++;
+    else drop_plan(p), oldest = (oldest + 1) % most;
+    make_plan(p, s);
+    return p;
+}
+
+// c [m,n] += scale a [m,k] b [k,n], as cuBLASLt counts: c has columns of ld_c numbers.
+static void product(real *c, size_t ld_c, Matrix a, Matrix b, size_t m, size_t n, size_t k, real scale) {
+    const real one = 1;
+    const ProductPlan *p = plan_of({ m, n, k, a.ld, b.ld, ld_c, (size_t)a.op, (size_t)b.op, gpu.bf16,
+                                     alignment_of(a.data), alignment_of(b.data), alignment_of(c) });
+    check_product(cublasLtMatmul(gpu.lt, p->product, &scale, a.data, p->a, b.data, p->b, &one, c, p->c, c, p->c,
+                                 &p->algorithm, gpu.lt_space, LT_BYTES, 0), "cublasLtMatmul");
+}
+
+static Dtype operand_type() { return gpu.bf16 ? BF16 : F32; }
+
+// How many of `rows` rows of a matrix are taken at a time: all, where they enter as they lie; else parts of one size
+// that fit the area.
+static size_t rows_at_once(Dtype dtype, size_t rows, size_t columns) {
+    size_t fit = AREA_BYTES / (columns * size_of(operand_type()));
+    if (dtype == operand_type()) return rows;
+    if (fit == 0) kernel_failed("a matrix has rows that do not fit the workspace");
+    size_t parts = blocks_for(rows, fit);
+    return (rows + parts - 1) / parts;
+}
+
+// Rows row .. row + rows of a matrix [any,columns], as operands of a product.
+static const char *operand(int area, const void *matrix, Dtype dtype, size_t row, size_t rows, size_t columns) {
+    const char *from = (const char *)matrix + row * columns * size_of(dtype);
+    if (dtype == operand_type()) return from;
+    convert(gpu.area[area], operand_type(), from, dtype, rows * columns);
+    return (const char *)gpu.area[area];
+}
+
+// The sum of eight weights w times x, two-byte weights lying as four pairs, the first in the lower half.
+static __device__ float dot_of_eight(uint4 w, const float4 *x, Dtype dtype) {
+    const unsigned pairs[4] = { w.x, w.y, w.z, w.w };
+    const float4 x0 = x[0], x1 = x[1];
+    const float factors[8] = { x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w };
+    float sum = 0;
+    for (int i = 0; i < 4; i++) {
+        unsigned low = pairs[i] & 0xFFFFu, high = pairs[i] >> 16;
+        float first = dtype == BF16 ? __uint_as_float(low << 16) : __half2float(__ushort_as_half((unsigned short)low));
+        float second = dtype == BF16 ? __uint_as_float(high << 16)
+                                     : __half2float(__ushort_as_half((unsigned short)high));
+        sum += first * factors[2*i] + second * factors[2*i + 1];
+    }
+    return sum;
+}
+
+// y [n_out] += scale W x: a warp for each row of W, read once, as it lies, for decoding is bound by memory; `eights`:
+// by 16 bytes a thread. Nothing is rounded, in bf16 neither.
+static __global__ void one_row_kernel(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t n_out,
+                                      size_t n_in, bool eights) {
+    size_t j = (size_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    float sum = 0;
+    if (j < n_out && eights) {
+        const uint4 *w_j = (const uint4 *)w + j * (n_in / 8);
+        for (size_t k = lane; k < n_in / 8; k += WARP) sum += dot_of_eight(w_j[k], (const float4 *)x + 2*k, dtype);
+    } else if (j < n_out) {
+        for (size_t k = lane; k < n_in; k += WARP) sum += number_at(w, dtype, j * n_in + k) * x[k];
+    }
+    for (unsigned half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, half);
+    if (j < n_out && lane == 0) y[j] += scale * sum;
+}
+
+static void one_row(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t n_out, size_t n_in) {
+    bool eights = size_of(dtype) == 2 && n_in % 8 == 0 && is_aligned(w, 16) && is_aligned(x, 16);
+    LAUNCH(one_row_kernel, blocks_for(n_out, THREADS / WARP), THREADS, 0, y, x, w, dtype, scale, n_out, n_in, eights);
+}
+
+// There Y^T [n_out,T] += W X^T: W [n_out,n_in] is transposed, X^T as it lies.
+void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+                    size_t n_in) {
+    if (!T || !n_out || !n_in) return;
+    if (T == 1) return one_row(y, x, w, dtype, scale, n_out, n_in);
+    size_t t_step = rows_at_once(F32, T, n_in), j_step = rows_at_once(dtype, n_out, n_in);
+    for (size_t t = 0; t < T; t += t_step) {
+        size_t n_t = least(t_step, T - t);
+        const char *x_t = operand(0, x, F32, t, n_t, n_in);
+        for (size_t j = 0; j < n_out; j += j_step) {
+            size_t n_j = least(j_step, n_out - j);
+            const char *w_j = operand(1, w, dtype, j, n_j, n_in);
+            product(y + t*n_out + j, n_out, { w_j, n_in, CUBLAS_OP_T }, { x_t, n_in, CUBLAS_OP_N }, n_j, n_t, n_in,
+                    scale);
+        }
+    }
+}
+
+// There dX^T [n_in,T] += W^T dY^T, both as they lie.
+void linear_backward_input(real *dx, const real *dy, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+                           size_t n_in) {
+    if (!T || !n_out || !n_in) return;
+    size_t t_step = rows_at_once(F32, T, n_out), j_step = rows_at_once(dtype, n_out, n_in);
+    for (size_t t = 0; t < T; t += t_step) {
+        size_t n_t = least(t_step, T - t);
+        const char *dy_t = operand(0, dy, F32, t, n_t, n_out);
+        for (size_t j = 0; j < n_out; j += j_step) {
+            size_t n_j = least(j_step, n_out - j);
+            const char *w_j = operand(1, w, dtype, j, n_j, n_in), *dy_tj = dy_t + j * size_of(operand_type());
+            product(dx + t*n_in, n_in, { w_j, n_in, CUBLAS_OP_N }, { dy_tj, n_out, CUBLAS_OP_N }, n_in, n_t, n_j,
+                    scale);
+        }
+    }
+}
+
+// There dW^T [n_in,n_out] += X^T dY: X^T as it lies, dY transposed.
+void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in) {
+    if (!T || !n_out || !n_in) return;
+    size_t t_step = least(rows_at_once(F32, T, n_out), rows_at_once(F32, T, n_in));
+    for (size_t t = 0; t < T; t += t_step) {
+        size_t n_t = least(t_step, T - t);
+        const char *dy_t = operand(0, dy, F32, t, n_t, n_out), *x_t = operand(1, x, F32, t, n_t, n_in);
+        product(dw, n_in, { x_t, n_in, CUBLAS_OP_N }, { dy_t, n_out, CUBLAS_OP_T }, n_in, n_out, n_t, scale);
+    }
+}
+
+// ---- 5.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
+
+// x [T,H], ids [T], table [V,H]; a part of a row each
+static __global__ void embedding_forward_kernel(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t H) {
+    Part p = part_of_row(H);
+    size_t from = (size_t)ids[p.row] * H;
+    for (size_t i = p.first; i < p.end; i += THREADS) x[p.row*H + i] = number_at(table, dtype, from + i);
+}
+
+void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t T, size_t H) {
+    LAUNCH(embedding_forward_kernel, parts_of_rows(T, H), THREADS, 0, x, ids, table, dtype, H);
+}
+
+// dtable [V,H], dx [T,H]; a part of a row each: the first row with an id adds up, in order, all that have it, and the
+// others do nothing. So a number has one thread, and its sum one order, without atomics.
+static __global__ void embedding_backward_kernel(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H) {
+    __shared__ int earlier;
+    Part p = part_of_row(H);
+    const int32_t id = ids[p.row];
+    if (threadIdx.x == 0) earlier = 0;
+    __syncthreads();
+    for (size_t t = threadIdx.x; t < p.row; t += THREADS) if (ids[t] == id) earlier = 1;
+    __syncthreads();
+    for (size_t t = p.row; t < T && !earlier; t++)
+        if (ids[t] == id)
+            for (size_t i = p.first; i < p.end; i += THREADS) dtable[(size_t)id*H + i] += dx[t*H + i];
+}
+
+void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H) {
+    LAUNCH(embedding_backward_kernel, parts_of_rows(T, H), THREADS, 0, dtable, dx, ids, T, H);
+}
+
+void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
+    embedding_forward(out, rows, x, F32, R, H);
+}
+
+void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H) {
+    embedding_backward(dx, dout, rows, R, H);
+}
+
+// y [T,n] += bias [n], a part of a row each
+static __global__ void bias_forward_kernel(real *y, const real *bias, size_t n) {
+    Part p = part_of_row(n);
+    for (size_t i = p.first; i < p.end; i += THREADS) y[p.row*n + i] += bias[i];
+}
+
+void bias_forward(real *y, const real *bias, size_t T, size_t n) {
+    LAUNCH(bias_forward_kernel, parts_of_rows(T, n), THREADS, 0, y, bias, n);
+}
+
+// out [n] += sum_t a_ti b_ti r_t; a and b [T,n], r [T], of which b and r may be NULL, for 1. 32 columns each: warp w
+// adds up rows w, w + 8, ..., then the first warp the eight sums.
+static __global__ void column_sums_kernel(real *out, const real *a, const real *b, const real *r, size_t T, size_t n) {
+    constexpr unsigned WARPS = THREADS / WARP;
+    __shared__ float part[WARPS][WARP];
+    unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    size_t i = (size_t)blockIdx.x * WARP + lane;
+    float sum = 0;
+    for (size_t t = warp; t < T && i < n; t += WARPS) sum += a[t*n + i] * (b ? b[t*n + i] : 1) * (r ? r[t] : 1);
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || i >= n) return;
+    for (unsigned w = 1; w < WARPS; w++) sum += part[w][lane];
+    out[i] += sum;
+}
+
+static void add_columns(real *out, const real *a, const real *b, const real *r, size_t T, size_t n) {
+    LAUNCH(column_sums_kernel, blocks_for(n, WARP), THREADS, 0, out, a, b, r, T, n);
+}
+
+void bias_backward(real *dbias, const real *dy, size_t T, size_t n) { add_columns(dbias, dy, NULL, NULL, T, n); }
+
+// out [n] = a + b, out may be either; an element each
+static __global__ void add_kernel(real *out, const real *a, const real *b, size_t n) {
+    size_t i = element();
+    if (i < n) out[i] = a[i] + b[i];
+}
+
+void add(real *out, const real *a, const real *b, size_t n) {
+    LAUNCH(add_kernel, blocks_for(n, THREADS), THREADS, 0, out, a, b, n);
+}
+
+// ---- 5.5 RMSNorm -------------------------------------------------------------------------------------------------
+
+// y [T,H], rms [T], x [T,H], gain [H]; a row each
+static __global__ void rmsnorm_forward_kernel(real *y, real *rms, const real *x, const real *gain, real eps, size_t H) {
+    const size_t t = blockIdx.x;
+    float squares = 0;
+    for (size_t i = threadIdx.x; i < H; i += THREADS) squares += x[t*H + i] * x[t*H + i];
+    float r = 1 / sqrtf(sum_of_block(squares) / (real)H + eps);
+    if (threadIdx.x == 0) rms[t] = r;
+    for (size_t i = threadIdx.x; i < H; i += THREADS) y[t*H + i] = x[t*H + i] * r * gain[i];
+}
+
+void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
+    LAUNCH(rmsnorm_forward_kernel, (unsigned)T, THREADS, 0, y, rms, x, gain, eps, H);
+}
+
+// dx [T,H] is added to; a row each
+static __global__ void rmsnorm_backward_kernel(real *dx, const real *dy, const real *x, const real *gain,
+                                               const real *rms, size_t H) {
+    const size_t t = blockIdx.x;
+    const float r = rms[t];
+    float along = 0;
+    for (size_t i = threadIdx.x; i < H; i += THREADS) along += gain[i] * dy[t*H + i] * x[t*H + i];
+    float factor = r * r / (real)H * sum_of_block(along);
+    for (size_t i = threadIdx.x; i < H; i += THREADS)
+        dx[t*H + i] += r * (gain[i] * dy[t*H + i] - x[t*H + i] * factor);
+}
+
+void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, const real *gain, const real *rms, size_t T,
+                      size_t H) {
+    LAUNCH(rmsnorm_backward_kernel, (unsigned)T, THREADS, 0, dx, dy, x, gain, rms, H);
+    if (dgain) add_columns(dgain, dy, x, rms, T, H);
+}
+
+// ---- 5.6 Rotary positions ----------------------------------------------------------------------------------------
+
+// table [n_positions,n_rotated], a pair each; rounded where Hugging Face rounds, as section 5.6 of glmtune.c says
+static __global__ void rope_table_kernel(real *table, double theta, size_t n_rotated, size_t n_pairs) {
+    size_t i = element();
+    if (i >= n_pairs) return;
+    size_t p = i / (n_rotated / 2), j = i % (n_rotated / 2);
+    real exponent = (real)(2 * j) / (real)n_rotated;
+    real inv_freq = 1 / (real)pow(theta, (double)exponent);
+    real angle = (real)p * inv_freq;
+    table[2*i] = (real)cos((double)angle);
+    table[2*i + 1] = (real)sin((double)angle);
+}
+
+void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
+    size_t n_pairs = n_positions * (n_rotated / 2);
+    LAUNCH(rope_table_kernel, blocks_for(n_pairs, THREADS), THREADS, 0, table, theta, n_rotated, n_pairs);
+}
+
+// x [T,n_heads,head_dim] in place; a part of the n_heads n_rotated/2 pairs of a row each
+static __global__ void rotate_kernel(real *x, const int32_t *positions, const real *table, real sign, size_t n_heads,
+                                     size_t head_dim, size_t n_rotated) {
+    const unsigned half = (unsigned)n_rotated / 2;
+    Part part = part_of_row(n_heads * half);
+    const real *table_t = table + (size_t)positions[part.row] * n_rotated;
+    for (size_t i = part.first; i < part.end; i += THREADS) {
+        unsigned h = (unsigned)i / half, j = (unsigned)i % half;
+        real *pair = x + (part.row * n_heads + h) * head_dim + 2*j;
+        real a = pair[0], b = pair[1], c = table_t[2*j], s = sign * table_t[2*j + 1];
+        pair[0] = a*c - b*s;
+        pair[1] = b*c + a*s;
+    }
+}
+
+static void rotate(real *x, const int32_t *positions, const real *table, real sign, size_t T, size_t n_heads,
+                   size_t head_dim, size_t n_rotated) {
+    LAUNCH(rotate_kernel, parts_of_rows(T, n_heads * (n_rotated / 2)), THREADS, 0, x, positions, table, sign, n_heads,
+           head_dim, n_rotated);
+}
+
+void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
+                  size_t n_rotated) {
+    rotate(x, positions, table, 1, T, n_heads, head_dim, n_rotated);
+}
+
+void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
+                   size_t n_rotated) {
+    rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
+}
+
+// ---- 5.7 Attention -----------------------------------------------------------------------------------------------
+// As in glmtune.c, blocks of B queries meet blocks of B keys, and no T x T array is kept. A block of threads has its
+// tiles of q, k, v in shared memory, rounded to bf16 in bf16, and makes two kinds of products of them:
+//     scores    s [B,B] = a b^T     of two tiles [B,D]; in shared memory
+//     sums      c [B,D] += p x      of probabilities p [B,B] and a tile x [B,D]; c stays in registers all along
+// The forward goes over its keys twice: first for the largest score and the sum of each query, then with the final
+// probabilities, so that the sums never have to be scaled again while they lie in the tensor cores' registers, where a
+// row cannot be told. The backward has two passes, for queries and for keys. In the second all is transposed: a block
+// owns keys, and its scores are k q^T, so that the same two kinds serve:
+//     queries   dq += ds k                    over the blocks of keys that they see
+//     keys      dv += p^T dout, dk += ds^T q  over the blocks of queries that see them, for one query head;
+//               the heads of a group are then added up in order (add_heads)
+// A head wider than D features is met in slabs of D: scores add up over slabs, and each slab of the result is another
+// block's work. Bank conflicts: rows of tiles are padded by 16 bytes.
+
+// Shapes of the tiles: their numbers, features D, rows B. Each of the LANES threads of a row has EACH of B columns.
+template<class N, unsigned width, unsigned height> struct Tiles {
+    typedef N number;
+    static constexpr unsigned D = width, B = height, PAD = 16 / sizeof(N), LD = D + PAD, P_LD = B + PAD, S_LD = B + 4,
+                              OUT_LD = D + 4, LANES = THREADS / B, EACH = B / LANES, TILE = B * LD;
+    static constexpr unsigned TILE_BYTES = TILE * sizeof(N), P_BYTES = B * P_LD * sizeof(N), S_BYTES = B * S_LD * 4;
+};
+typedef Tiles<float, 64, 32> Fp32Narrow;
+typedef Tiles<float, 128, 32> Fp32Wide;
+typedef Tiles<__nv_bfloat16, 64, 64> Bf16Narrow;
+typedef Tiles<__nv_bfloat16, 128, 64> Bf16Wide;
+
+// n rows of features, `stride` apart.
+struct Rows { const real *at; size_t stride; unsigned n; };
+
+// Four numbers from p on, of which `left` are the row's; `whole`: rows are made of fours, so p lies on 16 bytes.
+static __device__ float4 four_at(const real *p, size_t left, bool whole) {
+    if (whole) return *(const float4 *)p;
+    return { p[0], left > 1 ? p[1] : 0, left > 2 ? p[2] : 0, left > 3 ? p[3] : 0 };
+}
+
+static __device__ void put_four(float *p, float4 x) { *(float4 *)p = x; }
+static __device__ void put_four(__nv_bfloat16 *p, float4 x) { *(Four *)p = rounded(x); }
+static __device__ void put_one(float *p, float x) { *p = x; }
+static __device__ void put_one(__nv_bfloat16 *p, float x) { *p = __float2bfloat16_rn(x); }
+
+// tile [B,LD]: D features from c on of rows of d; zeros where there is none
+template<class C> static __device__ void load_tile(typename C::number *tile, Rows rows, size_t c, size_t d) {
+    constexpr unsigned FOURS = C::D / 4;
+    for (unsigned i = threadIdx.x; i < C::B * FOURS; i += THREADS) {
+        unsigned row = i / FOURS, column = i % FOURS * 4;
+        float4 x = { 0, 0, 0, 0 };
+        if (row < rows.n && c + column < d)
+            x = four_at(rows.at + row * rows.stride + c + column, d - c - column, d % 4 == 0);
+        put_four(tile + row * C::LD + column, x);
+    }
+}
+
+static __device__ float dot_of_four(float4 a, float4 b) { return a.x*b.x + a.y*b.y + a.z*b.z + a.w*b.w; }
+
+// s [B,S_LD] = a b^T, or, with `more`, += ; in float a thread has rows i, i + 16 and columns j, j + 16
+template<class C> static __device__ void tile_scores(float *s, const float *a, const float *b, bool more) {
+    const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
+    float sum[2][2];
+    for (int y = 0; y < 2; y++)
+        for (int x = 0; x < 2; x++) sum[y][x] = more ? s[(i + 16*y) * C::S_LD + j + 16*x] : 0;
+    for (unsigned c = 0; c < C::D; c += 4) {
+        float4 a0 = *(const float4 *)(a + i * C::LD + c), a1 = *(const float4 *)(a + (i + 16) * C::LD + c);
+        float4 b0 = *(const float4 *)(b + j * C::LD + c), b1 = *(const float4 *)(b + (j + 16) * C::LD + c);
+        sum[0][0] += dot_of_four(a0, b0), sum[0][1] += dot_of_four(a0, b1);
+        sum[1][0] += dot_of_four(a1, b0), sum[1][1] += dot_of_four(a1, b1);
+    }
+    for (int y = 0; y < 2; y++)
+        for (int x = 0; x < 2; x++) s[(i + 16*y) * C::S_LD + j + 16*x] = sum[y][x];
+}
+
+typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::row_major> FragmentA;
+typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::row_major> FragmentB;
+typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::col_major> FragmentBT;
+typedef nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> FragmentC;
+
+// The same on tensor cores: warp w of 8 has the 16 rows from 16 (w / 2) on, and a half of the columns.
+template<class C> static __device__ void tile_scores(float *s, const __nv_bfloat16 *a, const __nv_bfloat16 *b,
+                                                     bool more) {
+    using namespace nvcuda::wmma;
+    const unsigned warp = threadIdx.x / WARP, i = warp / 2 * 16, j = warp % 2 * 32;
+    FragmentC sum[2];
+    for (int x = 0; x < 2; x++)
+        if (more) load_matrix_sync(sum[x], s + i * C::S_LD + j + 16*x, C::S_LD, mem_row_major);
+        else fill_fragment(sum[x], 0.0f);
+    for (unsigned c = 0; c < C::D; c += 16) {
+        FragmentA rows;
+        FragmentBT columns;
+        load_matrix_sync(rows, a + i * C::LD + c, C::LD);
+        for (int x = 0; x < 2; x++) {
+            load_matrix_sync(columns, b + (j + 16*x) * C::LD + c, C::LD);
+            mma_sync(sum[x], rows, columns, sum[x]);
+        }
+    }
+    for (int x = 0; x < 2; x++)
+        store_matrix_sync(s + i * C::S_LD + j + 16*x, sum[x], C::S_LD, mem_row_major);
+}
+
+// s = a b^T over all d features; the tiles hold those of the rows already, unless the head is wider than a tile.
+template<class C> static __device__ void scores(float *s, typename C::number *a, Rows a_rows, typename C::number *b,
+                                                Rows b_rows, size_t d) {
+    for (size_t c = 0; c < d; c += C::D) {
+        if (d > C::D) {
+            __syncthreads();
+            load_tile<C>(a, a_rows, c, d), load_tile<C>(b, b_rows, c, d);
+            __syncthreads();
+        }
+        tile_scores<C>(s, a, b, c > 0);
+    }
+}
+
+// The slab from c on, once more after `scores` of a head that is wider than a tile.
+template<class C> static __device__ void load_again(typename C::number *tile, Rows rows, size_t c, size_t d) {
+    if (d <= C::D) return;
+    __syncthreads();
+    load_tile<C>(tile, rows, c, d);
+}
+
+// Sums c [B,D] in the registers of a block; add: c += p x with p [B,P_LD], x [B,LD]; put: to out [B,OUT_LD].
+// In float a thread has rows i, i + 16 and of each 64 columns the four from 4j on.
+template<class C, class N> struct Sums {
+    float4 sum[2][C::D / 64];
+
+    __device__ void clear() {
+        for (auto &row : sum) for (auto &four : row) four = { 0, 0, 0, 0 };
+    }
+    __device__ void add(const float *p, const float *x) {
+        const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
+        for (unsigned k = 0; k < C::B; k++)
+            for (unsigned g = 0; g < C::D / 64; g++) {
+                const float4 x_k = *(const float4 *)(x + k * C::LD + 64*g + 4*j);
+                for (int y = 0; y < 2; y++) {
+                    const float p_k = p[(i + 16*y) * C::P_LD + k];
+                    sum[y][g].x += p_k * x_k.x, sum[y][g].y += p_k * x_k.y;
+                    sum[y][g].z += p_k * x_k.z, sum[y][g].w += p_k * x_k.w;
+                }
+            }
+    }
+    __device__ void put(float *out) const {
+        const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
+        for (int y = 0; y < 2; y++)
+            for (unsigned g = 0; g < C::D / 64; g++) put_four(out + (i + 16*y) * C::OUT_LD + 64*g + 4*j, sum[y][g]);
+    }
+};
+
+// On tensor cores warp w has the 16 rows from 16 (w / 2) on, and a half of the features.
+template<class C> struct Sums<C, __nv_bfloat16> {
+    FragmentC sum[C::D / 32];
+
+    __device__ void clear() {
+        for (auto &part : sum) nvcuda::wmma::fill_fragment(part, 0.0f);
+    }
+    __device__ void add(const __nv_bfloat16 *p, const __nv_bfloat16 *x) {
+        using namespace nvcuda::wmma;
+        const unsigned warp = threadIdx.x / WARP, i = warp / 2 * 16, j = warp % 2 * (C::D / 2);
+        for (unsigned k = 0; k < C::B; k += 16) {
+            FragmentA rows;
+            FragmentB columns;
+            load_matrix_sync(rows, p + i * C::P_LD + k, C::P_LD);
+            for (unsigned g = 0; g < C::D / 32; g++) {
+                load_matrix_sync(columns, x + k * C::LD + j + 16*g, C::LD);
+                mma_sync(sum[g], rows, columns, sum[g]);
+            }
+        }
+    }
+    __device__ void put(float *out) const {
+        const unsigned warp = threadIdx.x / WARP, i = warp / 2 * 16, j = warp % 2 * (C::D / 2);
+        for (unsigned g = 0; g < C::D / 32; g++)
+            nvcuda::wmma::store_matrix_sync(out + i * C::OUT_LD + j + 16*g, sum[g], C::OUT_LD,
+                                            nvcuda::wmma::mem_row_major);
+    }
+};
+
+// to [n,d] = or += scale c, the sums of a slab from feature c0 on; by way of `out` in shared memory, whose tiles must
+// be spent, so that neighbouring threads write neighbouring numbers
+template<class C> static __device__ void put_sums(real *to, size_t stride, unsigned n,
+                                                  const Sums<C, typename C::number> &c, float *out, size_t c0,
+                                                  size_t d, float scale, bool onto) {
+    c.put(out);
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < C::B * C::D; i += THREADS) {
+        unsigned row = i / C::D, column = i % C::D;
+        if (row >= n || c0 + column >= d) continue;
+        real *place = to + row * stride + c0 + column;
+        *place = (onto ? *place : 0) + scale * out[row * C::OUT_LD + column];
+    }
+    __syncthreads();
+}
+
+// What a kernel of attention is given; a pass has no use for some.
+struct Attention {
+    real *out, *lse, *dq, *scratch;
+    const real *dout, *out_given, *lse_given, *q, *k, *v, *prefix_k, *prefix_v;
+    bool prefix_trains;
+    AttentionShape s;
+};
+
+// A block's share of the work: n rows from `first` on of a sequence, a head, and the slab from c0 on.
+struct Place { size_t sequence, first, head, c0; unsigned n; };
+
+static __device__ unsigned slabs_of(size_t d, unsigned D) { return (unsigned)((d + D - 1) / D); }
+
+// Share number `item`, counted over sequences, blocks of rows, heads and slabs; false behind the last. `late`: the last
+// rows first, because they see the most keys and what is long should begin early.
+template<class C> static __device__ bool find_place(Place *p, const AttentionShape &s, size_t item, bool late) {
+    const size_t slabs = slabs_of(s.head_dim, C::D), each = slabs * s.n_heads;
+    for (size_t b = 0; b < s.n_sequences; b++) {
+        size_t rows = s.starts[b+1] - s.starts[b], blocks = (rows + C::B - 1) / C::B;
+        if (item >= blocks * each) {
+            item -= blocks * each;
+            continue;
+        }
+        size_t block = late ? blocks - 1 - item / each : item / each;
+        *p = { b, block * C::B, item / slabs % s.n_heads, item % slabs * C::D,
+               (unsigned)least(C::B, rows - block * C::B) };
+        return true;
+    }
+    return false;
+}
+
+// How many blocks of keys the queries of a place see: those of the prefix, then those of the sequence.
+template<class C> static __device__ size_t key_blocks(const AttentionShape &s, const Place &p) {
+    size_t keys = s.kv_starts[p.sequence + 1] - s.kv_starts[p.sequence];
+    size_t past = keys - (s.starts[p.sequence + 1] - s.starts[p.sequence]);
+    return (s.n_prefix + C::B - 1) / C::B + (past + p.first + p.n + C::B - 1) / C::B;
+}
+
+// One of them. Query i of the place sees key j of it where j < n and j < reach + i.
+struct KeyBlock { Rows k, v; int reach; };
+
+static __device__ bool sees(const KeyBlock &keys, unsigned i, unsigned j) {
+    return j < keys.k.n && (int)j < keys.reach + (int)i;
+}
+
+template<class C> static __device__ KeyBlock key_block(const Attention &a, const Place &p, size_t block) {
+    const AttentionShape &s = a.s;
+    const size_t stride = s.n_kv_heads * s.head_dim, at = p.head / (s.n_heads / s.n_kv_heads) * s.head_dim;
+    const size_t prefix_blocks = (s.n_prefix + C::B - 1) / C::B;
+    if (block < prefix_blocks) {
+        size_t j = block * C::B;
+        unsigned n = (unsigned)least(C::B, s.n_prefix - j);
+        return { { a.prefix_k + j*stride + at, stride, n }, { a.prefix_v + j*stride + at, stride, n }, (int)C::B };
+    }
+    size_t j = (block - prefix_blocks) * C::B, keys = s.kv_starts[p.sequence + 1] - s.kv_starts[p.sequence];
+    size_t past = keys - (s.starts[p.sequence + 1] - s.starts[p.sequence]), row = s.kv_starts[p.sequence] + j;
+    long long reach = (long long)(past + p.first + 1) - (long long)j;
+    unsigned n = (unsigned)least(C::B, keys - j);
+    return { { a.k + row*stride + at, stride, n }, { a.v + row*stride + at, stride, n },
+             reach < (long long)C::B ? (int)reach : (int)C::B };
+}
+
+// The sum, or the largest, over the LANES neighbouring threads that have a row; every one of them gets it.
+template<class C> static __device__ float sum_of_row(float x) {
+    for (unsigned half = C::LANES / 2; half; half /= 2) x += __shfl_xor_sync(ALL_LANES, x, half);
+    return x;
+}
+
+template<class C> static __device__ float largest_of_row(float x) {
+    for (unsigned half = C::LANES / 2; half; half /= 2) {
+        float other = __shfl_xor_sync(ALL_LANES, x, half);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// For the EACH scores of a thread: of row `row` of s, columns lane, lane + LANES, ...
+#define FOR_SCORES(C, e, j) \
+    for (unsigned e = 0, j = threadIdx.x % C::LANES; e < C::EACH; e++, j += C::LANES)
+
+// out [T,n_heads,d], lse [T,n_heads] as in glmtune.c. Shared: tiles q, k, v, then probabilities p and scores s.
+template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention_forward_kernel(Attention a) {
+    typedef typename C::number number;
+    DYNAMIC_SHARED(float, shared);
+    number *q = (number *)shared, *k = q + C::TILE, *v = k + C::TILE, *p = v + C::TILE;
+    float *s = (float *)(p + C::B * C::P_LD);
+    const unsigned row = threadIdx.x / C::LANES;
+    const size_t d = a.s.head_dim, stride = a.s.n_heads * d;
+    const float scale = 1 / sqrtf((float)d);
+    Place at;
+    for (size_t item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
+        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head, n = key_blocks<C>(a.s, at);
+        const Rows q_rows = { a.q + th*d, stride, at.n };
+        float top = -INFINITY, sum = 0;         // of what this thread has seen of its row; top of all of it
+        load_tile<C>(q, q_rows, 0, d);
+        for (size_t block = 0; block < n; block++) {
+            const KeyBlock keys = key_block<C>(a, at, block);
+            load_tile<C>(k, keys.k, 0, d);
+            __syncthreads();
+            scores<C>(s, q, q_rows, k, keys.k, d);
+            __syncthreads();
+            float before = top, more = 0;
+            FOR_SCORES(C, e, j) {
+                float x = scale * s[row * C::S_LD + j];
+                top = sees(keys, row, j) && x > top ? x : top;
+            }
+            top = largest_of_row<C>(top);
+            FOR_SCORES(C, e, j) more += sees(keys, row, j) ? expf(scale * s[row * C::S_LD + j] - top) : 0;
+            sum = (top > -INFINITY ? sum * expf(before - top) : 0) + more;
+        }
+        sum = sum_of_row<C>(sum);
+        if (threadIdx.x % C::LANES == 0 && row < at.n && at.c0 == 0)
+            a.lse[th + row * a.s.n_heads] = top + logf(sum);
+        Sums<C, number> out;
+        out.clear();
+        for (size_t block = 0; block < n; block++) {
+            const KeyBlock keys = key_block<C>(a, at, block);
+            __syncthreads();
+            load_tile<C>(k, keys.k, 0, d), load_tile<C>(v, keys.v, at.c0, d);
+            __syncthreads();
+            scores<C>(s, q, q_rows, k, keys.k, d);
+            __syncthreads();
+            FOR_SCORES(C, e, j)
+                put_one(p + row * C::P_LD + j, sees(keys, row, j) ? expf(scale * s[row * C::S_LD + j] - top) / sum : 0);
+            __syncthreads();
+            out.add(p, v);
+        }
+        __syncthreads();
+        put_sums<C>(a.out + th*d, stride, at.n, out, (float *)k, at.c0, d, 1, false);
+    }
+}
+
+// x_row . y_row over d features, by the threads that have the row
+template<class C> static __device__ float row_dot(const real *x, const real *y, size_t d, bool there) {
+    float sum = 0;
+    for (size_t c = threadIdx.x % C::LANES * 4; there && c < d; c += 4 * C::LANES)
+        sum += dot_of_four(four_at(x + c, d - c, d % 4 == 0), four_at(y + c, d - c, d % 4 == 0));
+    return sum_of_row<C>(sum);
+}
+
+// dq [T,n_heads,d] is added to. Shared: tiles q, dout, k, v, then ds and scores s.
+template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention_backward_queries_kernel(Attention a) {
+    typedef typename C::number number;
+    DYNAMIC_SHARED(float, shared);
+    number *q = (number *)shared, *dout = q + C::TILE, *k = dout + C::TILE, *v = k + C::TILE, *ds = v + C::TILE;
+    float *s = (float *)(ds + C::B * C::P_LD);
+    const unsigned row = threadIdx.x / C::LANES;
+    const size_t d = a.s.head_dim, stride = a.s.n_heads * d;
+    const float scale = 1 / sqrtf((float)d);
+    Place at;
+    for (size_t item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
+        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head, n = key_blocks<C>(a.s, at);
+        const Rows q_rows = { a.q + th*d, stride, at.n }, dout_rows = { a.dout + th*d, stride, at.n };
+        const float lse = row < at.n ? a.lse_given[th + row * a.s.n_heads] : 0;
+        const float D = row_dot<C>(dout_rows.at + row*stride, a.out_given + th*d + row*stride, d, row < at.n);
+        Sums<C, number> dq;
+        dq.clear();
+        load_tile<C>(q, q_rows, 0, d), load_tile<C>(dout, dout_rows, 0, d);
+        for (size_t block = 0; block < n; block++) {
+            const KeyBlock keys = key_block<C>(a, at, block);
+            float p[C::EACH];
+            load_tile<C>(k, keys.k, 0, d), load_tile<C>(v, keys.v, 0, d);
+            __syncthreads();
+            scores<C>(s, q, q_rows, k, keys.k, d);
+            __syncthreads();
+            FOR_SCORES(C, e, j) p[e] = sees(keys, row, j) ? expf(scale * s[row * C::S_LD + j] - lse) : 0;
+            __syncthreads();
+            scores<C>(s, dout, dout_rows, v, keys.v, d);
+            __syncthreads();
+            FOR_SCORES(C, e, j) put_one(ds + row * C::P_LD + j, p[e] * (s[row * C::S_LD + j] - D));
+            load_again<C>(k, keys.k, at.c0, d);
+            __syncthreads();
+            dq.add(ds, k);
+            __syncthreads();
+        }
+        put_sums<C>(a.dq + th*d, stride, at.n, dq, (float *)k, at.c0, d, scale, true);
+    }
+}
+
+// A block of keys of one query head: its rows; where the gradients go, a row of scratch; and who sees them: sequences
+// b0 .. b1 from their query i0 on, those of the own sequence only where `causal`.
+struct KeyPlace { Rows k, v; size_t head, c0, first, row, b0, b1, i0; bool causal; };
+
+// Share number `item`: first the prefix, which all queries see, then the sequences' own keys.
+template<class C> static __device__ bool find_key_place(KeyPlace *p, const Attention &a, size_t item) {
+    const AttentionShape &s = a.s;
+    const size_t stride = s.n_kv_heads * s.head_dim, group = s.n_heads / s.n_kv_heads;
+    const size_t slabs = slabs_of(s.head_dim, C::D);
+    const size_t prefix_items = a.prefix_trains ? (s.n_prefix + C::B - 1) / C::B * s.n_heads * slabs : 0;
+    if (item < prefix_items) {
+        size_t head = item / slabs % s.n_heads, first = item / slabs / s.n_heads * C::B, at = head / group * s.head_dim;
+        unsigned n = (unsigned)least(C::B, s.n_prefix - first);
+        *p = { { a.prefix_k + first*stride + at, stride, n }, { a.prefix_v + first*stride + at, stride, n }, head,
+               item % slabs * C::D, first, s.starts[s.n_sequences] + first, 0, s.n_sequences, 0, false };
+        return true;
+    }
+    Place own;
+    if (!find_place<C>(&own, s, item - prefix_items, false)) return false;
+    size_t row = s.starts[own.sequence] + own.first, at = own.head / group * s.head_dim;
+    *p = { { a.k + row*stride + at, stride, own.n }, { a.v + row*stride + at, stride, own.n }, own.head, own.c0,
+           own.first, row, own.sequence, own.sequence + 1, own.first, true };
+    return true;
+}
+
+// scratch [2,T + n_prefix,n_heads,d] gets dk and dv of each query head. Scores are transposed: row i of s is a key,
+// column j a query. Shared: tiles k, v, q, dout, then p (later ds), scores s, and lse and D of each query.
+template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention_backward_keys_kernel(Attention a) {
+    typedef typename C::number number;
+    DYNAMIC_SHARED(float, shared);
+    number *k = (number *)shared, *v = k + C::TILE, *q = v + C::TILE, *dout = q + C::TILE, *p = dout + C::TILE;
+    float *s = (float *)(p + C::B * C::P_LD), *lse = s + C::B * C::S_LD, *D = lse + C::B;
+    const unsigned row = threadIdx.x / C::LANES;
+    const size_t d = a.s.head_dim, stride = a.s.n_heads * d, T = a.s.starts[a.s.n_sequences];
+    const float scale = 1 / sqrtf((float)d);
+    KeyPlace at;
+    for (size_t item = blockIdx.x; find_key_place<C>(&at, a, item); item += gridDim.x) {
+        Sums<C, number> dk, dv;
+        dk.clear(), dv.clear();
+        load_tile<C>(k, at.k, 0, d), load_tile<C>(v, at.v, 0, d);
+        for (size_t b = at.b0; b < at.b1; b++)
+            for (size_t i = at.i0, end = a.s.starts[b+1] - a.s.starts[b]; i < end; i += C::B) {
+                const size_t th = (a.s.starts[b] + i) * a.s.n_heads + at.head;
+                const unsigned n = (unsigned)least(C::B, end - i);
+                const Rows q_rows = { a.q + th*d, stride, n }, dout_rows = { a.dout + th*d, stride, n };
+                float p_kept[C::EACH], dot;
+                load_tile<C>(q, q_rows, 0, d), load_tile<C>(dout, dout_rows, at.c0, d);
+                dot = row_dot<C>(dout_rows.at + row*stride, a.out_given + th*d + row*stride, d, row < n);
+                if (threadIdx.x % C::LANES == 0) {
+                    D[row] = dot;
+                    lse[row] = row < n ? a.lse_given[th + row * a.s.n_heads] : 0;
+                }
+                __syncthreads();
+                scores<C>(s, k, at.k, q, q_rows, d);
+                __syncthreads();
+                FOR_SCORES(C, e, j) {
+                    bool seen = row < at.k.n && j < n && (!at.causal || at.first + row <= i + j);
+                    p_kept[e] = seen ? expf(scale * s[row * C::S_LD + j] - lse[j]) : 0;
+                    put_one(p + row * C::P_LD + j, p_kept[e]);
+                }
+                __syncthreads();
+                dv.add(p, dout);
+                scores<C>(s, v, at.v, dout, dout_rows, d);
+                __syncthreads();
+                FOR_SCORES(C, e, j) put_one(p + row * C::P_LD + j, p_kept[e] * (s[row * C::S_LD + j] - D[j]));
+                load_again<C>(q, q_rows, at.c0, d);
+                __syncthreads();
+                dk.add(p, q);
+                __syncthreads();
+            }
+        real *to = a.scratch + (at.row * a.s.n_heads + at.head) * d;
+        put_sums<C>(to, stride, at.k.n, dk, (float *)q, at.c0, d, scale, false);
+        put_sums<C>(to + (T + a.s.n_prefix) * stride, stride, at.v.n, dv, (float *)q, at.c0, d, 1, false);
+    }
+}
+
+// dkv [rows,n_kv_heads,d] += what scratch has of it by heads, those of a group in order. `values`: dv, else dk;
+// `prefix`: the rows behind the T of the sequences. Blocks walk over all elements, for T lies on the device.
+static __global__ void add_heads_kernel(real *dkv, const real *scratch, bool values, bool prefix, AttentionShape s) {
+    const size_t d = s.head_dim, group = s.n_heads / s.n_kv_heads, T = s.starts[s.n_sequences];
+    const size_t first = (values ? T + s.n_prefix : 0) + (prefix ? T : 0), rows = prefix ? s.n_prefix : T;
+    for (size_t i = element(); i < rows * s.n_kv_heads * d; i += (size_t)gridDim.x * THREADS) {
+        size_t row_and_group = i / d, c = i % d;            // row_and_group x group: the group's first head
+        real sum = dkv[i];
+        for (size_t h = 0; h < group; h++)
+            sum += scratch[(first * s.n_heads + row_and_group * group + h) * d + c];
+        dkv[i] = sum;
+    }
+}
+
+template<class C> static void launch_forward(const Attention &a) {
+    LAUNCH(attention_forward_kernel<C>, 2 * gpu.cores, THREADS, 3 * C::TILE_BYTES + C::P_BYTES + C::S_BYTES, a);
+}
+
+template<class C> static void launch_backward(const Attention &a) {
+    const unsigned bytes = 4 * C::TILE_BYTES + C::P_BYTES + C::S_BYTES;
+    LAUNCH(attention_backward_queries_kernel<C>, 2 * gpu.cores, THREADS, bytes, a);
+    LAUNCH(attention_backward_keys_kernel<C>, 2 * gpu.cores, THREADS, bytes + 2 * C::B * (unsigned)sizeof(float), a);
+}
+
+void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
+                       const real *prefix_v, AttentionShape s) {
+    const bool narrow_head = s.head_dim <= Bf16Narrow::D;
+    Attention a = { out, lse, NULL, NULL, NULL, NULL, NULL, q, k, v, prefix_k, prefix_v, false, s };
+    if (gpu.bf16) narrow_head ? launch_forward<Bf16Narrow>(a) : launch_forward<Bf16Wide>(a);
+    else narrow_head ? launch_forward<Fp32Narrow>(a) : launch_forward<Fp32Wide>(a);
+}
+
+void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
+                        const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
+                        const real *prefix_k, const real *prefix_v, AttentionShape s) {
+    const bool narrow_head = s.head_dim <= Bf16Narrow::D;
+    Attention a = { NULL, NULL, dq, scratch, dout, out, lse, q, k, v, prefix_k, prefix_v, dprefix_k != NULL, s };
+    if (gpu.bf16) narrow_head ? launch_backward<Bf16Narrow>(a) : launch_backward<Bf16Wide>(a);
+    else narrow_head ? launch_backward<Fp32Narrow>(a) : launch_backward<Fp32Wide>(a);
+    real *const sums[] = { dk, dv, dprefix_k, dprefix_v };
+    for (int i = 0; i < 4; i++)
+        if (sums[i]) LAUNCH(add_heads_kernel, 8 * gpu.cores, THREADS, 0, sums[i], scratch, i % 2 == 1, i >= 2, s);
+}
+
+// ---- 5.8 SwiGLU --------------------------------------------------------------------------------------------------
+
+// h [T,F], gate_up [T,2F]; a part of a row each
+static __global__ void swiglu_forward_kernel(real *h, const real *gate_up, size_t F) {
+    Part p = part_of_row(F);
+    const real *g = gate_up + p.row*2*F, *u = g + F;
+    for (size_t i = p.first; i < p.end; i += THREADS) h[p.row*F + i] = g[i] / (1 + expf(-g[i])) * u[i];
+}
+
+void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
+    LAUNCH(swiglu_forward_kernel, parts_of_rows(T, F), THREADS, 0, h, gate_up, F);
+}
+
+// dgate_up [T,2F] is added to, dh [T,F]; a part of a row each
+static __global__ void swiglu_backward_kernel(real *dgate_up, const real *dh, const real *gate_up, size_t F) {
+    Part p = part_of_row(F);
+    const real *g = gate_up + p.row*2*F, *u = g + F, *dh_t = dh + p.row*F;
+    real *dg = dgate_up + p.row*2*F, *du = dg + F;
+    for (size_t i = p.first; i < p.end; i += THREADS) {
+        real z = 1 / (1 + expf(-g[i]));
+        dg[i] += dh_t[i] * u[i] * z * (1 + g[i] * (1 - z));
+        du[i] += dh_t[i] * g[i] * z;
+    }
+}
+
+void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F) {
+    LAUNCH(swiglu_backward_kernel, parts_of_rows(T, F), THREADS, 0, dgate_up, dh, gate_up, F);
+}
+
+// ---- 5.9 What tuning methods are made of -------------------------------------------------------------------------
+
+static __device__ real value_of(Activation f, real x) {
+    if (f == RELU) return x < 0 ? 0 : x;
+    return f == TANH ? tanhf(x) : x / (1 + expf(-x));
+}
+
+static __device__ real slope_of(Activation f, real x) {
+    if (f == RELU) return x > 0;
+    real y = tanhf(x), z = 1 / (1 + expf(-x));
+    return f == TANH ? 1 - y*y : z * (1 + x * (1 - z));
+}
+
+// y [n] = f(x), y may be x; an element each
+static __global__ void activation_forward_kernel(real *y, const real *x, Activation f, size_t n) {
+    size_t i = element();
+    if (i < n) y[i] = value_of(f, x[i]);
+}
+
+void activation_forward(real *y, const real *x, Activation f, size_t n) {
+    LAUNCH(activation_forward_kernel, blocks_for(n, THREADS), THREADS, 0, y, x, f, n);
+}
+
+static __global__ void activation_backward_kernel(real *dx, const real *dy, const real *x, Activation f, size_t n) {
+    size_t i = element();
+    if (i < n) dx[i] += dy[i] * slope_of(f, x[i]);
+}
+
+void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n) {
+    LAUNCH(activation_backward_kernel, blocks_for(n, THREADS), THREADS, 0, dx, dy, x, f, n);
+}
+
+// y [T,n] = x gain, y may be x; a part of a row each
+static __global__ void gain_forward_kernel(real *y, const real *x, const real *gain, size_t n) {
+    Part p = part_of_row(n);
+    for (size_t i = p.first; i < p.end; i += THREADS) y[p.row*n + i] = x[p.row*n + i] * gain[i];
+}
+
+void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n) {
+    LAUNCH(gain_forward_kernel, parts_of_rows(T, n), THREADS, 0, y, x, gain, n);
+}
+
+void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n) {
+    add_columns(dgain, dy, x, NULL, T, n);
+}
+
+// ---- 5.10 Dropout ------------------------------------------------------------------------------------------------
+
+// dx [T,n], dy [T,n], token_keys [T]; a part of a row each
+static __global__ void dropout_backward_kernel(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site,
+                                               real p, size_t n) {
+    Part part = part_of_row(n);
+    const uint64_t key = rng_key(token_keys[part.row], site);
+    const real scale = 1 / (1 - p);
+    for (size_t i = part.first; i < part.end; i += THREADS)
+        dx[part.row*n + i] += rng_uniform(key, i) >= p ? scale * dy[part.row*n + i] : 0;
+}
+
+void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
+    LAUNCH(dropout_backward_kernel, parts_of_rows(T, n), THREADS, 0, dx, dy, token_keys, site, p, n);
+}
+
+void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
+    zero(y, T*n);
+    dropout_backward(y, x, token_keys, site, p, T, n);
+}
+
+// ---- 5.11 Cross-entropy ------------------------------------------------------------------------------------------
+
+// loss [R], logits [R,V], targets [R]; a row each, by 1024 threads, because rows are long and few, and a row's numbers
+// stay in the cache between the three times they are read
+static __global__ void __launch_bounds__(1024) cross_entropy_kernel(real *loss, real *logits, const int32_t *targets,
+                                                                    real smoothing, real scale, size_t V) {
+    real *z = logits + blockIdx.x * V;
+    const size_t target = (size_t)targets[blockIdx.x];
+    const real at_target = z[target];
+    float largest = -INFINITY;
+    double total = 0, sum = 0;
+    for (size_t v = threadIdx.x; v < V; v += blockDim.x) {
+        largest = z[v] > largest ? z[v] : largest;
+        if (smoothing > 0) total += (double)z[v];
+    }
+    largest = largest_of_block(largest);        // who is behind its barriers has read at_target
+    total = sum_of_block(total);
+    for (size_t v = threadIdx.x; v < V; v += blockDim.x) {
+        z[v] = expf(z[v] - largest);
+        sum += (double)z[v];
+    }
+    sum = sum_of_block(sum);
+    double lse = (double)largest + log(sum), mean = total / (double)V, e = (double)smoothing;
+    if (threadIdx.x == 0)
+        loss[blockIdx.x] = (real)((1 - e) * (lse - (double)at_target) + (e > 0 ? e * (lse - mean) : 0));
+    real factor = scale / (real)sum, spread = scale * smoothing / (real)V;
+    for (size_t v = threadIdx.x; v < V; v += blockDim.x)
+        z[v] = z[v] * factor - spread - (v == target ? scale * (1 - smoothing) : 0);
+}
+
+void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V) {
+    LAUNCH(cross_entropy_kernel, (unsigned)R, 1024, 0, loss, logits, targets, smoothing, scale, V);
+}
+
+// ---- 5.12 Optimizer steps ----------------------------------------------------------------------------------------
+// An element each; the double scalars become the same floats as on the CPU, before the launch.
+
+static __global__ void adamw_kernel(real *w, const real *grad, real *m, real *v, real step, real root, real keep,
+                                    real tiny, real new1, real old2, real new2, size_t n) {
+    size_t i = element();
+    if (i >= n) return;
+    m[i] += new1 * (grad[i] - m[i]);
+    v[i] = old2 * v[i] + new2 * grad[i] * grad[i];
+    w[i] = keep * w[i] - step * m[i] / (sqrtf(v[i]) / root + tiny);
+}
+
+void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
+                double eps, double correction1, double correction2, size_t n) {
+    real step = (real)(lr / correction1), root = (real)sqrt(correction2), keep = (real)decay, tiny = (real)eps;
+    real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2);
+    LAUNCH(adamw_kernel, blocks_for(n, THREADS), THREADS, 0, w, grad, m, v, step, root, keep, tiny, new1, old2, new2,
+           n);
+}
+
+static __global__ void sgd_kernel(real *w, const real *grad, real *buffer, real step, real pull, real old, size_t n) {
+    size_t i = element();
+    if (i >= n) return;
+    buffer[i] = old * buffer[i] + (grad[i] + pull * w[i]);
+    w[i] -= step * buffer[i];
+}
+
+void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n) {
+    LAUNCH(sgd_kernel, blocks_for(n, THREADS), THREADS, 0, w, grad, buffer, (real)lr, (real)weight_decay,
+           (real)momentum, n);
+}
+
+static __global__ void lion_kernel(real *w, const real *grad, real *m, real step, real keep, real old1, real new1,
+                                   real old2, real new2, size_t n) {
+    size_t i = element();
+    if (i >= n) return;
+    real direction = old1 * m[i] + new1 * grad[i];
+    w[i] = keep * w[i] - (direction > 0 ? step : direction < 0 ? -step : 0);
+    m[i] = old2 * m[i] + new2 * grad[i];
+}
+
+void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2, size_t n) {
+    LAUNCH(lion_kernel, blocks_for(n, THREADS), THREADS, 0, w, grad, m, (real)lr, (real)decay, (real)beta1,
+           (real)(1 - beta1), (real)beta2, (real)(1 - beta2), n);
+}
+
+static __global__ void scale_by_kernel(real *x, real factor, size_t n) {
+    size_t i = element();
+    if (i < n) x[i] *= factor;
+}
+
+void scale_by(real *x, real factor, size_t n) {
+    LAUNCH(scale_by_kernel, blocks_for(n, THREADS), THREADS, 0, x, factor, n);
+}
+
+// partial [PARTS]: block b adds up the squares of every PARTS-th run of THREADS numbers, in double
+static __global__ void squares_kernel(double *partial, const real *x, size_t n) {
+    double sum = 0;
+    for (size_t i = element(); i < n; i += (size_t)PARTS * THREADS) sum += (double)x[i] * (double)x[i];
+    sum = sum_of_block(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// Copies the partial results of PARTS blocks out, which waits for them.
+static void get_partial(double *host) {
+    memory_copy_out(host, gpu.partial, PARTS * sizeof *host);
+}
+
+double sum_of_squares(const real *x, size_t n) {
+    double part[PARTS], sum = 0;
+    begin();
+    LAUNCH(squares_kernel, PARTS, THREADS, 0, gpu.partial, x, n);
+    get_partial(part);
+    for (double p : part) sum += p;
+    return sum;
+}
+
+// partial [PARTS]: the place of the first bad number that each block has met, n where none; exact in double
+static __global__ void not_finite_kernel(double *partial, const real *x, size_t n) {
+    __shared__ size_t first[THREADS];
+    size_t i = element();
+    while (i < n && fabsf(x[i]) < INFINITY) i += (size_t)PARTS * THREADS;
+    first[threadIdx.x] = least(i, n);
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (unsigned t = 1; t < THREADS; t++) i = least(i, first[t]);
+    partial[blockIdx.x] = (double)least(i, n);
+}
+
+size_t first_not_finite(const real *x, size_t n) {
+    double part[PARTS];
+    size_t first = n;
+    begin();
+    LAUNCH(not_finite_kernel, PARTS, THREADS, 0, gpu.partial, x, n);
+    get_partial(part);
+    for (double p : part) first = least(first, (size_t)p);
+    return first;
+}
+
+// ---- 5.13 What the machine can do --------------------------------------------------------------------------------
+
+// The GPU's own rate is that of a large product, of random numbers, in the precision that was chosen: x [K,M]^T y [K,M]
+// of M = 8192, K = 4096, five times for `steps` as bench gives them. Its memory is taken once and kept.
+double multiply_adds(real *result, size_t steps) {
+    constexpr size_t M = 8192, K = 4096;
+    static void *x, *y;
+    static real *c;
+    static int made_for_bf16 = -1;
+    const size_t repeats = 1 + (steps >> 22);
+    if (!x) x = memory_take(K*M * sizeof *c), y = memory_take(K*M * sizeof *c);
+    if (!c) c = (real *)memory_take(M*M * sizeof *c);
+    if (!x || !y || !c) kernel_failed("out of memory: bench needs 512 MiB to measure the GPU");
+    if (made_for_bf16 != gpu.bf16) {
+        made_for_bf16 = gpu.bf16;
+        fill_uniform(c, 7, 0, 1, K*M), convert(x, operand_type(), c, F32, K*M);
+        fill_uniform(c, 8, 0, 1, K*M), convert(y, operand_type(), c, F32, K*M);
+        zero(c, M*M);
+    }
+    for (size_t i = 0; i < repeats; i++) product(c, M, { x, K, CUBLAS_OP_T }, { y, K, CUBLAS_OP_N }, M, M, K, 1);
+    memory_copy_out(result, c, sizeof *result);
+    return 2.0 * M * M * K * (double)repeats;
+}
+
+// partial [PARTS]: block b adds up the fours of every PARTS-th run of THREADS fours
+static __global__ void read_kernel(double *partial, const float4 *x, size_t n_fours) {
+    float4 sum = { 0, 0, 0, 0 };
+    for (size_t i = element(); i < n_fours; i += (size_t)PARTS * THREADS) {
+        float4 four = x[i];
+        sum.x += four.x, sum.y += four.y, sum.z += four.z, sum.w += four.w;
+    }
+    float all = sum_of_block((sum.x + sum.y) + (sum.z + sum.w));
+    if (threadIdx.x == 0) partial[blockIdx.x] = all;
+}
+
+real read_through(const real *x, size_t n) {
+    double part[PARTS], sum = 0;
+    begin();
+    LAUNCH(read_kernel, PARTS, THREADS, 0, gpu.partial, (const float4 *)x, n / 4);
+    get_partial(part);
+    for (double p : part) sum += p;
+    return (real)sum;
+}
