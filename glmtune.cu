@@ -250,7 +250,7 @@ static __global__ void convert_kernel(void *out, Dtype to, const void *in, Dtype
 }
 
 // Four numbers of bf16 that are stored as one.
-struct __align__(8) Four { __nv_bfloat16 x, y, z, w; };
+struct alignas(8) Four { __nv_bfloat16 x, y, z, w; };
 
 static __device__ Four rounded(float4 x) {
     return { __float2bfloat16_rn(x.x), __float2bfloat16_rn(x.y), __float2bfloat16_rn(x.z), __float2bfloat16_rn(x.w) };
@@ -717,6 +717,7 @@ static __device__ void put_one(__nv_bfloat16 *p, float x) { *p = __float2bfloat1
 // tile [B,LD]: D features from c on of rows of d; zeros where there is none
 template<class C> static __device__ void load_tile(typename C::number *tile, Rows rows, size_t c, size_t d) {
     constexpr unsigned FOURS = C::D / 4;
+    #pragma unroll 2        // more would be more registers, and fewer blocks at once
     for (unsigned i = threadIdx.x; i < C::B * FOURS; i += THREADS) {
         unsigned row = i / FOURS, column = i % FOURS * 4;
         float4 x = { 0, 0, 0, 0 };
@@ -758,6 +759,7 @@ template<class C> static __device__ void tile_scores(float *s, const __nv_bfloat
     for (int x = 0; x < 2; x++)
         if (more) load_matrix_sync(sum[x], s + i * C::S_LD + j + 16*x, C::S_LD, mem_row_major);
         else fill_fragment(sum[x], 0.0f);
+    #pragma unroll 4
     for (unsigned c = 0; c < C::D; c += 16) {
         FragmentA rows;
         FragmentBT columns;
@@ -828,6 +830,7 @@ template<class C> struct Sums<C, __nv_bfloat16> {
     __device__ void add(const __nv_bfloat16 *p, const __nv_bfloat16 *x) {
         using namespace nvcuda::wmma;
         const unsigned warp = threadIdx.x / WARP, i = warp / 2 * 16, j = warp % 2 * (C::D / 2);
+        #pragma unroll 2
         for (unsigned k = 0; k < C::B; k += 16) {
             FragmentA rows;
             FragmentB columns;
@@ -871,33 +874,32 @@ struct Attention {
 };
 
 // A block's share of the work: n rows from `first` on of a sequence, a head, and the slab from c0 on.
-struct Place { size_t sequence, first, head, c0; unsigned n; };
+struct Place { unsigned sequence, first, head, c0, n; };
 
-static __device__ unsigned slabs_of(size_t d, unsigned D) { return (unsigned)((d + D - 1) / D); }
+static __device__ unsigned parts_of(size_t n, unsigned each) { return (unsigned)((n + each - 1) / each); }
 
 // Share number `item`, counted over sequences, blocks of rows, heads and slabs; false behind the last. `late`: the last
 // rows first, because they see the most keys and what is long should begin early.
-template<class C> static __device__ bool find_place(Place *p, const AttentionShape &s, size_t item, bool late) {
-    const size_t slabs = slabs_of(s.head_dim, C::D), each = slabs * s.n_heads;
-    for (size_t b = 0; b < s.n_sequences; b++) {
-        size_t rows = s.starts[b+1] - s.starts[b], blocks = (rows + C::B - 1) / C::B;
+template<class C> static __device__ bool find_place(Place *p, const AttentionShape &s, unsigned item, bool late) {
+    const unsigned slabs = parts_of(s.head_dim, C::D), each = slabs * (unsigned)s.n_heads;
+    for (unsigned b = 0; b < s.n_sequences; b++) {
+        const unsigned rows = (unsigned)(s.starts[b+1] - s.starts[b]), blocks = parts_of(rows, C::B);
         if (item >= blocks * each) {
             item -= blocks * each;
             continue;
         }
-        size_t block = late ? blocks - 1 - item / each : item / each;
-        *p = { b, block * C::B, item / slabs % s.n_heads, item % slabs * C::D,
-               (unsigned)least(C::B, rows - block * C::B) };
+        const unsigned first = (late ? blocks - 1 - item / each : item / each) * C::B;
+        *p = { b, first, item / slabs % (unsigned)s.n_heads, item % slabs * C::D, (unsigned)least(C::B, rows - first) };
         return true;
     }
     return false;
 }
 
 // How many blocks of keys the queries of a place see: those of the prefix, then those of the sequence.
-template<class C> static __device__ size_t key_blocks(const AttentionShape &s, const Place &p) {
+template<class C> static __device__ unsigned key_blocks(const AttentionShape &s, const Place &p) {
     size_t keys = s.kv_starts[p.sequence + 1] - s.kv_starts[p.sequence];
     size_t past = keys - (s.starts[p.sequence + 1] - s.starts[p.sequence]);
-    return (s.n_prefix + C::B - 1) / C::B + (past + p.first + p.n + C::B - 1) / C::B;
+    return parts_of(s.n_prefix, C::B) + parts_of(past + p.first + p.n, C::B);
 }
 
 // One of them. Query i of the place sees key j of it where j < n and j < reach + i.
@@ -907,10 +909,10 @@ static __device__ bool sees(const KeyBlock &keys, unsigned i, unsigned j) {
     return j < keys.k.n && (int)j < keys.reach + (int)i;
 }
 
-template<class C> static __device__ KeyBlock key_block(const Attention &a, const Place &p, size_t block) {
+template<class C> static __device__ KeyBlock key_block(const Attention &a, const Place &p, unsigned block) {
     const AttentionShape &s = a.s;
     const size_t stride = s.n_kv_heads * s.head_dim, at = p.head / (s.n_heads / s.n_kv_heads) * s.head_dim;
-    const size_t prefix_blocks = (s.n_prefix + C::B - 1) / C::B;
+    const unsigned prefix_blocks = parts_of(s.n_prefix, C::B);
     if (block < prefix_blocks) {
         size_t j = block * C::B;
         unsigned n = (unsigned)least(C::B, s.n_prefix - j);
@@ -943,7 +945,7 @@ template<class C> static __device__ float largest_of_row(float x) {
     for (unsigned e = 0, j = threadIdx.x % C::LANES; e < C::EACH; e++, j += C::LANES)
 
 // out [T,n_heads,d], lse [T,n_heads] as in glmtune.c. Shared: tiles q, k, v, then probabilities p and scores s.
-template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention_forward_kernel(Attention a) {
+template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(Attention a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
     number *q = (number *)shared, *k = q + C::TILE, *v = k + C::TILE, *p = v + C::TILE;
@@ -952,12 +954,13 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
     const size_t d = a.s.head_dim, stride = a.s.n_heads * d;
     const float scale = 1 / sqrtf((float)d);
     Place at;
-    for (size_t item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
-        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head, n = key_blocks<C>(a.s, at);
+    for (unsigned item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
+        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head;
+        const unsigned n = key_blocks<C>(a.s, at);
         const Rows q_rows = { a.q + th*d, stride, at.n };
         float top = -INFINITY, sum = 0;         // of what this thread has seen of its row; top of all of it
         load_tile<C>(q, q_rows, 0, d);
-        for (size_t block = 0; block < n; block++) {
+        for (unsigned block = 0; block < n; block++) {
             const KeyBlock keys = key_block<C>(a, at, block);
             load_tile<C>(k, keys.k, 0, d);
             __syncthreads();
@@ -975,9 +978,10 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
         sum = sum_of_row<C>(sum);
         if (threadIdx.x % C::LANES == 0 && row < at.n && at.c0 == 0)
             a.lse[th + row * a.s.n_heads] = top + logf(sum);
+        const float share = 1 / sum;
         Sums<C, number> out;
         out.clear();
-        for (size_t block = 0; block < n; block++) {
+        for (unsigned block = 0; block < n; block++) {
             const KeyBlock keys = key_block<C>(a, at, block);
             __syncthreads();
             load_tile<C>(k, keys.k, 0, d), load_tile<C>(v, keys.v, at.c0, d);
@@ -985,7 +989,8 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
             scores<C>(s, q, q_rows, k, keys.k, d);
             __syncthreads();
             FOR_SCORES(C, e, j)
-                put_one(p + row * C::P_LD + j, sees(keys, row, j) ? expf(scale * s[row * C::S_LD + j] - top) / sum : 0);
+                put_one(p + row * C::P_LD + j,
+                        sees(keys, row, j) ? share * expf(scale * s[row * C::S_LD + j] - top) : 0);
             __syncthreads();
             out.add(p, v);
         }
@@ -1003,7 +1008,7 @@ template<class C> static __device__ float row_dot(const real *x, const real *y, 
 }
 
 // dq [T,n_heads,d] is added to. Shared: tiles q, dout, k, v, then ds and scores s.
-template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention_backward_queries_kernel(Attention a) {
+template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_kernel(Attention a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
     number *q = (number *)shared, *dout = q + C::TILE, *k = dout + C::TILE, *v = k + C::TILE, *ds = v + C::TILE;
@@ -1012,15 +1017,16 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
     const size_t d = a.s.head_dim, stride = a.s.n_heads * d;
     const float scale = 1 / sqrtf((float)d);
     Place at;
-    for (size_t item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
-        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head, n = key_blocks<C>(a.s, at);
+    for (unsigned item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
+        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head;
+        const unsigned n = key_blocks<C>(a.s, at);
         const Rows q_rows = { a.q + th*d, stride, at.n }, dout_rows = { a.dout + th*d, stride, at.n };
         const float lse = row < at.n ? a.lse_given[th + row * a.s.n_heads] : 0;
         const float D = row_dot<C>(dout_rows.at + row*stride, a.out_given + th*d + row*stride, d, row < at.n);
         Sums<C, number> dq;
         dq.clear();
         load_tile<C>(q, q_rows, 0, d), load_tile<C>(dout, dout_rows, 0, d);
-        for (size_t block = 0; block < n; block++) {
+        for (unsigned block = 0; block < n; block++) {
             const KeyBlock keys = key_block<C>(a, at, block);
             float p[C::EACH];
             load_tile<C>(k, keys.k, 0, d), load_tile<C>(v, keys.v, 0, d);
@@ -1043,26 +1049,27 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
 
 // A block of keys of one query head: its rows; where the gradients go, a row of scratch; and who sees them: sequences
 // b0 .. b1 from their query i0 on, those of the own sequence only where `causal`.
-struct KeyPlace { Rows k, v; size_t head, c0, first, row, b0, b1, i0; bool causal; };
+struct KeyPlace { Rows k, v; size_t row; unsigned head, c0, first, b0, b1, i0; bool causal; };
 
 // Share number `item`: first the prefix, which all queries see, then the sequences' own keys.
-template<class C> static __device__ bool find_key_place(KeyPlace *p, const Attention &a, size_t item) {
+template<class C> static __device__ bool find_key_place(KeyPlace *p, const Attention &a, unsigned item) {
     const AttentionShape &s = a.s;
     const size_t stride = s.n_kv_heads * s.head_dim, group = s.n_heads / s.n_kv_heads;
-    const size_t slabs = slabs_of(s.head_dim, C::D);
-    const size_t prefix_items = a.prefix_trains ? (s.n_prefix + C::B - 1) / C::B * s.n_heads * slabs : 0;
+    const unsigned slabs = parts_of(s.head_dim, C::D), heads = (unsigned)s.n_heads;
+    const unsigned prefix_items = a.prefix_trains ? parts_of(s.n_prefix, C::B) * heads * slabs : 0;
     if (item < prefix_items) {
-        size_t head = item / slabs % s.n_heads, first = item / slabs / s.n_heads * C::B, at = head / group * s.head_dim;
-        unsigned n = (unsigned)least(C::B, s.n_prefix - first);
-        *p = { { a.prefix_k + first*stride + at, stride, n }, { a.prefix_v + first*stride + at, stride, n }, head,
-               item % slabs * C::D, first, s.starts[s.n_sequences] + first, 0, s.n_sequences, 0, false };
+        const unsigned head = item / slabs % heads, first = item / slabs / heads * C::B;
+        const size_t at = first*stride + head / group * s.head_dim;
+        const unsigned n = (unsigned)least(C::B, s.n_prefix - first);
+        *p = { { a.prefix_k + at, stride, n }, { a.prefix_v + at, stride, n }, s.starts[s.n_sequences] + first, head,
+               item % slabs * C::D, first, 0, (unsigned)s.n_sequences, 0, false };
         return true;
     }
     Place own;
     if (!find_place<C>(&own, s, item - prefix_items, false)) return false;
-    size_t row = s.starts[own.sequence] + own.first, at = own.head / group * s.head_dim;
-    *p = { { a.k + row*stride + at, stride, own.n }, { a.v + row*stride + at, stride, own.n }, own.head, own.c0,
-           own.first, row, own.sequence, own.sequence + 1, own.first, true };
+    const size_t row = s.starts[own.sequence] + own.first, at = row*stride + own.head / group * s.head_dim;
+    *p = { { a.k + at, stride, own.n }, { a.v + at, stride, own.n }, row, own.head, own.c0, own.first, own.sequence,
+           own.sequence + 1, own.first, true };
     return true;
 }
 
@@ -1077,12 +1084,12 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
     const size_t d = a.s.head_dim, stride = a.s.n_heads * d, T = a.s.starts[a.s.n_sequences];
     const float scale = 1 / sqrtf((float)d);
     KeyPlace at;
-    for (size_t item = blockIdx.x; find_key_place<C>(&at, a, item); item += gridDim.x) {
+    for (unsigned item = blockIdx.x; find_key_place<C>(&at, a, item); item += gridDim.x) {
         Sums<C, number> dk, dv;
         dk.clear(), dv.clear();
         load_tile<C>(k, at.k, 0, d), load_tile<C>(v, at.v, 0, d);
-        for (size_t b = at.b0; b < at.b1; b++)
-            for (size_t i = at.i0, end = a.s.starts[b+1] - a.s.starts[b]; i < end; i += C::B) {
+        for (unsigned b = at.b0; b < at.b1; b++)
+            for (unsigned i = at.i0, end = (unsigned)(a.s.starts[b+1] - a.s.starts[b]); i < end; i += C::B) {
                 const size_t th = (a.s.starts[b] + i) * a.s.n_heads + at.head;
                 const unsigned n = (unsigned)least(C::B, end - i);
                 const Rows q_rows = { a.q + th*d, stride, n }, dout_rows = { a.dout + th*d, stride, n };
