@@ -523,14 +523,16 @@ void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dty
 // dtable [V,H], dx [T,H]; a part of a row each: the first row with an id adds up, in order, all that have it, and the
 // others do nothing. So a number has one thread, and its sum one order, without atomics.
 static __global__ void embedding_backward_kernel(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H) {
-    __shared__ int earlier;
+    __shared__ int earlier, later;
     Part p = part_of_row(H);
     const int32_t id = ids[p.row];
-    if (threadIdx.x == 0) earlier = 0;
+    if (threadIdx.x == 0) earlier = later = 0;
     __syncthreads();
-    for (size_t t = threadIdx.x; t < p.row; t += THREADS) if (ids[t] == id) earlier = 1;
+    for (size_t t = threadIdx.x; t < T; t += THREADS)
+        if (ids[t] == id && t != p.row) *(t < p.row ? &earlier : &later) = 1;
     __syncthreads();
-    for (size_t t = p.row; t < T && !earlier; t++)
+    const size_t end = earlier ? 0 : later ? T : p.row + 1;
+    for (size_t t = p.row; t < end; t++)
         if (ids[t] == id)
             for (size_t i = p.first; i < p.end; i += THREADS) dtable[(size_t)id*H + i] += dx[t*H + i];
 }

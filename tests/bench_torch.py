@@ -5,6 +5,7 @@
     VENV/bin/python tests/bench_torch.py --method full
     VENV/bin/python tests/bench_torch.py --small                        # hidden 512, 8 layers, 4 x 256 tokens
     VENV/bin/python tests/bench_torch.py --tune                         # PyTorch alone, under each of SETTINGS
+    VENV/bin/python tests/bench_torch.py --device cuda --precision bf16 # glmtune-cuda and PyTorch on the same GPU
 
 `glmtune init` makes a model folder (bf16). glmtune trains on it as it does on any folder, from ready ids; PyTorch loads
 it as float32 (sdpa attention, fused AdamW, all cores). Both take the same ids, targets and LoRA dropout, so the losses
@@ -12,6 +13,8 @@ of the first step must agree, and that is checked. A round is one process of eac
 out, the others give the median. Tokens/s are those of a whole step: data, forward, backward, clipping, optimizer. Peak
 memory: of glmtune the process's largest resident size, mapped weights included; of PyTorch that of the steps alone
 (VmHWM, set back after loading), with the size of the libraries it was before loading beside it.
+On a GPU `fp32` is without TF32 on both sides; in `bf16` PyTorch has the frozen weights in bf16 and autocast, and the
+first losses must agree to 1e-2. Peak memory is then PyTorch's own count of the GPU's; glmtune prints its in its plan.
 Needs tests/requirements.txt, and nothing else running.
 """
 import argparse
@@ -48,7 +51,9 @@ SETTINGS = {
 
 def parse_arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--glmtune", default=str(HERE.parent.parent / "glmtune"), help="the program")
+    p.add_argument("--glmtune", help="the program; default: glmtune, or glmtune-cuda, of this folder")
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of products, on a GPU")
     p.add_argument("--small", action="store_true", help="the small shape as default instead of the large one")
     for key, value in LARGE.items():
         p.add_argument(f"--{key}", type=int, help=f"{value}, small {SMALL[key]}")
@@ -65,6 +70,9 @@ def parse_arguments():
     p.add_argument("--work", help="folder for model and data; default: a temporary one")
     p.add_argument("--child", help=argparse.SUPPRESS)
     a = p.parse_args()
+    a.glmtune = a.glmtune or str(HERE.parent.parent / ("glmtune" if a.device == "cpu" else "glmtune-cuda"))
+    if a.device == "cpu" and a.precision != "fp32":
+        p.error("--precision bf16 is for --device cuda")
     for key, value in (SMALL if a.small else LARGE).items():
         if getattr(a, key) is None:
             setattr(a, key, value)
@@ -108,6 +116,8 @@ def run_glmtune(a, folder):
                a.steps, "--per_device_train_batch_size", a.samples, "--gradient_accumulation_steps", 1, "--val_size", 0,
                "--logging_steps", 1, "--max_input_length", a.tokens, "--output_dir", out, "--force", "--threads",
                a.threads, "--lora_dropout", a.lora_dropout, "--r", a.r, "--lora_alpha", a.lora_alpha]
+    if a.device == "cuda":
+        command += ["--precision", a.precision]
     _, peak = run_child([str(word) for word in command], os.environ)
     log = [json.loads(line) for line in open(out / "log.jsonl")]
     return {"speed": [line["tokens_per_s"] for line in log], "loss": [line["loss"] for line in log], "peak": peak}
@@ -137,8 +147,10 @@ def child(a):
     torch.set_num_threads(a.threads)
     libraries = high_water()
     folder = Path(a.child)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32,
-                                                              attn_implementation="sdpa")
+    rounds = a.precision == "bf16"
+    dtype = torch.bfloat16 if rounds and a.method == "lora" else torch.float32      # what trains stays float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype,
+                                                              attn_implementation="sdpa").to(a.device)
     if a.method == "lora":
         model = peft.get_peft_model(model, peft.LoraConfig(
             r=a.r, lora_alpha=a.lora_alpha, lora_dropout=a.lora_dropout, target_modules=["q_proj", "k_proj", "v_proj"]))
@@ -150,23 +162,30 @@ def child(a):
         Path("/proc/self/clear_refs").write_text("5")       # VmHWM starts again from what is resident now
     except OSError:
         pass
+
+    def now():
+        if a.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     result = {"speed": [], "loss": [], "phases": [], "libraries": libraries}
     for _ in range(a.steps):
-        t = [time.perf_counter()]
-        ids = torch.tensor([row["input_ids"] for row in rows])
-        labels = torch.tensor([row["labels"] for row in rows])
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
-        t.append(time.perf_counter())
+        t = [now()]
+        ids = torch.tensor([row["input_ids"] for row in rows], device=a.device)
+        labels = torch.tensor([row["labels"] for row in rows], device=a.device)
+        with torch.autocast(a.device, dtype=torch.bfloat16, enabled=rounds):
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        t.append(now())
         loss.backward()
-        t.append(time.perf_counter())
+        t.append(now())
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         result["loss"].append(loss.item())
-        t.append(time.perf_counter())
+        t.append(now())
         result["speed"].append(a.tokens * a.samples / (t[-1] - t[0]))
         result["phases"].append([after - before for before, after in zip(t, t[1:])])
-    result["peak"] = high_water()
+    result["peak"] = high_water() if a.device == "cpu" else torch.cuda.max_memory_allocated()
     print(json.dumps(result))
 
 
@@ -180,15 +199,18 @@ def compare(a, folder):
         theirs.append(run_torch(a, folder, a.setting))
         ours.append(run_glmtune(a, folder))
         first = ours[-1]["loss"][0], theirs[-1]["loss"][0]
-        if not abs(first[0] - first[1]) <= 1e-5 * abs(first[1]):
+        if not abs(first[0] - first[1]) <= (1e-2 if a.precision == "bf16" else 1e-5) * abs(first[1]):
             sys.exit(f"the losses of the first step differ: glmtune {first[0]}, PyTorch {first[1]}: not the same step")
     speed = middle(ours), middle(theirs)
     peak = max(run["peak"] for run in ours), max(run["peak"] for run in theirs)
     phases = [statistics.median(p[i] for run in theirs for p in run["phases"][1:]) * 1e3 for i in range(3)]
     print(f"  tokens/s      glmtune {speed[0]:8.1f}   PyTorch {speed[1]:8.1f}   ratio {speed[0] / speed[1]:.2f}")
-    print(f"  peak memory   glmtune {peak[0] / 2**20:6.0f} MiB PyTorch {peak[1] / 2**20:6.0f} MiB ratio "
-          f"{peak[0] / peak[1]:.2f}   (PyTorch's libraries {theirs[0]['libraries'] / 2**20:.0f} MiB, whole process "
-          f"{theirs[0]['whole'] / 2**20:.0f} MiB)")
+    if a.device == "cuda":
+        print(f"  peak memory   PyTorch, on the GPU {peak[1] / 2**20:.0f} MiB")
+    else:
+        print(f"  peak memory   glmtune {peak[0] / 2**20:6.0f} MiB PyTorch {peak[1] / 2**20:6.0f} MiB ratio "
+              f"{peak[0] / peak[1]:.2f}   (PyTorch's libraries {theirs[0]['libraries'] / 2**20:.0f} MiB, whole process "
+              f"{theirs[0]['whole'] / 2**20:.0f} MiB)")
     print(f"  PyTorch       forward {phases[0]:.0f} ms, backward {phases[1]:.0f} ms, clipping and AdamW "
           f"{phases[2]:.0f} ms; first loss {theirs[0]['loss'][0]:.6f}, glmtune {ours[0]['loss'][0]:.6f}")
 
@@ -203,7 +225,7 @@ def main():
         prepare(a, folder)
         print(f"{a.method}: hidden {a.hidden}, {a.layers} layers, {a.heads} heads of {a.head_dim} on {a.groups}, ffn "
               f"{a.ffn}, vocabulary {a.vocab}; {a.samples} x {a.tokens} tokens, last {a.targets:.0%} targets; "
-              f"{a.threads} threads, PyTorch's setting {a.setting}", flush=True)
+              f"{a.device}, {a.precision}, {a.threads} threads, PyTorch's setting {a.setting}", flush=True)
         if not a.tune:
             return compare(a, folder)
         for setting in SETTINGS:
