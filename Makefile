@@ -54,10 +54,10 @@ test-cuda-float: $(TEST_SOURCES) glmtune-cuda.o
 	$(CC) $(CFLAGS) -Wno-unused-function -DGLMTUNE_CUDA $(OPENMP) tests/test.c glmtune-cuda.o -o $@ $(CUDA_LIBS) \
 	    $(LDLIBS)
 
-# On a GPU: the kernels against plain loops in double, then every method against its golden numbers.
-test-cuda: test-cuda-float
-	./test-cuda-float kernels golden training saved adapters merge accumulation dropout recomputing frozen generation \
-	    methods state
+# On a GPU: the kernels against plain loops in double, every method against its golden numbers, then whole runs.
+test-cuda: glmtune glmtune-cuda test-cuda-float
+	@sh tests/run.sh "./test-cuda-float $(COMPUTING)" "env GLM_PRECISION=bf16 ./test-cuda-float $(COMPUTING)" \
+	    "bash tests/cuda/compare.sh ./glmtune ./glmtune-cuda"
 
 test-debug: $(TEST_SOURCES)
 	$(CC) $(DEBUG) -Wno-unused-function $(OPENMP) tests/test.c -o $@ $(LDLIBS)
