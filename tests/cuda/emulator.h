@@ -41,6 +41,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(n) alignas(n)
 #define __restrict__
 #define __shared__ static thread_local      // the only thread-local numbers of the program, so that they can be found
 
@@ -49,10 +50,8 @@
 #define DYNAMIC_SHARED(type, name) type *name = (type *)emulator::dynamic_shared
 
 struct uint3 { unsigned x, y, z; };
-struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
-static inline float2 make_float2(float x, float y) { return { x, y }; }
-static inline float4 make_float4(float x, float y, float z, float w) { return { x, y, z, w }; }
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
 static const int warpSize = 32;
@@ -359,9 +358,10 @@ template <class... P, class... A>
 static void launch(const char *name, void (*kernel)(P...), size_t grid, size_t block, size_t shared_bytes,
                    A... arguments) {
     static Allocation *shared;
+    if (!grid) return;
     kernel_name = name, blockIdx = threadIdx = { 0, 0, 0 };
     gridDim = { (unsigned)grid, 1, 1 }, blockDim = { (unsigned)block, 1, 1 };
-    if (grid < 1 || grid > 0x7FFFFFFF) stop("a grid of %zu blocks", grid);
+    if (grid > 0x7FFFFFFF) stop("a grid of %zu blocks", grid);
     if (block < 1 || block > MOST_THREADS) stop("a block of %zu threads", block);
     if (shared_bytes > 227 * 1024) stop("%zu bytes of shared memory", shared_bytes);
     launches++;
@@ -436,6 +436,8 @@ static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, sizeof
 
 struct alignas(2) __nv_bfloat16 { uint16_t bits; };
 struct alignas(2) __half { uint16_t bits; };
+
+static inline __half __ushort_as_half(unsigned short bits) { return { bits }; }
 
 static inline float __bfloat162float(__nv_bfloat16 b) { return __uint_as_float((unsigned)b.bits << 16); }
 
