@@ -71,7 +71,8 @@ test: glmtune glmtune64 test-float test-double test-fuzz
 	    "./test-fuzz tests/fuzz/seeds tests/fuzz/crashes"
 
 # glmtune.cu on an emulated device, on the CPU (tests/cuda): index by index, slow, and where no GPU is to be had.
-EMULATED = -std=c++17 -O2 -g -march=native -ffp-contract=fast -Wall -Wextra -Wno-unused-function -Itests/cuda \
+EMULATED = -std=c++17 -O2 -g -march=native -ffp-contract=fast -Wall -Wextra -Wno-unused-function \
+           -Wno-unknown-pragmas -Itests/cuda \
            -fsanitize=bounds,alignment -fno-sanitize-recover=all
 EMULATOR = $(wildcard tests/cuda/*.h)
 

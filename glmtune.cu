@@ -1363,18 +1363,25 @@ static __global__ void squares_kernel(double *partial, const real *x, size_t n) 
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// Copies the partial results of PARTS blocks out, which waits for them.
-static void get_partial(double *host) {
-    memory_copy_out(host, gpu.partial, PARTS * sizeof *host);
+// How many of PARTS blocks have one of n things to read.
+static unsigned parts_for(size_t n) { return (unsigned)least(PARTS, blocks_for(n, THREADS)); }
+
+// Copies the partial results of so many blocks out, which waits for them.
+static void get_partial(double *host, unsigned parts) {
+    memory_copy_out(host, gpu.partial, parts * sizeof *host);
+}
+
+static double sum_of_parts(unsigned parts) {
+    double part[PARTS], sum = 0;
+    get_partial(part, parts);
+    for (unsigned i = 0; i < parts; i++) sum += part[i];
+    return sum;
 }
 
 double sum_of_squares(const real *x, size_t n) {
-    double part[PARTS], sum = 0;
     begin();
-    LAUNCH(squares_kernel, PARTS, THREADS, 0, gpu.partial, x, n);
-    get_partial(part);
-    for (double p : part) sum += p;
-    return sum;
+    LAUNCH(squares_kernel, parts_for(n), THREADS, 0, gpu.partial, x, n);
+    return sum_of_parts(parts_for(n));
 }
 
 // partial [PARTS]: the place of the first bad number that each block has met, n where none; exact in double
@@ -1393,9 +1400,9 @@ size_t first_not_finite(const real *x, size_t n) {
     double part[PARTS];
     size_t first = n;
     begin();
-    LAUNCH(not_finite_kernel, PARTS, THREADS, 0, gpu.partial, x, n);
-    get_partial(part);
-    for (double p : part) first = least(first, (size_t)p);
+    LAUNCH(not_finite_kernel, parts_for(n), THREADS, 0, gpu.partial, x, n);
+    get_partial(part, parts_for(n));
+    for (unsigned i = 0; i < parts_for(n); i++) first = least(first, (size_t)part[i]);
     return first;
 }
 
@@ -1435,10 +1442,7 @@ static __global__ void read_kernel(double *partial, const float4 *x, size_t n_fo
 }
 
 real read_through(const real *x, size_t n) {
-    double part[PARTS], sum = 0;
     begin();
-    LAUNCH(read_kernel, PARTS, THREADS, 0, gpu.partial, (const float4 *)x, n / 4);
-    get_partial(part);
-    for (double p : part) sum += p;
-    return (real)sum;
+    LAUNCH(read_kernel, parts_for(n / 4), THREADS, 0, gpu.partial, (const float4 *)x, n / 4);
+    return (real)sum_of_parts(parts_for(n / 4));
 }

@@ -2,6 +2,7 @@
 //
 //     ./test [GROUP ...]      all groups, or those named; from the project's top folder
 //     GLM_VERBOSE=1 ./test    the measured error beside each tolerance
+//     GLM_PRECISION=bf16 ./test-cuda-float    operands of products in bf16
 //     GLM_REAL=DIR ./test     also against the released tokenizers and golden numbers in DIR, which are no part of the
 //                             project (their licences are the models')
 //
@@ -305,6 +306,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     make_scratch();
+    set_precision(in_bf16());
     for (int a = 1; a < argc; a++) {
         size_t i = 0;
         while (i < COUNT(groups) && strcmp(groups[i].name, argv[a])) i++;

@@ -78,13 +78,18 @@ static const char *kernel_name;             // of the kernel that runs; NULL: ho
 
 // ---- Device memory -----------------------------------------------------------------------------------------------
 
-enum { PAGE = 4096, ALIGNED = 256 };
+enum { PAGE = 4096, ALIGNED = 256, CHUNK = 1 << 18 };      // a chunk: what is opened at once
 static const size_t device_bytes = (size_t)16 << 30;
 
-struct Allocation { char *data, *pages; size_t bytes, padded, mapped; bool freed; };
+struct Allocation {
+    char *data, *pages;
+    size_t bytes, padded, mapped;
+    bool freed;
+    std::vector<bool> filled;                           // which chunks hold what they should at first
+};
 
 static std::map<char *, Allocation> allocations;        // by the end of what is mapped
-static std::vector<Allocation *> opened;
+static std::vector<std::pair<char *, size_t>> opened;
 static bool device_open;                                // a kernel, copy or product is at work
 static size_t device_used;
 
@@ -98,7 +103,8 @@ static bool is_device(const void *p) {
     return a && !a->freed && (char *)p >= a->data && (char *)p <= a->data + a->bytes;
 }
 
-// The first touch of an allocation while the device is at work opens it; any other touch of closed memory is a mistake.
+// The first touch of a chunk while the device is at work opens it; any other touch of closed memory is a mistake. At
+// first all bytes are 0xFF, which is NaN in any type.
 static void on_fault(int, siginfo_t *info, void *) {
     char *at = (char *)info->si_addr;
     Allocation *a = allocation_of(at);
@@ -111,8 +117,12 @@ static void on_fault(int, siginfo_t *info, void *) {
         stop("access %td bytes from the start of an allocation of %zu", at - a->data, a->bytes);
     if (!device_open) stop("the host touches memory of the device (an allocation of %zu bytes, at %td)", a->bytes,
                            at - a->data);
-    mprotect(a->pages, a->mapped, PROT_READ | PROT_WRITE);
-    opened.push_back(a);
+    size_t chunk = (size_t)(at - a->pages) / CHUNK, size = std::min((size_t)CHUNK, a->mapped - chunk * CHUNK);
+    char *start = a->pages + chunk * CHUNK;
+    mprotect(start, size, PROT_READ | PROT_WRITE);
+    if (!a->filled[chunk]) memset(start, 0xFF, size);
+    a->filled[chunk] = true;
+    opened.push_back({ start, size });
 }
 
 static void open_device() {
@@ -123,7 +133,7 @@ static void open_device() {
 
 static void close_device() {
     __asm__ volatile("" ::: "memory");
-    for (Allocation *a : opened) mprotect(a->pages, a->mapped, PROT_NONE);
+    for (auto chunk : opened) mprotect(chunk.first, chunk.second, PROT_NONE);
     opened.clear();
     device_open = false;
 }
@@ -145,24 +155,23 @@ static char *map_pages(size_t bytes, int protection) {
     return p == MAP_FAILED ? nullptr : (char *)p;
 }
 
-// Takes memory that ends, but for less than `aligned` bytes, at a closed page; all bytes 0xFF, NaN in any type.
+// Takes memory that ends, but for less than `aligned` bytes, at a closed page.
 static Allocation *allocate(size_t bytes, size_t aligned) {
     if (allocations.empty()) handle_faults();
     size_t padded = (bytes + aligned - 1) / aligned * aligned, mapped = (padded + PAGE - 1) / PAGE * PAGE;
     char *all = map_pages(mapped + 2 * PAGE, PROT_NONE);
     if (!all) return nullptr;
     char *pages = all + PAGE;
-    Allocation a = { pages + mapped - padded, pages, bytes, padded, mapped, false };
-    mprotect(pages, mapped, PROT_READ | PROT_WRITE);
-    memset(pages, 0xFF, mapped);
-    mprotect(pages, mapped, PROT_NONE);
+    Allocation a = { pages + mapped - padded, pages, bytes, padded, mapped, false, {} };
+    a.filled.resize(mapped / CHUNK + 1);
     return &(allocations[pages + mapped + PAGE] = a);
 }
 
 static void check_ends(const Allocation *a) {
+    mprotect(a->pages, a->mapped, PROT_READ | PROT_WRITE);
     for (const char *p = a->pages; p < a->pages + a->mapped; p++) {
         if (p == a->data) p += a->bytes;
-        if (p < a->pages + a->mapped && *p != (char)0xFF)
+        if (p < a->pages + a->mapped && a->filled[(size_t)(p - a->pages) / CHUNK] && *p != (char)0xFF)
             stop("an allocation of %zu bytes was written past its ends, at %td", a->bytes, p - a->data);
     }
 }
@@ -374,8 +383,8 @@ static void launch(const char *name, void (*kernel)(P...), size_t grid, size_t b
     run_blocks(shared_bytes);
     if (shared_bytes) {
         check_ends(shared);
+        close_device();
         munmap(shared->pages - PAGE, shared->mapped + 2 * PAGE);
-        for (size_t i = 0; i < opened.size(); i++) if (opened[i] == shared) opened.erase(opened.begin() + (long)i--);
         allocations.erase(shared->pages + shared->mapped + PAGE);
         dynamic_shared = nullptr;
     }
@@ -479,8 +488,8 @@ template <class Use, int M, int N, int K, class T, class Layout = void> struct f
     T x[num_elements];
 };
 
-// Element i of a tile is number scattered / 32 of lane scattered % 32.
-static inline unsigned scattered(unsigned i) { return (i * 37 + 11) % AREA; }
+// Which element of a tile number `mine` of a lane is.
+static inline unsigned element_of(unsigned lane, unsigned mine) { return ((lane + 32 * mine) * 37 + 11) % AREA; }
 
 // What a lane brings to an operation on tiles: its parts, and the memory.
 struct TilePost { void *d; const void *a, *b, *c; const void *memory; unsigned ld; };
@@ -500,9 +509,10 @@ static inline void same_memory(void *const posts[]) {
 
 // Calls each(index in memory, number of the lane's own part) for the elements of a tile that this lane holds.
 template <class F> static inline void each_of_lane(bool rows, unsigned ld, F each) {
-    for (unsigned i = 0; i < AREA; i++)
-        if (scattered(i) % 32 == emulator::lane())
-            each(rows ? i / SIDE * (size_t)ld + i % SIDE : i % SIDE * (size_t)ld + i / SIDE, scattered(i) / 32);
+    for (unsigned mine = 0; mine < AREA / 32; mine++) {
+        unsigned i = element_of(emulator::lane(), mine);
+        each(rows ? i / SIDE * (size_t)ld + i % SIDE : i % SIDE * (size_t)ld + i / SIDE, mine);
+    }
 }
 
 template <class Use, class T, class Layout>
@@ -542,9 +552,9 @@ static inline void mma_sync(fragment<accumulator, 16, 16, 16, float> &d,
     TilePost post = { &d, &a, &b, &c, nullptr, 0 };
     emulator::together([](void *const posts[]) {
         float A[SIDE][SIDE], B[SIDE][SIDE], C[SIDE][SIDE];
-        for (unsigned i = 0; i < AREA; i++) {
-            const TilePost *p = (const TilePost *)posts[scattered(i) % 32];
-            unsigned mine = scattered(i) / 32;
+        for (unsigned at = 0; at < AREA; at++) {
+            const TilePost *p = (const TilePost *)posts[at % 32];
+            unsigned mine = at / 32, i = element_of(at % 32, mine);
             A[i / SIDE][i % SIDE] = __bfloat162float(((const __nv_bfloat16 *)p->a)[mine]);
             B[i / SIDE][i % SIDE] = __bfloat162float(((const __nv_bfloat16 *)p->b)[mine]);
             C[i / SIDE][i % SIDE] = ((const float *)p->c)[mine];
@@ -552,8 +562,10 @@ static inline void mma_sync(fragment<accumulator, 16, 16, 16, float> &d,
         for (unsigned i = 0; i < SIDE; i++)
             for (unsigned k = 0; k < SIDE; k++)
                 for (unsigned j = 0; j < SIDE; j++) C[i][j] += A[i][k] * B[k][j];
-        for (unsigned i = 0; i < AREA; i++)
-            ((float *)((TilePost *)posts[scattered(i) % 32])->d)[scattered(i) / 32] = C[i / SIDE][i % SIDE];
+        for (unsigned at = 0; at < AREA; at++) {
+            unsigned i = element_of(at % 32, at / 32);
+            ((float *)((TilePost *)posts[at % 32])->d)[at / 32] = C[i / SIDE][i % SIDE];
+        }
     }, &post, line);
 }
 
@@ -609,7 +621,6 @@ static inline cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
     emulator::Allocation *a = emulator::allocation_of(p);
     if (!a || a->freed || a->data != p) emulator::stop("cudaFree of what cudaMalloc did not give");
-    mprotect(a->pages, a->mapped, PROT_READ);
     emulator::check_ends(a);
     mmap(a->pages, a->mapped, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     a->freed = true;
