@@ -2052,8 +2052,8 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
 // X_backward stands under X_forward, takes what the forward saved, and adds to its gradients (rope turns its gradient
 // in place; cross_entropy leaves it in the logits). A kernel never prints, never allocates, and knows no model. A
 // port to other hardware replaces the bodies of this section, behind the prototypes of 5.1, and is done when
-// tests/test_kernels.c passes on it; sections 6 to 14 hold model memory only as pointers that they hand back to a
-// kernel.
+// tests/test_kernels.c passes on it (glmtune.cu is one); sections 6 to 14 hold model memory only as pointers that they
+// hand back to a kernel.
 //
 // On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it,
 // in an order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast,
@@ -8041,7 +8041,8 @@ static double peak_rate(void) {         // operations a second
 static double begin_bench(void) {
     bind_threads();
     double peak = peak_rate();
-    printf("peak %.1f GFLOP/s: multiply-adds in registers\n", peak * 1e-9);
+    printf("peak %.1f GFLOP/s: %s\n", peak * 1e-9,
+           memory_left() < SIZE_MAX ? "a large product" : "multiply-adds in registers");
     return peak;
 }
 

@@ -286,6 +286,7 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
     LAUNCH(fill_uniform_kernel, blocks_for(n, THREADS), THREADS, 0, out, key, center, spread, n);
 }
 
+// the same for normal numbers
 static __global__ void fill_normal_kernel(real *out, uint64_t key, float center, float spread, size_t n) {
     size_t i = element();
     if (i >= n) return;
@@ -1222,6 +1223,7 @@ void activation_forward(real *y, const real *x, Activation f, size_t n) {
     LAUNCH(activation_forward_kernel, blocks_for(n, THREADS), THREADS, 0, y, x, f, n);
 }
 
+// dx [n] += dy f'(x), an element each
 static __global__ void activation_backward_kernel(real *dx, const real *dy, const real *x, Activation f, size_t n) {
     size_t i = element();
     if (i < n) dx[i] += dy[i] * slope_of(f, x[i]);
@@ -1247,7 +1249,7 @@ void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t 
 
 // ---- 5.10 Dropout ------------------------------------------------------------------------------------------------
 
-// dx [T,n], dy [T,n], token_keys [T]; a part of a row each
+// dx [T,n] is added to, dy [T,n], token_keys [T]; a part of a row each
 static __global__ void dropout_backward_kernel(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site,
                                                real p, size_t n) {
     Part part = part_of_row(n);

@@ -455,9 +455,14 @@ static void test_memory(void) {
 
     static const uint16_t mapped[4] = { 0x3F80, 0xC000, 0x0001, 0x8000 };     // as if in a file: bf16 1, -2, tiny, -0
     TestArray *wide = unset_array(4);
-    widen(wide->device, memory_mapped(mapped, sizeof mapped), BF16, 4);
+    const void *there = memory_mapped(mapped, sizeof mapped);
+    widen(wide->device, there, BF16, 4);
     for (size_t i = 0; i < 4; i++) wide->host[i] = naive_decode(mapped[i], bf16_format);
     expect(wide, 0, "widen of memory_mapped");
+    check_true("memory_mapped gives the same twice", memory_mapped(mapped, sizeof mapped) == there);
+    memory_unmap(there), memory_unmap(there);
+    check_true("memory is left", memory_left() > 0);
+    finish_kernels();
 
     volatile size_t too_much = (size_t)1 << 60;
     if (!SANITIZED) check_true("memory_take(2^60) gives NULL", memory_take(too_much) == NULL);     // ASan would stop
