@@ -92,10 +92,13 @@ static struct {
 
 static void begin() {
     int count = 0;
+    char line[300];
     cudaDeviceProp properties;
     if (gpu.ready) return;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
-        kernel_failed("no NVIDIA GPU that CUDA can use is here; run glmtune, which is for CPUs");
+    cudaError_t status = cudaGetDeviceCount(&count);
+    snprintf(line, sizeof line, "no NVIDIA GPU that CUDA can use (%s); run glmtune, which is for CPUs",
+             cudaGetErrorString(status));
+    if (status != cudaSuccess || count == 0) kernel_failed(line);
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     if (properties.major < 8) kernel_failed("this GPU is too old: bf16 needs compute capability 8.0 (Ampere) or newer");
     gpu.cores = (unsigned)properties.multiProcessorCount;
