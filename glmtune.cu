@@ -410,14 +410,14 @@ static void product(real *c, size_t ld_c, Matrix a, Matrix b, size_t m, size_t n
 
 static Dtype operand_type() { return gpu.bf16 ? BF16 : F32; }
 
-// How many of `rows` rows of a matrix are taken at a time: all, where they enter as they lie; else parts of one size
-// that fit the area.
+// How many of `rows` rows of a matrix are taken at a time: all, where they enter as they lie; else parts of about one
+// size that fit the area, of whole 64 rows, so that no part begins between 16 bytes.
 static size_t rows_at_once(Dtype dtype, size_t rows, size_t columns) {
-    size_t fit = AREA_BYTES / (columns * size_of(operand_type()));
+    size_t fit = AREA_BYTES / (columns * size_of(operand_type())) / 64;
     if (dtype == operand_type()) return rows;
     if (fit == 0) kernel_failed("a matrix has rows that do not fit the workspace");
-    size_t parts = blocks_for(rows, fit);
-    return (rows + parts - 1) / parts;
+    size_t sixty_fours = blocks_for(rows, 64), parts = blocks_for(sixty_fours, fit);
+    return (sixty_fours + parts - 1) / parts * 64;
 }
 
 // Rows row .. row + rows of a matrix [any,columns], as operands of a product.
