@@ -6248,6 +6248,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
         fail("%s: cannot be merged: %s; name the adapter's folder where a model is asked for", adapter,
              m.method->no_merge);
     check_fingerprint(&m, NULL, o);
+    set_precision(false);       // a merged number is rounded once, as it is written
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out), **files = choose_files(m.model, o->max_shard_size * 1e9);
     bool as_base = o->max_shard_size == o->defaults->max_shard_size;

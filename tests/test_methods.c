@@ -151,8 +151,8 @@ static void test_prefix_dropout(void) {
     real *one_by_one = step_gradients(&s, 1, 5, &want_loss, &n);
     double *want = as_doubles(one_by_one, n);
     real *got = step_gradients(&s, 4, 5, &loss, &n);
-    check_close_l2("a prefix's dropout, batches of 4 against 1: gradients", got, want, n, TOLERANCE(5e-6, 1e-12));
-    check_number("a prefix's dropout, batches of 4 against 1: loss", loss, want_loss, TOLERANCE(1e-6, 1e-12));
+    check_close_l2("a prefix's dropout, batches of 4 against 1: gradients", got, want, n, PRODUCTS(5e-6, 1e-12, 3e-3));
+    check_number("a prefix's dropout, batches of 4 against 1: loss", loss, want_loss, PRODUCTS(1e-6, 1e-12, 5e-5));
     step_gradients(&s, 4, 6, &other, &n);
     check_true("another step drops other features of a prefix", fabs(other - loss) > 1e-4 * loss);
     s.run.model->added.dropout = 0;

@@ -1,8 +1,9 @@
 // Tests of the model and of training: golden numbers, saved folders, adapters, determinism, slopes, generation.
 
-static const double logits_tolerance = TOLERANCE(5e-6, 1e-11);
-static const double loss_tolerance = TOLERANCE(1e-6, 1e-11);
-static const double gradient_tolerance = TOLERANCE(1e-5, 1e-11);
+// In bf16 the measured errors are 2.3e-2, 1.1e-3, 6.0e-2 (a key's bias; most are below 3e-2).
+#define LOGITS_TOLERANCE PRODUCTS(5e-6, 1e-11, 5e-2)
+#define LOSS_TOLERANCE PRODUCTS(1e-6, 1e-11, 5e-3)
+#define GRADIENT_TOLERANCE PRODUCTS(1e-5, 1e-11, 0.12)
 
 // A gradient that is zero in truth has no size that an error could be relative to; this stands in for it.
 #define LEAST_GRADIENT 1e-3
@@ -11,8 +12,8 @@ static const double gradient_tolerance = TOLERANCE(1e-5, 1e-11);
 
 static void check_outputs(const Subject *s, const TensorSet *g) {
     double *logits = truth(g, "logits", n_logits(s));
-    check_close(label("%s: logits", s->name), s->logits, logits, n_logits(s), logits_tolerance);
-    check_number(label("%s: loss", s->name), s->loss, *truth(g, "loss", 1), loss_tolerance);
+    check_close(label("%s: logits", s->name), s->logits, logits, n_logits(s), LOGITS_TOLERANCE);
+    check_number(label("%s: loss", s->name), s->loss, *truth(g, "loss", 1), LOSS_TOLERANCE);
     free(logits);
 }
 
@@ -26,7 +27,7 @@ static void check_gradients(const Subject *s, const TensorSet *g) {
         double *want_grad = truth(g, name("grad.%s", t->name), t->n);
         real *grad = host_copy(t->grad, t->n);
         check_arrays(label("%s: gradient of %s", s->name, t->name), grad, sizeof *grad, want_grad, t->n, true,
-                     LEAST_GRADIENT, gradient_tolerance);
+                     LEAST_GRADIENT, GRADIENT_TOLERANCE);
         free(want_grad), free(grad);
     }
 }
@@ -84,10 +85,11 @@ static void check_steps(Subject *s, const TensorSet *g) {
         double loss = accumulate(&s->run, &s->data, chosen, GOLDEN_STEP, GOLDEN_MICRO_BATCH, o, (int64_t)step);
         double norm = clip_gradients(s->model, o->max_grad_norm);
         optimizer_step(s->model, o, lr, (int64_t)step + 1);
-        check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step], TOLERANCE(5e-7, 1e-11));
+        check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step],
+                     PRODUCTS(5e-7, 1e-11, 1e-2));
         // Lion's steps are as large for a gradient near 0, whose sign rounding may turn: measured 1.0e-6
         check_number(label("%s: gradient norm of step %zu", s->name, step + 1), norm, norms[step],
-                     TOLERANCE(strstr(s->name, "lion") ? 3e-6 : 1e-6, 1e-11));
+                     PRODUCTS(strstr(s->name, "lion") ? 3e-6 : 1e-6, 1e-11, 6e-2));
         check_arrays(label("%s: learning rate of step %zu", s->name, step + 1), &lr, sizeof lr, &rates[step], 1, false,
                      1e-6, 1e-12);      // the first rate is 0
     }
@@ -108,7 +110,7 @@ static void test_training(void) {
             const Tensor *t = s.model->trained[k];
             if (!find_tensor(&g, name("%sfinal.%s", TRUTH_NAME, t->name))) continue;
             check_close_l2(label("%s: %s after the last step", s.name, t->name), host_copy(t->value, t->n),
-                           truth(&g, name("final.%s", t->name), t->n), t->n, TOLERANCE(5e-7, 1e-11));
+                           truth(&g, name("final.%s", t->name), t->n), t->n, PRODUCTS(5e-7, 1e-11, 1e-2));
             n_final++;
         }
         check_equal(label("%s: tensors compared after the last step", s.name), n_final, 2);
@@ -311,6 +313,7 @@ static void test_merge(void) {
         o.max_shard_size = 3e-6;        // in GB: several shards even of this model
         int kept = silence();
         merge(adapter, out, &o);
+        set_precision(in_bf16());
         unsilence(kept);
         check_true(label("%s is in shards", out), exists(name("%s/model.safetensors.index.json", out)));
         Model *merged = load_model(out);
@@ -372,12 +375,13 @@ static void test_accumulation_of(const char *method) {
     for (size_t batch = 4; batch <= SAMPLES; batch *= 4) {
         real *got = step_gradients(&s, batch, 5, &loss, &n);
         const char *what = name("%s: %zu batches of %zu against 16 of 1", method, SAMPLES / batch, batch);
-        check_close_l2(label("%s: gradients", what), got, gradients, n, TOLERANCE(5e-6, 1e-12));
-        check_number(label("%s: loss", what), loss, want_loss, TOLERANCE(1e-6, 1e-12));
+        check_close_l2(label("%s: gradients", what), got, gradients, n, PRODUCTS(5e-6, 1e-12, 3e-3));
+        check_number(label("%s: loss", what), loss, want_loss, PRODUCTS(1e-6, 1e-12, 5e-5));
     }
     if (strcmp(method, "lora")) {
-        check_number("full: smoothed loss", want_loss, smoothed_loss(&s, 0.1), TOLERANCE(1e-6, 1e-12));
-        check_number("full: loss in evaluation", evaluate(&s.run, &s.data, 3), smoothed_loss(&s, 0), TOLERANCE(1e-6, 1e-12));
+        check_number("full: smoothed loss", want_loss, smoothed_loss(&s, 0.1), PRODUCTS(1e-6, 1e-12, 5e-5));
+        check_number("full: loss in evaluation", evaluate(&s.run, &s.data, 3), smoothed_loss(&s, 0),
+                     PRODUCTS(1e-6, 1e-12, 5e-5));
         return;
     }
     step_gradients(&s, 4, 6, &other_loss, &n);
@@ -452,7 +456,7 @@ static bool *dropped(Subject *s, size_t layer, size_t map, int64_t step) {
     for (size_t i = 0; i < n; i++) {
         mask[i] = z[i] == 0;
         n_dropped += mask[i];
-        n_wrong += !mask[i] && !(fabs((double)z[i] / (double)x[i] * 0.75 - 1) < 1e-6);
+        n_wrong += !mask[i] && !(fabs((double)z[i] / (double)x[i] * 0.75 - 1) < (in_bf16() ? 1e-2 : 1e-6));
     }
     free(x), free(z);
     check_equal("kept features that are not scaled by 1/(1-p)", n_wrong, 0);
@@ -737,7 +741,8 @@ static void check_feeding(const char *folder, const char *method) {
     double *want_logits = as_doubles(s.logits + (n - 1)*V, V);
     for (size_t i = 0; i < COUNT(parts); i++)
         check_close(label("%s, %s: logits after %zu tokens in parts of %zu", folder, method, n, parts[i]),
-                    fed_logits(&s, s.data.samples[0].ids, n, parts[i]), want_logits, V, TOLERANCE(8e-6, 2e-14));
+                    fed_logits(&s, s.data.samples[0].ids, n, parts[i]), want_logits, V,
+                    PRODUCTS(8e-6, 2e-14, 8e-2));
     give_run(&s.run);
 }
 
