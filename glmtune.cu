@@ -709,27 +709,31 @@ typedef Tiles<__nv_bfloat16, 128, 64> Bf16Wide;
 // n rows of features, `stride` apart.
 struct Rows { const real *at; size_t stride; unsigned n; };
 
-// Four numbers from p on, of which `left` are the row's; `whole`: rows are made of fours, so p lies on 16 bytes.
-static __device__ float4 four_at(const real *p, size_t left, bool whole) {
-    if (whole) return *(const float4 *)p;
-    return { p[0], left > 1 ? p[1] : 0, left > 2 ? p[2] : 0, left > 3 ? p[3] : 0 };
-}
-
 static __device__ void put_four(float *p, float4 x) { *(float4 *)p = x; }
 static __device__ void put_four(__nv_bfloat16 *p, float4 x) { *(Four *)p = rounded(x); }
 static __device__ void put_one(float *p, float x) { *p = x; }
 static __device__ void put_one(__nv_bfloat16 *p, float x) { *p = __float2bfloat16_rn(x); }
 
-// tile [B,LD]: D features from c on of rows of d; zeros where there is none
+// tile [B,LD]: D features from c on of rows of d; zeros where there is none. Rows of whole fours lie on 16 bytes, since
+// arrays do. AT_ONCE loads of a thread are under way together: what is not there reads the first four, for a branch
+// would make each wait for the one before.
 template<class C> static __device__ void load_tile(typename C::number *tile, Rows rows, size_t c, size_t d) {
-    constexpr unsigned FOURS = C::D / 4;
-    #pragma unroll 2        // more would be more registers, and fewer blocks at once
-    for (unsigned i = threadIdx.x; i < C::B * FOURS; i += THREADS) {
-        unsigned row = i / FOURS, column = i % FOURS * 4;
-        float4 x = { 0, 0, 0, 0 };
-        if (row < rows.n && c + column < d)
-            x = four_at(rows.at + row * rows.stride + c + column, d - c - column, d % 4 == 0);
-        put_four(tile + row * C::LD + column, x);
+    constexpr unsigned FOURS = C::D / 4, EACH = C::B * FOURS / THREADS, AT_ONCE = EACH < 4 ? EACH : 4;
+    for (unsigned i = threadIdx.x; d % 4 == 0 && i < C::B * FOURS; i += AT_ONCE * THREADS) {
+        float4 x[AT_ONCE];
+        for (unsigned g = 0; g < AT_ONCE; g++) {
+            const unsigned row = (i + g * THREADS) / FOURS, column = (i + g * THREADS) % FOURS * 4;
+            const bool there = row < rows.n && c + column < d;
+            x[g] = *(const float4 *)(rows.at + c + (there ? row * rows.stride + column : 0));
+            if (!there) x[g] = { 0, 0, 0, 0 };
+        }
+        for (unsigned g = 0; g < AT_ONCE; g++)
+            put_four(tile + (i + g * THREADS) / FOURS * C::LD + (i + g * THREADS) % FOURS * 4, x[g]);
+    }
+    for (unsigned i = threadIdx.x; d % 4 && i < C::B * C::D; i += THREADS) {
+        const unsigned row = i / C::D, column = i % C::D;
+        const bool there = row < rows.n && c + column < d;
+        put_one(tile + row * C::LD + column, there ? rows.at[c + row * rows.stride + column] : 0);
     }
 }
 
@@ -946,8 +950,9 @@ template<class C> static __device__ float largest_of_row(float x) {
     return x;
 }
 
-// For the EACH scores of a thread: of row `row` of s, columns lane, lane + LANES, ...
-#define FOR_SCORES(C, e, j) \
+// For the EACH scores of a thread: of row `row` of s, columns lane, lane + LANES, ... An exponential is computed before
+// it is asked whether it is seen: to choose costs nothing, a branch does.
+#define FOR_SCORES(C, e, j)                                                                                            \
     for (unsigned e = 0, j = threadIdx.x % C::LANES; e < C::EACH; e++, j += C::LANES)
 
 // out [T,n_heads,d], lse [T,n_heads] as in glmtune.c. Shared: tiles q, k, v, then probabilities p and scores s.
@@ -978,7 +983,10 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
                 top = sees(keys, row, j) && x > top ? x : top;
             }
             top = largest_of_row<C>(top);
-            FOR_SCORES(C, e, j) more += sees(keys, row, j) ? expf(scale * s[row * C::S_LD + j] - top) : 0;
+            FOR_SCORES(C, e, j) {
+                const float x = expf(scale * s[row * C::S_LD + j] - top);
+                more += sees(keys, row, j) ? x : 0;
+            }
             sum = (top > -INFINITY ? sum * expf(before - top) : 0) + more;
         }
         sum = sum_of_row<C>(sum);
@@ -994,9 +1002,10 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
             __syncthreads();
             scores<C>(s, q, q_rows, k, keys.k, d);
             __syncthreads();
-            FOR_SCORES(C, e, j)
-                put_one(p + row * C::P_LD + j,
-                        sees(keys, row, j) ? share * expf(scale * s[row * C::S_LD + j] - top) : 0);
+            FOR_SCORES(C, e, j) {
+                const float x = share * expf(scale * s[row * C::S_LD + j] - top);
+                put_one(p + row * C::P_LD + j, sees(keys, row, j) ? x : 0);
+            }
             __syncthreads();
             out.add(p, v);
         }
@@ -1007,9 +1016,11 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
 
 // x_row . y_row over d features, by the threads that have the row
 template<class C> static __device__ float row_dot(const real *x, const real *y, size_t d, bool there) {
+    const unsigned lane = threadIdx.x % C::LANES;
     float sum = 0;
-    for (size_t c = threadIdx.x % C::LANES * 4; there && c < d; c += 4 * C::LANES)
-        sum += dot_of_four(four_at(x + c, d - c, d % 4 == 0), four_at(y + c, d - c, d % 4 == 0));
+    for (size_t c = 4 * lane; there && d % 4 == 0 && c < d; c += 4 * C::LANES)
+        sum += dot_of_four(*(const float4 *)(x + c), *(const float4 *)(y + c));
+    for (size_t c = lane; there && d % 4 && c < d; c += C::LANES) sum += x[c] * y[c];
     return sum_of_row<C>(sum);
 }
 
@@ -1039,7 +1050,10 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
             __syncthreads();
             scores<C>(s, q, q_rows, k, keys.k, d);
             __syncthreads();
-            FOR_SCORES(C, e, j) p[e] = sees(keys, row, j) ? expf(scale * s[row * C::S_LD + j] - lse) : 0;
+            FOR_SCORES(C, e, j) {
+                const float x = expf(scale * s[row * C::S_LD + j] - lse);
+                p[e] = sees(keys, row, j) ? x : 0;
+            }
             __syncthreads();
             scores<C>(s, dout, dout_rows, v, keys.v, d);
             __syncthreads();
@@ -1110,8 +1124,9 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
                 scores<C>(s, k, at.k, q, q_rows, d);
                 __syncthreads();
                 FOR_SCORES(C, e, j) {
-                    bool seen = row < at.k.n && j < n && (!at.causal || at.first + row <= i + j);
-                    p_kept[e] = seen ? expf(scale * s[row * C::S_LD + j] - lse[j]) : 0;
+                    const bool seen = row < at.k.n && j < n && (!at.causal || at.first + row <= i + j);
+                    const float x = expf(scale * s[row * C::S_LD + j] - lse[j]);
+                    p_kept[e] = seen ? x : 0;
                     put_one(p + row * C::P_LD + j, p_kept[e]);
                 }
                 __syncthreads();
