@@ -54,7 +54,6 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
-static const int warpSize = 32;
 
 namespace emulator {
 
@@ -420,27 +419,12 @@ static inline void __syncthreads(int line = __builtin_LINE()) {
     emulator::wait_for(emulator::AT_BLOCK);
 }
 
-static inline void __syncwarp(unsigned mask = 0xFFFFFFFFu, int line = __builtin_LINE()) {
-    if (mask != 0xFFFFFFFFu) emulator::stop("__syncwarp with the mask %x", mask);
-    emulator::together(nullptr, nullptr, line);
-}
-
 template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int lanes, int line = __builtin_LINE()) {
     return emulator::shuffle(x, emulator::lane() ^ (unsigned)lanes, mask, line);
 }
 
-template <class T> static inline T __shfl_sync(unsigned mask, T x, int from, int line = __builtin_LINE()) {
-    return emulator::shuffle(x, (unsigned)from % 32, mask, line);
-}
-
-template <class T> static inline T __shfl_down_sync(unsigned mask, T x, unsigned by, int line = __builtin_LINE()) {
-    unsigned from = emulator::lane() + by;
-    return emulator::shuffle(x, from < 32 ? from : emulator::lane(), mask, line);
-}
-
 // ---- Numbers of two bytes ----------------------------------------------------------------------------------------
 
-static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, sizeof u); return u; }
 static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, sizeof f); return f; }
 
 struct alignas(2) __nv_bfloat16 { uint16_t bits; };
@@ -451,7 +435,8 @@ static inline __half __ushort_as_half(unsigned short bits) { return { bits }; }
 static inline float __bfloat162float(__nv_bfloat16 b) { return __uint_as_float((unsigned)b.bits << 16); }
 
 static inline __nv_bfloat16 __float2bfloat16_rn(float f) {      // to nearest, ties to even; any NaN becomes 0x7FFF
-    unsigned u = __float_as_uint(f);
+    unsigned u;
+    memcpy(&u, &f, sizeof u);
     if (f != f) return { 0x7FFF };
     return { (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16) };
 }
@@ -573,22 +558,17 @@ static inline void mma_sync(fragment<accumulator, 16, 16, 16, float> &d,
 
 // ---- Runtime -----------------------------------------------------------------------------------------------------
 
-typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2,
+typedef enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2,
                cudaErrorNoDevice = 100 } cudaError_t;
 typedef struct CudaStream *cudaStream_t;
-enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice,
-                      cudaMemcpyDefault };
-enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-struct cudaPointerAttributes { cudaMemoryType type; };
-struct cudaDeviceProp { char name[256]; int multiProcessorCount, major, minor; size_t totalGlobalMem; };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+struct cudaDeviceProp { char name[256]; int multiProcessorCount, major, minor; };
 
 static inline const char *cudaGetErrorString(cudaError_t e) {
     return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
 }
 
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-static inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 
 // CUDA_VISIBLE_DEVICES set to nothing hides the device, as it does with the real runtime.
 static inline cudaError_t cudaGetDeviceCount(int *n) {
@@ -597,12 +577,10 @@ static inline cudaError_t cudaGetDeviceCount(int *n) {
     return *n ? cudaSuccess : cudaErrorNoDevice;
 }
 
-static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     *p = {};
     snprintf(p->name, sizeof p->name, "an emulated GPU");
-    p->multiProcessorCount = 4, p->major = 9, p->minor = 0, p->totalGlobalMem = emulator::device_bytes;
+    p->multiProcessorCount = 4, p->major = 9, p->minor = 0;
     return cudaSuccess;
 }
 
@@ -633,26 +611,15 @@ static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *a, const void *p) {
-    a->type = emulator::is_device(p) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
-    return cudaSuccess;
-}
-
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind,
-                                          cudaStream_t = nullptr) {
-    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-    bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind) {
     if (!n) return cudaSuccess;
-    if (kind != cudaMemcpyDefault && (to_device != emulator::is_device(to) || from_device != emulator::is_device(from)))
+    if (emulator::is_device(to) != (kind == cudaMemcpyHostToDevice) ||
+        emulator::is_device(from) != (kind == cudaMemcpyDeviceToHost))
         emulator::stop("a copy of kind %d from or to the wrong side, %zu bytes", kind, n);
     emulator::open_device();
     memmove(to, from, n);
     emulator::close_device();
     return cudaSuccess;
-}
-
-static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind) {
-    return cudaMemcpyAsync(to, from, n, kind);
 }
 
 static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t = nullptr) {
@@ -663,11 +630,7 @@ static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStre
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaMemset(void *p, int value, size_t n) { return cudaMemsetAsync(p, value, n); }
-static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = nullptr; return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-template <class F> static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int) { return cudaSuccess; }
 
 // ---- cuBLASLt ----------------------------------------------------------------------------------------------------
 // D = alpha op(A) op(B) + beta C, all column-major: element (row, column) lies at row + column*ld.
@@ -676,26 +639,21 @@ typedef enum { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_INVALID_VALUE = 7,
                CUBLAS_STATUS_NOT_SUPPORTED = 15 } cublasStatus_t;
 typedef enum { CUBLAS_OP_N, CUBLAS_OP_T } cublasOperation_t;
 typedef enum { CUBLAS_COMPUTE_32F = 68 } cublasComputeType_t;
-typedef enum { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_16BF = 14 } cudaDataType_t;
-typedef cudaDataType_t cudaDataType;
+typedef enum { CUDA_R_32F = 0, CUDA_R_16BF = 14 } cudaDataType_t;
 typedef enum { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB } cublasLtMatmulDescAttributes_t;
 typedef enum { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
 } cublasLtMatmulPreferenceAttributes_t;
-enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_INPLACE = 1,
-       CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2, CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4,
-       CUBLASLT_REDUCTION_SCHEME_MASK = 7 };
+enum { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
 
 typedef struct CublasLt {} *cublasLtHandle_t;
 typedef struct CublasLtDesc { int transposed[2]; } *cublasLtMatmulDesc_t;
 typedef struct CublasLtLayout { cudaDataType_t type; uint64_t rows, columns; int64_t ld; } *cublasLtMatrixLayout_t;
 typedef struct CublasLtPreference { uint64_t workspace; uint32_t reduction, alignment[4]; } *cublasLtMatmulPreference_t;
 typedef struct { uint32_t alignment[4]; size_t workspace; } cublasLtMatmulAlgo_t;       // what it was chosen for
-typedef struct { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; float wavesCount;
+typedef struct { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state;
 } cublasLtMatmulHeuristicResult_t;
-
-static inline const char *cublasLtGetStatusString(cublasStatus_t s) { return s ? "not supported" : "success"; }
 
 static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) {
     *h = new CublasLt;
@@ -735,7 +693,7 @@ static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t 
 }
 
 static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
-    *p = new CublasLtPreference{ 0, CUBLASLT_REDUCTION_SCHEME_MASK, { 256, 256, 256, 256 } };
+    *p = new CublasLtPreference{ 0, 7, { 256, 256, 256, 256 } };
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -765,8 +723,7 @@ static std::vector<float> operand(const void *x, const CublasLtLayout *l, bool t
         for (uint64_t i = 0; i < l->rows; i++) {
             uint64_t at = i + j * (uint64_t)l->ld, to = transposed ? j * l->rows + i : i * l->columns + j;
             out[to] = l->type == CUDA_R_32F ? ((const float *)x)[at]
-                    : l->type == CUDA_R_16BF ? __bfloat162float(((const __nv_bfloat16 *)x)[at])
-                    : __half2float(((const __half *)x)[at]);
+                    : __bfloat162float(((const __nv_bfloat16 *)x)[at]);
         }
     return out;
 }

@@ -83,7 +83,7 @@ __global__ static void divided_kernel(float *x) {
     x[threadIdx.x] = 0;
 }
 __global__ static void lonely_kernel(float *x) {
-    if (threadIdx.x % 32) x[threadIdx.x] = __shfl_sync(0xFFFFFFFFu, 1.0f, 0);
+    if (threadIdx.x % 32) x[threadIdx.x] = __shfl_xor_sync(0xFFFFFFFFu, 1.0f, 1);
 }
 
 __global__ static void tile_kernel(float *c, const __nv_bfloat16 *a, const __nv_bfloat16 *b, unsigned ld) {
@@ -176,7 +176,7 @@ static void test_orders() {
 
 static void test_memory() {
     float *x = device<float>(64), *given = device<float>(64);
-    cudaMemset(given, 0, 256);
+    cudaMemsetAsync(given, 0, 256);
     check("memory holds NaN at first", std::isnan(host(x, 64)[63]) && host(given, 64)[0] == 0);
     check("too much memory is not to be had", device<char>((size_t)1 << 60) == nullptr);
     LAUNCH(unwritten_kernel<64>, 1, 64, 0, x, 64);
