@@ -79,6 +79,9 @@ static void check_product(cublasStatus_t status, const char *what) {
 constexpr unsigned THREADS = 256, WARP = 32, ALL_LANES = 0xFFFFFFFFu, SPAN = 4 * THREADS, PARTS = 1024;
 constexpr size_t AREA_BYTES = (size_t)128 << 20, LT_BYTES = (size_t)32 << 20;
 
+// CUDA puts a kernel's code on the GPU when it is first called, cuBLASLt's too: memory that is not given away.
+constexpr size_t CODE_BYTES = (size_t)128 << 20;
+
 // The GPU, once something is asked of it. Own memory, taken once: two areas into which the operands of a product are
 // rounded or widened, block by block, cuBLASLt's workspace, and PARTS partial sums: 288 MiB, which memory_left no
 // longer counts.
@@ -89,6 +92,16 @@ static struct {
     double *partial;
     cublasLtHandle_t lt;
 } gpu;
+
+static void *take_workspace(size_t bytes) {
+    void *p = NULL;
+    cudaError_t status = cudaMalloc(&p, bytes);
+    if (status == cudaErrorMemoryAllocation)
+        kernel_failed("out of memory: the GPU has no 288 MiB left to work in; end other programs on it, which "
+                      "nvidia-smi lists, or choose another GPU by CUDA_VISIBLE_DEVICES");
+    check(status, "cudaMalloc of the workspace");
+    return p;
+}
 
 static void begin() {
     int count = 0;
@@ -102,9 +115,9 @@ static void begin() {
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     if (properties.major < 8) kernel_failed("this GPU is too old: bf16 needs compute capability 8.0 (Ampere) or newer");
     gpu.cores = (unsigned)properties.multiProcessorCount;
-    for (int i = 0; i < 2; i++) check(cudaMalloc(&gpu.area[i], AREA_BYTES), "cudaMalloc of the workspace");
-    check(cudaMalloc(&gpu.lt_space, LT_BYTES), "cudaMalloc of the workspace");
-    check(cudaMalloc((void **)&gpu.partial, PARTS * sizeof *gpu.partial), "cudaMalloc of the workspace");
+    for (int i = 0; i < 2; i++) gpu.area[i] = take_workspace(AREA_BYTES);
+    gpu.lt_space = take_workspace(LT_BYTES);
+    gpu.partial = (double *)take_workspace(PARTS * sizeof *gpu.partial);
     check_product(cublasLtCreate(&gpu.lt), "cublasLtCreate");
     gpu.ready = true;
 }
@@ -160,7 +173,7 @@ size_t memory_left(void) {
     size_t left, all;
     begin();
     check(cudaMemGetInfo(&left, &all), "cudaMemGetInfo");
-    return left;
+    return left - least(CODE_BYTES, left);
 }
 
 void *memory_take(size_t bytes) {
@@ -168,7 +181,8 @@ void *memory_take(size_t bytes) {
     bytes = bytes ? bytes : 1;
     if (bytes > memory_left()) return NULL;
     cudaError_t status = cudaMalloc(&p, bytes);
-    if (status == cudaErrorMemoryAllocation) return cudaGetLastError(), (void *)NULL;      // what is free is in pieces
+    if (status == cudaErrorMemoryAllocation)        // what is free lies in pieces
+        return cudaGetLastError(), (void *)NULL;    // forgets the error, or the next launch would be blamed for it
     check(status, "cudaMalloc");
     check(cudaMemsetAsync(p, 0, bytes), "cudaMemsetAsync of memory_take");
     return p;
@@ -187,7 +201,8 @@ void memory_copy_out(void *host, const void *device, size_t bytes) {
 }
 
 // What was uploaded from mapped files, and how many hold it. The same bytes at another address, as when a file is
-// mapped again to be read back, are not uploaded again.
+// mapped again to be read back, are not uploaded again. They are compared where they lie, so they must stay there,
+// unchanged, until memory_unmap.
 static struct Upload { const void *host; size_t bytes, users; void *device; } *uploads;
 static size_t n_uploads, uploads_capacity;
 
@@ -353,7 +368,7 @@ static void choose_algorithm(ProductPlan *p) {
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gpu.lt, p->product, p->a, p->b, p->c, p->c, wish, 1, &found,
                                                            &n_found);
     check_product(cublasLtMatmulPreferenceDestroy(wish), "cublasLtMatmulPreferenceDestroy");
-    if (status != CUBLAS_STATUS_SUCCESS || n_found == 0) {
+    if (status != CUBLAS_STATUS_SUCCESS || n_found == 0 || found.state != CUBLAS_STATUS_SUCCESS) {
         char line[200];
         snprintf(line, sizeof line, "cuBLASLt knows no %s product of %zu x %zu x %zu (status %d)",
                  s->bf16 ? "bf16" : "fp32", s->m, s->n, s->k, (int)status);
