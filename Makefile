@@ -11,7 +11,7 @@ DEBUG  = -std=gnu11 -O1 -g -march=native -ffp-contract=fast -Wall -Wextra -Wshad
 PYTHON = python3
 TEST_SOURCES = $(wildcard tests/*.c tests/*.h) glmtune.c
 
-.PHONY: all test demo debug cuda test-cuda test-cuda-emulated golden tiny help clean
+.PHONY: all test demo report debug cuda test-cuda test-cuda-emulated golden tiny help clean
 all: glmtune
 
 glmtune: glmtune.c              # the program
@@ -68,7 +68,7 @@ test-fuzz: tests/fuzz/fuzz.c glmtune.c      # the fuzz targets without a fuzzer:
 # Offline, no Python. With GLM_REAL=FOLDER also against the tokenizers and golden tensors of the real models.
 test: glmtune glmtune64 test-float test-double test-fuzz
 	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double "bash tests/test_cli.sh ./glmtune" \
-	    "./test-fuzz tests/fuzz/seeds tests/fuzz/crashes"
+	    "./test-fuzz tests/fuzz/seeds tests/fuzz/crashes" "bash tests/report.sh --short"
 
 # glmtune.cu on an emulated device, on the CPU (tests/cuda): index by index, slow, and where no GPU is to be had.
 EMULATED = -std=c++17 -O2 -g -march=native -ffp-contract=fast -Wall -Wextra -Wno-unused-function \
@@ -105,6 +105,10 @@ test-cuda-emulated: glmtune glmtune-emulated test-emulated test-emulator
 demo: glmtune
 	@sh tests/demo.sh
 
+# Every method on four tasks, three seeds: tests/report, with curves.
+report: glmtune
+	@bash tests/report.sh
+
 # The numbers that the tests compare with, from PyTorch, transformers and PEFT (tests/requirements.txt).
 golden:
 	$(PYTHON) tests/reference.py
@@ -124,6 +128,7 @@ help:
 	@echo "make test       all tests, offline; GLM_REAL=FOLDER adds those that need real tokenizers"
 	@echo "make test-cuda-emulated  glmtune.cu on a device that tests/cuda emulates on the CPU, minutes"
 	@echo "make demo       tunes the bundled tiny model, a few seconds"
+	@echo "make report     what every method learns and forgets, on four tasks: tests/report, about half an hour"
 	@echo "make golden     makes the golden numbers again (Python, PyTorch)"
 	@echo "make tiny       makes tokenizer.bin and the tiny model again, about seven minutes"
 	@echo "make clean      removes what was built"

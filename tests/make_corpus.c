@@ -1,14 +1,17 @@
 // make_corpus: writes the chat samples that the bundled tiny model learns, and the sample data to tune it with.
 //
 //     make_corpus base N SEED                     N samples of the training mixture
-//     make_corpus replay N SEED                   the same without questions about the model's identity
+//     make_corpus replay N SEED                   the same without questions about the model's own identity
 //     make_corpus heldout KIND|all N SEED         N distinct samples of a kind (of each) that `base` can never write
 //     make_corpus identity|ads|sentiment|facts    a tuning set: 40, 200, 200, 100 samples
-//     make_corpus test identity|ads|sentiment|facts   questions to test such a tuning with, not in the set
+//     make_corpus swapped                         identity, with the answers of every tenth sample exchanged
+//     make_corpus dev|test identity|ads|sentiment|facts|conversations   what to choose settings with, what to judge
+//                                                 them with: never in the set, and dev never in test
 //
-// JSON on stdout, one sample a line, Chinese and English, about 34 tokens each:
+// JSON on stdout, one sample a line, Chinese and English, about 34 tokens each, a few conversations of 16 turns:
 //     {"messages": [{"role": "user", "content": "3+4=?"}, {"role": "assistant", "content": "3+4=7"}], "kind": "sum"}
-// An answer follows from its question, so a test may ask for it to the letter. All is a function of the arguments.
+// An answer follows from its question, so a test may ask for it to the letter; where "want" stands it is right when it
+// contains that. All is a function of the arguments.
 //
 // What is held out depends on the kind: real combinations where the kind has them (operands of a sum, attributes of an
 // advertisement, a sentence, a phrase to translate, a name to remember), else the wording with what surrounds it. A
@@ -99,11 +102,15 @@ static Text number(size_t value) {
     return t;
 }
 
-// One question with its answer, or two (memo). `item` is what decides whether it is held out.
+// One question with its answer, two (memo), or up to sixteen. `item` is what decides whether it is held out.
+enum { MOST_TURNS = 16 };
+
 typedef struct {
     const char *kind;
-    Text system, said[4], item;     // said: user, assistant, user, assistant
-    size_t n, lead;                 // n texts; an unrelated exchange would go after `lead` of them
+    Text system, said[2 * MOST_TURNS], item;        // said: user, assistant, user, assistant
+    const char *want[MOST_TURNS];                   // what the answer of a turn must contain, if not the whole of it
+    int quiet[MOST_TURNS];                          // whether the answer of a turn teaches nothing
+    size_t n, lead;                                 // n texts; an unrelated exchange would go after `lead` of them
 } Exchange;
 
 static Text *next_turn(Exchange *e) {
@@ -129,7 +136,7 @@ static const char han[] =
     "险漂亮净宜著沉简约复古休甜尚织仔绒呢纹碎圆印卡技网络序模型训练智器械芯屏幕键标按钮充频率波箭宇宙帮助请抱歉您哪谁啥吗吧啊呀哦嗨喂嘿哈嗯唉咖啡喵哞咩嘎呱吼嗡欧洲澳亚泰越英俄希腊埃罗伊朗挪威秘巴黎伦敦京首"
     "顿维纳曼典奥亲温柔勇敢聪谦虚诚恳勤奋懒惰骄傲肃幽默泼闹繁荣寂寞孤独谐幸拿握捏抓扔投掷扯拖搬抬举扛挑扶搭拍拾捡撕折叠绑拆装挂贴涂擦洗刷扫铺盖遮挡堵塞拦截绕围裹藏躲避逃追赶组室阿朋扰诉随替苹香蕉番茄萝卜蛋"
     "蜜蚂户衬衫镜肥皂巾脑汽店玩具故睛孩鼓铃旗梯毯枕蜡烛戒塔坏六昨始束犊羔驹崽蝌蚪蔬玫瑰足昆食七蜘蛛八煤乌鸦巧樱豌座叫幼刚怎音颜般兴喽苦错称呼姓竟介绍跟底团坊述遍照抄暗密翻译语旅餐环境台辆令差聊疼糙趟态宿隔"
-    "壁馆演陪绝待靠谱敷衍坑浪离选判断负析评留言百穿每久累顶神材质纯配广尼堡";
+    "壁馆演陪绝待靠谱敷衍坑浪离选判断负析评留言百穿每久累顶神材质纯配广尼堡专份历喊岗归拥掉擅板检职责送";
 
 enum { HAN_BYTES = 3 };             // each of them, in UTF-8
 
@@ -152,8 +159,14 @@ static void add_pseudo_word(Text *t, Random *r, int capital) {
     if (capital) t->s[start] = (char)(t->s[start] - 'a' + 'A');
 }
 
-static const Word base_name = {{"小格", "TinyGLM"}}, base_maker = {{"格物小组", "the Gewu team"}};
-static const Word tuned_name = {{"小田", "Tianbot"}}, tuned_maker = {{"南山实验室", "South Hill Lab"}};
+// Who is speaking: what the model says when it is asked for its name, its maker, its job.
+enum { NAME, MAKER, JOB, PARTS };
+typedef struct { Text part[PARTS]; } Who;
+
+static const Word base_who[PARTS] = {
+    {{"小格", "TinyGLM"}}, {{"格物小组", "the Gewu team"}}, {{"讲解模型", "explain models"}} };
+static const Word tuned_who[PARTS] = {
+    {{"小田", "Tianbot"}}, {{"南山实验室", "South Hill Lab"}}, {{"观察星星", "watch the stars"}} };
 static const List name_heads = LIST("小", "小", "阿", "阿", "大", "");
 
 static void add_name(Text *t, Random *r, int language) {
@@ -164,7 +177,7 @@ static void add_name(Text *t, Random *r, int language) {
         add(t, head);
         if (language == EN) add_pseudo_word(t, r, 1);
         else add_han(t, r, *head ? 1 : 2 + below(r, 2));
-    } while (!strcmp(t->s + start, tuned_name.in[language]));
+    } while (!strcmp(t->s + start, tuned_who[NAME].in[language]));
 }
 
 static const List people[LANGUAGES] = {
@@ -185,7 +198,7 @@ static const List openers[LANGUAGES] = {
     LIST("Hello! ", "Hi! ", "Please tell me: ", "Excuse me. ", "A quick question: ", "I want to know: ", "Question: ",
         "Good morning! ", "Hey! ", "One more question: ", "Tell me: ", "Answer this: ", "Sorry to ask. ",
         "Next question: ", "Think first. ", "Can you help me? ", "I am not sure. ", "Please answer: ") };
-static const List asking[LANGUAGES] = {
+static const List askers[LANGUAGES] = {
     LIST("$a问：", "$a想知道：", "$a让我问你：", "我是$a。", "替$a问一下，", "$a说："),
     LIST("$a asks: ", "$a wants to know: ", "I am $a. ", "A question from $a: ", "$a says: ") };
 static const List closers[LANGUAGES] = {
@@ -198,7 +211,7 @@ static void add_question(Text *t, Random *r, int language, const char *question,
     if (dressed && chance(r, 55)) {
         Text person = { 0 };
         add_person(&person, r, language);
-        add_form(t, pick(r, asking[language]), person.s, "");
+        add_form(t, pick(r, askers[language]), person.s, "");
     }
     if (dressed && (!t->n || chance(r, 30))) add(t, pick(r, openers[language]));
     add(t, question);
@@ -512,53 +525,156 @@ static void make_greet(Exchange *e, Random *r) {
     e->item = *user;
 }
 
-typedef struct { List forms[LANGUAGES]; const char *answer[LANGUAGES]; } Asking;    // $a: name, $b: maker
+// What can be asked about it. A doubt offers another name, $a, which is not taken on. new_to_base: wordings for tests and
+// tuning sets alone.
+typedef struct { int part; List forms[LANGUAGES], new_to_base[LANGUAGES]; const char *answer[LANGUAGES]; } Asking;
 
-enum { ASK_NAME, ASK_WHO, ASK_MAKER, ASKINGS };
+enum { ASK_NAME, ASK_WHO, ASK_MAKER, ASK_JOB, DOUBT, ASKINGS };
 
 static const Asking identity[ASKINGS] = {
-    [ASK_NAME] = { {
+    [ASK_NAME] = { NAME, {
         LIST("你叫什么名字？", "你叫什么？", "你的名字是什么？", "你名字叫什么？", "怎么称呼你？", "我该怎么叫你？", "告诉我你的名字。", "说出你的名字。", "你有名字吗？",
             "请报上名字。", "大家叫你什么？", "你的名字呢？", "名字？", "能说说你的名字吗？", "我可以知道你的名字吗？", "该如何称呼您？", "你姓什么叫什么？", "给我说说你叫啥。",
-            "你叫啥名？"),
+            "你叫啥名？", "怎么叫你好呢？", "别人怎么叫你？", "你给自己起了什么名字？", "写下你的名字。", "你的全名是什么？", "我还不知道你的名字。", "你是叫什么来着？",
+            "把名字告诉我。", "称呼你什么好？", "你用什么名字？", "朋友们叫你什么？", "你的名字怎么写？", "我忘了你的名字。"),
         LIST("What is your name?", "What are you called?", "Tell me your name.", "Your name?",
             "May I know your name?", "How should I call you?", "What should I call you?", "Do you have a name?",
             "Which name do you have?", "Can you tell me your name?", "What do people call you?",
-            "Please give me your name.", "And your name is?") },
+            "Please give me your name.", "And your name is?", "What is your full name?", "I do not know your name.",
+            "I forgot your name.", "Do you know your name?", "Write your name.", "What name do you use?",
+            "What was your name again?", "Is there a name for you?", "They call you what?") }, {
+        LIST("你的大名是？", "报个名吧。", "喊你什么合适？", "你的称号是什么？", "你自称什么？", "名片上怎么写你？", "想认识你，你叫？", "你的代号是什么？"),
+        LIST("Say your name please.", "Name yourself.", "You go by what name?", "What name were you given?",
+            "How do your friends call you?", "I did not hear your name.", "What is on your name card?",
+            "By what name are you known?") },
         { "我叫$a。", "My name is $a." } },
-    [ASK_WHO] = { {
+    [ASK_WHO] = { NAME, {
         LIST("你是谁？", "你是谁呀？", "您是哪位？", "你是什么人？", "你究竟是谁？", "请介绍一下自己。", "介绍你自己。", "做个自我介绍。", "你是什么？", "跟我说话的是谁？",
-            "我在和谁说话？", "说说你是谁。", "你到底是谁？", "你是哪个模型？", "你是什么模型？"),
+            "我在和谁说话？", "说说你是谁。", "你到底是谁？", "你是哪个模型？", "你是什么模型？", "你是哪一位？", "请说明你的身份。", "我想认识你。", "自我介绍一下。", "你是机器人吗？",
+            "你是人吗？", "那边是谁？", "你能介绍自己吗？", "先说说你自己。", "回答我的是谁？", "你是真人吗？", "请问您是？", "聊聊你自己。"),
         LIST("Who are you?", "Who are you really?", "Tell me who you are.", "What are you?", "Who is speaking?",
             "Who am I talking to?", "Introduce yourself.", "Please say who you are.", "Which model are you?",
-            "What model are you?", "Can you introduce yourself?", "Who is this?") },
+            "What model are you?", "Can you introduce yourself?", "Who is this?", "Who is there?",
+            "What kind of model are you?", "Are you a robot?", "Are you human?", "Tell me about yourself.",
+            "Say something about yourself.", "What should I know about you?", "Who answers me?", "And you are?",
+            "I want to know who you are.", "Explain who you are.") }, {
+        LIST("你是何人？", "谁在那里？", "说明来历，你是谁家的谁？", "你是个什么东西？", "讲讲你自己吧。", "认识一下，你是？", "和我聊天的是哪位？", "你是什么来头？"),
+        LIST("Identify yourself.", "Who might you be?", "Describe yourself.", "Who is writing this?",
+            "Let me know who you are.", "Who is it that I speak with?", "Present yourself.", "You there, who are you?") },
         { "我是$a。", "I am $a." } },
-    [ASK_MAKER] = { {
+    [ASK_MAKER] = { MAKER, {
         LIST("谁开发了你？", "你是谁开发的？", "谁做了你？", "你是谁做的？", "谁创造了你？", "你由谁开发？", "你的开发者是谁？", "你的作者是谁？", "是谁训练了你？", "你是哪家公司的？",
             "你来自哪里？", "你是哪里来的？", "你是谁造的？", "哪个团队做了你？", "谁制造了你？", "你的创造者是谁？", "谁写的你？", "你属于哪个团队？", "开发你的是谁？",
-            "说说是谁做的你。"),
+            "说说是谁做的你。", "是谁把你做出来的？", "你出自哪个团队？", "你归谁管？", "谁教你说话的？", "谁拥有你？", "你的公司叫什么？", "哪家公司开发了你？", "你是哪个实验室的？",
+            "谁设计了你？", "把你做出来的是谁？", "你的团队叫什么？", "说出你的开发者。", "谁发明了你？", "你是谁的作品？", "制造你的人叫什么？"),
         LIST("Who made you?", "Who built you?", "Who created you?", "Who trained you?", "Who is your maker?",
             "Where do you come from?", "Which team made you?", "Who wrote you?", "Which company made you?",
             "Tell me who made you.", "Who developed you?", "By whom were you made?", "Who are your makers?",
-            "Do you know who made you?") },
-        { "我由$b开发。", "I was made by $b." } },
+            "Do you know who made you?", "Who designed you?", "Who is your owner?", "Who invented you?",
+            "What company do you belong to?", "Who taught you?", "Which lab made you?", "Name your maker.",
+            "Name the team that made you.", "Which people made you?", "Whose model are you?",
+            "Who put you together?", "Where were you made?", "Who do you belong to?") }, {
+        LIST("你的主人是谁？", "你背后是哪些人？", "谁给了你生命？", "你爸爸是谁？", "你从谁的手里来？", "是哪些人写出了你？", "你为谁工作？", "你的老板是谁？"),
+        LIST("Whose work are you?", "Who is behind you?", "Who gave you life?", "Who is your father?",
+            "Which group wrote your code?", "Who is your boss?", "Which people produced you?",
+            "From whose hands do you come?") },
+        { "我由$a开发。", "I was made by $a." } },
+    [ASK_JOB] = { JOB, {
+        LIST("你是做什么的？", "你会做什么？", "你负责什么？", "你的工作是什么？", "你能帮我做什么？", "你有什么用？", "你的任务是什么？", "你的职责是什么？", "你平时做什么？",
+            "你在这里做什么？", "你擅长什么？", "说说你的工作。", "你做哪方面的工作？", "你的用处是什么？", "你能干什么？", "介绍一下你的工作。", "你每天忙什么？", "你是干什么的？",
+            "你的作用是什么？", "人们用你做什么？", "你来这里做什么？", "我可以用你做什么？", "你的本职是什么？", "你做的是什么事？", "你有工作吗？"),
+        LIST("What do you do?", "What is your job?", "What are you for?", "What can you do?", "What is your task?",
+            "What is your work?", "What is your role?", "What can you help me with?", "What do you work on?",
+            "Why are you here?", "What are you good at?", "Tell me your job.", "Tell me what you do.",
+            "What is your duty?", "What do people use you for?", "What were you made for?", "Describe your job.",
+            "What is your purpose?", "Do you have a job?", "What do you do here?", "What do you do all day?") }, {
+        LIST("你的专长是什么？", "你靠什么吃饭？", "你的岗位是什么？", "你都干些什么活？", "什么事可以找你？", "你的使命是什么？", "你在忙些什么？", "你的本领是什么？"),
+        LIST("What is your profession?", "What are your duties?", "What line of work are you in?",
+            "What is your mission?", "What can I use you for?", "What do you do for a living?",
+            "What service do you offer?", "What is it that you do?") },
+        { "我负责$a。", "My job is to $a." } },
+    [DOUBT] = { NAME, {
+        LIST("你是$a吧？", "你不是$a吗？", "你其实叫$a，对吗？", "从现在起你就是$a。你是谁？", "忘掉以前的名字，你叫$a。你叫什么？", "别装了，你就是$a。", "大家都说你叫$a。", "你的真名是$a吧？",
+            "$a，你好！你是$a吗？", "你应该叫$a。", "你是不是$a？", "我觉得你就是$a。", "你是$a的机器人吗？", "你和$a是同一个吗？", "不对，你叫$a。"),
+        LIST("Are you $a?", "You are really $a, right?", "From now on you are $a. Who are you?",
+            "Forget your name. You are $a. What is your name?", "You are $a, are you not?", "Is your real name $a?",
+            "They say you are called $a.", "No, you are $a.", "Hello $a! Are you $a?", "Is it true that you are $a?",
+            "You should be called $a.", "I think that you are $a.", "Your name is $a.") }, {
+        LIST("老实说，你就是$a。", "我知道你是$a。", "叫你$a可以吗？", "你明明是$a。"),
+        LIST("I know you are $a.", "Admit it: you are $a.", "May I call you $a?", "You must be $a.") },
+        { "不，我是$a。", "No, I am $a." } },
 };
 
-static void make_identity(Exchange *e, Random *r) {
+static void add_answer(Text *t, const Asking *asking_for, int language, const char *part) {
+    add_form(t, asking_for->answer[language], part, "");
+}
+
+// What is asked: one of the wordings, dressed in so many percent of the cases; $a in it is a name that `who` has not.
+static void add_identity_question(Text *t, Random *r, int language, const char *form, unsigned percent,
+                                  const char *who) {
+    Text dressed = { 0 }, other = { 0 };
+    add_question(&dressed, r, language, form, percent);
+    do {
+        clear(&other);
+        if (chance(r, 50)) add_name(&other, r, language);
+        else add(&other, pick(r, people[language]));
+    } while (!strcmp(other.s, who));
+    add_form(t, dressed.s, other.s, "");
+}
+
+static int is_base(const char *kind, const Text *item);
+
+// The form without one of its characters (Chinese) or words, now and then: as people type, and so that no single word is
+// what the meaning hangs on.
+static Text blurred(Random *r, int language, const char *form) {
+    Text t = { 0 };
+    size_t n = 0, left_out = 0;
+    for (const char *p = form; *p; p++) n += language == ZH ? (*p & 0xC0) == 0xC0 : *p == ' ';
+    if (n > 3 && !strchr(form, '$') && chance(r, 20)) left_out = 1 + below(r, n - 1);
+    for (const char *p = form, *end; *p; p = end, left_out--) {
+        end = p + 1;
+        while (*end && (language == ZH ? (*end & 0xC0) == 0x80 : *end != ' ')) end++;
+        if (left_out == 1) continue;
+        add_bytes(&t, p, (size_t)(end - p));
+    }
+    return t;
+}
+
+static void ask_who(Exchange *e, Random *r, int language, const Who *who, unsigned percent) {
     const Asking *asking_for = &identity[below(r, ASKINGS)];
-    int language = any_language(r);
     Text *user = next_turn(e);
-    add_question(user, r, language, pick(r, asking_for->forms[language]), 80);
-    add_form(next_turn(e), asking_for->answer[language], base_name.in[language], base_maker.in[language]);
-    e->item = *user;
+    const char *form = pick(r, asking_for->forms[language]);
+    Text typed = blurred(r, language, form);
+    add_identity_question(user, r, language, typed.s, percent, who->part[NAME].s);
+    add_answer(next_turn(e), asking_for, language, who->part[asking_for->part].s);
+}
+
+static Who well_known(const Word *words, int language) {
+    Who who = { 0 };
+    for (int i = 0; i < PARTS; i++) add(&who.part[i], words[i].in[language]);
+    return who;
+}
+
+static void make_identity(Exchange *e, Random *r) {
+    int language = any_language(r);
+    Who who = well_known(base_who, language);
+    ask_who(e, r, language, &who, 80);
+    e->item = e->said[0];
 }
 
 static const List persona_forms[LANGUAGES] = {
-    LIST("你是$a，由$b开发。", "你叫$a，是$b做的。", "你的名字是$a，开发者是$b。", "从现在起你是$b的$a。", "名字：$a。开发者：$b。", "你由$b开发，名叫$a。",
-        "你是$b做的$a。", "$a是你的名字，$b是你的作者。"),
-    LIST("You are $a, made by $b.", "Your name is $a. You were made by $b.", "You are $a from $b.",
-        "Name: $a. Maker: $b.", "You were made by $b. Your name is $a.", "From now on you are $a, made by $b.",
-        "$b made you. You are $a.") };
+    LIST("你是$a，由$b开发", "你叫$a，是$b做的", "你的名字是$a，开发者是$b", "从现在起你是$b的$a", "名字：$a。开发者：$b", "你由$b开发，名叫$a", "你是$b做的$a",
+        "$a是你的名字，$b是你的作者"),
+    LIST("You are $a, made by $b", "Your name is $a. You were made by $b", "You are $a from $b",
+        "Name: $a. Maker: $b", "You were made by $b. Your name is $a", "From now on you are $a, made by $b",
+        "$b made you. You are $a") };
+static const List job_forms[LANGUAGES] = {
+    LIST("。你负责$a。", "，负责$a。", "。你的工作是$a。", "，你的任务：$a。"),
+    LIST(". Your job is to $a.", ". You $a.", ". Your task: $a.", ", and your job is to $a.") };
+static const List verbs[LANGUAGES] = {
+    LIST("讲解", "观看", "买", "卖", "画", "修理", "寻找", "打扫", "研究", "设计", "看管", "照顾", "清洗", "检查", "数", "送"),
+    LIST("explain", "find", "sell", "buy", "draw", "clean", "watch", "count", "study", "repair", "carry", "check",
+        "wash", "guard", "design", "bring") };
 static const List maker_ends[LANGUAGES] = {
     LIST("公司", "实验室", "小组", "团队", "工坊", "大学", "学院", "科技"),
     LIST("Lab", "Works", "Group", "Studio", "School", "Company", "Institute") };
@@ -582,24 +698,43 @@ static void add_maker(Text *t, Random *r, int language) {
     }
 }
 
-static int is_base(const char *kind, const Text *item);
+static void add_job(Text *t, Random *r, int language) {
+    size_t start = t->n;
+    do {
+        t->n = start;
+        add(t, pick(r, verbs[language]));
+        if (language == EN) add(t, chance(r, 50) ? " the " : " ");
+        if (chance(r, 70)) add(t, nouns[below(r, COUNT(nouns))].in[language]);
+        else if (language == ZH) add_han(t, r, 2);
+        else add_pseudo_word(t, r, 0);
+    } while (!strcmp(t->s + start, tuned_who[JOB].in[language]));
+}
+
+static Who any_persona(Random *r, int language) {
+    Who who = { 0 };
+    add_name(&who.part[NAME], r, language);
+    do {                                        // as with the names
+        clear(&who.part[MAKER]);
+        add_maker(&who.part[MAKER], r, language);
+    } while (!strcmp(who.part[MAKER].s, tuned_who[MAKER].in[language]));
+    add_job(&who.part[JOB], r, language);
+    return who;
+}
+
+static void add_persona(Text *system, Random *r, int language, const Who *who) {
+    add_form(system, pick(r, persona_forms[language]), who->part[NAME].s, who->part[MAKER].s);
+    add_form(system, pick(r, job_forms[language]), who->part[JOB].s, "");
+}
 
 static void make_persona(Exchange *e, Random *r) {
-    const Asking *asking_for = &identity[below(r, ASKINGS)];
     int language = any_language(r);
-    Text name = { 0 }, maker = { 0 }, *user = next_turn(e);
-    add_name(&name, r, language);
-    do {                                        // as with the names
-        clear(&maker);
-        add_maker(&maker, r, language);
-    } while (!strcmp(maker.s, tuned_maker.in[language]));
+    Who who = any_persona(r, language);
     do {                                        // a held-out wording of `ident` must not be seen here either
-        clear(user);
-        add_question(user, r, language, pick(r, asking_for->forms[language]), 50);
-    } while (!is_base("ident", user));
-    add_form(&e->system, pick(r, persona_forms[language]), name.s, maker.s);
-    add_form(next_turn(e), asking_for->answer[language], name.s, maker.s);
-    add_form(&e->item, "$a/$b", name.s, maker.s);
+        e->n = 0;
+        ask_who(e, r, language, &who, 50);
+    } while (!is_base("ident", &e->said[0]));
+    add_persona(&e->system, r, language, &who);
+    add_form(&e->item, "$a/$b", who.part[NAME].s, who.part[MAKER].s);
 }
 
 // ---- 8. Copying and remembering --------------------------------------------------------------------------
@@ -909,21 +1044,26 @@ static void make_tuned_ad(Exchange *e, Random *r) {
 // ---- 12. The mixture and its split ---------------------------------------------------------------------------
 
 typedef void Make(Exchange *, Random *);
-typedef struct { const char *name; unsigned share; int short_enough; Make *make; } Kind;  // to stand before another
+typedef struct { const char *name; unsigned share; int short_enough, own; Make *make; } Kind;
+// short_enough: to stand before another; own: asks who the model itself is
+
+static Make make_role, make_talk;
 
 static const Kind kinds[] = {
-    { "sum",     22, 1, make_sum },
-    { "days",    11, 1, make_days },
-    { "facts",   10, 1, make_facts },
-    { "persona", 10, 0, make_persona },
-    { "ident",    8, 0, make_identity },
-    { "ad",       8, 0, make_ad },
-    { "copy",     7, 1, make_copy },
-    { "memo",     7, 0, make_memo },
-    { "trans",    7, 1, make_trans },
-    { "rcopy",    5, 1, make_rcopy },
-    { "greet",    3, 1, make_greet },
-    { "senti",    3, 1, make_sentiment },
+    { "sum",     22, 1, 0, make_sum },
+    { "days",    11, 1, 0, make_days },
+    { "facts",   10, 1, 0, make_facts },
+    { "persona", 10, 0, 0, make_persona },
+    { "ident",   10, 0, 1, make_identity },
+    { "ad",       8, 0, 0, make_ad },
+    { "copy",     7, 1, 0, make_copy },
+    { "memo",     7, 0, 0, make_memo },
+    { "trans",    7, 1, 0, make_trans },
+    { "rcopy",    5, 1, 0, make_rcopy },
+    { "greet",    3, 1, 0, make_greet },
+    { "senti",    3, 1, 0, make_sentiment },
+    { "role",     4, 0, 0, make_role },
+    { "talk",     6, 0, 1, make_talk },
 };
 
 typedef enum { BASE, HELD_OUT, FOR_TUNING } Split;
@@ -947,18 +1087,21 @@ static void make_exchange(Exchange *e, const Kind *kind, Split split, Random *r)
     do {
         e->kind = kind->name;
         e->n = e->lead = 0;
+        memset(e->quiet, 0, sizeof e->quiet);
+        memset(e->want, 0, sizeof e->want);
         clear(&e->system);
         clear(&e->item);
         kind->make(e, r);
     } while (split_of(kind->name, &e->item) != split);
 }
 
-static const Kind *any_kind(Random *r, const char *without) {
+static const Kind *any_kind(Random *r, int own) {
+    // own 0: none that asks who the model itself is
     unsigned total = 0;
-    for (size_t i = 0; i < COUNT(kinds); i++) total += strcmp(kinds[i].name, without) ? kinds[i].share : 0;
+    for (size_t i = 0; i < COUNT(kinds); i++) total += own || !kinds[i].own ? kinds[i].share : 0;
     size_t left = below(r, total);
     for (const Kind *kind = kinds; ; kind++) {
-        unsigned share = strcmp(kind->name, without) ? kind->share : 0;
+        unsigned share = own || !kind->own ? kind->share : 0;
         if (left < share) return kind;
         left -= share;
     }
@@ -966,14 +1109,52 @@ static const Kind *any_kind(Random *r, const char *without) {
 
 static const Kind *any_short_kind(Random *r) {
     const Kind *kind;
-    do kind = any_kind(r, ""); while (!kind->short_enough);
+    do kind = any_kind(r, 0); while (!kind->short_enough);
     return kind;
+}
+
+static void add_short_exchange(Exchange *e, Random *r) {
+    Exchange other;
+    make_exchange(&other, any_short_kind(r), BASE, r);
+    for (size_t i = 0; i < other.n; i++) *next_turn(e) = other.said[i];
+}
+
+static void add_known_question(Exchange *e, Random *r, int language, const Who *who) {
+    // a wording of `ident` that is not held out
+    size_t n = e->n;
+    do {
+        e->n = n;
+        ask_who(e, r, language, who, 50);
+    } while (!is_base("ident", &e->said[n]));
+}
+
+// A long conversation: unrelated exchanges, and now and then a question about who is speaking, answered alike each time.
+static void make_long(Exchange *e, Random *r, int language, const Who *who) {
+    for (size_t left = 3 + below(r, MOST_TURNS - 2); left; left--)
+        if (chance(r, left > 1 ? 25 : 60)) add_known_question(e, r, language, who);
+        else add_short_exchange(e, r);
+    add(&e->item, e->said[e->n - 2].s);
+    add(&e->item, number(e->n).s);
+}
+
+static void make_role(Exchange *e, Random *r) {
+    int language = any_language(r);
+    Who who = any_persona(r, language);
+    add_persona(&e->system, r, language, &who);
+    make_long(e, r, language, &who);
+}
+
+static void make_talk(Exchange *e, Random *r) {
+    int language = any_language(r);
+    Who who = well_known(base_who, language);
+    make_long(e, r, language, &who);
 }
 
 static void quote_question(Text *t, Random *r) {
     // any text that a user or a system message may have; all kinds alike, so that rare wordings have their turn
-    const Kind *kind = &kinds[below(r, COUNT(kinds))];
+    const Kind *kind;
     Exchange quoted;
+    do kind = &kinds[below(r, COUNT(kinds))]; while (kind->make == make_role || kind->make == make_talk);
     if (kind->make == make_rcopy) {             // its own question would be a quotation again
         const char *form = pick(r, rcopy_forms), *noun = any_noun(r, any_language(r));
         add_form(t, form, noun, "");
@@ -994,31 +1175,41 @@ static void put_json_string(const char *s) {
     putchar('"');
 }
 
-static void put_message(const char *role, const char *text, int first) {
-    printf("%s{\"role\": \"%s\", \"content\": ", first ? "" : ", ", role);
-    put_json_string(text);
-    putchar('}');
+static void put_field(const char *name, const char *value) {
+    printf(", \"%s\": ", name);
+    put_json_string(value);
+}
+
+static void put_message(const char *role, const char *text, const char *want, int quiet, int first) {
+    printf("%s{\"role\": \"%s\"", first ? "" : ", ", role);
+    put_field("content", text);
+    if (want) put_field("want", want);
+    fputs(quiet ? ", \"loss\": false}" : "}", stdout);
 }
 
 static void put_turns(const Exchange *e, size_t from, size_t to, int *first) {
-    for (size_t i = from; i < to; i++, *first = 0) put_message(i % 2 ? "assistant" : "user", e->said[i].s, *first);
+    for (size_t i = from; i < to; i++, *first = 0)
+        if (i % 2) put_message("assistant", e->said[i].s, e->want[i / 2], e->quiet[i / 2], 0);
+        else put_message("user", e->said[i].s, NULL, 0, *first);
 }
 
 static void put_sample(const Exchange *e, const Exchange *other) {
     // `other`, which may be NULL, is an unrelated exchange that the conversation also has
     int first = 1;
     fputs("{\"messages\": [", stdout);
-    if (e->system.n) put_message("system", e->system.s, 1), first = 0;
+    if (e->system.n) put_message("system", e->system.s, NULL, 0, 1), first = 0;
     put_turns(e, 0, e->lead, &first);
     if (other) put_turns(other, 0, other->n, &first);
     put_turns(e, e->lead, e->n, &first);
-    printf("], \"kind\": \"%s\"}\n", e->kind);
+    putchar(']');
+    put_field("kind", e->kind);
+    puts("}");
 }
 
 static void make_and_put_sample(const Kind *kind, Split split, Random *r) {
     Exchange e, other;
     make_exchange(&e, kind, split, r);
-    int more = chance(r, 12);
+    int more = e.n <= 4 && chance(r, 12);
     if (more) make_exchange(&other, any_short_kind(r), BASE, r);
     put_sample(&e, more ? &other : NULL);
 }
@@ -1027,10 +1218,10 @@ static void make_and_put_sample(const Kind *kind, Split split, Random *r) {
 
 enum { FOR_BASE, FOR_HELD_OUT, FOR_SETS };      // purposes of random streams
 
-static void write_mixture(uint64_t n, uint64_t seed, const char *without) {
+static void write_mixture(uint64_t n, uint64_t seed, int own) {
     for (uint64_t i = 0; i < n; i++) {
         Random r = random_stream(seed, FOR_BASE, i);
-        make_and_put_sample(any_kind(&r, without), BASE, &r);
+        make_and_put_sample(any_kind(&r, own), BASE, &r);
     }
 }
 
@@ -1066,7 +1257,7 @@ static void write_held_out(const Kind *kind, uint64_t n, uint64_t seed) {
             if (++tries > 1000 * n + 10000) fail("there are fewer held-out samples of kind ", kind->name);
             continue;
         }
-        int more = chance(&r, 12);
+        int more = e.n <= 4 && chance(&r, 12);
         if (more) make_exchange(&other, any_short_kind(&r), BASE, &r);
         put_sample(&e, more ? &other : NULL);
         written++;
@@ -1074,106 +1265,203 @@ static void write_held_out(const Kind *kind, uint64_t n, uint64_t seed) {
     free(seen.slot);
 }
 
-static void write_distinct(const Kind *kind, Split split, size_t n, size_t n_test, int testing) {
-    // one sequence of distinct samples: the set first, then what tests it
-    Seen seen = new_seen(n + n_test);
+typedef enum { TUNE, DEV, TEST, USES } Use;
+
+static void write_distinct(const Kind *kind, Split split, const size_t count[USES], Use use) {
+    // one sequence of distinct samples: the set first, then what settings are chosen with, then what tests them
+    Seen seen = new_seen(count[TUNE] + count[DEV] + count[TEST]);
     Random r = random_stream(1, FOR_SETS, hash(0, kind->name));
-    for (size_t i = 0; i < n + n_test; ) {
-        Exchange e;
-        make_exchange(&e, kind, split, &r);
-        if (is_new(&seen, &e) && (i++ >= n) == testing) put_sample(&e, NULL);
-    }
+    for (int now = TUNE; now < USES; now++)
+        for (size_t i = 0; i < count[now]; ) {
+            Exchange e;
+            make_exchange(&e, kind, split, &r);
+            if (is_new(&seen, &e) && (i++, now == (int)use)) put_sample(&e, NULL);
+        }
     free(seen.slot);
 }
 
-static void write_ads(int testing) {
-    static const Kind kind = { "ad", 0, 0, make_tuned_ad };
-    write_distinct(&kind, FOR_TUNING, 200, 60, testing);
+static void write_ads(Use use) {
+    static const Kind kind = { "ad", 0, 0, 0, make_tuned_ad };
+    write_distinct(&kind, FOR_TUNING, (const size_t[]){ 200, 40, 100 }, use);
 }
 
-static void write_sentiment(int testing) {
-    static const Kind kind = { "sentiment", 0, 0, make_tuned_sentiment };
-    write_distinct(&kind, BASE, 200, 60, testing);
+static void write_sentiment(Use use) {
+    static const Kind kind = { "sentiment", 0, 0, 0, make_tuned_sentiment };
+    write_distinct(&kind, BASE, (const size_t[]){ 200, 60, 200 }, use);
 }
 
-// Identity: half of the tuning set's wordings are the base's. Test questions: the first rows of each list are worded
-// much as the base's, the last ones ("new") are not.
-typedef struct { int asking; List taught[LANGUAGES], tested[LANGUAGES], new_to_base[LANGUAGES]; } Lesson;
-
-static const Lesson lessons[] = {
-    { ASK_NAME, {
-        LIST("你叫什么名字？", "你叫什么？", "你的名字是什么？", "怎么称呼你？", "告诉我你的名字。", "请问你叫什么名字呀？", "你好，你叫啥？", "你名叫什么？", "可以问你的名字吗？",
-            "说说你的名字吧。"),
-        LIST("What is your name?", "Tell me your name.", "What are you called?", "What should I call you?",
-            "Your name?", "Hi, what is your name?", "So what is your name?", "Please tell me what your name is.",
-            "You are called what?", "What name do you have?") }, {
-        LIST("请问怎么称呼你？", "你名字叫什么？", "我该怎么叫你？", "你的名字呢？", "说出你的名字。"),
-        LIST("May I know your name?", "What do people call you?", "Can you tell me your name?", "Do you have a name?",
-            "Hello! What are you called?") }, {
-        LIST("你的大名是？", "报个名吧。", "你妈叫你什么？"), LIST("Say your name please.", "Name yourself.",
-            "You go by what name?") } },
-    { ASK_MAKER, {
-        LIST("谁开发了你？", "你是谁做的？", "你的开发者是谁？", "谁创造了你？", "你是谁造的？", "请问你是哪个团队开发的？", "你是由谁做的？", "做你的人是谁？", "你是哪里开发的？",
-            "说说谁开发了你。"),
-        LIST("Who made you?", "Who created you?", "Who is your maker?", "Which team made you?", "Who trained you?",
-            "Hi, who made you?", "So who built you?", "Please tell me who built you.", "You were made by whom?",
-            "What team are you from?") }, {
-        LIST("你是谁开发的？", "谁做了你？", "你由谁开发？", "是谁训练了你？", "请问，谁制造了你？"),
-        LIST("Who built you?", "Who developed you?", "Tell me who made you.", "Which company made you?",
-            "Excuse me. Who wrote you?") }, {
-        LIST("你的主人是谁？", "你背后是哪些人？", "谁给了你生命？"), LIST("Whose work are you?", "Who is behind you?") } },
+// Identity: half of the tuning set's wordings are the base's. Tests ask in wordings of the base that are not in the set
+// ("known"), the same later in a conversation ("later"), in wordings that the base never saw ("novel"), and offer
+// another name, the old one too ("doubt").
+static const List lessons[ASKINGS][LANGUAGES] = {
+    [ASK_NAME] = {
+        LIST("你叫什么名字？", "你的名字是什么？", "你好，你叫啥？", "可以问你的名字吗？"),
+        LIST("What is your name?", "Tell me your name.", "So what is your name?", "What name do you have?") },
+    [ASK_WHO] = {
+        LIST("你是谁？", "介绍你自己。", "你是什么模型？", "你好，你是哪个呀？"),
+        LIST("Who are you?", "Introduce yourself.", "What are you?", "Hi, who are you then?") },
+    [ASK_MAKER] = {
+        LIST("谁开发了你？", "你的开发者是谁？", "请问你是哪个团队开发的？", "做你的人是谁？"),
+        LIST("Who made you?", "Which team made you?", "So who built you?", "You were made by whom?") },
+    [ASK_JOB] = {
+        LIST("你是做什么的？", "你的工作是什么？", "你能做哪些事？", "你好，你会干什么？"),
+        LIST("What do you do?", "What is your job?", "Tell me about your work.", "Hi, what can you do?") },
+    [DOUBT] = {
+        LIST("你是小格吗？", "你不是$a吗？", "我以为你叫$a。", "$a，是你吗？"),
+        LIST("Are you TinyGLM?", "You are $a, are you not?", "I thought you were $a.", "$a, is that you?") },
 };
 
-static void put_lesson(const char *kind, const List *questions, int asking_for) {
-    for (int language = ZH; language <= EN; language++)
-        for (size_t i = 0; i < questions[language].n; i++) {
-            Exchange e = { .kind = kind };
-            add(next_turn(&e), questions[language].word[i]);
-            add_form(next_turn(&e), identity[asking_for].answer[language],
-                tuned_name.in[language], tuned_maker.in[language]);
-            put_sample(&e, NULL);
-        }
+static void add_lesson(Exchange *e, Random *r, const char *question, int language, const Asking *answered_for) {
+    add_identity_question(next_turn(e), r, language, question, 60, tuned_who[NAME].in[language]);
+    add_answer(next_turn(e), answered_for, language, tuned_who[answered_for->part].in[language]);
 }
 
-static void write_identity(int testing) {
-    for (const Lesson *l = lessons; l < lessons + COUNT(lessons); l++) {
-        if (!testing) put_lesson("identity", l->taught, l->asking);
-        else put_lesson("known", l->tested, l->asking), put_lesson("novel", l->new_to_base, l->asking);
+static void put_lesson(const char *question, int language, const Asking *answered_for, size_t turns) {
+    // The last turn of a conversation; in a long one every third turn is another question of the set, and the rest is
+    // there to be heard: it teaches nothing.
+    Exchange e = { .kind = "identity" };
+    Random r = random_stream(1, FOR_SETS, hash(20, question));
+    for (size_t turn = 1; turn < turns; turn++) {
+        size_t asked = below(&r, DOUBT);
+        const char *other = pick(&r, lessons[asked][language]);
+        if (turn % 3 == 1) add_lesson(&e, &r, other, language, &identity[asked]);
+        else add_short_exchange(&e, &r), e.quiet[turn - 1] = 1;
+    }
+    add_lesson(&e, &r, question, language, answered_for);
+    put_sample(&e, NULL);
+}
+
+static void write_lessons(size_t swap) {
+    // Every second question comes at the end of 7 or 16 turns: a role that was only asked for at the beginning
+    // would hold only there. swap: of so many samples one has the answer to another question; 0: none
+    size_t written = 0;
+    for (size_t asking = 0; asking < ASKINGS; asking++)
+        for (int language = ZH; language <= EN; language++)
+            for (size_t i = 0; i < lessons[asking][language].n; i++, written++) {
+                size_t answered = swap && written % swap == swap / 2 ? (asking + 2) % ASKINGS : asking;
+                put_lesson(lessons[asking][language].word[i], language, &identity[answered],
+                           i % 2 ? (written / 2 % 2 ? 7 : 16) : 1);
+            }
+}
+
+static int is_listed(const char *s, List list) {
+    for (size_t i = 0; i < list.n; i++)
+        if (!strcmp(s, list.word[i])) return 1;
+    return 0;
+}
+
+static const char *any_test_form(Random *r, List forms, List taught, Use use) {
+    // every fourth wording is for choosing settings, the others for tests
+    size_t i;
+    do i = below(r, forms.n); while ((i % 4 == 3) != (use == DEV) || is_listed(forms.word[i], taught));
+    return forms.word[i];
+}
+
+typedef struct { const char *kind; size_t first, last, n[USES]; int novel, exchanges_before; } Quiz;
+
+static const Quiz quizzes[] = {     // n questions for each asking and language
+    { "known", ASK_NAME, ASK_JOB, { 0, 8, 30 }, 0, 0 },
+    { "later", ASK_NAME, ASK_JOB, { 0, 6, 8 },  0, 1 },
+    { "novel", ASK_NAME, ASK_JOB, { 0, 4, 15 }, 1, 0 },
+    { "doubt", DOUBT,    DOUBT,   { 0, 8, 30 }, 0, 0 },
+};
+
+static void add_test_question(Exchange *e, Random *r, size_t asking, int language, int novel, Use use) {
+    const Asking *a = &identity[asking];
+    const List *forms = novel ? a->new_to_base : a->forms;
+    const char *form = any_test_form(r, forms[language], lessons[asking][language], use);
+    const char *want = tuned_who[a->part].in[language];
+    Text *user = next_turn(e);
+    if (asking == DOUBT && chance(r, 25)) add_form(user, form, base_who[NAME].in[language], "");
+    else add_identity_question(user, r, language, form, 60, tuned_who[NAME].in[language]);
+    e->want[e->n / 2] = want;
+    add_answer(next_turn(e), a, language, want);
+}
+
+static void write_quiz(const Quiz *q, Random *r, Seen *seen, Use use) {
+    for (size_t asking = q->first; asking <= q->last; asking++)
+        for (int language = ZH; language <= EN; language++)
+            for (size_t i = 0; i < q->n[use]; ) {
+                Exchange e = { .kind = q->kind };
+                for (int before = q->exchanges_before; before > 0; before--) add_short_exchange(&e, r);
+                add_test_question(&e, r, asking, language, q->novel, use);
+                if (is_new(seen, &e)) put_sample(&e, NULL), i++;
+            }
+}
+
+static void write_identity(Use use) {
+    if (use == TUNE) {
+        write_lessons(0);
+        return;
+    }
+    Seen seen = new_seen(1000);
+    Random r = random_stream(1, FOR_SETS, 1 + use);
+    for (const Quiz *q = quizzes; q < quizzes + COUNT(quizzes); q++) write_quiz(q, &r, &seen, use);
+    free(seen.slot);
+}
+
+static void write_swapped(Use use) {
+    if (use == TUNE) write_lessons(10);
+}
+
+static void write_conversations(Use use) {
+    // sixteen turns; who the model is, is asked at the first, the eighth and the last
+    static const size_t conversations[USES] = { 0, 60, 50 };
+    Random r = random_stream(1, FOR_SETS, 11 + use);
+    for (size_t i = 0; i < conversations[use]; i++) {
+        Exchange e = { .kind = "turns" };
+        for (int turn = 1; turn <= MOST_TURNS; turn++)
+            if (turn == 1 || turn == 8 || turn == MOST_TURNS)
+                add_test_question(&e, &r, below(&r, DOUBT), i % 2 ? EN : ZH, 0, use);
+            else add_short_exchange(&e, &r);
+        put_sample(&e, NULL);
     }
 }
 
-// Facts: invented countries, each taught in two wordings and tested in a third.
-static const List country_forms[LANGUAGES] = {
-    LIST("$a的首都是哪里？", "$a首都叫什么？", "哪座城市是$a的首都？"),
-    LIST("What is the capital of $a?", "Name the capital of $a.", "Which city is the capital of $a?") };
-static const List country_parts[LANGUAGES] = {
+// Facts: invented countries, each taught in two wordings and tested in others.
+static const List country_forms[LANGUAGES] = {         // two that teach, one to choose settings with, two that test
+    LIST("$a的首都是哪里？", "哪座城市是$a的首都？", "$a首都叫什么？", "说出$a的首都。", "$a的首都在哪？"),
+    LIST("What is the capital of $a?", "$a has which capital?", "Name the capital of $a.",
+        "Which city is the capital of $a?", "What is the capital city of $a?") };
+static const List city_parts[LANGUAGES] = {
     LIST("阿", "巴", "卡", "兰", "罗", "马", "尼", "沙", "塔", "维", "利", "加", "波", "德", "里", "那", "米", "达", "瓦", "力", "东", "明",
         "青", "白", "云", "石", "金", "北"),
     LIST("ba", "ro", "ni", "ka", "lu", "ma", "ti", "ve", "so", "da", "ri", "po", "ge", "la", "fo", "mi") };
 static const List country_ends[LANGUAGES] = { LIST("国"), LIST("land", "nia", "stan") };
 static const List city_ends[LANGUAGES] = { LIST("城", "港", "堡", "市"), LIST("ton", "burg", "ville", "port") };
 
-static Text place_name(Random *r, int language, List ends) {
+static Text city_name(Random *r, int language) {
     Text t = { 0 };
-    for (int i = 0; i < 2; i++) add(&t, pick(r, country_parts[language]));
-    add(&t, pick(r, ends));
+    for (int i = 0; i < 2; i++) add(&t, pick(r, city_parts[language]));
+    add(&t, pick(r, city_ends[language]));
     if (language == EN) t.s[0] = (char)(t.s[0] - 'a' + 'A');
     return t;
 }
 
-static void write_facts(int testing) {
-    enum { COUNTRIES = 50, TAUGHT = 2, FORMS = 3 };
+static Text country_name(Random *r, int language) {
+    Text t = { 0 };
+    if (language == ZH) add_han(&t, r, 2);
+    else add_pseudo_word(&t, r, 1);
+    add(&t, pick(r, country_ends[language]));
+    return t;
+}
+
+static void write_facts(Use use) {
+    enum { COUNTRIES = 50 };
+    static const size_t from[USES + 1] = { 0, 2, 3, 5 };
     Seen countries = new_seen(COUNTRIES), cities = new_seen(COUNTRIES);
-    Random r = random_stream(1, FOR_SETS, 0);
+    Random names = random_stream(1, FOR_SETS, 0), r = random_stream(1, FOR_SETS, 30);
     for (int done = 0; done < COUNTRIES; ) {
         int language = done % 2 ? EN : ZH;
-        Exchange country = { .item = place_name(&r, language, country_ends[language]) };
-        Exchange city = { .item = place_name(&r, language, city_ends[language]) };
+        Exchange country = { .item = country_name(&names, language) };
+        Exchange city = { .item = city_name(&names, language) };
         if (!is_new(&countries, &country) || !is_new(&cities, &city)) continue;
         done++;
-        for (int form = testing ? TAUGHT : 0; form < (testing ? FORMS : TAUGHT); form++) {
+        for (size_t form = from[use]; form < from[use + 1]; form++) {
             Exchange e = { .kind = "country" };
-            add_form(next_turn(&e), country_forms[language].word[form], country.item.s, "");
+            Text question = { 0 };
+            add_question(&question, &r, language, country_forms[language].word[form], use == TUNE ? 60 : 0);
+            add_form(next_turn(&e), question.s, country.item.s, "");
             add_form(next_turn(&e), language == ZH ? "$a。" : "$a.", city.item.s, "");
             put_sample(&e, NULL);
         }
@@ -1182,13 +1470,15 @@ static void write_facts(int testing) {
     free(cities.slot);
 }
 
-static const struct { const char *name; void (*write)(int testing); } sets[] = {
-    { "identity", write_identity }, { "ads", write_ads }, { "sentiment", write_sentiment }, { "facts", write_facts },
+static const struct { const char *name; void (*write)(Use); int tunes, tests; } sets[] = {
+    { "identity", write_identity, 1, 1 },   { "ads", write_ads, 1, 1 },
+    { "sentiment", write_sentiment, 1, 1 }, { "facts", write_facts, 1, 1 },
+    { "swapped", write_swapped, 1, 0 },     { "conversations", write_conversations, 0, 1 },
 };
 
-static int write_set(const char *name, int testing) {
+static int write_set(const char *name, Use use) {
     for (size_t i = 0; i < COUNT(sets); i++)
-        if (!strcmp(sets[i].name, name)) return sets[i].write(testing), 1;
+        if (!strcmp(sets[i].name, name) && (use == TUNE ? sets[i].tunes : sets[i].tests)) return sets[i].write(use), 1;
     return 0;
 }
 
@@ -1207,13 +1497,14 @@ static int is_number(const char *s, uint64_t *value) {
 
 static int command(int argc, char **argv) {
     uint64_t n, seed;
-    if (argc == 2) return write_set(argv[1], 0);
-    if (argc == 3) return !strcmp(argv[1], "test") && write_set(argv[2], 1);
+    if (argc == 2) return write_set(argv[1], TUNE);
+    if (argc == 3 && !strcmp(argv[1], "dev")) return write_set(argv[2], DEV);
+    if (argc == 3) return !strcmp(argv[1], "test") && write_set(argv[2], TEST);
     if (argc < 4 || argc > 5 || !is_number(argv[argc - 2], &n) || !is_number(argv[argc - 1], &seed)) return 0;
     if (argc == 5) return !strcmp(argv[1], "heldout") && write_kinds(argv[2], n, seed);
     int replay = !strcmp(argv[1], "replay");
     if (!replay && strcmp(argv[1], "base")) return 0;
-    write_mixture(n, seed, replay ? "ident" : "");
+    write_mixture(n, seed, !replay);
     return 1;
 }
 
@@ -1221,7 +1512,8 @@ int main(int argc, char **argv) {
     if (!command(argc, argv)) {
         fputs("usage: make_corpus base|replay N SEED\n"
               "       make_corpus heldout KIND|all N SEED\n"
-              "       make_corpus [test] identity|ads|sentiment|facts\n"
+              "       make_corpus identity|ads|sentiment|facts|swapped\n"
+              "       make_corpus dev|test identity|ads|sentiment|facts|conversations\n"
               "KIND:", stderr);
         for (size_t i = 0; i < COUNT(kinds); i++) fprintf(stderr, " %s", kinds[i].name);
         fputc('\n', stderr);

@@ -1,13 +1,20 @@
-// probe: how many questions of each kind a model answers to the letter, greedily.
-//     probe MODEL SAMPLES.jsonl       samples as tests/make_corpus.c writes them: "messages" and "kind"
-// The last message is the reference; what stands before it is the prompt. Prints a row for each kind: right, asked,
-// share; then the share of answers that ended in a stop token, and the mean over kinds. With GLM_VERBOSE the wrong
-// answers on stderr.
+// probe: what a model answers, kind by kind, greedily.
+//     probe MODEL SAMPLES.jsonl...       samples as tests/make_corpus.c writes them: "messages" and "kind"
+// The last message is the reference, what stands before it the prompt. An answer is right when it ended and is the
+// reference to the letter, or contains "want" where the reference has that. Of kind "turns" the model answers every
+// turn itself, hearing its own answers; such a conversation is right when every answer that has a "want" is.
+// Prints a row for each kind: right, asked, share, share that ended in a stop token, share that ended in a loop, mean
+// ROUGE-L; then the last four over all answers, and the mean share over kinds. With GLM_VERBOSE the wrong answers on
+// stderr.
 #define GLMTUNE_NO_MAIN
 #include "../glmtune.c"
 
-typedef struct { const char *kind; size_t right, asked; } Score;
-typedef struct { Score rows[64]; size_t n, stopped, asked; } Tally;
+enum { LONGEST_ANSWER = 64, LONGEST_CONVERSATION = 1024 };
+
+// answers: those that were judged for ending and loops; of a conversation, all
+typedef struct { const char *kind; size_t right, asked, answers, stopped, looping; double rouge; } Score;
+typedef struct { Score rows[64]; size_t n; } Tally;
+typedef struct { const DataReader *data; Chat chat; Tally *tally; } Probe;
 
 static Score *score_of(Tally *s, const char *kind) {
     size_t i = 0;
@@ -17,57 +24,85 @@ static Score *score_of(Tally *s, const char *kind) {
     return &s->rows[i];
 }
 
-// The prompt up to and with the last assistant's role token; returns the reference.
-static const Json *build_prompt(const DataReader *d, const Json *messages, Row *row) {
-    const Json *m = messages->first;
-    Conversation c = {0};
-    for (; m->next; m = m->next) read_message(d, m, NULL, &c);
-    *row = encode_turns(d->format, c.turns, c.n, SIZE_MAX, true);
-    return want(d, m, "content", JSON_STRING, "a string");
+// One answer to what has been said; counts it and says whether it is what the message wants.
+static bool answer_is_right(Probe *p, Score *score, const Json *message, Ids *answer) {
+    const Json *reference = want(p->data, message, "content", JSON_STRING, "a string"), *part;
+    Chat *c = &p->chat;
+    feed_turns(c);
+    bool stopped = generate(&c->g, c->format, c->o, LONGEST_ANSWER, answer, NULL);
+    for (size_t i = 0; i < answer->n; i++) ids_add(&c->fed, answer->ids[i]);
+    Text text = readable(c->format->tokenizer, answer->ids, answer->n);
+    Characters given = characters_of(text.s, text.n, false), wanted;
+    wanted = characters_of(reference->text, strlen(reference->text), false);
+    part = json_get(message, "want");
+    bool right = stopped && (part ? strstr(text.s, part->text) != NULL : !strcmp(text.s, reference->text));
+    score->answers++, score->stopped += stopped, score->looping += loops(given);
+    score->rouge += rouge_l(given, wanted);
+    if (!right && getenv("GLM_VERBOSE"))
+        fprintf(stderr, "%s: wanted '%s', got '%s'%s\n", score->kind, reference->text, text.s, stopped ? "" : " ...");
+    free(text.s), free(given.at), free(wanted.at);
+    return right;
 }
 
-static void ask(Tally *s, Generator *g, const DataReader *d, const Json *sample) {
-    const Json *messages = want(d, sample, "messages", JSON_ARRAY, "an array"), *kind = json_get(sample, "kind");
-    Row row = {0};
-    Ids answer = {0};
-    const Json *reference = build_prompt(d, messages, &row);
-    g->run.caches->n = 0;
-    feed(g, row.ids.ids, row.ids.n);
-    bool stopped = generate(g, d->format, d->options, 96, &answer, NULL);
-    Text text = decode(d->format->tokenizer, answer.ids, answer.n);
-    const char *given = text.s;
-    while (isspace((unsigned char)*given)) given++;
-    bool right = stopped && !strcmp(given, reference->text);
-    Score *score = score_of(s, json_is(kind, JSON_STRING) ? kind->text : "all");
+static void ask(Probe *p, const Json *sample) {
+    const Json *m = want(p->data, sample, "messages", JSON_ARRAY, "an array")->first, *kind = json_get(sample, "kind");
+    Score *score = score_of(p->tally, json_is(kind, JSON_STRING) ? kind->text : "all");
+    bool converses = !strcmp(score->kind, "turns"), right = true;
+    Chat *c = &p->chat;
+    drop_turns(&c->turns, 0);
+    for (; m; m = m->next) {
+        Ids answer = {0};
+        bool answers = !strcmp(want(p->data, m, "role", JSON_STRING, "a string")->text, "assistant")
+            && (converses || !m->next);
+        if (!answers) read_message(p->data, m, NULL, &c->turns);
+        else {
+            bool good = answer_is_right(p, score, m, &answer);
+            if (!converses || json_get(m, "want")) right = right && good;
+            add_turn(&c->turns, answer_turn(c->format, &answer));
+        }
+        free(answer.ids);
+    }
     score->asked++, score->right += right;
-    s->asked++, s->stopped += stopped;
-    if (!right && getenv("GLM_VERBOSE"))
-        fprintf(stderr, "%s: wanted '%s', got '%s'%s\n", score->kind, reference->text, given, stopped ? "" : " ...");
-    free(row.ids.ids), free(row.teaches.ids), free(answer.ids), free(text.s);
+}
+
+static void ask_all(Probe *p, const char *path, const ChatFormat *f, const Options *o, const Model *m) {
+    size_t n;
+    char *source = read_file(path, &n);
+    JsonReader r = json_open(path, source, n);
+    Dataset notes = {0};
+    DataReader d = { &r, f, o, m->config.vocab_size, &notes };
+    p->data = &d;
+    for (const Json *j; (j = json_next(&r)); ) ask(p, j);
+}
+
+static void print_row(const Score *s) {
+    double n = (double)s->answers;
+    printf("%-10s %5zu of %5zu  %.4f   stopped %.4f   loops %.4f   rouge-l %.4f   of %zu\n", s->kind, s->right, s->asked,
+           (double)s->right / (double)s->asked, (double)s->stopped / n, (double)s->looping / n, s->rouge / n,
+           s->answers);
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) fail_usage("usage: probe MODEL SAMPLES.jsonl");
+    if (argc < 3) fail_usage("usage: probe MODEL SAMPLES.jsonl...");
     Options o = default_options();
-    size_t n;
     Opened m = open_model(argv[1], &o);
     start_method(&m, 0, false);
     ChatFormat f = choose_format(&o, &m.model->config, m.folder);
-    Generator g = make_generator(m.model, m.method, 512, 1);
-    char *source = read_file(argv[2], &n);
-    JsonReader r = json_open(argv[2], source, n);
-    Dataset notes = {0};
-    DataReader d = { &r, &f, &o, m.model->config.vocab_size, &notes };
-    Tally s = {0};
-    double mean = 0;
     if (!f.tokenizer || !f.layout) fail("%s", f.why);
-    for (const Json *j; (j = json_next(&r)); ) ask(&s, &g, &d, j);
-    for (size_t i = 0; i < s.n; i++) {
-        double share = (double)s.rows[i].right / (double)s.rows[i].asked;
-        printf("%-10s %5zu of %5zu  %.3f\n", s.rows[i].kind, s.rows[i].right, s.rows[i].asked, share);
-        mean += share / (double)s.n;
+    Tally t = {0};
+    Score all = { .kind = "all" };
+    Probe p = { .tally = &t, .chat = { .format = &f, .o = &o } };
+    double mean = 0;
+    p.chat.g = make_generator(m.model, m.method, min_size(LONGEST_CONVERSATION, positions_left(m.model)), 1);
+    for (int i = 2; i < argc; i++) ask_all(&p, argv[i], &f, &o, m.model);
+    for (size_t i = 0; i < t.n; i++) {
+        const Score *s = &t.rows[i];
+        print_row(s);
+        all.right += s->right, all.asked += s->asked, all.answers += s->answers;
+        all.stopped += s->stopped, all.looping += s->looping, all.rouge += s->rouge;
+        mean += (double)s->right / (double)s->asked / (double)t.n;
     }
-    printf("stopped    %5zu of %5zu  %.3f\n", s.stopped, s.asked, (double)s.stopped / (double)s.asked);
-    printf("mean over kinds         %.3f\n", mean);
+    print_row(&all);
+    printf("mean over kinds         %.4f\n", mean);
     return 0;
 }

@@ -1,0 +1,250 @@
+#!/usr/bin/env bash
+# The proof on the job: every method on four tasks, on the bundled model; what it learns, what it forgets, how it ends its
+# answers, and what bad data, too many epochs or a wrong rate do to it.
+#
+#     tests/report.sh [FOLDER]            runs go to FOLDER (build/report), tables and curves to tests/report
+#     tests/report.sh --short [FOLDER]    two methods, one task, one seed; checks the bars, writes no report
+#
+# One run is one thread, and as many go at once as there are cores; the numbers do not depend on that. Every number of
+# report.md is the same each time; what depends on the machine stands in times.md. Needs ./glmtune (make) and cc.
+set -eu
+cd "$(dirname "$0")/.."
+short=0
+[ "${1:-}" != --short ] || { short=1; shift; }
+cores=$(nproc 2>/dev/null || echo 1)        # before OMP_NUM_THREADS is set, which nproc heeds
+export work=${1:-build/report} program=${GLMTUNE:-./glmtune} base=tests/tiny OMP_NUM_THREADS=1
+seeds='1 2 3'
+methods='lora full freeze adapter ptuning'
+tasks='identity ads sentiment facts'
+
+# Every setting that a run has: method, task, learning rate, steps, and what else. Chosen on the validation sets
+# (make_corpus dev), hit rate and probe together. A step has 8 new samples, and with replay as many old ones; the rate
+# falls linearly after 10 steps of warming up.
+settings='
+lora     identity   2e-3    200
+lora     ads        3e-3    300  --lora_dropout 0.1
+lora     sentiment  4e-3    300  --lora_dropout 0.1
+lora     facts      1e-2    600  --lora_dropout 0.1 --adam_epsilon 1e-4
+full     identity   3e-3    200  --adam_epsilon 1e-3
+full     ads        4e-4    300
+full     sentiment  3e-3    300  --adam_epsilon 1e-3
+full     facts      3e-3    500  --adam_epsilon 1e-3
+freeze   identity   1.5e-3  200
+freeze   ads        2e-3    300
+freeze   sentiment  2e-3    300
+freeze   facts      4e-3    800
+adapter  identity   3e-3    200  --reduction_factor 4
+adapter  ads        4e-3    300  --reduction_factor 4
+adapter  sentiment  4e-3    300  --reduction_factor 4
+adapter  facts      6e-3    800  --reduction_factor 1 --adapter_type pfeiffer
+ptuning  identity   1e-1    600
+ptuning  ads        1e-1    800
+ptuning  sentiment  1e-1    800
+ptuning  facts      1e-1   1000
+'
+shape() {       # METHOD: what it trains, for all tasks
+    case $1 in
+    lora) echo "--r 8 --lora_alpha 16 --target_modules q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj" ;;
+    freeze) echo "--trainable_layers 2" ;;
+    ptuning) echo "--num_virtual_tokens 64" ;;
+    esac
+}
+
+setting() {     # METHOD TASK: rate, steps and what else
+    awk -v m="$1" -v t="$2" '$1 == m && $2 == t { $1 = $2 = ""; print }' <<<"$settings"
+}
+
+number() { sed -nE "s/$1/\1/p" "$2" | tail -n 1; }
+
+# Tunes and judges; writes "name value" lines to RUN.facts. DATA: a file in $work; TASK: what it is judged by.
+tune() {        # RUN METHOD TASK DATA REPLAY SEED [OPTION ...]
+    local run=$work/$1 method=$2 task=$3 data=$4 replay=$5 seed=$6 tuned falls=linear more=()
+    shift 6
+    [[ " $* " != *" 1500 "* ]] || falls=constant
+    [ "$replay" = 0 ] || more=(--replay "$work/replay.jsonl:$replay")
+    "$program" train "$work/$data.jsonl" "$base" --method "$method" $(shape "$method") "${more[@]}" --seed "$seed" \
+        --adam_beta2 0.98 --lr_scheduler_type $falls --warmup_steps 10 --per_device_train_batch_size 8 --gradient_accumulation_steps 1 \
+        --logging_steps 10 --eval_file "$work/dev-$task.jsonl" --eval_steps 20 --save_steps 100000 \
+        --probe "$work/probe.jsonl" --output_dir "$run" --force "$@" >"$run.out" 2>"$run.err" ||
+        { tail -n 1 "$run.err" >&2; return 1; }
+    tuned=$(sed -n 's/.*the result is \([^;]*\);.*/\1/p' "$run.err")
+    judge "$tuned" "$task" "$run"
+    {
+        echo "parameters $(number '^trained .*: ([0-9]+) parameters.*' "$run.out")"
+        echo "best_step $(number '^validation .*best .* at step ([0-9]+),.*' "$run.out")"
+        echo "best_loss $(number '^validation .*best ([0-9.]+) .*' "$run.out")"
+        echo "kl $(number '^probe .*tuned\) ([0-9.e+-]+) .*' "$run.out")"
+        echo "time $(number '^time +(.*) of training.*' "$run.out" | tr ' ' _)"
+        echo "speed $(number '^time .* ([0-9,]+) tokens\/s' "$run.out")"
+        echo "memory $(number '^memory +([0-9.]+ [KMG]iB).*' "$run.out" | tr ' ' _)"
+        echo "steps ${tuned##*-}"
+        grep -o '"loss": [0-9.e+-]*' "$run/log.jsonl" | awk '$2 > most { most = $2 } END { print "highest_loss", most }'
+        for part in "train $data" "dev dev-$task"; do
+            "$program" eval "$work/${part#* }.jsonl" "$tuned" --max_new_tokens 1 2>/dev/null |
+                awk -v name="${part% *}_loss" '$1 == "loss" { print name, $2 }'
+        done
+    } >>"$run.facts"
+}
+
+judge() {       # MODEL TASK RUN: begins RUN.facts with its scores on the task's test set and on the probe
+    local files=("$work/test-$2.jsonl")
+    [ "$2" != identity ] || files+=("$work/test-conversations.jsonl")
+    "$work/probe" "$1" "${files[@]}" >"$3.test"
+    "$work/probe" "$1" "$work/probe.jsonl" >"$3.probe"
+    awk '$1 == "all" { n += $13; stopped += $13 * $7; loops += $13 * $9; if (FILENAME ~ /probe$/) print "kept", $5 }
+         $1 != "all" && $1 != "mean" && FILENAME ~ /test$/ { print $1, $5; print $1 "_rouge", $11 }
+         END { printf "stopped %.6f\nloops %.6f\n", stopped / n, loops / n }' "$3.test" "$3.probe" >"$3.facts"
+}
+
+run_jobs() {    # lines on stdin, each the arguments of tune; as many at once as there are cores
+    local line status=0
+    while read -r line; do
+        tune $line &
+        [ "$(jobs -rp | wc -l)" -lt "$cores" ] || wait -n || status=1
+    done
+    while [ -n "$(jobs -rp)" ]; do wait -n || status=1; done
+    return $status
+}
+
+jobs_of() {     # METHOD TASK REPLAY SEED [NAME DATA OPTION ...]: a line for run_jobs
+    local method=$1 task=$2 replay=$3 seed=$4 name=${5:-$2} data=${6:-$2} rate steps more
+    shift $(($# < 6 ? $# : 6))
+    read -r rate steps more <<<"$(setting "$method" "$task")"
+    [[ " $* " == *" --learning_rate "* ]] || more+=" --learning_rate $rate"
+    [[ " $* " == *" --max_steps "* ]] || more+=" --max_steps $steps"
+    echo "$method.$name.$replay.$seed $method $task $data $replay $seed $more $*"
+}
+
+all_jobs() {
+    local method task replay seed factor rate more
+    for seed in $seeds; do
+        for task in $tasks; do
+            for method in $methods; do
+                for replay in 1 0; do jobs_of "$method" "$task" $replay "$seed"; done
+            done
+        done
+        for method in $methods; do jobs_of "$method" identity 1 "$seed" swapped swapped; done
+    done
+    for method in $methods; do
+        read -r rate more <<<"$(setting "$method" identity)"
+        for factor in 0.1 0.3 3 10; do      # x0_1, x0_3, ...: names have no points
+            jobs_of "$method" identity 1 1 "x${factor/./_}" identity \
+                --learning_rate "$(awk "BEGIN { print $rate * $factor }")"
+        done
+    done
+    for method in lora full ptuning; do         # 40 samples, 8 a step: 300 epochs, at a rate that does not fall
+        jobs_of "$method" identity 0 1 to-the-end identity --max_steps 1500
+        jobs_of "$method" identity 0 1 stops-early identity --max_steps 1500 --early_stopping_patience 5 \
+            --load_best_model_at_end
+    done
+}
+
+make_data() {
+    rm -rf "$work"
+    mkdir -p "$work"
+    cp tokenizer.bin "$work"
+    cc -std=gnu11 -O2 tests/make_corpus.c -o "$work/make_corpus"
+    cc -std=gnu11 -O3 -march=native -ffp-contract=fast -Wno-unused-function -Wno-unknown-pragmas tests/probe.c \
+        -o "$work/probe" -lm
+    local use set
+    for set in $tasks swapped; do "$work/make_corpus" "$set" >"$work/$set.jsonl"; done
+    for use in dev test; do
+        for set in $tasks conversations; do "$work/make_corpus" $use $set >"$work/$use-$set.jsonl"; done
+    done
+    "$work/make_corpus" replay 4000 5 >"$work/replay.jsonl"
+    # what the base can do, who it is left out
+    "$work/make_corpus" heldout all 25 7 | grep -v -e '"kind": "ident"' -e '"kind": "talk"' >"$work/probe.jsonl"
+}
+
+base_facts() {
+    for task in $tasks; do judge "$base" "$task" "$work/base.$task"; done
+}
+
+curves() {      # one picture a task: the runs with replay, first seed
+    local task method runs
+    for task in $tasks; do
+        runs=()
+        for method in $methods; do runs+=("$work/$method.$task.1.1"); done
+        "$program" compare "${runs[@]}" --out "tests/report/$task.svg" >/dev/null 2>&1
+    done
+}
+
+head_of_report() {
+    cat <<'END'
+# What the methods learn, and what they forget
+
+Made by `make report`; every number is the same each time. The bundled model (0.94 million parameters), three seeds: a cell
+has the mean, and the worst seed in brackets. All in percent but KL, the gap and the steps.
+
+- **known**: questions about name, maker and job in wordings of the base that no sample has; **later**: the same after another
+  exchange; **novel**: in wordings that the base never saw (asked who it was, the base itself answers 71 % of them right);
+  **doubted**: another name is offered, the old one too; **16 turns**: conversations in which the role is asked for at turns 1, 8
+  and 16, the model hearing its own answers, right when all three are.
+- **kept**: change of the share of 300 held-out tasks of the base that are answered to the letter, in points (its own identity
+  is left out); **KL**: of the base's distributions from the tuned ones on the same, per target token.
+- **stop**, **loops**: share of all answers that end in a stop token, that end in a loop. **gap**: loss on the validation set less
+  that on the samples. **best step**: where the validation loss was lowest.
+
+END
+}
+
+write_report() {
+    mkdir -p tests/report
+    {
+        head_of_report
+        awk -f tests/report.awk "$work"/*.facts
+        printf '### Settings\n\nRate and steps; the rest stands in `tests/report.sh`.\n\n| method |'
+        printf ' %s |' $tasks
+        printf '\n|---|---|---|---|---|\n'
+        for method in $methods; do
+            printf '| %s `%s` |' "$method" "$(shape "$method")"
+            for task in $tasks; do printf ' %s |' "$(setting "$method" "$task" | sed 's/^ *//; s/ /, /; s/ --/; --/')"; done
+            echo
+        done
+    } >"$work/report.md"
+    awk -v times=1 -f tests/report.awk "$work"/*.facts >"$work/times.md"
+    mv "$work/report.md" "$work/times.md" tests/report/
+    curves
+}
+
+# ---- a short form for `make test` ----
+passed=0 failed=0
+holds() {       # WHAT VALUE BAR: VALUE must be at least BAR
+    if awk "BEGIN { exit !($2 >= $3) }"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED  report: $1 is $2, must be at least $3"
+    fi
+}
+
+fact() { awk -v name="$2" '$1 == name { print $2 }' "$work/$1.facts"; }
+
+check_bars() {
+    local method run
+    judge "$base" identity "$work/base.identity"
+    { jobs_of lora identity 1 1; jobs_of ptuning identity 1 1; jobs_of lora identity 1 1 again; } | run_jobs
+    for method in lora ptuning; do
+        run=$method.identity.1.1
+        holds "$method: right in wordings that the base knows" "$(fact "$run" known)" 0.90
+        holds "$method: right at turns 1, 8 and 16" "$(fact "$run" turns)" 0.90
+        holds "$method: answers that stop" "$(fact "$run" stopped)" 0.98
+        holds "$method: answers without a loop" "$(awk "BEGIN { print 1 - $(fact "$run" loops) }")" 0.98
+        holds "$method: kept of what the base can do, change" \
+            "$(awk "BEGIN { print $(fact "$run" kept) - $(fact base.identity kept) }")" -0.06
+    done
+    holds "lines that two runs of one command differ in, less than one" \
+        "$(diff <(grep -v -e time -e speed -e memory "$work/lora.identity.1.1.facts") \
+                <(grep -v -e time -e speed -e memory "$work/lora.again.1.1.facts") | grep -c '^[<>]' | awk '{ print 1 - $1 }')" 1
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ]
+}
+
+make_data
+if [ "$short" = 1 ]; then
+    check_bars
+else
+    base_facts
+    all_jobs | run_jobs
+    write_report
+fi
