@@ -9,7 +9,8 @@
 //
 // Deterministic: no atomics; every sum has one order, given by shapes and by the GPU alone, so two runs give the same
 // bits. cuBLASLt's algorithm for a shape is the first that its heuristic names for a fixed workspace and for reduction
-// schemes that add up in a separate step.
+// schemes that add up in a separate step. Unlike on the CPU, the number of rows of a product may so decide in which
+// order a row is added up: a sample can have other last bits in another batch.
 //
 // Everything runs on the default stream, so kernels run one after another, and copies wait for them.
 //
@@ -1316,7 +1317,7 @@ static __global__ void __launch_bounds__(1024) cross_entropy_kernel(real *loss, 
         largest = z[v] > largest ? z[v] : largest;
         if (smoothing > 0) total += (double)z[v];
     }
-    largest = largest_of_block(largest);        // who is behind its barriers has read at_target
+    largest = largest_of_block(largest);        // behind its barriers all have read at_target, which is overwritten
     total = sum_of_block(total);
     for (size_t v = threadIdx.x; v < V; v += blockDim.x) {
         z[v] = expf(z[v] - largest);
