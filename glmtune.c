@@ -7634,6 +7634,18 @@ static void print_settings(const Options *o) {
     free(line.s);
 }
 
+// What tests/report found to cost most: a prefix that cannot move as far as it must (7.4), and many epochs over few
+// samples without old ones between them.
+static void warn_of_settings(const Trainer *t) {
+    const Options *o = t->o;
+    double reach = o->learning_rate * (double)t->steps, needed = o->prefix_projection ? 0.5 : 5;
+    if (t->base.model->n_prefix && strcmp(o->optim, "sgd") && reach < needed)
+        fprintf(stderr, "warning: a prefix moves by at most learning rate x steps = %.3g, and must by %g or so: raise "
+                "--learning_rate (1e-2 to 1e-1, with --prefix_projection 1e-3 to 1e-2)\n", reach, needed);
+    if (t->n_new == t->train.n && t->steps > 3 * t->steps_per_epoch)
+        fprintf(stderr, "note: nothing old is replayed; with --replay FILE:1 the model forgets less (--help replay)\n");
+}
+
 // Model, data and steps, and what the user should know of them before any memory is taken.
 static void prepare(Trainer *t, const char *data, Options *o) {
     Model *m = t->base.model;
@@ -7661,6 +7673,7 @@ static void prepare(Trainer *t, const char *data, Options *o) {
     print_settings(o);
     fprintf(stderr, "training: %lld steps of up to %zu samples, learning rate %g\n", (long long)t->steps,
             t->samples_per_step, o->learning_rate);
+    warn_of_settings(t);
 }
 
 // Memory, the checkpoint that the run goes on from, and its files.
@@ -8849,6 +8862,9 @@ static const struct { const char *option, *effect; } effects[] = {
     { "overlong", "result: drop loses samples, truncate loses the ends of texts; both are counted before step 1" },
     { "optim", "memory for each trained number: adamw 16 bytes, sgd and lion 12.\n    "
       "result: lion wants a third to a tenth of adamw's rate, sgd a far higher one" },
+    { "adam_epsilon", "result: 1e-5 to 1e-3, with a higher rate, leaves alone what has next to no gradient:\n    "
+      "full tuning of few samples then learns more and forgets less" },
+    { "replay", "time: as many more samples a step. result: what the old samples show is kept; 1 is a good ratio" },
     { "weight_decay", "result: keeps weights small; rarely matters in a short tuning" },
     { "warmup_ratio", "result: spares the start from steps made on moments of few gradients" },
     { "num_train_epochs", "result: small data is learned by heart after a few; watch the validation loss" },

@@ -17,7 +17,7 @@ cc -std=gnu11 -O2 -Wno-unused-function tests/make_tokenizer.c -o "$work/make_tok
     --adam_beta2 0.98 --weight_decay 0.05 --logging_steps 100 --eval_steps 2000 --output_dir "$work/run"
 rm -rf tests/tiny
 ./glmtune merge "$(ls -d "$work"/run/checkpoint-* | sort -t- -k2 -n | tail -n 1)" tests/tiny
-cp "$work/run/log.jsonl" tests/tiny/log.jsonl
+cp "$work/run/log.jsonl" "$work/run/loss.svg" tests/tiny/
 cc -std=gnu11 -O2 -march=native -Wno-unused-function tests/probe.c -o "$work/probe" -lm
 cp tokenizer.bin "$work/"
 "$work/make_corpus" heldout all 100 7 > "$work/heldout.jsonl"
