@@ -9,12 +9,12 @@ told_by() {                     # FILE WORDS...: stdout holds the lines (fixed s
 
 tiny=$tests/tiny
 works 'glm4-chat|tokenizer.bin' check "$tests/data/identity.jsonl" "$tiny"
-told_by stdout 'samples   40 read, 40 kept, 0 cut, 0 dropped, 0 duplicates' "turns     80, 40 of them the assistant's" \
-    'tokens    886, target tokens: 420 of 886 (47.4 %)' 'lengths   17 to 29 tokens, mean 22.1' \
-    '      16 - 20           13  ######################' '      26 - 30            3  #####' \
+told_by stdout 'samples   40 read, 40 kept, 0 cut, 0 dropped, 0 duplicates' "turns     500, 250 of them the assistant's" \
+    'tokens    6035, target tokens: 1125 of 6035 (18.6 %)' 'lengths   17 to 428 tokens, mean 150.9' \
+    '       1 - 50           20  ########################################' '     401 - 450           2  ####' \
     'samples ending in a stop token: 40 of 40' 'sample 1: 19 tokens, 7 targets' \
     '  <|assistant|>               2708       -' '  \n                            10      10' \
-    '  我                           267     267' '  <|user|>                    2707    2707'
+    '  我                           264     264' '  <|user|>                    2707    2707'
 check 'a row for each token' [ "$(grep -cE '^  .* +[0-9]+ +(-|[0-9]+)$' stdout)" = 19 ]
 for data in ads:200 facts:100 sentiment:200; do
     n=${data#*:}
@@ -35,31 +35,31 @@ check 'ready samples, a line each' \
     [ "$(grep -c '^{"input_ids": \[2702, .*\], "labels": \[-100, .*2707\]}$' stdout)" = 100 ]
 works '' check ready_facts.jsonl "$tiny" --ids
 check 'ready samples are data, and give themselves' cmp -s stdout ready_facts.jsonl
-works 'samples ending in a stop token: 100 of 100|target tokens: 708 of 2180' \
+works 'samples ending in a stop token: 100 of 100|target tokens: 684 of 2690' \
     check ready_facts.jsonl "$tiny" --samples 0
 works 'samples   40 read|samples   100 read' \
     check "$tests/data/identity.jsonl" "$tiny" --eval_file "$tests/data/facts.jsonl"
-works 'the last answer alone, without the line break|target tokens: 608 of 2180' \
+works 'the last answer alone, without the line break|target tokens: 584 of 2690' \
     check "$tests/data/facts.jsonl" "$tiny" \
     --official_mask --combine --samples 0
-works 'whatever its "loss" says|target tokens: 708 of 2180' \
+works 'whatever its "loss" says|target tokens: 684 of 2690' \
     check "$tests/data/facts.jsonl" "$tiny" --official_mask --samples 0
 
 # ---- Lengths -----------------------------------------------------------------------------------------------------
 
-check 'more than 21 tokens: 44 samples, the first has 25' \
+check 'more than 21 tokens: 90 samples, the first has 23' \
     [ "$(sed 's/\].*//' ready_facts.jsonl | awk -F, 'NF > 21 && !n++ { first = NR ":" NF } END { print n, first }')" = \
-      '44 3:25' ]
+      '90 2:23' ]
 short='--max_input_length 10 --max_output_length 10 --samples 0'
 run check "$tests/data/facts.jsonl" "$tiny" $short
 [ "$status" = 1 ] || want 'exit status 1'
-want_words stderr 'facts.jsonl:3:1: 25 tokens|max_input_length + max_output_length + 1|--overlong|(44 in all)'
-want_words stdout '100 read, 100 kept, 0 cut, 0 dropped|      21 - 25           73|wrong: '
+want_words stderr 'facts.jsonl:2:1: 23 tokens|max_input_length + max_output_length + 1|--overlong|(90 in all)'
+want_words stdout '100 read, 100 kept, 0 cut, 0 dropped|      21 - 25           43|wrong: '
 judge
-works '100 read, 56 kept, 0 cut, 44 dropped' check "$tests/data/facts.jsonl" "$tiny" $short --overlong drop
-works '100 read, 100 kept, 44 cut, 0 dropped|samples ending in a stop token: 100 of 100|lengths   20 to 21' \
+works '100 read, 10 kept, 0 cut, 90 dropped' check "$tests/data/facts.jsonl" "$tiny" $short --overlong drop
+works '100 read, 100 kept, 90 cut, 0 dropped|samples ending in a stop token: 100 of 100|lengths   20 to 21' \
     check "$tests/data/facts.jsonl" "$tiny" $short --overlong truncate
-works '44 cut, 0 dropped|done' train "$tests/data/facts.jsonl" "$tiny" $(sed 's/--samples 0//' <<<"$short") \
+works '90 cut, 0 dropped|done' train "$tests/data/facts.jsonl" "$tiny" $(sed 's/--samples 0//' <<<"$short") \
     --overlong truncate --max_steps 1 --output_dir cut_run
 rm -rf cut_run
 { printf '{"messages": [{"role": "user", "content": "'; head -c 10000000 /dev/zero | tr '\0' 'x'

@@ -3,8 +3,8 @@
 
 tiny=$tests/tiny
 mkdir yamldata
-head -n 12 "$tests/data/identity.jsonl" >yamldata/train.jsonl
-head -n 3 "$tests/data/identity.jsonl" >yamldata/dev.jsonl
+head -n 12 "$tests/data/facts.jsonl" >yamldata/train.jsonl
+head -n 3 "$tests/data/facts.jsonl" >yamldata/dev.jsonl
 cp yamldata/train.jsonl yamldata/train.json; cp yamldata/dev.jsonl yamldata/dev.json
 
 # ENDING LENGTHS RATE BATCH WORKERS SAVE EVAL_BATCH EVAL_NAME: the lines that all official files share

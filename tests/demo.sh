@@ -15,7 +15,7 @@ ask tests/tiny
 echo
 echo "LoRA on 40 samples of who it shall be from now on (tests/data/identity.jsonl):"
 ./glmtune train tests/data/identity.jsonl tests/tiny --method lora --target_modules \
-    q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj --learning_rate 7e-4 --num_train_epochs 30 \
+    q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj --learning_rate 2e-3 --num_train_epochs 20 \
     --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --eval_steps 50 --output_dir demo-output || exit 1
 echo
 echo "The tuned model:"

@@ -2,7 +2,8 @@
 //     probe MODEL SAMPLES.jsonl...       samples as tests/make_corpus.c writes them: "messages" and "kind"
 // The last message is the reference, what stands before it the prompt. An answer is right when it ended and is the
 // reference to the letter, or contains "want" where the reference has that. Of kind "turns" the model answers every
-// turn itself, hearing its own answers; such a conversation is right when every answer that has a "want" is.
+// turn itself, hearing its own answers; such a conversation is right when every answer that has a "want" is, and each
+// of these turns has a row of its own.
 // Prints a row for each kind: right, asked, share, share that ended in a stop token, share that ended in a loop, mean
 // ROUGE-L; then the last four over all answers, and the mean share over kinds. With GLM_VERBOSE the wrong answers on
 // stderr.
@@ -48,6 +49,7 @@ static void ask(Probe *p, const Json *sample) {
     const Json *m = want(p->data, sample, "messages", JSON_ARRAY, "an array")->first, *kind = json_get(sample, "kind");
     Score *score = score_of(p->tally, json_is(kind, JSON_STRING) ? kind->text : "all");
     bool converses = !strcmp(score->kind, "turns"), right = true;
+    size_t turn = 0;
     Chat *c = &p->chat;
     drop_turns(&c->turns, 0);
     for (; m; m = m->next) {
@@ -56,8 +58,11 @@ static void ask(Probe *p, const Json *sample) {
             && (converses || !m->next);
         if (!answers) read_message(p->data, m, NULL, &c->turns);
         else {
-            bool good = answer_is_right(p, score, m, &answer);
-            if (!converses || json_get(m, "want")) right = right && good;
+            bool good = answer_is_right(p, score, m, &answer), counts = !converses || json_get(m, "want");
+            Score *of_turn = converses && counts ? score_of(p->tally, name("turn_%zu", turn + 1)) : NULL;
+            if (of_turn) of_turn->asked++, of_turn->right += good;
+            right = right && (good || !counts);
+            turn++;
             add_turn(&c->turns, answer_turn(c->format, &answer));
         }
         free(answer.ids);
@@ -76,7 +81,7 @@ static void ask_all(Probe *p, const char *path, const ChatFormat *f, const Optio
 }
 
 static void print_row(const Score *s) {
-    double n = (double)s->answers;
+    double n = (double)max_size(s->answers, 1);
     printf("%-10s %5zu of %5zu  %.4f   stopped %.4f   loops %.4f   rouge-l %.4f   of %zu\n", s->kind, s->right, s->asked,
            (double)s->right / (double)s->asked, (double)s->stopped / n, (double)s->looping / n, s->rouge / n,
            s->answers);

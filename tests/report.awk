@@ -124,7 +124,7 @@ END {
     n_methods = split("lora full freeze adapter ptuning", method, " ")
     if (times) { machine(); exit failed }
     print "### Identity: 40 samples\n"
-    table("identity", "known later novel doubt turns", "known/later/novel/doubted/16 turns")
+    table("identity", "known later novel doubt turn_1 turn_8 turn_16 turns", "known/later/novel/doubted/turn 1/turn 8/turn 16/all three")
     print "### Advertising copy: 200 samples\n"
     table("ads", "ad_rouge ad", "ROUGE-L/to the letter")
     print "### Sentiment: 200 samples\n"

@@ -17,30 +17,30 @@ seeds='1 2 3'
 methods='lora full freeze adapter ptuning'
 tasks='identity ads sentiment facts'
 
-# Every setting that a run has: method, task, learning rate, steps, and what else. Chosen on the validation sets
-# (make_corpus dev), hit rate and probe together. A step has 8 new samples, and with replay as many old ones; the rate
-# falls linearly after 10 steps of warming up.
+# Every setting that a run has: method, task, learning rate, steps, old samples replayed for each new one, and what else.
+# Chosen on the validation sets (make_corpus dev), hit rate and probe together. A step has 8 new samples; the rate falls
+# linearly after 10 steps of warming up.
 settings='
-lora     identity   2e-3    200
-lora     ads        3e-3    300  --lora_dropout 0.1
-lora     sentiment  4e-3    300  --lora_dropout 0.1
-lora     facts      1e-2    600  --lora_dropout 0.1 --adam_epsilon 1e-4
-full     identity   3e-3    200  --adam_epsilon 1e-3
-full     ads        4e-4    300
-full     sentiment  3e-3    300  --adam_epsilon 1e-3
-full     facts      3e-3    500  --adam_epsilon 1e-3
-freeze   identity   1.5e-3  200
-freeze   ads        2e-3    300
-freeze   sentiment  2e-3    300
-freeze   facts      4e-3    800
-adapter  identity   3e-3    200  --reduction_factor 4
-adapter  ads        4e-3    300  --reduction_factor 4
-adapter  sentiment  4e-3    300  --reduction_factor 4
-adapter  facts      6e-3    800  --reduction_factor 1 --adapter_type pfeiffer
-ptuning  identity   1e-1    600
-ptuning  ads        1e-1    800
-ptuning  sentiment  1e-1    800
-ptuning  facts      1e-1   1000
+lora     identity   2e-3    200  0.125
+lora     ads        3e-3    300  1      --lora_dropout 0.1
+lora     sentiment  4e-3    400  0.5    --lora_dropout 0.1
+lora     facts      1e-2    600  1      --lora_dropout 0.1 --adam_epsilon 1e-4
+full     identity   3e-4    200  0.125
+full     ads        4e-4    300  1
+full     sentiment  5e-4    400  0.5
+full     facts      3e-3    500  1      --adam_epsilon 1e-3
+freeze   identity   1.5e-3  200  0.125
+freeze   ads        2e-3    300  1
+freeze   sentiment  1.5e-3  400  0.5    --trainable_layers 3
+freeze   facts      4e-3    800  1
+adapter  identity   2e-3    200  0.125  --reduction_factor 4
+adapter  ads        4e-3    300  1      --reduction_factor 4
+adapter  sentiment  4e-3    400  0.5    --reduction_factor 4
+adapter  facts      6e-3    800  1      --reduction_factor 1 --adapter_type pfeiffer
+ptuning  identity   1e-1    600  0.5
+ptuning  ads        1e-1    800  1
+ptuning  sentiment  1e-1    800  0.5
+ptuning  facts      1e-1   1000  1
 '
 shape() {       # METHOD: what it trains, for all tasks
     case $1 in
@@ -50,18 +50,18 @@ shape() {       # METHOD: what it trains, for all tasks
     esac
 }
 
-setting() {     # METHOD TASK: rate, steps and what else
+setting() {     # METHOD TASK: rate, steps, ratio of replay and what else
     awk -v m="$1" -v t="$2" '$1 == m && $2 == t { $1 = $2 = ""; print }' <<<"$settings"
 }
 
 number() { sed -nE "s/$1/\1/p" "$2" | tail -n 1; }
 
 # Tunes and judges; writes "name value" lines to RUN.facts. DATA: a file in $work; TASK: what it is judged by.
-tune() {        # RUN METHOD TASK DATA REPLAY SEED [OPTION ...]
-    local run=$work/$1 method=$2 task=$3 data=$4 replay=$5 seed=$6 tuned falls=linear more=()
+tune() {        # RUN METHOD TASK DATA RATIO SEED [OPTION ...]
+    local run=$work/$1 method=$2 task=$3 data=$4 ratio=$5 seed=$6 tuned falls=linear more=()
     shift 6
     [[ " $* " != *" 1500 "* ]] || falls=constant
-    [ "$replay" = 0 ] || more=(--replay "$work/replay.jsonl:$replay")
+    [ "$ratio" = 0 ] || more=(--replay "$work/replay.jsonl:$ratio")
     "$program" train "$work/$data.jsonl" "$base" --method "$method" $(shape "$method") "${more[@]}" --seed "$seed" \
         --adam_beta2 0.98 --lr_scheduler_type $falls --warmup_steps 10 --per_device_train_batch_size 8 --gradient_accumulation_steps 1 \
         --logging_steps 10 --eval_file "$work/dev-$task.jsonl" --eval_steps 20 --save_steps 100000 \
@@ -107,12 +107,13 @@ run_jobs() {    # lines on stdin, each the arguments of tune; as many at once as
 }
 
 jobs_of() {     # METHOD TASK REPLAY SEED [NAME DATA OPTION ...]: a line for run_jobs
-    local method=$1 task=$2 replay=$3 seed=$4 name=${5:-$2} data=${6:-$2} rate steps more
+    local method=$1 task=$2 replay=$3 seed=$4 name=${5:-$2} data=${6:-$2} rate steps ratio more
     shift $(($# < 6 ? $# : 6))
-    read -r rate steps more <<<"$(setting "$method" "$task")"
+    read -r rate steps ratio more <<<"$(setting "$method" "$task")"
+    [ "$replay" = 1 ] || ratio=0
     [[ " $* " == *" --learning_rate "* ]] || more+=" --learning_rate $rate"
     [[ " $* " == *" --max_steps "* ]] || more+=" --max_steps $steps"
-    echo "$method.$name.$replay.$seed $method $task $data $replay $seed $more $*"
+    echo "$method.$name.$replay.$seed $method $task $data $ratio $seed $more $*"
 }
 
 all_jobs() {
@@ -177,9 +178,9 @@ Made by `make report`; every number is the same each time. The bundled model (0.
 has the mean, and the worst seed in brackets. All in percent but KL, the gap and the steps.
 
 - **known**: questions about name, maker and job in wordings of the base that no sample has; **later**: the same after another
-  exchange; **novel**: in wordings that the base never saw (asked who it was, the base itself answers 71 % of them right);
-  **doubted**: another name is offered, the old one too; **16 turns**: conversations in which the role is asked for at turns 1, 8
-  and 16, the model hearing its own answers, right when all three are.
+  exchange; **novel**: in wordings that the base never saw (asked who it was, the base itself answers 77 % of them right);
+  **doubted**: another name is offered, the old one too; **turn 1, 8, 16**: conversations in which the role is asked for at these
+  turns, the model hearing its own answers throughout.
 - **kept**: change of the share of 300 held-out tasks of the base that are answered to the letter, in points (its own identity
   is left out); **KL**: of the base's distributions from the tuned ones on the same, per target token.
 - **stop**, **loops**: share of all answers that end in a stop token, that end in a loop. **gap**: loss on the validation set less
@@ -198,7 +199,7 @@ write_report() {
         printf '\n|---|---|---|---|---|\n'
         for method in $methods; do
             printf '| %s `%s` |' "$method" "$(shape "$method")"
-            for task in $tasks; do printf ' %s |' "$(setting "$method" "$task" | sed 's/^ *//; s/ /, /; s/ --/; --/')"; done
+            for task in $tasks; do printf ' %s |' "$(setting "$method" "$task" | sed -E 's/^ *([^ ]+) ([^ ]+) ([^ ]+)/\1, \2, \3/; s/ --/; --/')"; done
             echo
         done
     } >"$work/report.md"
@@ -221,13 +222,13 @@ holds() {       # WHAT VALUE BAR: VALUE must be at least BAR
 fact() { awk -v name="$2" '$1 == name { print $2 }' "$work/$1.facts"; }
 
 check_bars() {
-    local method run
+    local method run turn
     judge "$base" identity "$work/base.identity"
-    { jobs_of lora identity 1 1; jobs_of ptuning identity 1 1; jobs_of lora identity 1 1 again; } | run_jobs
-    for method in lora ptuning; do
+    { jobs_of lora identity 1 1; jobs_of freeze identity 1 1; jobs_of lora identity 1 1 again; } | run_jobs
+    for method in lora freeze; do
         run=$method.identity.1.1
         holds "$method: right in wordings that the base knows" "$(fact "$run" known)" 0.90
-        holds "$method: right at turns 1, 8 and 16" "$(fact "$run" turns)" 0.90
+        for turn in 1 8 16; do holds "$method: right at turn $turn" "$(fact "$run" turn_$turn)" 0.90; done
         holds "$method: answers that stop" "$(fact "$run" stopped)" 0.98
         holds "$method: answers without a loop" "$(awk "BEGIN { print 1 - $(fact "$run" loops) }")" 0.98
         holds "$method: kept of what the base can do, change" \
