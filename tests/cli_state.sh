@@ -159,7 +159,7 @@ rm -rf marked plain other sharded of_shards as_base
 
 # ---- Divergence --------------------------------------------------------------------------------------------------
 
-run train data.jsonl deep --method full --optim sgd --learning_rate 1e4 --warmup_ratio 0 --max_grad_norm 0 --max_steps 200 \
+run train data.jsonl deep --method full --optim sgd --learning_rate 3 --warmup_ratio 0 --max_grad_norm 0 --max_steps 200 \
     --lr_scheduler_type constant --save_steps 1 --val_size 0 --output_dir diverged
 told='a run that diverges'
 [ "$status" = 1 ] || want 'exit status 1'
