@@ -3944,6 +3944,13 @@ static void full_setup(Model *m, const Options *o) {
 // E starts N(0,1), the rest uniform on +-1/sqrt(in), as torch does. Cost: 2 L g d P parameters, and P keys more for
 // every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide; a projection
 // multiplies every step, and bears a quarter of that.
+// What it can do, on the bundled model (tests/report, and trials made for it). Rate: AdamW moves a number by at most
+// the rate in a step, and u must move by about its own width, 1. A role is held with 1e-1 in 600 steps as with LoRA;
+// the gradient is not what is small, its norm is 0.07 at the start where LoRA's is 0.3. Start and shape: real tokens'
+// keys and values instead of N(0,1), a projection, 128 tokens instead of 64, either convention end within a few points
+// of each other; 16 tokens hold a role less long. New facts: the samples are learned by heart (99 %), but of other
+// wordings one in ten is answered, at any rate, length and start tried. A prefix is looked up by queries that do not
+// train, so it answers a sentence; what a new name stands for would have to change in the maps.
 // One dropout mask serves an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix,
 // so how they are cut into batches must not matter.
 

@@ -111,3 +111,14 @@ echo '{"model_type": "glm", "hidden_size": 4096, "intermediate_size": 13696, "nu
     "max_position_embeddings": 131072}' >glm-4-9b-chat-hf.json
 works 'trains 5406720 of' info glm-4-9b-chat-hf.json --method lora --r 8 --layout glm4-chat
 works 'method ptuning trains 2621440 of' info glm-4-9b-chat-hf.json --method ptuning --layout glm4-chat
+
+# ---- What tests/report found to go wrong -------------------------------------------------------------------------
+
+still='moves by at most learning rate x steps' replayed='nothing old is replayed'
+works "$still|done" train data.jsonl m --method ptuning --learning_rate 5e-5 --max_steps 2 --output_dir warned
+check 'one pass over the samples is no reason to replay' [ "$(grep -c "$replayed" printed)" = 0 ]
+works "$replayed|done" train data.jsonl m --method ptuning --learning_rate 0.5 --max_steps 20 --output_dir warned --force
+check 'nor is a prefix that can move' [ "$(grep -c "$still" printed)" = 0 ]
+works 'done' train data.jsonl m --max_steps 20 --output_dir warned --force --replay data.jsonl:0.5
+check 'with old samples nothing is said of them' [ "$(grep -c "$replayed" printed)" = 0 ]
+rm -rf warned

@@ -23,11 +23,11 @@ tasks='identity ads sentiment facts'
 settings='
 lora     identity   2e-3    200  0.125
 lora     ads        3e-3    300  1      --lora_dropout 0.1
-lora     sentiment  4e-3    400  0.5    --lora_dropout 0.1
+lora     sentiment  4e-3    600  0.5    --lora_dropout 0.2
 lora     facts      1e-2    600  1      --lora_dropout 0.1 --adam_epsilon 1e-4
 full     identity   3e-4    200  0.125
 full     ads        4e-4    300  1
-full     sentiment  5e-4    400  0.5
+full     sentiment  8e-4    400  0.5    --adam_epsilon 1e-6
 full     facts      3e-3    500  1      --adam_epsilon 1e-3
 freeze   identity   1.5e-3  200  0.125
 freeze   ads        2e-3    300  1
