@@ -66,7 +66,7 @@ function table(task, columns, heads,    column, head, n, i, m, r, line, g) {
     for (r = 1; r >= 0; r--)
         for (m = 1; m <= n_methods; m++) {
             g = method[m] "." task "." r
-            line = sprintf("| %s | %s | %d |", method[m], r ? "1:1" : "none", mean(g, "parameters", 1))
+            line = sprintf("| %s | %s | %d |", method[m], r ? "yes" : "none", mean(g, "parameters", 1))
             for (i = 1; i <= n; i++) line = line " " percent(g, column[i], 1) " |"
             print line " " common(g) " |"
         }
@@ -116,7 +116,7 @@ function machine(    m, i, list, n, g) {
     for (m = 1; m <= n_methods; m++)
         for (i = 1; i <= n; i++) {
             g = method[m] "." list[i] ".1.1"
-            printf "| %s | %s | 1:1 | %s | %s | %s |\n", method[m], list[i], value(g, "time"), value(g, "speed"), value(g, "memory")
+            printf "| %s | %s | yes | %s | %s | %s |\n", method[m], list[i], value(g, "time"), value(g, "speed"), value(g, "memory")
         }
 }
 

@@ -194,7 +194,7 @@ write_report() {
     {
         head_of_report
         awk -f tests/report.awk "$work"/*.facts
-        printf '### Settings\n\nRate and steps; the rest stands in `tests/report.sh`.\n\n| method |'
+        printf '### Settings\n\nRate, steps, old samples replayed for each new one, what else; the rest stands in `tests/report.sh`.\n\n| method |'
         printf ' %s |' $tasks
         printf '\n|---|---|---|---|---|\n'
         for method in $methods; do
