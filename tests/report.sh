@@ -58,13 +58,12 @@ number() { sed -nE "s/$1/\1/p" "$2" | tail -n 1; }
 
 # Tunes and judges; writes "name value" lines to RUN.facts. DATA: a file in $work; TASK: what it is judged by.
 tune() {        # RUN METHOD TASK DATA RATIO SEED [OPTION ...]
-    local run=$work/$1 method=$2 task=$3 data=$4 ratio=$5 seed=$6 tuned falls=linear more=()
+    local run=$work/$1 method=$2 task=$3 data=$4 ratio=$5 seed=$6 tuned more=()
     shift 6
-    [[ " $* " != *" 1500 "* ]] || falls=constant
     [ "$ratio" = 0 ] || more=(--replay "$work/replay.jsonl:$ratio")
     "$program" train "$work/$data.jsonl" "$base" --method "$method" $(shape "$method") "${more[@]}" --seed "$seed" \
-        --adam_beta2 0.98 --lr_scheduler_type $falls --warmup_steps 10 --per_device_train_batch_size 8 --gradient_accumulation_steps 1 \
-        --logging_steps 10 --eval_file "$work/dev-$task.jsonl" --eval_steps 20 --save_steps 100000 \
+        --adam_beta2 0.98 --lr_scheduler_type linear --warmup_steps 10 --per_device_train_batch_size 8 \
+        --gradient_accumulation_steps 1 --logging_steps 10 --eval_file "$work/dev-$task.jsonl" --eval_steps 20 --save_steps 100000 \
         --probe "$work/probe.jsonl" --output_dir "$run" --force "$@" >"$run.out" 2>"$run.err" ||
         { tail -n 1 "$run.err" >&2; return 1; }
     tuned=$(sed -n 's/.*the result is \([^;]*\);.*/\1/p' "$run.err")
@@ -111,9 +110,8 @@ jobs_of() {     # METHOD TASK REPLAY SEED [NAME DATA OPTION ...]: a line for run
     shift $(($# < 6 ? $# : 6))
     read -r rate steps ratio more <<<"$(setting "$method" "$task")"
     [ "$replay" = 1 ] || ratio=0
-    [[ " $* " == *" --learning_rate "* ]] || more+=" --learning_rate $rate"
-    [[ " $* " == *" --max_steps "* ]] || more+=" --max_steps $steps"
-    echo "$method.$name.$replay.$seed $method $task $data $ratio $seed $more $*"
+    # of an option that is given twice the last one counts
+    echo "$method.$name.$replay.$seed $method $task $data $ratio $seed --learning_rate $rate --max_steps $steps $more $*"
 }
 
 all_jobs() {
@@ -134,9 +132,9 @@ all_jobs() {
         done
     done
     for method in lora full ptuning; do         # 40 samples, 8 a step: 300 epochs, at a rate that does not fall
-        jobs_of "$method" identity 0 1 to-the-end identity --max_steps 1500
-        jobs_of "$method" identity 0 1 stops-early identity --max_steps 1500 --early_stopping_patience 5 \
-            --load_best_model_at_end
+        jobs_of "$method" identity 0 1 to-the-end identity --max_steps 1500 --lr_scheduler_type constant
+        jobs_of "$method" identity 0 1 stops-early identity --max_steps 1500 --lr_scheduler_type constant \
+            --early_stopping_patience 5 --load_best_model_at_end
     done
 }
 
