@@ -441,6 +441,7 @@ typedef struct {
     char *strings;              // unescaped strings of the present value; never longer than the source
     size_t strings_used;
     JsonBlock *blocks, *block;  // nodes of the present value
+    char *own;                  // the source, where json_open_file has read it
 } JsonReader;
 
 static JsonReader json_open(const char *file, const char *source, size_t n) {
@@ -451,9 +452,17 @@ static JsonReader json_open(const char *file, const char *source, size_t n) {
     return r;
 }
 
+static JsonReader json_open_file(const char *path) {
+    size_t n;
+    char *own = read_file(path, &n);
+    JsonReader r = json_open(path, own, n);
+    r.own = own;
+    return r;
+}
+
 static void json_close(JsonReader *r) {
     for (JsonBlock *b = r->blocks, *next; b; b = next) next = b->next, free(b);
-    free(r->strings);
+    free(r->strings), free(r->own);
 }
 
 // "file:line:column" of an offset; columns count characters, not bytes.
@@ -1086,9 +1095,7 @@ static void check_duplicates(const TensorSet *s) {
 
 // Reads the shards that an index names, each once.
 static void read_shards(TensorSet *set, const char *folder, const char *index) {
-    size_t n;
-    char *source = read_file(index, &n);
-    JsonReader r = json_open(index, source, n);
+    JsonReader r = json_open_file(index);
     const Json *map = json_get(json_only(&r), "weight_map");
     if (!json_is(map, JSON_OBJECT)) fail("%s: has no \"weight_map\"", index);
     for (const Json *j = map->first; j; j = j->next) {
@@ -1104,7 +1111,6 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
         free(path);
     }
     json_close(&r);
-    free(source);
 }
 
 // The tensors of a model folder, from model.safetensors or from the shards of its index.
@@ -5492,9 +5498,7 @@ static void dataset_add(Dataset *set, Sample s) {
 // Reads a data file and notes what it finds. What cannot be read, or has no target where it must, is named and ends it.
 static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size,
                               bool need_targets) {
-    size_t n;
-    char *source = read_file(path, &n);
-    JsonReader r = json_open(path, source, n);
+    JsonReader r = json_open_file(path);
     Dataset set = {0};
     DataReader d = { &r, f, o, vocab_size, &set };
     for (const Json *root; (root = json_next(&r)); ) {
@@ -5513,7 +5517,6 @@ static Dataset scan_data_file(const char *path, const ChatFormat *f, const Optio
     }
     if (!set.n) fail("%s: holds no sample%s", path, set.n_dropped ? " that is short enough" : "");
     json_close(&r);
-    free(source);
     return set;
 }
 
@@ -6076,9 +6079,8 @@ static const Method *read_official_config(const char *folder, Options *o, const 
 static const Method *read_adapter_config(const char *folder, Options *o, const char **base) {
     const char *path = name("%s/adapter_config.json", folder);
     if (!exists(path) && official_prefix(folder)) return read_official_config(folder, o, base);
-    size_t n, k = 0;
-    char *source = read_file(path, &n);
-    JsonReader r = json_open(path, source, n);
+    size_t k = 0;
+    JsonReader r = json_open_file(path);
     const Json *root = json_only(&r), *type = json_get(root, "peft_type"),
                *named = json_get(root, "base_model_name_or_path");
     if (!json_is(type, JSON_STRING)) fail("%s: has no \"peft_type\"; is it an adapter's?", path);
@@ -6095,7 +6097,6 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     if (methods[k].read_config) methods[k].read_config(path, root, o);
     *base = find_base(path, folder, named, o);
     json_close(&r);
-    free(source);
     return &methods[k];
 }
 
@@ -6987,16 +6988,14 @@ static RunLog read_run(const char *folder) {
     RunLog log = {0};
     add_fact(&log, "run", name("%s", folder));
     for (int i = 0; i < 2; i++) {
-        size_t n = 0;
-        char *path = name("%s/%s", folder, i ? "log.jsonl" : "run.json"), *source = NULL;
+        char *path = name("%s/%s", folder, i ? "log.jsonl" : "run.json");
         if (i && !exists(path)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
         if (exists(path)) {
-            source = read_file(path, &n);
-            JsonReader r = json_open(path, source, n);
+            JsonReader r = json_open_file(path);
             if (!i || read_lines(&log, &r)) add_facts(&log, i ? json_next(&r) : json_only(&r));
             json_close(&r);
         }
-        free(source), free(path);
+        free(path);
     }
     return log;
 }
@@ -7369,18 +7368,16 @@ static void compare_settings(const Trainer *t, const char *folder, const char *s
 }
 
 static Text read_history(const char *path) {
-    size_t n;
     Text lines = {0};
-    char *source = read_file(path, &n);
-    JsonReader r = json_open(path, source, n);
+    JsonReader r = json_open_file(path);
     const Json *log = json_get(json_only(&r), "log_history");
     text_add(&lines, "", 0);
     for (const Json *j = json_is(log, JSON_ARRAY) ? log->first : NULL; j; j = j->next) {
-        size_t length = strcspn(source + j->at, "\n");
-        text_print(&lines, "%.*s\n", (int)(length - (source[j->at + length - 1] == ',')), source + j->at);
+        const char *line = r.source + j->at;
+        size_t length = strcspn(line, "\n");
+        text_print(&lines, "%.*s\n", (int)(length - (line[length - 1] == ',')), line);
     }
     json_close(&r);
-    free(source);
     return lines;
 }
 
@@ -9198,9 +9195,7 @@ static const char *yaml_evaluation(const Json *root) {
 
 // Sets the options as a yaml says; DATA becomes the file of training samples that it names.
 static void read_yaml_config(const char *path, Options *o, const char **data) {
-    size_t n;
-    char *source = read_file(path, &n);
-    JsonReader r = json_open(path, source, n);
+    JsonReader r = json_open_file(path);
     YamlRun y = { .reader = &r, .o = o };
     const Json *root = yaml_only(&r), *peft = json_get(root, "peft_config"), *args = json_get(root, "training_args");
     for (size_t i = 0; i < COUNT(yaml_defaults); i++)
