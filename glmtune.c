@@ -5055,14 +5055,11 @@ static int32_t need_special(const Tokenizer *t, const char *token, const Layout 
 static ChatFormat choose_format(const Options *o, const Config *c, const char *folder) {
     ChatFormat f = {0};
     const char *wanted = layout_name(o, c, folder);
-    // The bundled vocabulary is for models of our own: the smallest release has 59,264 ids and a tokenizer to go with
-    // it.
+    // The bundled vocabulary is for models of our own: the smallest release has 59,264 ids and its own tokenizer.
     f.tokenizer = load_tokenizer(folder, c->layout || c->vocab_size < 59264 ? c->vocab_size : 0, &f.why);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
-    if (!wanted)
-        f.why = name("%s: its chat layout cannot be told from its files; set --layout", folder);
-    else if (!f.layout)
-        f.why = name("chat layout '%s' is none of those that --layout knows", wanted);
+    if (!wanted) f.why = name("%s: its chat layout cannot be told from its files; set --layout", folder);
+    else if (!f.layout) f.why = name("chat layout '%s' is none of those that --layout knows", wanted);
     if (f.tokenizer && largest_id(f.tokenizer) >= (int64_t)c->vocab_size)
         fail("%s: the tokenizer has ids up to %d, the model only %zu: they do not belong together", folder,
              largest_id(f.tokenizer), c->vocab_size);
@@ -5081,16 +5078,16 @@ static bool is_stop(const ChatFormat *f, int32_t id) {
 }
 
 // ---- 10.2 From a conversation to ids and labels ------------------------------------------------------------------
-// Each token carries a flag: whether the token after it shall be learned. All tokens of an assistant's turn carry it,
-// its role token included, so the targets are everything after the role token and the token that ends the turn: the
-// next role token, or the layout's end. That is how a model learns to stop.
+// Each token comes with a flag, `teaches`: whether the one after it shall be learned. All tokens of an assistant's turn
+// have it, the role token included, so the targets are everything after the role token and the token that ends the
+// turn: the next role token, or the layout's end. That is how a model learns to stop.
 
 // A message as it is encoded. fixed: it holds tools and is never shortened; own: its text, where nobody else has it.
 typedef struct { int role; const char *metadata, *text; size_t metadata_n, n; bool learns, fixed; char *own; } Turn;
 typedef struct { Turn *turns; size_t n, capacity; } Conversation;
 
-// teaches[i]: token i + 1 is a target; prompt_n: ids before the last answer
-typedef struct { Ids ids, teaches; size_t prompt_n; } Row;
+// teaches: that of the last token; prompt_n: ids before the last answer
+typedef struct { Ids ids, labels; bool teaches; size_t prompt_n; } Row;
 
 static void add_turn(Conversation *c, Turn t) {
     c->turns = grow(c->turns, &c->capacity, c->n + 1, sizeof *c->turns);
@@ -5100,16 +5097,18 @@ static void add_turn(Conversation *c, Turn t) {
 // Forgets all turns but the first `keep`.
 static void drop_turns(Conversation *c, size_t keep) { while (c->n > keep) free(c->turns[--c->n].own); }
 
-static void free_row(Row *row) { free(row->ids.ids), free(row->teaches.ids); }
+static void free_row(Row *row) { free(row->ids.ids), free(row->labels.ids); }
 
 static void row_add(Row *row, int32_t id, bool teaches) {
     ids_add(&row->ids, id);
-    ids_add(&row->teaches, teaches);
+    ids_add(&row->labels, row->teaches ? id : NO_TARGET);
+    row->teaches = teaches;
 }
 
 static void row_add_text(Row *row, Tokenizer *t, const char *s, size_t n, bool teaches) {
     encode(t, s, n, &row->ids);
-    while (row->teaches.n < row->ids.n) ids_add(&row->teaches, teaches);
+    for (; row->labels.n < row->ids.n; row->teaches = teaches)
+        ids_add(&row->labels, row->teaches ? row->ids.ids[row->labels.n] : NO_TARGET);
 }
 
 static void row_begin(Row *row, const ChatFormat *f) {
@@ -5164,7 +5163,7 @@ static void row_add_rounds(Row *row, const ChatFormat *f, const Turn *turns, siz
     free(prompt.s);
     row->prompt_n = row->ids.n;
     if (!answer) return;
-    row->teaches.ids[row->ids.n - 1] = answer->learns;
+    row->teaches = answer->learns;
     row_add_text(row, f->tokenizer, answer->text, shortened(answer, most), answer->learns);
 }
 
@@ -5411,7 +5410,7 @@ static Row encode_sample(const DataReader *d, const Conversation *c) {
 static void keep_last_turn(const ChatFormat *f, Row *row) {
     size_t last = row->ids.n;
     for (size_t i = 0; i < row->ids.n; i++) if (row->ids.ids[i] == f->roles[ASSISTANT]) last = i;
-    for (size_t i = 0; i < row->ids.n; i++) row->teaches.ids[i] = i > last;
+    for (size_t i = 0; i < row->ids.n; i++) row->labels.ids[i] = i > last + 1 ? row->ids.ids[i] : NO_TARGET;
 }
 
 static bool learns_last(const Options *o, const Layout *l) {
@@ -5432,15 +5431,10 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
     if (l->thinks && last->role == ASSISTANT && strncmp(last->text, "<think>", 7))
         note(d, NO_THOUGHTS, root, excerpt(last->text, last->n));
     Row row = encode_sample(d, &c);
-    if (d->options->official_mask && learns_last(d->options, l))
-        keep_last_turn(d->format, &row);
-    Sample s = { .n = row.ids.n, .prompt_n = row.prompt_n, .ids = row.ids.ids };
-    s.labels = take(s.n, sizeof *s.labels);
-    for (size_t i = 0; i < s.n; i++) s.labels[i] = i > 0 && row.teaches.ids[i-1] ? s.ids[i] : NO_TARGET;
-    free(row.teaches.ids);
+    if (d->options->official_mask && learns_last(d->options, l)) keep_last_turn(d->format, &row);
     drop_turns(&c, 0);
     free(c.turns);
-    return s;
+    return (Sample){ .ids = row.ids.ids, .labels = row.labels.ids, .n = row.ids.n, .prompt_n = row.prompt_n };
 }
 
 static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
@@ -5553,8 +5547,7 @@ static const char *mask_words(const Options *o, const ChatFormat *f) {
     if (o->combine && !(o->official_mask && l && l->official_answers != EVERY_ANSWER))
         fail("--combine belongs to --official_mask and a layout of GLM-4 (glm4-chat, 0414, z1, edge)");
     if (!o->official_mask) return NULL;
-    if (l && learns_last(o, l))
-        return "the last answer alone, without the line break before it";
+    if (l && learns_last(o, l)) return "the last answer alone, without the line break before it";
     return l && l->official_observations ? "every answer and observation, whatever its \"loss\" says"
                                          : "every answer, whatever its \"loss\" says";
 }
@@ -5678,7 +5671,6 @@ static Batch probe_batch(const Model *m, size_t n) {
     Dataset set = { .samples = &s, .n = 1 };
     Batch b = make_batch(&set, &(size_t){ 0 }, 1, 0, 0);
     free(s.ids);
-    b.samples = NULL;
     return b;
 }
 
@@ -5766,9 +5758,8 @@ static int32_t draw_token(const real *logits, size_t V, double temperature, doub
         sum += (double)c[v].p;
     }
     qsort(c, V, sizeof *c, by_probability_down);
-    size_t n = 0;
+    size_t n = 0, chosen = 0;
     while (n < V && (!n || kept < top_p * sum)) kept += (double)c[n++].p;
-    size_t chosen = 0;
     for (; chosen + 1 < n; chosen++) if ((passed += (double)c[chosen].p) > (double)uniform * kept) break;
     int32_t id = c[chosen].id;
     free(c);
@@ -5828,13 +5819,12 @@ static void next_tokens(Generator *g, const Options *o, Question *const *asked, 
 // leaves the batch. The numbers are those of one by one but for their last bits: a product of one row adds up in
 // another order than one of several.
 static void answer_together(Generator *g, const ChatFormat *f, const Options *o, Question *questions, size_t n) {
-    size_t V = g->run.model->config.vocab_size, kept = n;
+    const Config *config = &g->run.model->config;
+    size_t V = config->vocab_size, cache_n = g->run.max_kv * config->n_kv_heads * config->head_dim, kept = n;
     Question **asked = take(n, sizeof *asked);
     Cache *caches = g->run.caches;
     int32_t *ids = take(n, sizeof *ids);
-    for (size_t l = 0, kvd = g->run.model->config.n_kv_heads * g->run.model->config.head_dim;
-         l < g->run.model->config.n_layers; l++)
-        zero(g->run.layers[l].k, g->run.max_kv * kvd), zero(g->run.layers[l].v, g->run.max_kv * kvd);
+    for (Kept *l = g->run.layers, *end = l + config->n_layers; l < end; l++) zero(l->k, cache_n), zero(l->v, cache_n);
     for (size_t i = 0; i < n; i++) {
         asked[i] = &questions[i];
         asked[i]->number = g->n_answers++;
@@ -6056,13 +6046,11 @@ static const char *find_base(const char *path, const char *folder, const Json *n
 static const Method *read_official_config(const char *folder, Options *o, const char **base) {
     const char *file = official_prefix(folder), *path = name("%s/config.json", folder);
     TensorSet set = {0};
-    size_t n;
     read_tensor_file(&set, file);
     const StoredTensor *table = find_tensor(&set, prefix_names[1][PREFIX_TABLE]);
     const StoredTensor *w1 = find_tensor(&set, prefix_names[1][PREFIX_W1]);
     if (!table) fail("%s: '%s' is missing", file, prefix_names[1][PREFIX_TABLE]);
-    char *source = exists(path) ? read_file(path, &n) : NULL;
-    JsonReader r = json_open(path, source ? source : "{}", source ? n : 2);
+    JsonReader r = exists(path) ? json_open_file(path) : json_open(path, "{}", 2);
     const Json *root = json_only(&r);
     double length = config_number(path, root, "pre_seq_len", 1, 1e6, (double)table->shape[0]);
     if (length != (double)table->shape[0])
@@ -6071,7 +6059,6 @@ static const Method *read_official_config(const char *folder, Options *o, const 
     o->prefix_projection = w1, o->encoder_hidden_size = w1 ? (int64_t)w1->shape[0] : 0;
     *base = find_base(path, folder, json_get(root, "_name_or_path"), o);
     json_close(&r);
-    free(source);
     return find_method(o->method);
 }
 
@@ -6127,10 +6114,9 @@ static void read_adapter_tensors(const char *folder, Model *m, const Method *met
         Tensor *t = m->trained[i];
         const StoredTensor *s = find_trained(&set, t);
         if (!s) fail("%s: '%s' is missing", folder, t->name);
-        bool same = s->n_dims == t->n_dims && s->shape[0] == t->shape[0] && (t->vector || s->shape[1] == t->shape[1]);
-        if (!same)
-            fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name,
-                 shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
+        const char *has = shape_text(s->shape, s->n_dims), *needs = shape_text(t->shape, t->n_dims);
+        if (strcmp(has, needs))
+            fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name, has, needs);
         if (s->dtype > BF16) fail("%s: '%s' is %s, and must be F64, F32, F16 or BF16", s->file, s->name, s->dtype_name);
         widen_stored(t->value, s);
         n_constant += t->start.spread == 0 && !t->of_base, n_as_started += is_as_started(t);
@@ -8894,28 +8880,23 @@ static const char *choices_of(size_t i) { return options[i].type == METHOD ? met
 
 // Returns NULL, or what is wrong with the value.
 static const char *set_option(Options *o, size_t i, const char *value) {
+    OptionType type = options[i].type;
     void *field = (char *)o + options[i].offset;
     char *end;
-    if (options[i].type == STRING) *(const char **)field = value;
-    if (options[i].type == FLAG) {
-        if (strcmp(value, "true") && strcmp(value, "false"))
-            return name("is true or false, not '%s'", value);
-        *(bool *)field = value[0] == 't';
-    }
-    if (choices_of(i)) {
-        if (strchr(value, ',') || !list_has(choices_of(i), value))
-            return name("is one of %s, not '%s'", choices_of(i), value);
-        *(const char **)field = value;
-    }
-    if (options[i].type != INTEGER && options[i].type != REAL_NUMBER) return NULL;
+    if (type == FLAG && strcmp(value, "true") && strcmp(value, "false"))
+        return name("is true or false, not '%s'", value);
+    if (choices_of(i) && (strchr(value, ',') || !list_has(choices_of(i), value)))
+        return name("is one of %s, not '%s'", choices_of(i), value);
+    if (type == FLAG) return *(bool *)field = value[0] == 't', NULL;
+    if (type >= STRING) return *(const char **)field = value, NULL;
     double number = strtod(value, &end);
     // no 0x10, no nan
     bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");
-    if (!decimal || (options[i].type == INTEGER && floor(number) != number))
-        return name("wants a %s, not '%s'", options[i].type == INTEGER ? "whole number" : "number", value);
+    if (!decimal || (type == INTEGER && floor(number) != number))
+        return name("wants a %s, not '%s'", type == INTEGER ? "whole number" : "number", value);
     if (!(number >= options[i].least && number <= options[i].most))
         return name("must be from %g to %g, not %s", options[i].least, options[i].most, value);
-    if (options[i].type == INTEGER) *(int64_t *)field = (int64_t)number;
+    if (type == INTEGER) *(int64_t *)field = (int64_t)number;
     else *(double *)field = number;
     return NULL;
 }
@@ -8930,6 +8911,12 @@ static size_t find_option(const char *wanted, int commands_of) {
     size_t i = 0;
     while (i < COUNT(options) && (strcmp(options[i].name, wanted) || !(options[i].commands & commands_of))) i++;
     return i;
+}
+
+// Adds the names of the options that one of these commands has, a comma behind each.
+static void add_options(Text *list, int commands_of) {
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (options[i].commands & commands_of) text_print(list, "%s,", options[i].name);
 }
 
 // The training options that bear on the result, as "name=value" lines.
@@ -8977,17 +8964,15 @@ static const char *nearest(const char *given, const char *list) {
 }
 
 __attribute__((noreturn)) static void unknown_option(const char *given, size_t command) {
+    const char *asked = commands[command].name;
+    size_t i = find_option(given, ALL), k = 0;
+    while (i < COUNT(options) && !(options[i].commands & commands[k].bit)) k++;
+    if (i < COUNT(options))
+        fail_usage("--%s is no option of '%s', it is one of '%s'", given, asked, commands[k].name);
     Text known = {0};
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (!strcmp(given, options[i].name))
-            for (size_t k = 0; k < COUNT(commands); k++)
-                if (options[i].commands & commands[k].bit)
-                    fail_usage("--%s is no option of '%s', it is one of '%s'", given, commands[command].name,
-                               commands[k].name);
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].commands & commands[command].bit) text_print(&known, "%s,", options[i].name);
-    fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, commands[command].name,
-               nearest(given, known.s), commands[command].name);
+    add_options(&known, commands[command].bit);
+    fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, asked,
+               nearest(given, known.s), asked);
 }
 
 // `--help OPTION` and `--help METHOD`.
@@ -9021,8 +9006,7 @@ static void word_help(const char *given, int commands_of) {
         if (!strcmp(given, methods[i].name)) return method_help(&methods[i]);
         text_print(&known, "%s,", methods[i].name);
     }
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].commands & commands_of) text_print(&known, "%s,", options[i].name);
+    add_options(&known, commands_of);
     fail_usage("--help %s: there is no such option or method; nearest: %s", given, nearest(given, known.s));
 }
 
@@ -9047,10 +9031,9 @@ static void general_help(void) {
 // Reads "--name value", "--name=value" or, for a flag, "--name" at argv[i]; returns how many words it took.
 static size_t parse_option(Options *o, size_t command, char **words, size_t left) {
     const char *given = words[0] + 2, *equals = strchr(given, '=');
-    char *option_name = equals ? strndup(given, (size_t)(equals - given)) : strdup(given);
+    const char *option_name = name("%.*s", (int)strcspn(given, "="), given);
     size_t i = find_option(option_name, commands[command].bit);
     if (i == COUNT(options)) unknown_option(option_name, command);
-    free(option_name);
     if (equals) return want_option(o, i, equals + 1), 1;
     bool value_follows =
         left > 1 && (options[i].type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
@@ -9116,10 +9099,9 @@ typedef struct { JsonReader *reader; Options *o; bool words; Text ignored; } Yam
 
 __attribute__((noreturn)) static void unknown_key(const YamlRun *y, const Json *j) {
     Text known = {0};
-    text_print(&known, "%s,%s,%s,%s", yaml_sections, yaml_silent, yaml_refused, yaml_ignored);
-    for (size_t i = 0; i < COUNT(yaml_words); i++) text_print(&known, ",%s", yaml_words[i].key);
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].commands & TRAIN) text_print(&known, ",%s", options[i].name);
+    text_print(&known, "%s,%s,%s,%s,", yaml_sections, yaml_silent, yaml_refused, yaml_ignored);
+    for (size_t i = 0; i < COUNT(yaml_words); i++) text_print(&known, "%s,", yaml_words[i].key);
+    add_options(&known, TRAIN);
     for (char *p = known.s; *p; p++) if (*p == '.') *p = ',';      // the last part of a path counts
     fail("%s: there is no key '%s' here; nearest: %s", json_where(y->reader, j->at), j->key, nearest(j->key, known.s));
 }

@@ -812,21 +812,21 @@ static const struct { const char *text; bool token; int target; } pieces_of_row[
 static void add_expected(Row *row, Tokenizer *t, const char *text, bool token, bool target) {
     if (token) ids_add(&row->ids, special_id(t, text));
     else encode(t, text, strlen(text), &row->ids);
-    while (row->teaches.n < row->ids.n) ids_add(&row->teaches, target ? row->ids.ids[row->teaches.n] : NO_TARGET);
+    while (row->labels.n < row->ids.n) ids_add(&row->labels, target ? row->ids.ids[row->labels.n] : NO_TARGET);
 }
 
 static void check_mask(const char *what, const ChatFormat *f, int rule, const char *const *prefix, const char *end) {
     Options o = default_options();
-    Row row = {0};      // its `teaches` hold the labels
+    Row row = {0};
     o.official_mask = rule != OURS, o.combine = rule == COMBINE;
     Dataset set = read_text(conversation, f, &o);
     for (size_t i = 0; i < 2; i++) add_expected(&row, f->tokenizer, prefix[i], true, false);
     for (size_t i = 0; i < COUNT(pieces_of_row); i++)
         add_expected(&row, f->tokenizer, pieces_of_row[i].text, pieces_of_row[i].token, pieces_of_row[i].target & rule);
     add_expected(&row, f->tokenizer, end, true, true);
-    check_sample(what, &set, 0, row.ids.ids, row.teaches.ids, row.ids.n);
+    check_sample(what, &set, 0, row.ids.ids, row.labels.ids, row.ids.n);
     size_t n_targets = 0;
-    for (size_t i = 1; i < row.teaches.n; i++) n_targets += row.teaches.ids[i] != NO_TARGET;
+    for (size_t i = 1; i < row.labels.n; i++) n_targets += row.labels.ids[i] != NO_TARGET;
     check_equal(label("%s: targets", what), set.samples[0].n_targets, n_targets);
 }
 
