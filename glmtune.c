@@ -91,7 +91,7 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 static void discard_unfinished(void);
 
-static void stop_with(int status, const char *format, va_list args) {
+__attribute__((noreturn)) static void stop_with(int status, const char *format, va_list args) {
     char *message = NULL;
     fflush(stdout);
     if (vasprintf(&message, format, args) < 0) message = NULL;
@@ -106,14 +106,12 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *for
     va_list args;
     va_start(args, format);
     stop_with(1, format, args);
-    __builtin_unreachable();
 }
 
 __attribute__((noreturn, format(printf, 1, 2))) static void fail_usage(const char *format, ...) {
     va_list args;
     va_start(args, format);
     stop_with(2, format, args);
-    __builtin_unreachable();
 }
 
 // Letters to insert, delete or change to turn a into b (Levenshtein), for "nearest: ..." in messages.
@@ -246,7 +244,9 @@ __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char
 // A file or folder is written under another name beside its own, synced, and renamed when it is complete. What was
 // begun and not finished is known here, and removed when the program stops with an error.
 
-static struct { char *temporary, *final; } unfinished[4];
+#define TEMPORARY ".glmtune.tmp"    // how those other names end
+
+static char *unfinished[4];
 
 static void remove_tree(const char *path) {     // a file, a link, or a folder with all that is in it
     struct stat s;
@@ -263,18 +263,15 @@ static void remove_tree(const char *path) {     // a file, a link, or a folder w
 }
 
 static void discard_unfinished(void) {
-    for (size_t i = COUNT(unfinished); i-- > 0; )
-        if (unfinished[i].temporary) remove_tree(unfinished[i].temporary);
+    for (size_t i = COUNT(unfinished); i-- > 0; ) if (unfinished[i]) remove_tree(unfinished[i]);
 }
 
 // What a run that was killed has left in a folder.
 static void remove_leftovers(const char *folder) {
-    static const char tail[] = ".glmtune.tmp";
     DIR *d = opendir(folder);
     for (struct dirent *e; d && (e = readdir(d)); ) {
-        size_t n = strlen(e->d_name);
-        if (n >= sizeof tail && !strcmp(e->d_name + n + 1 - sizeof tail, tail))
-            remove_tree(name("%s/%s", folder, e->d_name));
+        size_t n = strlen(e->d_name), tail = strlen(TEMPORARY);
+        if (n > tail && !strcmp(e->d_name + n - tail, TEMPORARY)) remove_tree(name("%s/%s", folder, e->d_name));
     }
     if (d) closedir(d);
 }
@@ -285,20 +282,17 @@ static volatile sig_atomic_t stop_signals;
 
 static void on_stop_signal(int signal_number) {
     bool writing = false;
-    for (size_t i = 0; i < COUNT(unfinished); i++) writing |= unfinished[i].temporary != NULL;
+    for (size_t i = 0; i < COUNT(unfinished); i++) writing |= unfinished[i] != NULL;
     if (stop_signals++ && !writing) _exit(128 + signal_number);
 }
 
 // Returns the temporary name under which `path` is to be written.
 static const char *begin_output(const char *path) {
-    for (size_t i = 0; i < COUNT(unfinished); i++)
-        if (!unfinished[i].temporary) {
-            size_t n = strlen(path);
-            while (n > 1 && path[n-1] == '/') n--;
-            unfinished[i].final = name("%.*s", (int)n, path);
-            return unfinished[i].temporary = name("%.*s.glmtune.tmp", (int)n, path);
-        }
-    fail("internal error: more than %zu files are being written at once", COUNT(unfinished));
+    size_t n = strlen(path), i = 0;
+    while (n > 1 && path[n-1] == '/') n--;
+    while (i < COUNT(unfinished) && unfinished[i]) i++;
+    if (i == COUNT(unfinished)) fail("internal error: more than %zu files are being written at once", i);
+    return unfinished[i] = name("%.*s" TEMPORARY, (int)n, path);
 }
 
 static void sync_path(const char *path) {
@@ -310,17 +304,14 @@ static void sync_path(const char *path) {
 
 // Gives what was written under `temporary` its name.
 static void finish_output(const char *temporary) {
-    for (size_t i = 0; i < COUNT(unfinished); i++) {
-        if (unfinished[i].temporary != temporary) continue;
-        char *final = unfinished[i].final, *slash = strrchr(final, '/');
-        sync_path(temporary);
-        if (rename(temporary, final)) fail("%s: cannot be given its name: %s", final, strerror(errno));
-        if (slash) *slash = 0;
-        sync_path(slash ? final : ".");
-        free(unfinished[i].temporary);
-        free(final);
-        unfinished[i].temporary = unfinished[i].final = NULL;
-    }
+    char *final = name("%.*s", (int)(strlen(temporary) - strlen(TEMPORARY)), temporary), *slash = strrchr(final, '/');
+    sync_path(temporary);
+    if (rename(temporary, final)) fail("%s: cannot be given its name: %s", final, strerror(errno));
+    if (slash) *slash = 0;
+    sync_path(slash ? final : ".");
+    free(final);
+    for (size_t i = 0; i < COUNT(unfinished); i++)
+        if (unfinished[i] == temporary) free(unfinished[i]), unfinished[i] = NULL;
 }
 
 __attribute__((noreturn)) static void fail_writing(const char *path) {
@@ -357,13 +348,12 @@ static bool is_folder(const char *path) {
 static void make_folders(const char *path) {
     if (!*path) fail("the name of a folder to write to is empty");
     char *p = name("%s", path);
-    for (char *slash = p + 1; ; slash++) {
-        if (*slash && *slash != '/') continue;
-        char kept = *slash;
-        *slash = 0;
+    for (char *end = p; *end; ) {
+        end += 1 + strcspn(end + 1, "/");
+        char kept = *end;
+        *end = 0;
         if (mkdir(p, 0777) && errno != EEXIST) fail("%s: the folder cannot be made: %s", p, strerror(errno));
-        *slash = kept;
-        if (!kept) break;
+        *end = kept;
     }
     if (!is_folder(path)) fail("%s: is a file, and a folder is needed", path);
     free(p);
@@ -414,6 +404,45 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // after another, so that it reads JSON lines and one big array alike and holds one sample at a time. Values are trees
 // of nodes that live until the next value is asked for. Every node knows where it began: errors name
 // file:line:column.
+
+// Writes code point c at s as UTF-8; returns the number of bytes.
+static size_t utf8_put(char *s, uint32_t c) {
+    if (c < 0x80) return s[0] = (char)c, 1;
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
+    s[0] = (char)((0xF00 >> n) | c);        // n ones and a zero, then the highest bits
+    return n;
+}
+
+#define INVALID UINT32_MAX      // what stands for a byte that is no UTF-8
+
+// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
+static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
+    const unsigned char *u = (const unsigned char *)s;
+    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
+    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+    *c = INVALID;
+    if (!length || length > n) return 1;
+    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((u[i] & 0xC0) != 0x80) return 1;
+        value = value << 6 | (u[i] & 0x3F);
+    }
+    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
+    *c = value;
+    return length;
+}
+
+// A text in quotes, for messages: 40 characters at most, to the end of its line or to a byte that is no UTF-8.
+static const char *excerpt(const char *s, size_t n) {
+    size_t at = 0, count = 0;
+    uint32_t c;
+    for (size_t length; at < n && count < 40; at += length, count++) {
+        length = utf8_get(s + at, n - at, &c);
+        if (c == INVALID || c < ' ') break;
+    }
+    return name("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
+}
 
 enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
 
@@ -475,8 +504,6 @@ static const char *json_where(const JsonReader *r, size_t at) {
     return name("%s:%zu:%zu", r->file, line, column);
 }
 
-static const char *excerpt(const char *s, size_t n);
-
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
     size_t lines = 0, at = min_size(r->at, r->n), near = at;
     for (size_t i = r->began; i < at; i++) lines += r->source[i] == '\n';
@@ -498,63 +525,28 @@ static Json *json_node(JsonReader *r, JsonType type) {
     return j;
 }
 
+// The byte so far ahead; the file ends as a line does.
+static char json_peek(const JsonReader *r, size_t ahead) {
+    return r->at + ahead < r->n ? r->source[r->at + ahead] : '\n';
+}
+
 static void json_skip_space(JsonReader *r) {
     while (r->at < r->n && r->source[r->at] && strchr(" \t\r\n", r->source[r->at])) r->at++;
 }
 
 static bool json_accept(JsonReader *r, char c) {
     json_skip_space(r);
-    if (r->at >= r->n || r->source[r->at] != c) return false;
-    r->at++;
-    return true;
-}
-
-// Writes code point c at s as UTF-8; returns the number of bytes.
-static size_t utf8_put(char *s, uint32_t c) {
-    if (c < 0x80) return s[0] = (char)c, 1;
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
-    s[0] = (char)((0xF00 >> n) | c);        // n ones and a zero, then the highest bits
-    return n;
-}
-
-#define INVALID UINT32_MAX      // what stands for a byte that is no UTF-8
-
-// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
-static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
-    const unsigned char *u = (const unsigned char *)s;
-    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
-    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-    *c = INVALID;
-    if (!length || length > n) return 1;
-    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
-    for (size_t i = 1; i < length; i++) {
-        if ((u[i] & 0xC0) != 0x80) return 1;
-        value = value << 6 | (u[i] & 0x3F);
-    }
-    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
-    *c = value;
-    return length;
-}
-
-// A text in quotes, for messages: 40 characters at most, to the end of its line or to a byte that is no UTF-8.
-static const char *excerpt(const char *s, size_t n) {
-    size_t at = 0, count = 0;
-    uint32_t c;
-    for (size_t length; at < n && count < 40; at += length, count++) {
-        length = utf8_get(s + at, n - at, &c);
-        if (c == INVALID || c < ' ') break;
-    }
-    return name("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
+    bool there = json_peek(r, 0) == c;
+    r->at += there;
+    return there;
 }
 
 static uint32_t json_hex4(JsonReader *r) {
     uint32_t c = 0;
     for (int i = 0; i < 4; i++, r->at++) {
-        const char *digits = "0123456789abcdef", *d = NULL;
-        if (r->at < r->n && r->source[r->at]) d = strchr(digits, tolower((unsigned char)r->source[r->at]));
-        if (!d) json_fail(r, "\\u wants four hexadecimal digits");
-        c = c * 16 + (uint32_t)(d - digits);
+        int digit = tolower((unsigned char)json_peek(r, 0));
+        if (!isxdigit(digit)) json_fail(r, "\\u wants four hexadecimal digits");
+        c = c * 16 + (uint32_t)(isdigit(digit) ? digit - '0' : digit - 'a' + 10);
     }
     return c;
 }
@@ -597,27 +589,26 @@ static const char *json_string(JsonReader *r, size_t *count) {
     return start;
 }
 
+// Where the digits end that begin n bytes ahead; there must be some.
+static size_t json_digits(const JsonReader *r, size_t n, const char *problem) {
+    if (!isdigit((unsigned char)json_peek(r, n))) json_fail(r, problem);
+    while (isdigit((unsigned char)json_peek(r, n))) n++;
+    return n;
+}
+
 static Json *json_number(JsonReader *r) {
     Json *j = json_node(r, JSON_NUMBER);
-    size_t p = r->at, digits;
-    if (p < r->n && r->source[p] == '-') p++;
-    size_t whole = p;
-    while (p < r->n && isdigit((unsigned char)r->source[p])) p++;
-    if (p == whole || (r->source[whole] == '0' && p > whole + 1)) json_fail(r, "a value was expected here");
-    if (p < r->n && r->source[p] == '.') {
-        for (digits = ++p; p < r->n && isdigit((unsigned char)r->source[p]); ) p++;
-        if (p == digits) json_fail(r, "digits must follow the decimal point");
+    size_t whole = json_peek(r, 0) == '-', n = json_digits(r, whole, "a value was expected here");
+    if (json_peek(r, whole) == '0' && n > whole + 1) json_fail(r, "a value was expected here");
+    if (json_peek(r, n) == '.') n = json_digits(r, n + 1, "digits must follow the decimal point");
+    if ((json_peek(r, n) | 32) == 'e') {
+        char sign = json_peek(r, ++n);
+        n = json_digits(r, n + (sign == '+' || sign == '-'), "digits must follow the exponent's e");
     }
-    if (p < r->n && (r->source[p] | 32) == 'e') {
-        p++;
-        if (p < r->n && (r->source[p] == '+' || r->source[p] == '-')) p++;
-        for (digits = p; p < r->n && isdigit((unsigned char)r->source[p]); ) p++;
-        if (p == digits) json_fail(r, "digits must follow the exponent's e");
-    }
-    char *copy = strndup(r->source + r->at, p - r->at);
-    j->number = strtod(checked(copy, p - r->at), NULL);
+    char *copy = strndup(r->source + r->at, n);
+    j->number = strtod(checked(copy, n), NULL);
     free(copy);
-    r->at = p;
+    r->at += n;
     return j;
 }
 
@@ -642,8 +633,7 @@ static Json *json_members(JsonReader *r, JsonType type, int depth) {
         end = &(*end)->next;
         j->count++;
     } while (json_accept(r, ','));
-    if (!json_accept(r, closing)) json_fail(r, type == JSON_OBJECT ? "a comma or } was expected here"
-                                                                   : "a comma or ] was expected here");
+    if (!json_accept(r, closing)) json_fail(r, name("a comma or %c was expected here", closing));
     return j;
 }
 
@@ -733,19 +723,15 @@ static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON strin
 // document are refused. Types are those of YAML 1.2, as the official scripts read them: 5e-4 is a number, `no` a word.
 // The tree is JSON's; a number, truth value or null keeps its words as `text`.
 
-static char yaml_peek(const JsonReader *r, size_t ahead) {      // the file ends as a line does
-    return r->at + ahead < r->n ? r->source[r->at + ahead] : '\n';
-}
-
 static bool yaml_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 static bool yaml_flow_mark(char c) { return c && strchr(",[]{}", c); }
-static bool yaml_dash(const JsonReader *r) { return yaml_peek(r, 0) == '-' && yaml_blank(yaml_peek(r, 1)); }
+static bool yaml_dash(const JsonReader *r) { return json_peek(r, 0) == '-' && yaml_blank(json_peek(r, 1)); }
 
 // Moves over spaces and a comment; with `lines` over line breaks as well.
 static void yaml_skip(JsonReader *r, bool lines) {
     for (r->began = r->at; r->at < r->n; r->began = ++r->at) {
         char c = r->source[r->at];
-        if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (yaml_peek(r, 1) != '\n') r->at++;
+        if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (json_peek(r, 1) != '\n') r->at++;
         else if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
         else if (c != ' ' && !(lines && (c == '\r' || c == '\n'))) break;
     }
@@ -765,16 +751,16 @@ static long yaml_next_line(JsonReader *r) {
 
 static void yaml_end_line(JsonReader *r) {
     yaml_skip(r, false);
-    if (!yaml_blank(yaml_peek(r, 0))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
+    if (!yaml_blank(json_peek(r, 0))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
 }
 
 // A string in single quotes, the opening one behind us; '' stands for one.
 static size_t yaml_quoted(JsonReader *r, char *out) {
     char *start = out;
     for (;; r->at++) {
-        char c = yaml_peek(r, 0);
+        char c = json_peek(r, 0);
         if (c == '\n' || c == '\r') json_fail(r, "the line ends inside quotes; close them on the line they began on");
-        if (c == '\'' && yaml_peek(r, 1) != '\'') break;
+        if (c == '\'' && json_peek(r, 1) != '\'') break;
         if (c == '\'') r->at++;
         *out++ = c;
     }
@@ -784,8 +770,8 @@ static size_t yaml_quoted(JsonReader *r, char *out) {
 
 static size_t yaml_plain(JsonReader *r, char *out, bool in_flow) {
     size_t begin = r->at, n;
-    for (char c; (c = yaml_peek(r, 0)) != '\n' && c != '\r'; r->at++) {
-        char next = yaml_peek(r, 1);
+    for (char c; (c = json_peek(r, 0)) != '\n' && c != '\r'; r->at++) {
+        char next = json_peek(r, 1);
         if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
         if (c == ':' && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))) break;
         if ((in_flow && yaml_flow_mark(c)) || (c == '#' && r->source[r->at-1] == ' ')) break;
@@ -809,7 +795,7 @@ static void yaml_plain_type(Json *j) {
 
 static Json *yaml_scalar(JsonReader *r, bool in_flow) {
     Json *j = json_node(r, JSON_STRING);
-    char c = yaml_peek(r, 0), next = yaml_peek(r, 1), *out = r->strings + r->strings_used;
+    char c = json_peek(r, 0), next = json_peek(r, 1), *out = r->strings + r->strings_used;
     j->text = out;
     if (c == '"') return r->at++, j->text = json_string(r, &j->count), j;
     if (strchr("&*!|>%@`", c))
@@ -840,22 +826,22 @@ static Json *yaml_collection(JsonReader *r, JsonType type, int depth) {
 
 // A value in flow, or a scalar.
 static Json *yaml_flow(JsonReader *r, bool in_flow, int depth) {
-    char opening = yaml_peek(r, 0), closing = opening == '{' ? '}' : ']';
+    char opening = json_peek(r, 0), closing = opening == '{' ? '}' : ']';
     if (opening != '[' && opening != '{') return yaml_scalar(r, in_flow);
     Json *j = yaml_collection(r, opening == '{' ? JSON_OBJECT : JSON_ARRAY, depth), **end = &j->first, *key = NULL;
     r->at++;
-    for (yaml_skip(r, true); yaml_peek(r, 0) != closing; yaml_skip(r, true)) {
+    for (yaml_skip(r, true); json_peek(r, 0) != closing; yaml_skip(r, true)) {
         if (opening == '{') {
             key = yaml_scalar(r, true);
             yaml_skip(r, true);
-            if (yaml_peek(r, 0) != ':') json_fail(r, "a colon and a space were expected here");
+            if (json_peek(r, 0) != ':') json_fail(r, "a colon and a space were expected here");
             r->at++;
             yaml_skip(r, true);
         }
         end = yaml_append(r, j, end, key, yaml_flow(r, true, depth + 1));
         yaml_skip(r, true);
-        if (yaml_peek(r, 0) == ',') r->at++;
-        else if (yaml_peek(r, 0) != closing) json_fail(r, name("a comma or %c was expected here", closing));
+        if (json_peek(r, 0) == ',') r->at++;
+        else if (json_peek(r, 0) != closing) json_fail(r, name("a comma or %c was expected here", closing));
     }
     r->at++;
     return j;
@@ -868,7 +854,7 @@ static Json *yaml_rest(JsonReader *r, long indent, bool in_list, int depth) {
     Json *none = json_node(r, JSON_NULL), *j;
     none->text = "";
     yaml_skip(r, false);
-    if (!yaml_blank(yaml_peek(r, 0))) {
+    if (!yaml_blank(json_peek(r, 0))) {
         if (in_list) return yaml_block(r, yaml_column(r), depth + 1);
         j = yaml_flow(r, false, depth + 1);
         yaml_end_line(r);
@@ -887,7 +873,7 @@ static Json *yaml_block(JsonReader *r, long indent, int depth) {
         if (!list) {
             key = yaml_flow(r, false, depth);
             yaml_skip(r, false);
-            bool colon = yaml_peek(r, 0) == ':' && yaml_blank(yaml_peek(r, 1));
+            bool colon = json_peek(r, 0) == ':' && yaml_blank(json_peek(r, 1));
             if (!colon && !j->count) return yaml_end_line(r), key;
             if (!colon || key->type >= JSON_ARRAY) json_fail(r, "\"name: value\" was expected here");
         }
