@@ -979,13 +979,12 @@ static StoredTensor read_tensor_entry(const char *file, const Json *j) {
     t.dtype_name = dtypes[known].name;
     if (shape->count > MAX_DIMS)
         fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
+    bool sound = true;
     for (const Json *d = shape->first; d; d = d->next) {
-        size_t size;
-        if (!json_size(d, &size) || __builtin_mul_overflow(t.n, size, &t.n))
-            fail("%s: '%s' has a shape that no tensor can have: the header is damaged", file, t.name);
-        t.shape[t.n_dims++] = size;
+        size_t *size = &t.shape[t.n_dims++];
+        sound &= json_size(d, size) && !__builtin_mul_overflow(t.n, *size, &t.n);
     }
-    if (__builtin_mul_overflow(t.n, dtypes[known].size, &t.bytes))
+    if (!sound || __builtin_mul_overflow(t.n, dtypes[known].size, &t.bytes))
         fail("%s: '%s' has a shape that no tensor can have: the header is damaged", file, t.name);
     if (!json_size(range->first, &t.begin) || !json_size(range->first->next, &end) || end < t.begin ||
         end - t.begin != t.bytes)
@@ -1005,8 +1004,9 @@ static void check_layout(const char *file, StoredTensor *t, size_t n, size_t dat
     size_t at = 0;
     if (n) qsort(t, n, sizeof *t, by_begin);
     for (size_t i = 0; i < n; i++) {
-        if (t[i].begin < at) fail("%s: '%s' and '%s' overlap: the header is damaged, download the file again", file,
-                                  t[i-1].name, t[i].name);
+        if (t[i].begin < at)
+            fail("%s: '%s' and '%s' overlap: the header is damaged, download the file again", file, t[i-1].name,
+                 t[i].name);
         if (t[i].begin > at)
             fail("%s: there is a hole before '%s': the header is damaged, download the file again", file, t[i].name);
         at += t[i].bytes;
@@ -1044,24 +1044,17 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
     set->tensors = grow(set->tensors, &set->capacity, set->n + root->count + 1, sizeof *set->tensors);
     for (const Json *j = root->first; j; j = j->next) {
-        if (!strcmp(j->key, "__metadata__")) {
-            for (const Json *m = j->first; m; m = m->next)
-                if (m->type == JSON_STRING && j->type == JSON_OBJECT)
-                    text_print(&set->metadata, "%s=%s\n", m->key, m->text);
-            continue;
-        }
-        set->tensors[set->n++] = read_tensor_entry(file, j);
+        bool metadata = !strcmp(j->key, "__metadata__");
+        if (!metadata) set->tensors[set->n++] = read_tensor_entry(file, j);
+        for (const Json *m = j->first; metadata && m; m = m->next)
+            if (m->key && m->type == JSON_STRING) text_print(&set->metadata, "%s=%s\n", m->key, m->text);
     }
     json_close(&r);
     check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
     for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
-        const uint8_t *data = bytes + 8 + header + t->begin;
-        if (t->n && (uintptr_t)data % (t->bytes / t->n)) {      // old libraries did not put numbers on their boundary
-            void *copy = take(t->bytes, 1);
-            if (t->bytes) memcpy(copy, data, t->bytes);
-            data = copy;
-        }
-        t->data = data;
+        t->data = bytes + 8 + header + t->begin;
+        if (t->n && (uintptr_t)t->data % (t->bytes / t->n))     // old libraries did not put numbers on their boundary
+            t->data = memcpy(take(t->bytes, 1), t->data, t->bytes);
     }
 }
 
@@ -1071,7 +1064,7 @@ static int by_name(const void *a, const void *b) {
 
 static void check_duplicates(const TensorSet *s) {
     StoredTensor *sorted = take(s->n, sizeof *sorted);
-    if (s->n) memcpy(sorted, s->tensors, s->n * sizeof *sorted);
+    for (size_t i = 0; i < s->n; i++) sorted[i] = s->tensors[i];
     qsort(sorted, s->n, sizeof *sorted, by_name);
     for (size_t i = 1; i < s->n; i++)
         if (!strcmp(sorted[i-1].name, sorted[i].name))
@@ -1092,8 +1085,7 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
         for (size_t i = 0; i < set->n && !seen; i++) seen = !strcmp(set->tensors[i].file, path);
         if (!seen && !exists(path)) fail("%s: is missing, %s names it: download it again", path, index);
         if (!seen) read_tensor_file(set, path);
-        const StoredTensor *t = find_tensor(set, j->key);
-        if (!t) fail("%s: '%s' is in none of its files", index, j->key);
+        if (!find_tensor(set, j->key)) fail("%s: '%s' is in none of its files", index, j->key);
         free(path);
     }
     json_close(&r);
@@ -1102,13 +1094,12 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
 // The tensors of a model folder, from model.safetensors or from the shards of its index.
 static TensorSet read_model_tensors(const char *folder) {
     TensorSet set = {0};
-    char *single = name("%s/model.safetensors", folder), *index = name("%s/model.safetensors.index.json", folder);
+    const char *single = name("%s/model.safetensors", folder), *index = name("%s.index.json", single);
     if (exists(index)) read_shards(&set, folder, index);
     else if (exists(single)) read_tensor_file(&set, single);
     else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
               "pytorch_model.bin files must be converted to safetensors first", folder);
     check_duplicates(&set);
-    free(single);
     return set;
 }
 
@@ -1201,7 +1192,7 @@ typedef struct {
     uint64_t *slots; uint32_t slot_mask;    // hash table: upper half of the hash, piece + 1
     int32_t *two;                       // the pieces of two bytes, by these: -1: none
     uint8_t known[1 << 17];             // a bit for 20 bits of each piece's hash
-    bool alone[128];                    // SentencePiece: this ASCII character is part of no longer piece
+    bool alone[256];                    // SentencePiece: this byte is ASCII, and part of no longer piece
     bool inner_blank;                   // SentencePiece: some piece has U+2581 after another character
     ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
     uint32_t *first_listed;
@@ -1279,12 +1270,11 @@ static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length)
     return c == INVALID ? CLASS_OTHER : t->class_of[c];
 }
 
+static bool at_blank(const char *s, size_t n) { return n >= 3 && !memcmp(s, BLANK, 3); }
+
 // ---- 4.2 tokenizer.bin -------------------------------------------------------------------------------------------
 
-static void image_add(Text *t, uint32_t v) {
-    char bytes[4] = { (char)v, (char)(v >> 8), (char)(v >> 16), (char)(v >> 24) };
-    text_add(t, bytes, 4);
-}
+static void image_add(Text *t, uint32_t v) { text_add(t, (const char *)&v, 4); }    // little endian, as this machine is
 
 // The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
 static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s,
@@ -1362,7 +1352,7 @@ static void index_pieces(Tokenizer *t, const char *file) {
     t->slots = take(size, sizeof *t->slots);
     t->slot_mask = size - 1;
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
-    memset(t->alone, 1, sizeof t->alone);
+    memset(t->alone, 1, 128);
     t->two = memset(take(1 << 16, sizeof *t->two), 0xFF, (1 << 16) * sizeof *t->two);       // -1 everywhere
     for (uint32_t i = 0; i < t->n_pieces; i++) {
         const Piece *p = &t->pieces[i];
@@ -1372,24 +1362,20 @@ static void index_pieces(Tokenizer *t, const char *file) {
         if (!p->n || find_piece(t, p->text, p->n) >= 0) fail("%s: piece %u is empty or stands twice", file, i);
         place_piece(t, i);
         for (uint32_t k = 0; k < p->n && p->n > 1; k++) {
-            if (!((unsigned char)p->text[k] & 0x80)) t->alone[(int)p->text[k]] = false;
-            t->inner_blank |= k >= 3 && p->n - k >= 3 && !memcmp(p->text + k, BLANK, 3) &&
-                              memcmp(p->text + k - 3, BLANK, 3);
+            t->alone[(unsigned char)p->text[k]] = false;
+            t->inner_blank |= k >= 3 && at_blank(p->text + k, p->n - k) && !at_blank(p->text + k - 3, 3);
         }
     }
     for (int b = 0; b < 256; b++)
         if (t->byte_ids[b] < 0) fail("%s: has no piece for the byte %d, so it cannot encode every text", file, b);
 }
 
-static const char *read_runs(Tokenizer *t, const char *file, const char *p, uint32_t n, uint8_t class) {
-    uint32_t c = 0;
-    for (uint32_t i = 0; i < n; i++, p += 4) {
-        uint32_t run = image_get(p);
-        if (run > 0x110000 - c) fail("%s: a table of Unicode classes is damaged", file);
-        if (i % 2) memset(t->class_of + c, class, run);
-        c += run;
+static const uint32_t *read_runs(Tokenizer *t, const char *file, const uint32_t *runs, uint32_t n, uint8_t class) {
+    for (uint32_t i = 0, c = 0; i < n; c += runs[i++]) {
+        if (runs[i] > 0x110000 - c) fail("%s: a table of Unicode classes is damaged", file);
+        if (i % 2) memset(t->class_of + c, class, runs[i]);
     }
-    return p;
+    return runs + n;
 }
 
 // Sorts the listed merges at p by the piece that they make.
@@ -1417,45 +1403,39 @@ static const char *take_text(const char *file, const char **p, size_t *left, uin
 
 // Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps. `file` is for messages.
 static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
-    enum { HEADER = 8 + 9*4 };
-    Tokenizer *t = take(1, sizeof *t);
-    if (bytes < HEADER || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
     enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
-    uint32_t h[FIELDS];
-    for (size_t i = 0; i < FIELDS; i++) h[i] = image_get(image + 8 + 4*i);
+    if (bytes < 8 + 4*FIELDS || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
+    const uint32_t *h = (const uint32_t *)(image + 8), *lengths = h + FIELDS;
     if (h[VERSION] != TOKENIZER_VERSION)
         fail("%s: has format version %u, this program reads %d", file, h[VERSION], TOKENIZER_VERSION);
-    uint64_t want = HEADER + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
-                    4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES];
-    uint64_t merges = want;
+    uint64_t merges = 8 + 4*FIELDS + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
+                      4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES], want = merges;
     uint32_t n_merges = h[FLAGS] & LISTED_MERGES && want + 4 <= bytes ? image_get(image + merges) : 0;
     if (h[FLAGS] & LISTED_MERGES) want += 4 + 8 * (uint64_t)n_merges;
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
     if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
+    Tokenizer *t = take(1, sizeof *t);
     *t = (Tokenizer){ .file = name("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
-                      .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS] };
-    t->pieces = take(t->n_pieces, sizeof *t->pieces);
-    t->specials = take(t->n_specials, sizeof *t->specials);
-    t->class_of = take(0x110000, 1);
-    const char *lengths = image + HEADER, *ranks = lengths + 4*(size_t)t->n_pieces;
-    const char *ids = ranks + 4*(size_t)t->n_pieces, *special_lengths = ids + 4*(size_t)t->n_specials;
-    const char *p = special_lengths + 4*(size_t)t->n_specials;
-    p = read_runs(t, file, p, h[LETTERS], CLASS_LETTER);
-    p = read_runs(t, file, p, h[NUMBERS], CLASS_NUMBER);
-    p = read_runs(t, file, p, h[SPACES], CLASS_SPACE);
+                      .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
+                      .pieces = take(h[PIECES], sizeof *t->pieces), .class_of = take(0x110000, 1),
+                      .specials = take(h[SPECIALS], sizeof *t->specials),
+                      .remembered = take(REMEMBERED, sizeof *t->remembered) };
+    const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
+    const uint32_t *special_lengths = ids + t->n_specials, *runs = special_lengths + t->n_specials;
+    runs = read_runs(t, file, runs, h[LETTERS], CLASS_LETTER);
+    runs = read_runs(t, file, runs, h[NUMBERS], CLASS_NUMBER);
+    runs = read_runs(t, file, runs, h[SPACES], CLASS_SPACE);
     for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
         if (t->class_of[(int)*s] != CLASS_SPACE) fail("%s: a table of Unicode classes is damaged", file);
+    const char *text = (const char *)runs;
     size_t left = h[TEXT_BYTES];
-    for (size_t i = 0; i < t->n_pieces; i++) {
-        uint32_t n = image_get(lengths + 4*i);
-        t->pieces[i] = (Piece){ take_text(file, &p, &left, n), n, image_get(ranks + 4*i) };
-    }
+    for (size_t i = 0; i < t->n_pieces; i++)
+        t->pieces[i] = (Piece){ take_text(file, &text, &left, lengths[i]), lengths[i], ranks[i] };
     for (size_t i = 0; i < t->n_specials; i++) {
-        uint32_t n = image_get(special_lengths + 4*i);
-        t->specials[i] = (Special){ strndup(take_text(file, &p, &left, n), n), (int32_t)image_get(ids + 4*i) };
+        uint32_t n = special_lengths[i];
+        t->specials[i] = (Special){ strndup(take_text(file, &text, &left, n), n), (int32_t)ids[i] };
     }
     index_pieces(t, file);
-    t->remembered = take(REMEMBERED, sizeof *t->remembered);
     if (t->flags & LISTED_MERGES) read_merges(t, file, image + merges + 4, n_merges);
     return t;
 }
@@ -1478,7 +1458,7 @@ static int32_t largest_id(const Tokenizer *t) {
 // extra blanks).
 
 typedef struct { const char *file; const unsigned char *p, *end; } Wire;
-typedef struct { uint64_t number, value; int type; Wire inside; } Field;    // value: a varint, or a float's bits
+typedef struct { uint64_t number, value; int type; Wire inside; } Field;    // value: a varint; inside: other bytes
 
 static uint64_t wire_varint(Wire *w) {
     uint64_t v = 0;
@@ -1504,7 +1484,6 @@ static bool wire_next(Wire *w, Field *f) {
     }
     if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
     f->inside = (Wire){ w->file, w->p, w->p + n };
-    if (f->type == 5) f->value = image_get((const char *)w->p);
     w->p += n;
     return true;
 }
@@ -1519,10 +1498,7 @@ static ScoredPiece read_piece(Wire w, uint32_t id) {
             s.piece.text = (const char *)f.inside.p;
             s.piece.n = (uint32_t)(f.inside.end - f.inside.p);
         }
-        if (f.number == 2 && f.type == 5) {
-            uint32_t bits = (uint32_t)f.value;
-            memcpy(&s.score, &bits, 4);
-        }
+        if (f.number == 2 && f.type == 5) memcpy(&s.score, f.inside.p, sizeof s.score);
         if (f.number == 3) s.type = f.value;
     }
     return s;
@@ -1554,8 +1530,7 @@ static int by_score(const void *a, const void *b) {
 
 static Text import_sentencepiece(const char *file, const char *bytes, size_t n) {
     static const char *const added[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
-                                         // as the models' tokenizer adds them
-                                         "<|assistant|>", "<|observation|>" };
+                                         "<|assistant|>", "<|observation|>" };      // as the models' tokenizer does
     Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n };
     ScoredPiece *scored = NULL;
     size_t capacity = 0;
@@ -1930,15 +1905,13 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     if (length) return length;
     int class = class_at(t, s, n, &first);
     if (class == CLASS_LETTER) return class_run(t, s, n, CLASS_LETTER, n);
-    bool newline = *s == '\r' || *s == '\n';
-    if (class != CLASS_NUMBER && !newline && (run = class_run(t, s + first, n - first, CLASS_LETTER, n)))
-        return first + run;
     if (class == CLASS_NUMBER) return class_run(t, s, n, CLASS_NUMBER, 3);
+    if (!newline_run(s, 1) && (run = class_run(t, s + first, n - first, CLASS_LETTER, n))) return first + run;
     size_t blank = *s == ' ';
     if ((run = class_run(t, s + blank, n - blank, CLASS_OTHER, n)))
         return blank + run + newline_run(s + blank + run, n - blank - run);
     run = class_run(t, s, n, CLASS_SPACE, n);
-    for (size_t i = 0; i < run; i++) if (s[i] == '\r' || s[i] == '\n') last_newline = i + 1;
+    for (size_t i = 0; i < run; i++) if (newline_run(s + i, 1)) last_newline = i + 1;
     if (last_newline) return last_newline;
     if (run == n || run == first) return run;
     // leave the last space to what follows
@@ -1969,33 +1942,26 @@ static void encode_remembered(Tokenizer *t, const char *s, size_t n, Ids *out) {
 // and after a character that no longer piece holds, such as a line break. (English: from 0.5 to 15 MB/s.)
 static size_t next_word(const Tokenizer *t, const char *s, size_t n) {
     size_t at = 0;
-    if (!((unsigned char)*s & 0x80) && t->alone[(int)*s]) return 1;
-    while (n - at >= 3 && !memcmp(s + at, BLANK, 3)) at += 3;
-    for (; at < n; at++) {
-        if (!((unsigned char)s[at] & 0x80) && t->alone[(int)s[at]]) break;
-        if (!t->inner_blank && n - at >= 3 && !memcmp(s + at, BLANK, 3)) break;
-    }
+    if (t->alone[(unsigned char)*s]) return 1;
+    while (at_blank(s + at, n - at)) at += 3;
+    while (at < n && !t->alone[(unsigned char)s[at]] && (t->inner_blank || !at_blank(s + at, n - at))) at++;
     return at;
 }
 
 // Adds the ids of a text. No special token is added and no text becomes one; SentencePiece's own blank goes in front.
 static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
-    if (t->kind == SENTENCEPIECE) {
-        Text escaped = {0};
-        if (!n) return;
+    bool words = t->kind == SENTENCEPIECE;
+    Text escaped = {0};
+    if (words && n) {
         text_add(&escaped, BLANK, 3);
         for (size_t i = 0; i < n; i++) text_add(&escaped, s[i] == ' ' ? BLANK : s + i, s[i] == ' ' ? 3 : 1);
-        for (size_t at = 0, length; at < escaped.n; at += length) {
-            length = next_word(t, escaped.s + at, escaped.n - at);
-            encode_remembered(t, escaped.s + at, length, out);
-        }
-        free(escaped.s);
-        return;
+        s = escaped.s, n = escaped.n;
     }
     for (size_t at = 0, length; at < n; at += length) {
-        length = next_chunk(t, s + at, n - at);
+        length = words ? next_word(t, s + at, n - at) : next_chunk(t, s + at, n - at);
         encode_remembered(t, s + at, length, out);
     }
+    free(escaped.s);
 }
 
 // ---- 4.8 Decoding ------------------------------------------------------------------------------------------------
@@ -2006,9 +1972,9 @@ static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
         if (t->specials[i].id == id) { text_print(out, "%s", t->specials[i].name); return; }
     if (id < 0 || (uint32_t)id >= t->n_pieces) return;
     const Piece *p = &t->pieces[id];
+    bool in_words = t->kind == SENTENCEPIECE && p->rank < RANK_BYTE;
     for (uint32_t i = 0; i < p->n; i++) {
-        bool blank =
-            t->kind == SENTENCEPIECE && p->rank < RANK_BYTE && p->n - i >= 3 && !memcmp(p->text + i, BLANK, 3);
+        bool blank = in_words && at_blank(p->text + i, p->n - i);
         text_add(out, blank ? " " : p->text + i, 1);
         if (blank) i += 2;
     }
