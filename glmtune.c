@@ -5598,14 +5598,15 @@ static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
     return order;
 }
 
-// One batch of the samples chosen[0 .. n-1]; `first` is the place of the first within its optimizer step.
+// One batch of the samples chosen[0 .. n-1], or, where that is NULL, of n samples from `first` on; `first` is the place
+// of the first within its optimizer step.
 static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
     Batch b = { .n = n, .step_key = step_key, .starts = take(n + 1, sizeof *b.starts) };
-    for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen[i]].n;
+    for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen ? chosen[i] : first + i].n;
     b.ids = take(b.T, sizeof *b.ids), b.labels = take(b.T, sizeof *b.labels),
     b.token_keys = take(b.T, sizeof *b.token_keys);
     for (size_t i = 0; i < n; i++) {
-        const Sample *s = &set->samples[chosen[i]];
+        const Sample *s = &set->samples[chosen ? chosen[i] : first + i];
         memcpy(b.ids + b.starts[i], s->ids, s->n * sizeof *s->ids);
         memcpy(b.labels + b.starts[i], s->labels, s->n * sizeof *s->labels);
         uint64_t key = rng_key(step_key, first + i);
@@ -5621,7 +5622,7 @@ static Batch probe_batch(const Model *m, size_t n) {
     for (size_t i = 0; i < n; i++) s.ids[i] = (int32_t)(rng_bits(PROBE_TOKENS, i) % m->config.vocab_size);
     s.labels = s.ids;
     Dataset set = { .samples = &s, .n = 1 };
-    Batch b = make_batch(&set, &(size_t){ 0 }, 1, 0, 0);
+    Batch b = make_batch(&set, NULL, 1, 0, 0);
     free(s.ids);
     return b;
 }
@@ -6319,35 +6320,32 @@ static const char *size_text(size_t bytes) {
     return name("%.3g %s", n, units[unit]);
 }
 
-// A number in a file of its own; SIZE_MAX where there is none.
-static size_t number_in(const char *path) {
-    size_t n;
+// The sum of the numbers behind these words in a file of the system, or, without words, the number that it begins with;
+// SIZE_MAX where there is none.
+static size_t number_in(const char *path, const char *words) {
+    char key[64];
+    size_t n, sum = SIZE_MAX;
     FILE *f = fopen(path, "re");
-    bool read = f && fscanf(f, "%zu", &n) == 1;
+    if (f && !words && fscanf(f, "%zu", &n) == 1) sum = n;
+    while (f && words && fscanf(f, "%63s %zu%*[^\n]", key, &n) == 2)
+        if (list_has(words, key)) sum = (sum == SIZE_MAX ? 0 : sum) + n;
     if (f) fclose(f);
-    return read ? n : SIZE_MAX;
+    return sum;
 }
 
 // Memory that may still be taken: what the device says, or the system calls available, or less in a container or under
 // `ulimit -v`.
 static size_t available_bytes(void) {
     if (memory_left() < SIZE_MAX) return memory_left();
-    size_t kib, available = SIZE_MAX;
-    char line[256];
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %zu", &kib) == 1) available = times(kib, 1024);
-    if (f) fclose(f);
-    struct rlimit limit;
-    size_t most = number_in("/sys/fs/cgroup/memory.max"), current = number_in("/sys/fs/cgroup/memory.current"), cache;
-    f = fopen("/sys/fs/cgroup/memory.stat", "re");      // cached files count there, and give way
-    while (f && current != SIZE_MAX && fgets(line, sizeof line, f))
-        if (sscanf(line, "active_file %zu", &cache) == 1 || sscanf(line, "inactive_file %zu", &cache) == 1)
-            current -= min_size(cache, current);
-    if (f) fclose(f);
+    size_t kib = number_in("/proc/meminfo", "MemAvailable:"), available = kib == SIZE_MAX ? kib : times(kib, 1024);
+    size_t most = number_in("/sys/fs/cgroup/memory.max", NULL);
+    size_t current = number_in("/sys/fs/cgroup/memory.current", NULL);
+    size_t cache = number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file");    // counts there, gives way
+    if (current != SIZE_MAX && cache != SIZE_MAX) current -= min_size(cache, current);
     if (most != SIZE_MAX && current != SIZE_MAX) available = min_size(available, most - min_size(current, most));
+    struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return available;
-    size_t pages = number_in("/proc/self/statm");
+    size_t pages = number_in("/proc/self/statm", NULL);
     size_t used = pages == SIZE_MAX ? 0 : times(pages, (size_t)sysconf(_SC_PAGESIZE));
     return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
 }
@@ -6472,14 +6470,11 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
 // The mean loss over the targets of a data set, without dropout or smoothing.
 static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
     double sum = 0;
-    size_t *all = take(set->n, sizeof *all);
-    for (size_t i = 0; i < set->n; i++) all[i] = i;
     for (size_t i = 0; i < set->n; i += batch_size) {
-        Batch b = make_batch(set, all + i, min_size(batch_size, set->n - i), 0, 0);
+        Batch b = make_batch(set, NULL, min_size(batch_size, set->n - i), 0, i);
         sum += forward_loss(r, &b);
         free_batch(&b);
     }
-    free(all);
     return sum / (double)set->n_targets;
 }
 
@@ -6958,17 +6953,15 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
 
 // ---- 13.6 State, data and log of a run --------------------------------------------------------------------------
 
-// What a run must remember besides weights and moments: a checkpoint holds each number that stands in the table. All
-// are double, so that one loop writes and reads them; whole numbers stay exact up to 2^53.
-// worse_since: validations after the best; first_loss: before training.
-typedef struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss; } RunState;
-
-static const struct { const char *name; size_t offset; } state_numbers[] = {
-    { "step", offsetof(RunState, step) }, { "tokens", offsetof(RunState, tokens) },
-    { "best_step", offsetof(RunState, best_step) }, { "best_metric", offsetof(RunState, best_metric) },
-    { "worse_since", offsetof(RunState, worse_since) }, { "first_loss", offsetof(RunState, first_loss) },
-    { "eval_loss", offsetof(RunState, eval_loss) }, { "last_loss", offsetof(RunState, last_loss) },
-};
+// What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
+// so that one loop writes and reads them; whole numbers stay exact up to 2^53.
+// best_step: 0 when there is none; worse_since: validations after it; first_loss: before training.
+typedef union {
+    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss; };
+    double numbers[8];
+} RunState;
+static const char *const state_names[] = { "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss",
+                                           "eval_loss", "last_loss" };
 
 typedef struct { size_t *places; uint64_t epoch; } Order;
 
@@ -6980,7 +6973,7 @@ typedef struct {
     Order order, old_order;             // of the new ones and of those to replay
     double replay_ratio;
     Run run;
-    RunState state;                 // best_step: 0 when there is none
+    RunState state;
     ChatFormat format;
     Generator answers;              // with predict_with_generate
     Scores scores;                  // of the last validation
@@ -7141,40 +7134,34 @@ static void write_facts(const Trainer *t) {
     free(facts);
 }
 
-// The steps of the checkpoints in a folder, in no order.
-static size_t list_checkpoints(const char *folder, int64_t **steps) {
+// The steps of the checkpoints in a folder, the newest first.
+static size_t list_checkpoints(const char *folder, size_t **steps) {
     size_t n = 0, capacity = 0;
     DIR *d = opendir(folder);
     *steps = NULL;
     for (struct dirent *e; d && (e = readdir(d)); ) {
-        long long step;
         int end = 0;
-        if (sscanf(e->d_name, "checkpoint-%lld%n", &step, &end) != 1 || e->d_name[end]) continue;
+        sscanf(e->d_name, "checkpoint-%*[0-9]%n", &end);
+        if (!end || e->d_name[end]) continue;
         *steps = grow(*steps, &capacity, n + 1, sizeof **steps);
-        (*steps)[n++] = step;
+        (*steps)[n++] = strtoull(strchr(e->d_name, '-') + 1, NULL, 10);
     }
     if (d) closedir(d);
+    if (n) qsort(*steps, n, sizeof **steps, by_size_down);
     return n;
 }
 
-static int by_number_down(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x < y) - (x > y);
-}
-
 // It loses its name first, so that no checkpoint is ever seen half removed.
-static void remove_checkpoint(const char *folder, int64_t step) {
-    const char *path = name("%s/checkpoint-%lld", folder, (long long)step), *gone = name("%s.glmtune.tmp", path);
+static void remove_checkpoint(const char *folder, size_t step) {
+    const char *path = name("%s/checkpoint-%zu", folder, step), *gone = name("%s.glmtune.tmp", path);
     if (!rename(path, gone)) remove_tree(gone);
 }
 
 // Removes all checkpoints of a run but the newest `keep` and the best.
 static void remove_checkpoints(const Trainer *t, size_t keep) {
-    int64_t *steps;
-    size_t n = list_checkpoints(t->o->output_dir, &steps);
-    if (n) qsort(steps, n, sizeof *steps, by_number_down);
+    size_t *steps, n = list_checkpoints(t->o->output_dir, &steps);
     for (size_t i = keep; i < n; i++)
-        if (steps[i] != (int64_t)t->state.best_step) remove_checkpoint(t->o->output_dir, steps[i]);
+        if (steps[i] != (size_t)t->state.best_step) remove_checkpoint(t->o->output_dir, steps[i]);
     free(steps);
 }
 
@@ -7219,9 +7206,8 @@ static void write_optimizer(const Trainer *t, const char *path) {
     Text metadata = {0}, lines = run_settings(t);
     StoredTensor *s = list_moments(m);
     text_print(&metadata, "\"format\":\"pt\"");
-    for (size_t i = 0; i < COUNT(state_numbers); i++)
-        text_print(&lines, "state.%s=%.17g\n", state_numbers[i].name,
-                   *(const double *)((const char *)&t->state + state_numbers[i].offset));
+    for (size_t i = 0; i < COUNT(state_names); i++)
+        text_print(&lines, "state.%s=%.17g\n", state_names[i], t->state.numbers[i]);
     for (const char *p = lines.s, *equals; *p; p = strchr(p, '\n') + 1) {
         equals = strchr(p, '=');
         text_print(&metadata, ",\"%.*s\":", (int)(equals - p), p);
@@ -7235,15 +7221,14 @@ static void write_trainer_state(const Trainer *t, const char *path) {
     size_t n;
     const RunState *s = &t->state;
     const Options *o = t->o;
-    char *log = read_file(t->log_path, &n), best[64] = "null";
-    Text out = {0}, best_folder = {0};
-    if (s->best_step > 0) {
-        snprintf(best, sizeof best, "%.9g", s->best_metric);
-        const char *folder = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
-        text_json(&best_folder, folder, strlen(folder));
-    }
-    text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": %s,\n  \"epoch\": %.9g,\n", best,
-               best_folder.n ? best_folder.s : "null", s->step / (double)t->steps_per_epoch);
+    char *log = read_file(t->log_path, &n);
+    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+    Text out = {0};
+    text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": ",
+               s->best_step > 0 ? name("%.9g", s->best_metric) : "null");
+    if (s->best_step > 0) text_json(&out, best, strlen(best));
+    else text_print(&out, "null");
+    text_print(&out, ",\n  \"epoch\": %.9g,\n", s->step / (double)t->steps_per_epoch);
     text_print(&out, "  \"eval_steps\": %lld,\n  \"global_step\": %.0f,\n  \"is_hyper_param_search\": false,\n",
                (long long)(o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch), s->step);
     text_print(&out, "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [");
@@ -7254,7 +7239,7 @@ static void write_trainer_state(const Trainer *t, const char *path) {
     text_print(&out, "  \"save_steps\": %lld,\n  \"total_flos\": 0,\n  \"trial_name\": null,\n"
                "  \"trial_params\": null\n}\n", (long long)o->save_steps);
     write_file(path, out.s, out.n);
-    free(out.s), free(log), free(best_folder.s);
+    free(out.s), free(log);
 }
 
 static void save_checkpoint(const Trainer *t) {
@@ -7275,11 +7260,9 @@ static const char *choose_checkpoint(const Options *o) {
     const char *wanted = o->resume_from_checkpoint, *missing = NULL, *folder = wanted;
     if (!wanted || !strcasecmp(wanted, "no") || !strcasecmp(wanted, "false")) return NULL;
     bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
-    int64_t *steps;
-    size_t n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
-    if (newest && n) qsort(steps, n, sizeof *steps, by_number_down);
+    size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
     for (size_t i = 0; i < n; i++) {
-        if (newest) folder = name("%s/checkpoint-%lld", o->output_dir, (long long)steps[i]);
+        if (newest) folder = name("%s/checkpoint-%zu", o->output_dir, steps[i]);
         else if (strspn(wanted, "0123456789") == strlen(wanted))
             folder = name("%s/checkpoint-%s", o->output_dir, wanted);
         missing = NULL;
@@ -7333,9 +7316,9 @@ static void resume(Trainer *t, const char *folder) {
             fail("%s: its optimizer.safetensors has no '%s' of %zu numbers", folder, wanted[i].name, wanted[i].n);
         widen_stored(m->trained[i % m->n_trained]->moments[i / m->n_trained], s);
     }
-    for (size_t i = 0; i < COUNT(state_numbers); i++) {
-        const char *value = line_value(set.metadata.s, name("state.%s", state_numbers[i].name));
-        if (value) *(double *)((char *)&t->state + state_numbers[i].offset) = strtod(value, NULL);
+    for (size_t i = 0; i < COUNT(state_names); i++) {
+        const char *value = line_value(set.metadata.s, name("state.%s", state_names[i]));
+        if (value) t->state.numbers[i] = strtod(value, NULL);
     }
     t->tokens_logged = t->state.tokens;
     t->history = read_history(name("%s/trainer_state.json", folder));
@@ -7417,24 +7400,23 @@ static void open_log(Trainer *t, const char *from) {
     const char *folder = t->o->output_dir;
     make_folders(folder);
     remove_leftovers(folder);
-    char *resumed = from ? realpath(from, NULL) : NULL;
-    char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
-    int64_t *steps, newest = resumed && inside && !strcmp(resumed, inside) ? (int64_t)t->state.step : -1;
-    size_t n = list_checkpoints(folder, &steps), later = 0;
-    for (size_t i = 0; i < n; i++) later += steps[i] > newest;
+    const char *resumed = from ? realpath(from, NULL) : NULL;
+    const char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
+    bool goes_on = resumed && inside && !strcmp(resumed, inside);
+    size_t *steps, n = list_checkpoints(folder, &steps), later = 0;     // they are the first
+    while (later < n && (!goes_on || steps[later] > (size_t)t->state.step)) later++;
     if (later && !t->o->force)
         fail("%s: holds %s; choose another --output_dir, or --force to remove them", folder,
-             newest < 0 ? "the checkpoints of another run" : name("checkpoints past step %.0f", t->state.step));
+             goes_on ? name("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run");
     t->base.folder = outside_of(t->base.folder, folder);
     if (t->base.adapter) outside_of(t->base.adapter, folder);
-    for (size_t i = 0; i < n; i++) if (steps[i] > newest) remove_checkpoint(folder, steps[i]);
+    for (size_t i = 0; i < later; i++) remove_checkpoint(folder, steps[i]);
     if (list_checkpoints(folder, &steps) > n - later)
         fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
     t->log_path = name("%s/log.jsonl", folder);
     write_file(t->log_path, t->history.s, t->history.n);
     t->log = fopen(t->log_path, "ae");
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
-    free(resumed), free(inside);
 }
 
 // Keeps what the frozen trunk gives for every sample (8.5), where something is frozen, more than one epoch comes, and
@@ -7454,6 +7436,15 @@ static void take_trunk(Trainer *t) {
             size_text(bytes), trunk.layer);
 }
 
+// A checkpoint, opened as a user will.
+static Opened open_saved(const Trainer *t, const char *folder) {
+    Options fresh = *t->o->defaults;
+    fresh.defaults = t->o->defaults, fresh.base = t->base.folder;
+    Opened saved = open_model(folder, &fresh);
+    start_method(&saved, 0, false);
+    return saved;
+}
+
 // What was saved last is read back as a user will, and must give the logits of the model in memory, whose place it
 // takes.
 static void verify_saved(Trainer *t) {
@@ -7465,10 +7456,7 @@ static void verify_saved(Trainer *t) {
     real *want = all_logits(&t->run, &b);
     give_run(&t->run), memory_give(t->base.model->trainables.block);
     if (t->answers.n_sequences) give_generator(&t->answers);
-    Options fresh = *o->defaults;
-    fresh.defaults = o->defaults, fresh.base = t->base.folder;
-    Opened again = open_model(folder, &fresh);
-    start_method(&again, 0, false);
+    Opened again = open_saved(t, folder);
     Run r = describe_run(again.model, again.method, kind, b.T, b.T);
     take_run(&r);
     real *got = all_logits(&r, &b);
@@ -7515,10 +7503,7 @@ static void add_drift(Drift *d, Run *base, Run *tuned, const Batch *b) {
 // What the model forgot: the probe's loss, the drift of its distributions and its answers, before and after. The base
 // is opened once more from its files, the result as a user will.
 static void print_probe(const Trainer *t, const char *result) {
-    Options fresh = *t->o->defaults;
-    fresh.defaults = t->o->defaults, fresh.base = t->base.folder;
-    Opened tuned = open_model(result, &fresh);
-    start_method(&tuned, 0, false);
+    Opened tuned = open_saved(t, result);
     Model *base = load_model(t->base.folder);
     size_t T = most_tokens(&t->probe, 1);
     Run a = describe_run(base, NULL, FORWARD_ONLY, T, T);
@@ -7526,7 +7511,7 @@ static void print_probe(const Trainer *t, const char *result) {
     Drift d = {0};
     take_run(&a), take_run(&b);
     for (size_t i = 0; i < t->probe.n; i++) {
-        Batch batch = make_batch(&t->probe, &i, 1, 0, 0);
+        Batch batch = make_batch(&t->probe, NULL, 1, 0, i);
         add_drift(&d, &a, &b, &batch);
         free_batch(&batch);
     }
@@ -7686,10 +7671,8 @@ static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
     ChatFormat none = { .why = "a batch must hold ready \"input_ids\" and \"labels\"" };
     Dataset set = read_data_file(path, &none, &o, c->vocab_size, false);
     if (!set.n_targets) fail("%s: has no target in any sample, so no loss", path);
-    size_t *all = take(set.n, sizeof *all);
-    for (size_t i = 0; i < set.n; i++) all[i] = i;
     *n_targets = set.n_targets;
-    return make_batch(&set, all, set.n, 0, 0);
+    return make_batch(&set, NULL, set.n, 0, 0);
 }
 
 typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // data: on the host
@@ -7697,11 +7680,8 @@ typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // d
 static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t rows, size_t columns,
                      const void *data) {
     l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
-    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name,
-                                         .dtype = dtype,
-                                         .n_dims = columns ? 2 : 1,
-                                         .data = data,
-                                         .shape = { rows, columns },
+    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name, .dtype = dtype, .data = data,
+                                         .n_dims = columns ? 2 : 1, .shape = { rows, columns },
                                          .n = rows * (columns ? columns : 1) };
 }
 
@@ -8117,9 +8097,7 @@ static void count_step(const Run *r, const Batch *b, double *flops) {
 static void bench_one_step(Run *r, const Dataset *set, const Options *o, double lr, int64_t step, double *took,
                            double *flops) {
     double at[PHASES] = { seconds() };
-    size_t *all = take(set->n, sizeof *all);
-    for (size_t i = 0; i < set->n; i++) all[i] = i;
-    Batch b = make_batch(set, all, set->n, key_of_step(o, step), 0);
+    Batch b = make_batch(set, NULL, set->n, key_of_step(o, step), 0);
     at[1] = seconds(), forward(r, &b, true);
     at[2] = seconds_when_done(), head_loss(r, 0, 1 / (real)set->n_targets);
     at[3] = seconds_when_done(), backward(r);
@@ -8129,7 +8107,7 @@ static void bench_one_step(Run *r, const Dataset *set, const Options *o, double 
     for (size_t p = 0; p < PHASE_ALL; p++) took[p] = at[p+1] - at[p];
     took[PHASE_ALL] = at[PHASE_ALL] - at[0];
     count_step(r, &b, flops);
-    free_batch(&b), free(all);
+    free_batch(&b);
 }
 
 static Dataset bench_data(size_t V, const Options *o) {
