@@ -6358,10 +6358,12 @@ static void need_memory(size_t bytes, const char *lower) {
              lower);
 }
 
+static size_t bytes_of(const Run *r) { return r->kept_arena.used + r->scratch_arena.used; }
+
 static size_t run_bytes(Model *m, const Method *method, RunKind kind, size_t T) {
     Run r = describe_run(m, method, kind, T, T);
     free(r.layers);
-    return r.kept_arena.used + r.scratch_arena.used;
+    return bytes_of(&r);
 }
 
 static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, size_t T) {
@@ -6370,7 +6372,7 @@ static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, 
     for (size_t i = 0; i < m->n_tensors; i++) mapped += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
     fprintf(out, "memory: %s %s (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens%s\n",
             size_text(mapped), memory_left() < SIZE_MAX ? "uploaded" : "mapped",
-            size_text(trainables + r.kept_arena.used + r.scratch_arena.used), size_text(trainables),
+            size_text(trainables + bytes_of(&r)), size_text(trainables),
             size_text(r.kept_arena.used), size_text(r.scratch_arena.used), T,
             kind == RECOMPUTES ? "; first norm and inside of the MLP are computed twice" : "");
     free(r.layers);
@@ -6662,9 +6664,8 @@ static Generator make_answerer(Model *m, const Method *method, const Dataset *se
     for (size_t i = 0; i < set->n; i++) prompt = max_size(prompt, set->samples[i].prompt_n);
     size_t longest = max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, positions_left(m)));
     Run r = generator_run(m, method, longest, n);
-    size_t bytes = r.kept_arena.used + r.scratch_arena.used;
-    fprintf(stderr, "memory: %s to generate %zu answers together\n", size_text(bytes), n);
-    need_memory(bytes, "--per_device_eval_batch_size or --max_new_tokens");
+    fprintf(stderr, "memory: %s to generate %zu answers together\n", size_text(bytes_of(&r)), n);
+    need_memory(bytes_of(&r), "--per_device_eval_batch_size or --max_new_tokens");
     free(r.layers);
     return make_generator(m, method, longest, n);
 }
@@ -6710,7 +6711,7 @@ static void eval(const char *data, const char *model, Options *o) {
     size_t batch = (size_t)o->per_device_eval_batch_size, T = most_tokens(&set, batch);
     start_method(&m, 0, false);
     Run run = describe_run(m.model, m.method, FORWARD_ONLY, T, T);
-    need_memory(run.kept_arena.used + run.scratch_arena.used, "--per_device_eval_batch_size");
+    need_memory(bytes_of(&run), "--per_device_eval_batch_size");
     take_run(&run);
     double loss = evaluate(&run, &set, batch);
     give_run(&run);
@@ -7025,15 +7026,25 @@ static size_t choose_samples(Trainer *t, int64_t step, size_t *chosen) {
     return n;
 }
 
+// The file of training samples that DATA is, or holds.
+static const char *training_file(const char *data) {
+    const char *file = is_folder(data) ? data_file(data, "train") : data;
+    if (!file) fail("%s: holds neither train.json nor train.jsonl", data);
+    if (!exists(file)) fail("%s: there is no such file", file);
+    return file;
+}
+
+// The file of validation samples; NULL: there is none.
+static const char *validation_file(const char *data, const Options *o) {
+    return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
+}
+
 static void read_data(Trainer *t, const char *data) {
     const Options *o = t->o;
     const ChatFormat *f = &t->format;
     size_t V = t->base.model->config.vocab_size;
-    const char *train = is_folder(data) ? data_file(data, "train") : data;
-    const char *dev = o->eval_file ? o->eval_file : is_folder(data) ? data_file(data, "dev") : NULL;
-    if (!train) fail("%s: holds neither train.json nor train.jsonl", data);
-    if (!exists(train)) fail("%s: there is no such file", train);
-    t->train = read_data_file(train, f, o, V, true);
+    const char *dev = validation_file(data, o);
+    t->train = read_data_file(training_file(data), f, o, V, true);
     if (dev) t->validation = read_data_file(dev, f, o, V, true);
     else t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
     print_summary("training", &t->train, f);
@@ -7127,7 +7138,7 @@ static void draw_progress(Trainer *t, bool last) {
 // run.json: what `compare` shows of a run besides its log.
 static void write_facts(const Trainer *t) {
     size_t trained = count_parameters(t->base.model->trained, t->base.model->n_trained);
-    size_t own = trainable_bytes(t->base.model, true) + t->run.kept_arena.used + t->run.scratch_arena.used;
+    size_t own = trainable_bytes(t->base.model, true) + bytes_of(&t->run);
     char *facts = name("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
                        size_text(own));
     write_file(name("%s/run.json", t->o->output_dir), facts, strlen(facts));
@@ -7320,7 +7331,6 @@ static void resume(Trainer *t, const char *folder) {
         const char *value = line_value(set.metadata.s, name("state.%s", state_names[i]));
         if (value) t->state.numbers[i] = strtod(value, NULL);
     }
-    t->tokens_logged = t->state.tokens;
     t->history = read_history(name("%s/trainer_state.json", folder));
     free(wanted);
 }
@@ -7362,7 +7372,7 @@ static void train_loop(Trainer *t) {
     bool enough = is_enough(t);
     if (!(t->state.step > 0)) print_start(t);
     if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
-    t->began = t->logged_at = seconds(), t->first_tokens = t->state.tokens;
+    t->began = t->logged_at = seconds(), t->first_tokens = t->tokens_logged = t->state.tokens;
     for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps && !enough; step++) {
         size_t n = choose_samples(t, step, chosen);
         train_step(t, step, chosen, n);
@@ -7480,18 +7490,16 @@ static double log_sum_exp(const real *logits, size_t V) {
 }
 
 static void add_drift(Drift *d, Run *base, Run *tuned, const Batch *b) {
-    size_t V = base->model->config.vocab_size;
+    size_t V = base->model->config.vocab_size, H = base->model->config.hidden_size;
     real *p = take(V, sizeof *p), *q = take(V, sizeof *q);
     forward(base, b, false), forward(tuned, b, false);
     int32_t *targets = take(base->R, sizeof *targets);
     memory_copy_out(targets, base->targets, base->R * sizeof *targets);
     for (size_t row = 0; row < base->R; row++) {
-        Run *runs[] = { base, tuned };
-        for (size_t k = 0, at = row % HEAD_ROWS; k < 2; k++) {
-            size_t n = min_size(HEAD_ROWS, base->R - row);
-            if (!at) head_forward(runs[k], runs[k]->final + row * base->model->config.hidden_size, n);
-            memory_copy_out(k ? q : p, runs[k]->logits + at*V, V * sizeof *p);
-        }
+        size_t at = row % HEAD_ROWS, n = min_size(HEAD_ROWS, base->R - row);
+        if (!at) head_forward(base, base->final + row*H, n), head_forward(tuned, tuned->final + row*H, n);
+        memory_copy_out(p, base->logits + at*V, V * sizeof *p);
+        memory_copy_out(q, tuned->logits + at*V, V * sizeof *q);
         double log_p = log_sum_exp(p, V), log_q = log_sum_exp(q, V);
         d->base += log_p - (double)p[targets[row]], d->tuned += log_q - (double)q[targets[row]];
         for (size_t v = 0; v < V; v++)
@@ -7899,6 +7907,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
         for (size_t f = LOSS; f <= EVAL_LOSS; f++)
             curves[f][i] = runs[i].curves[f], curves[f][i].label = folders[i], curves[f][i].style = i;
     }
+    if (!out) out = "compare.svg";
     double top = 92 + 19 * (double)((n + 2) / 3);
     const Panel panels[] = { { "training loss", curves[LOSS], n, true, 64, top, 416, 330 },
                              { "evaluation loss", curves[EVAL_LOSS], n, true, 564, top, 416, 330 } };
@@ -7918,11 +7927,10 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 //     lora                    its A and B are maps of n_in x r and r x n_out that train
 // All else counts nothing and so shows as lost percent.
 
-#ifdef GLMTUNE_CUDA     // a quarter of a GB takes no longer there than to begin
-enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 30 };
-#else
-enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 28 };
-#endif
+enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24 };
+
+// To measure the rate of reading: a device reads a quarter of a GB in no more time than it takes to begin.
+static size_t read_bytes(void) { return memory_left() < SIZE_MAX ? 1 << 30 : 1 << 28; }
 
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -7998,7 +8006,7 @@ static real *random_reals(size_t n, uint64_t key) {
 }
 
 static void read_once(const void *array) {
-    if (isnan(read_through(array, READ_BYTES / sizeof(real)))) fail("bench: uniform numbers add up to NaN");
+    if (isnan(read_through(array, read_bytes() / sizeof(real)))) fail("bench: uniform numbers add up to NaN");
 }
 
 // n weights with the standard deviation of a fresh model, in the type of most released ones.
@@ -8158,8 +8166,8 @@ static void bench_decoding(Model *m) {
         for (const Map *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
             bytes += (double)(w->weight->n * dtype_size(w->weight->dtype));
     Generator g = make_generator(m, NULL, 64, 1);
-    real *array = random_reals(READ_BYTES / sizeof *array, 1);
-    double time = time_of(feed_one, &g), bandwidth = READ_BYTES / time_of(read_once, array);
+    real *array = random_reals(read_bytes() / sizeof *array, 1);
+    double time = time_of(feed_one, &g), bandwidth = (double)read_bytes() / time_of(read_once, array);
     printf("  %-38s %10.2f ms %9.1f tokens/s %6.1f %% of reading %.1f GB/s\n", "decoding, a token", time * 1e3,
            1 / time, bytes / time / bandwidth * 100, bandwidth * 1e-9);
     memory_give(array);
@@ -8214,13 +8222,12 @@ typedef struct { Options *o; size_t n; const char **words; } Call;
 
 static const char *word(const Call *c, size_t i) { return i < c->n ? c->words[i] : NULL; }
 
+static int train_command(const Call *c) { return train(word(c, 0), word(c, 1), c->o), 0; }
 static int eval_command(const Call *c) { return eval(word(c, 0), word(c, 1), c->o), 0; }
 static int dump_command(const Call *c) { return dump(word(c, 0), word(c, 1), word(c, 2), c->o), 0; }
 static int export_command(const Call *c) { return export_adapter(word(c, 0), word(c, 1), c->o), 0; }
 static int merge_command(const Call *c) { return merge(word(c, 0), word(c, 1), c->o), 0; }
-static int compare_command(const Call *c) {
-    return compare(c->words, c->n, c->o->out ? c->o->out : "compare.svg"), 0;
-}
+static int compare_command(const Call *c) { return compare(c->words, c->n, c->o->out), 0; }
 static int bench_command(const Call *c) { return bench(word(c, 0), c->o); }
 static int gradcheck_command(const Call *c) { return gradcheck(word(c, 0), c->o); }
 
@@ -8511,15 +8518,12 @@ static void check_file(const char *path, const ChatFormat *f, const Options *o, 
 }
 
 static int check_command(const Call *c) {
-    const char *data = word(c, 0), *base = word(c, 1), *dev = c->o->eval_file;
     Options *o = c->o;
+    const char *base = word(c, 1), *dev = validation_file(word(c, 0), o);
     if (is_adapter(base)) read_adapter_config(base, o, &base);
     Config config = read_config(name("%s/config.json", base));
     ChatFormat f = choose_format(o, &config, base);
-    const char *official = mask_words(o, &f), *train_file = is_folder(data) ? data_file(data, "train") : data;
-    if (!train_file) fail("%s: holds neither train.json nor train.jsonl", data);
-    if (!exists(train_file)) fail("%s: there is no such file", train_file);
-    if (!dev && is_folder(data)) dev = data_file(data, "dev");
+    const char *official = mask_words(o, &f), *train_file = training_file(word(c, 0));
     if (!o->ids) printf("layout    %s, %s\n", f.layout ? f.layout->name : "none: ready ids only",
                         f.tokenizer ? f.tokenizer->file : "no tokenizer");
     if (!o->ids && official) printf("labels    as the official script sets them: %s\n", official);
@@ -8527,8 +8531,6 @@ static int check_command(const Call *c) {
     if (dev) check_file(dev, &f, o, &config);
     return 0;
 }
-
-static int train_command(const Call *c);
 
 // ---- 14.4 The tables ---------------------------------------------------------------------------------------------
 
@@ -8820,11 +8822,6 @@ static const char *settings_of(const Options *o) {
         text_print(&t, "\n");
     }
     return t.s;
-}
-
-static int train_command(const Call *c) {
-    c->o->settings = settings_of(c->o);
-    return train(word(c, 0), word(c, 1), c->o), 0;
 }
 
 static Options default_options(void) {
@@ -9123,6 +9120,7 @@ int main(int argc, char **argv) {
     if (isnan(o.std)) o.std = commands[command].bit == GRADCHECK ? 0.1 : 0.02;
     use_threads(o.threads);
     set_precision(o.precision && !strcmp(o.precision, "bf16"));
+    o.settings = settings_of(&o);
     int status = commands[command].run(&call);
     if (fflush(stdout) || ferror(stdout)) fail("standard output: writing failed: %s", strerror(errno));
     return status;
