@@ -5842,28 +5842,28 @@ static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
     return s;
 }
 
-// Writes the tensors of a model that belong into one file; files [n_tensors] says where each does.
-static void write_shard(const char *folder, const Model *m, const char *const *files, const char *file,
-                        TensorSource source, const void *context) {
+// Writes the tensors of a model that belong into one file.
+static void write_shard(const char *folder, const Model *m, const char *file, TensorSource source,
+                        const void *context) {
     StoredTensor *s = take(m->n_tensors, sizeof *s);
     size_t n = 0;
     for (size_t i = 0; i < m->n_tensors; i++)
-        if (!strcmp(files[i], file)) s[n++] = stored_as(m->tensors[i], m->tensors[i]->file_dtype);
+        if (!strcmp(m->tensors[i]->file, file)) s[n++] = stored_as(m->tensors[i], m->tensors[i]->file_dtype);
     TensorWriter w = begin_tensor_file(name("%s/%s", folder, file), s, n, "\"format\":\"pt\"");
     for (size_t i = 0; i < m->n_tensors; i++) {
-        if (strcmp(files[i], file)) continue;
-        real *numbers = device_take(m->tensors[i]->n, sizeof *numbers, m->tensors[i]->name);
-        source(numbers, m->tensors[i], context);
-        write_numbers(&w, m->tensors[i]->name, numbers, m->tensors[i]->n, m->tensors[i]->file_dtype);
+        const Tensor *t = m->tensors[i];
+        if (strcmp(t->file, file)) continue;
+        real *numbers = device_take(t->n, sizeof *numbers, t->name);
+        source(numbers, t, context);
+        write_numbers(&w, t->name, numbers, t->n, t->file_dtype);
         memory_give(numbers);
     }
     finish_tensor_file(&w);
     free(s);
 }
 
-// The file of each tensor: model.safetensors, or shards of at most max_shard bytes.
-static const char **choose_files(const Model *m, double max_shard) {
-    const char **files = take(m->n_tensors, sizeof *files);
+// Gives each tensor its file: model.safetensors, or shards of at most max_shard bytes.
+static void choose_files(Model *m, double max_shard) {
     size_t *shard = take(m->n_tensors, sizeof *shard), n_shards = 1, bytes = 0;
     for (size_t i = 0; i < m->n_tensors; shard[i++] = n_shards) {
         size_t more = times(m->tensors[i]->n, dtype_size(m->tensors[i]->file_dtype));
@@ -5871,24 +5871,24 @@ static const char **choose_files(const Model *m, double max_shard) {
         bytes += more;
     }
     for (size_t i = 0; i < m->n_tensors; i++)
-        files[i] = n_shards == 1 ? "model.safetensors" : name("model-%05zu-of-%05zu.safetensors", shard[i], n_shards);
+        m->tensors[i]->file = n_shards == 1 ? "model.safetensors"
+                                            : name("model-%05zu-of-%05zu.safetensors", shard[i], n_shards);
     free(shard);
-    return files;
 }
 
-// Writes the weights of a model, each in its file_dtype, and the index of more than one file.
-static void write_weights(const char *folder, const Model *m, const char *const *files, TensorSource source,
-                          const void *context) {
+// Writes the weights of a model, each in its file and file_dtype, and the index of more than one file.
+static void write_weights(const char *folder, const Model *m, TensorSource source, const void *context) {
     size_t total = 0;
     Text index = {0}, map = {0};
-    for (size_t i = 0, k; i < m->n_tensors; i++) {
-        for (k = 0; strcmp(files[k], files[i]); k++) continue;
-        if (k == i) write_shard(folder, m, files, files[i], source, context);
-        text_print(&map, "%s\n\"%s\": \"%s\"", i ? "," : "", m->tensors[i]->name, files[i]);
-        total += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
+    for (size_t i = 0, k = 0; i < m->n_tensors; i++, k = 0) {
+        const Tensor *t = m->tensors[i];
+        while (strcmp(m->tensors[k]->file, t->file)) k++;
+        if (k == i) write_shard(folder, m, t->file, source, context);
+        text_print(&map, "%s\n\"%s\": \"%s\"", i ? "," : "", t->name, t->file);
+        total += t->n * dtype_size(t->file_dtype);
     }
     text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {%s}}\n", total, map.s);
-    if (strcmp(files[0], "model.safetensors"))
+    if (strcmp(m->tensors[0]->file, "model.safetensors"))
         write_file(name("%s/model.safetensors.index.json", folder), index.s, index.n);
     free(index.s), free(map.s);
 }
@@ -6197,10 +6197,9 @@ static void merge(const char *adapter, const char *out, Options *o) {
     check_fingerprint(&m, NULL, o);
     set_precision(false);       // a merged number is rounded once, as it is written
     start_method(&m, 0, false);
-    const char *temporary = begin_folder(out), **files = choose_files(m.model, o->max_shard_size * 1e9);
-    bool as_base = o->max_shard_size == o->defaults->max_shard_size;
-    for (size_t i = 0; as_base && i < m.model->n_tensors; i++) files[i] = m.model->tensors[i]->file;
-    write_weights(temporary, m.model, files, merged_tensor, &m);
+    const char *temporary = begin_folder(out);
+    if (o->max_shard_size != o->defaults->max_shard_size) choose_files(m.model, o->max_shard_size * 1e9);
+    write_weights(temporary, m.model, merged_tensor, &m);
     for (size_t i = 0; i < COUNT(others); i++) copy_if_there(m.folder, temporary, others[i]);
     verify_merge(&m, temporary, o->force);
     finish_output(temporary);
@@ -6212,15 +6211,12 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // target_modules in the other layout; a fused map stands for three.
 static const char *other_targets(const char *targets, bool remote) {
     static const char *const names[][2] = {
-        { "query_key_value", "q_proj,k_proj,v_proj" }, { "dense", "o_proj" }, { "dense_h_to_4h", "gate_up_proj" },
-        { "dense_4h_to_h", "down_proj" } };
+        { "query_key_value", "q_proj" }, { "query_key_value", "k_proj" }, { "query_key_value", "v_proj" },
+        { "dense", "o_proj" }, { "dense_h_to_4h", "gate_up_proj" }, { "dense_4h_to_h", "down_proj" } };
     Text t = {0};
-    for (size_t i = 0; i < COUNT(names); i++) {
-        bool has = list_has(targets, names[i][!remote]);
-        for (const char *p = names[i][1]; !i && !remote && p; p = strchr(p, ','), p += p != NULL)
-            has = has || list_has(targets, name("%.*s", (int)strcspn(p, ","), p));
-        if (has) text_print(&t, "%s%s", t.n ? "," : "", names[i][remote]);
-    }
+    for (size_t i = 0; i < COUNT(names); i++)
+        if (list_has(targets, names[i][!remote]) && !list_has(t.s, names[i][remote]))
+            text_print(&t, "%s%s", t.n ? "," : "", names[i][remote]);
     return t.s;
 }
 
@@ -8263,7 +8259,8 @@ static int init_command(const Call *c) {
         if (dtype_options[i].dtype == dtype) text_print(&text, ",\n  \"torch_dtype\": \"%s\"", dtype_options[i].torch);
     text_print(&text, "\n}\n");
     const char *temporary = begin_folder(out);
-    write_weights(temporary, m, choose_files(m, c->o->max_shard_size * 1e9), initial_tensor, c->o);
+    choose_files(m, c->o->max_shard_size * 1e9);
+    write_weights(temporary, m, initial_tensor, c->o);
     write_file(name("%s/config.json", temporary), text.s, text.n);
     finish_output(temporary);
     printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
