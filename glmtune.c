@@ -5084,8 +5084,7 @@ static Turn without_thoughts(Turn t) {
     return t;
 }
 
-// past: the turn has been answered. The <think> that opens an answer is encoded with the line break before it, as it is
-// in the prompt of an answer.
+// past: it has been answered. The <think> that opens an answer is encoded with the line break before it, as in prompts.
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text header = {0};
     bool thinks = f->layout->thinks && t.role == ASSISTANT;
@@ -5179,8 +5178,7 @@ static const char *where(const DataReader *d, const Json *j) { return json_where
 static const char *quoted(const DataReader *d, const Json *j) {
     const char *source = d->reader->source + j->at;
     if (j->type == JSON_STRING) return excerpt(j->text, j->count);
-    bool open = j->type == JSON_ARRAY || j->type == JSON_OBJECT;
-    return excerpt(source, open ? d->reader->n - j->at : strcspn(source, ",]} \t\r\n"));
+    return excerpt(source, j->type < JSON_ARRAY ? strcspn(source, ",]} \t\r\n") : d->reader->n - j->at);
 }
 
 static void note(const DataReader *d, int kind, const Json *at, const char *text) {
@@ -5232,9 +5230,8 @@ static const Json *given_tools(const DataReader *d, const Json *object) {
 static void text_python(Text *out, const DataReader *d, const Json *j, const Json *sparse, int depth) {
     const char *source = d->reader->source + j->at;
     bool object = j->type == JSON_OBJECT, empty = true;
-    if (j->type == JSON_STRING) text_json(out, j->text, j->count);
-    else if (!object && j->type != JSON_ARRAY) text_add(out, source, strcspn(source, ",]} \t\r\n"));
-    if (!object && j->type != JSON_ARRAY) return;
+    if (j->type == JSON_STRING) return text_json(out, j->text, j->count);
+    if (j->type < JSON_ARRAY) return text_add(out, source, strcspn(source, ",]} \t\r\n"));
     text_print(out, "%c", *source);
     for (const Json *m = j->first; m; m = m->next) {
         if (j == sparse && m->type == JSON_NULL) continue;
@@ -5326,12 +5323,12 @@ static void read_columns(const DataReader *d, const Json *root, Conversation *c)
     const Json *prompt = want(d, root, o->prompt_column, JSON_STRING, "a string");
     const Json *response = want(d, root, o->response_column, JSON_STRING, "a string");
     for (const Json *pair = history ? history->first : NULL; pair; pair = pair->next) {
-        bool good = pair->type == JSON_ARRAY && pair->count == 2 && pair->first->type == JSON_STRING;
-        if (!good || pair->first->next->type != JSON_STRING)
+        const Json *question = pair->type == JSON_ARRAY && pair->count == 2 ? pair->first : NULL;
+        if (!json_is(question, JSON_STRING) || !json_is(question->next, JSON_STRING))
             fail("%s: \"%s\" must hold pairs of a question and its answer, not %s", where(d, pair), history->key,
                  quoted(d, pair));
-        add_text_turn(d, c, USER, NULL, pair->first, true);
-        add_text_turn(d, c, ASSISTANT, NULL, pair->first->next, true);
+        add_text_turn(d, c, USER, NULL, question, true);
+        add_text_turn(d, c, ASSISTANT, NULL, question->next, true);
     }
     add_text_turn(d, c, USER, NULL, prompt, true);
     add_text_turn(d, c, ASSISTANT, NULL, response, true);
@@ -5735,9 +5732,8 @@ static size_t whole_characters(const char *s, size_t n) {
     return n;
 }
 
-// Generates until a stop token or `most` tokens, adding them to `answer`; with a stream, the text is written to it as
-// it comes. Blanks and the line break that begin an answer are the layout's and are not shown. Returns whether it
-// stopped.
+// Generates up to a stop token or `most` tokens, adding them to `answer`, and writes the text to the stream, if any, as
+// it comes. Blanks and the line break that begin an answer are the layout's and not shown. Returns whether it stopped.
 static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t most, Ids *answer, FILE *stream) {
     size_t shown = 0, skipped = 0, number = g->n_answers++;
     for (size_t i = 0; i < most && g->run.caches->n < g->longest; i++) {
@@ -5763,8 +5759,7 @@ static void next_tokens(Generator *g, const Options *o, Question *const *asked, 
     size_t V = g->run.model->config.vocab_size, *starts = take(n + 1, sizeof *starts);
     for (size_t i = 0; i <= n; i++) starts[i] = i;
     feed_batch(g, &(Batch){ .ids = ids, .starts = starts, .n = n, .T = n }, g->logits);
-    for (size_t i = 0; i < n; i++)
-        ids[i] = draw_answer(o, g->logits + i*V, V, asked[i]->number, asked[i]->answer.n);
+    for (size_t i = 0; i < n; i++) ids[i] = draw_answer(o, g->logits + i*V, V, asked[i]->number, asked[i]->answer.n);
     free(starts);
 }
 
@@ -5804,11 +5799,10 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
 // ================================================================================================================
 // 12  Files of a run
 // ================================================================================================================
-// An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, under
-// the names that Hugging Face's PEFT gives them, so that either program reads the other's. What PEFT has not, or would
-// compute otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved the same way as "GLMTUNE_...".
-// ChatGLM's own prefix folders are read too. `merge` makes a model folder of base and adapter, `export` writes an
-// adapter under other names.
+// An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, as
+// Hugging Face's PEFT names them, so that either program reads the other's. What PEFT has not, or would compute
+// otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved so too, as "GLMTUNE_...". ChatGLM's own
+// prefix folders are read too. `merge` makes a model folder of base and adapter, `export` other names of an adapter.
 
 // ---- 12.1 Model folders ------------------------------------------------------------------------------------------
 
@@ -6021,8 +6015,7 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     if (!exists(path) && official_prefix(folder)) return read_official_config(folder, o, base);
     size_t k = 0;
     JsonReader r = json_open_file(path);
-    const Json *root = json_only(&r), *type = json_get(root, "peft_type"),
-               *named = json_get(root, "base_model_name_or_path");
+    const Json *root = json_only(&r), *type = json_get(root, "peft_type");
     if (!json_is(type, JSON_STRING)) fail("%s: has no \"peft_type\"; is it an adapter's?", path);
     Text known = {0};
     for (; k < COUNT(methods) && strcmp(type->text, methods[k].peft_type); k++) {
@@ -6030,12 +6023,11 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
         text_print(&known, "%s%s", k ? ", " : "", methods[k].peft_type);
     }
     if (k == COUNT(methods)) fail("%s: peft_type '%s' is not supported; there are %s", path, type->text, known.s);
-    free(known.s);
     if (strcmp(o->method, o->defaults->method) && strcmp(o->method, methods[k].name))
         fail("%s: the adapter was made by --method %s; leave the option out", path, methods[k].name);
     o->method = methods[k].name;
     if (methods[k].read_config) methods[k].read_config(path, root, o);
-    *base = find_base(path, folder, named, o);
+    *base = find_base(path, folder, json_get(root, "base_model_name_or_path"), o);
     json_close(&r);
     return &methods[k];
 }
@@ -6244,8 +6236,7 @@ static void export_lora(const char *adapter, const Model *from, const Model *to)
             if (!(r = lora_rank(new))) continue;
             size_t n = min_size(w->n_out, new->n_out);      // of the one that is not fused
             Tensor *a = new->added.t[LORA_A], *old = w->added.t[LORA_A];
-            if (!old)
-                fail("%s: %s has no LoRA, and the fused map has one A for query, key, value", adapter, w->path);
+            if (!old) fail("%s: %s has no LoRA, and the fused map has one A for query, key, value", adapter, w->path);
             if (new_row && !same_numbers(a, old))
                 fail("%s: query, key and value have an A each, and the fused map has one for the three: that is "
                      "another adapter; tune one in the other layout", adapter);
@@ -8843,8 +8834,7 @@ __attribute__((noreturn)) static void unknown_option(const char *given, size_t c
     const char *asked = commands[command].name;
     size_t i = find_option(given, ALL), k = 0;
     while (i < COUNT(options) && !(options[i].commands & commands[k].bit)) k++;
-    if (i < COUNT(options))
-        fail_usage("--%s is no option of '%s', it is one of '%s'", given, asked, commands[k].name);
+    if (i < COUNT(options)) fail_usage("--%s is no option of '%s', it is one of '%s'", given, asked, commands[k].name);
     Text known = {0};
     add_options(&known, commands[command].bit);
     fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, asked,
@@ -9094,12 +9084,12 @@ int main(int argc, char **argv) {
     Options o = default_options();
     signal(SIGXFSZ, SIG_IGN);       // so that a file past `ulimit -f` is an error that can be told, as a full disk is
     Call call = { .o = &o, .words = take((size_t)argc, sizeof *call.words) };
-    size_t n = (size_t)argc, command = 0;
     Text known = {0};
+    size_t n = (size_t)argc, command = 0;
     if (n > 2 && !strcmp(argv[1], "--help")) return word_help(argv[2], ALL), 0;
     if (n < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) return general_help(), n < 2 ? 2 : 0;
-    while (command < COUNT(commands) && strcmp(commands[command].name, argv[1])) command++;
-    for (size_t i = 0; i < COUNT(commands); i++) text_print(&known, "%s,", commands[i].name);
+    for (; command < COUNT(commands) && strcmp(commands[command].name, argv[1]); command++)
+        text_print(&known, "%s,", commands[command].name);
     if (command == COUNT(commands))
         fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], nearest(argv[1], known.s));
     parse_words(&call, command, n, argv);
