@@ -5480,12 +5480,8 @@ static Dataset read_data_file(const char *path, const ChatFormat *f, const Optio
 
 // The file of a data folder: train.json or train.jsonl, dev.json or dev.jsonl. NULL: there is none.
 static const char *data_file(const char *data, const char *part) {
-    static const char *const endings[] = { "json", "jsonl" };
-    for (size_t i = 0; i < COUNT(endings); i++) {
-        const char *path = name("%s/%s.%s", data, part, endings[i]);
-        if (exists(path)) return path;
-    }
-    return NULL;
+    const char *json = name("%s/%s.json", data, part), *jsonl = name("%sl", json);
+    return exists(json) ? json : exists(jsonl) ? jsonl : NULL;
 }
 
 // ---- 10.4 What was read ------------------------------------------------------------------------------------------
@@ -8952,14 +8948,13 @@ static const char yaml_ignored[] =
     "fp16_opt_level,fp16_full_eval,bf16_full_eval,half_precision_backend,use_cpu,no_cuda,local_rank,ddp_backend,"
     "ddp_timeout,ddp_find_unused_parameters,dataloader_num_workers,dataloader_pin_memory,dataloader_prefetch_factor,"
     "dataloader_persistent_workers,remove_unused_columns,log_level,log_level_replica,log_on_each_node,logging_dir,"
-    "logging_first_step,logging_nan_inf_filter,eval_delay,"
-    "eval_accumulation_steps,eval_on_start,prediction_loss_only,generation_max_length,generation_num_beams,do_train,"
-    "do_eval,do_predict,debug,disable_tqdm,report_to,run_name,push_to_hub,hub_model_id,hub_strategy,hub_token,"
-    "save_safetensors,save_only_model,save_on_each_node,overwrite_output_dir,torch_compile,full_determinism,data_seed,"
-    "gradient_checkpointing_kwargs,skip_memory_metrics,sortish_sampler,auto_find_batch_size,use_liger_kernel,"
-    "include_num_input_tokens_seen,include_tokens_per_second,ignore_data_skip,num_attention_heads,token_dim,num_layers,"
-    "num_transformer_submodules,do_sample,num_beams,top_k,max_length,use_cache,"
-    "repetition_penalty,no_repeat_ngram_size,eos_token_id,pad_token_id,bos_token_id";
+    "logging_first_step,logging_nan_inf_filter,eval_delay,eval_accumulation_steps,eval_on_start,prediction_loss_only,"
+    "generation_max_length,generation_num_beams,do_train,do_eval,do_predict,debug,disable_tqdm,report_to,run_name,"
+    "push_to_hub,hub_model_id,hub_strategy,hub_token,save_safetensors,save_only_model,save_on_each_node,"
+    "overwrite_output_dir,torch_compile,full_determinism,data_seed,gradient_checkpointing_kwargs,skip_memory_metrics,"
+    "sortish_sampler,auto_find_batch_size,use_liger_kernel,include_num_input_tokens_seen,include_tokens_per_second,"
+    "ignore_data_skip,num_attention_heads,token_dim,num_layers,num_transformer_submodules,do_sample,num_beams,top_k,"
+    "max_length,use_cache,repetition_penalty,no_repeat_ngram_size,eos_token_id,pad_token_id,bos_token_id";
 
 typedef struct { JsonReader *reader; Options *o; bool words; Text ignored; } YamlRun;
 
@@ -8986,20 +8981,19 @@ static const char *yaml_value(const YamlRun *y, const Json *j, OptionType type) 
 }
 
 static void yaml_set(YamlRun *y, const Json *j, const char *path) {
-    const char *at = json_where(y->reader, j->at), *option = j->key, *to = NULL, *problem;
+    const char *at = json_where(y->reader, j->at), *option = j->key, *to = NULL;
     Text words = {0};
     for (size_t k = 0; k < COUNT(yaml_words); k++) {
         if (strcmp(yaml_words[k].key, j->key)) continue;
         text_print(&words, "%s%s", words.n ? ", " : "", yaml_words[k].value);
-        if (j->type >= JSON_ARRAY || strcmp(j->text, yaml_words[k].value)) continue;
-        option = yaml_words[k].option;
-        to = option ? yaml_words[k].to : "";
+        if (j->type < JSON_ARRAY && !strcmp(j->text, yaml_words[k].value))
+            option = yaml_words[k].option, to = yaml_words[k].to;
     }
-    size_t i = option ? find_option(option, TRAIN) : COUNT(options);
-    bool not_set = j->type == JSON_NULL && (i < COUNT(options) || words.n);
-    if (y->words != (words.n > 0) || !option || not_set) return;
+    if (y->words != (words.n > 0) || !option) return;
+    size_t i = find_option(option, TRAIN);
+    if (j->type == JSON_NULL && (i < COUNT(options) || words.n)) return;
     if (i < COUNT(options)) {
-        problem = set_option(y->o, i, to ? to : yaml_value(y, j, options[i].type));
+        const char *problem = set_option(y->o, i, to ? to : yaml_value(y, j, options[i].type));
         if (problem) fail("%s: %s %s", at, j->key, problem);
         return;
     }
