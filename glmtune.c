@@ -248,32 +248,27 @@ __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char
 
 static char *unfinished[4];
 
+static void remove_inside(const char *folder, const char *ending);
+
 static void remove_tree(const char *path) {     // a file, a link, or a folder with all that is in it
     struct stat s;
-    bool folder = !lstat(path, &s) && S_ISDIR(s.st_mode);
-    DIR *d = folder ? opendir(path) : NULL;
+    if (!lstat(path, &s) && S_ISDIR(s.st_mode)) remove_inside(path, "");
+    remove(path);
+}
+
+// Removes what stands in a folder under names that end so; TEMPORARY: what a run that was killed has left.
+static void remove_inside(const char *folder, const char *ending) {
+    DIR *d = opendir(folder);
     for (struct dirent *e; d && (e = readdir(d)); ) {
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-        char *inner = name("%s/%s", path, e->d_name);
-        remove_tree(inner);
-        free(inner);
+        size_t n = strlen(e->d_name), tail = strlen(ending);
+        bool itself = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+        if (!itself && n > tail && !strcmp(e->d_name + n - tail, ending)) remove_tree(name("%s/%s", folder, e->d_name));
     }
     if (d) closedir(d);
-    remove(path);
 }
 
 static void discard_unfinished(void) {
     for (size_t i = COUNT(unfinished); i-- > 0; ) if (unfinished[i]) remove_tree(unfinished[i]);
-}
-
-// What a run that was killed has left in a folder.
-static void remove_leftovers(const char *folder) {
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d)); ) {
-        size_t n = strlen(e->d_name), tail = strlen(TEMPORARY);
-        if (n > tail && !strcmp(e->d_name + n - tail, TEMPORARY)) remove_tree(name("%s/%s", folder, e->d_name));
-    }
-    if (d) closedir(d);
 }
 
 // The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
@@ -530,13 +525,13 @@ static char json_peek(const JsonReader *r, size_t ahead) {
     return r->at + ahead < r->n ? r->source[r->at + ahead] : '\n';
 }
 
-static void json_skip_space(JsonReader *r) {
+static char json_skip_space(JsonReader *r) {
     while (r->at < r->n && r->source[r->at] && strchr(" \t\r\n", r->source[r->at])) r->at++;
+    return json_peek(r, 0);
 }
 
 static bool json_accept(JsonReader *r, char c) {
-    json_skip_space(r);
-    bool there = json_peek(r, 0) == c;
+    bool there = json_skip_space(r) == c;
     r->at += there;
     return there;
 }
@@ -643,8 +638,7 @@ static Json *json_value(JsonReader *r, int depth) {
         { "null", JSON_NULL, 0 }, { "true", JSON_BOOL, 1 }, { "false", JSON_BOOL, 0 },
         { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }, { "-Infinity", JSON_NUMBER, -INFINITY }
     };
-    json_skip_space(r);
-    char c = r->at < r->n ? r->source[r->at] : 0;
+    char c = json_skip_space(r);
     if (c == '{') return json_members(r, JSON_OBJECT, depth);
     if (c == '[') return json_members(r, JSON_ARRAY, depth);
     if (c == '"') {
@@ -727,14 +721,15 @@ static bool yaml_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c 
 static bool yaml_flow_mark(char c) { return c && strchr(",[]{}", c); }
 static bool yaml_dash(const JsonReader *r) { return json_peek(r, 0) == '-' && yaml_blank(json_peek(r, 1)); }
 
-// Moves over spaces and a comment; with `lines` over line breaks as well.
-static void yaml_skip(JsonReader *r, bool lines) {
+// Moves over spaces and a comment, with `lines` over line breaks as well; returns what comes then.
+static char yaml_skip(JsonReader *r, bool lines) {
     for (r->began = r->at; r->at < r->n; r->began = ++r->at) {
         char c = r->source[r->at];
         if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (json_peek(r, 1) != '\n') r->at++;
         else if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
         else if (c != ' ' && !(lines && (c == '\r' || c == '\n'))) break;
     }
+    return json_peek(r, 0);
 }
 
 static long yaml_column(const JsonReader *r) {
@@ -750,8 +745,7 @@ static long yaml_next_line(JsonReader *r) {
 }
 
 static void yaml_end_line(JsonReader *r) {
-    yaml_skip(r, false);
-    if (!yaml_blank(json_peek(r, 0))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
+    if (!yaml_blank(yaml_skip(r, false))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
 }
 
 // A string in single quotes, the opening one behind us; '' stands for one.
@@ -830,18 +824,17 @@ static Json *yaml_flow(JsonReader *r, bool in_flow, int depth) {
     if (opening != '[' && opening != '{') return yaml_scalar(r, in_flow);
     Json *j = yaml_collection(r, opening == '{' ? JSON_OBJECT : JSON_ARRAY, depth), **end = &j->first, *key = NULL;
     r->at++;
-    for (yaml_skip(r, true); json_peek(r, 0) != closing; yaml_skip(r, true)) {
+    while (yaml_skip(r, true) != closing) {
         if (opening == '{') {
             key = yaml_scalar(r, true);
-            yaml_skip(r, true);
-            if (json_peek(r, 0) != ':') json_fail(r, "a colon and a space were expected here");
+            if (yaml_skip(r, true) != ':') json_fail(r, "a colon and a space were expected here");
             r->at++;
             yaml_skip(r, true);
         }
         end = yaml_append(r, j, end, key, yaml_flow(r, true, depth + 1));
-        yaml_skip(r, true);
-        if (json_peek(r, 0) == ',') r->at++;
-        else if (json_peek(r, 0) != closing) json_fail(r, name("a comma or %c was expected here", closing));
+        char after = yaml_skip(r, true);
+        if (after == ',') r->at++;
+        else if (after != closing) json_fail(r, name("a comma or %c was expected here", closing));
     }
     r->at++;
     return j;
@@ -853,8 +846,7 @@ static Json *yaml_block(JsonReader *r, long indent, int depth);
 static Json *yaml_rest(JsonReader *r, long indent, bool in_list, int depth) {
     Json *none = json_node(r, JSON_NULL), *j;
     none->text = "";
-    yaml_skip(r, false);
-    if (!yaml_blank(json_peek(r, 0))) {
+    if (!yaml_blank(yaml_skip(r, false))) {
         if (in_list) return yaml_block(r, yaml_column(r), depth + 1);
         j = yaml_flow(r, false, depth + 1);
         yaml_end_line(r);
@@ -872,8 +864,7 @@ static Json *yaml_block(JsonReader *r, long indent, int depth) {
     do {
         if (!list) {
             key = yaml_flow(r, false, depth);
-            yaml_skip(r, false);
-            bool colon = json_peek(r, 0) == ':' && yaml_blank(json_peek(r, 1));
+            bool colon = yaml_skip(r, false) == ':' && yaml_blank(json_peek(r, 1));
             if (!colon && !j->count) return yaml_end_line(r), key;
             if (!colon || key->type >= JSON_ARRAY) json_fail(r, "\"name: value\" was expected here");
         }
@@ -1279,13 +1270,12 @@ static void image_add(Text *t, uint32_t v) { text_add(t, (const char *)&v, 4); }
 // The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
 static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s,
                             size_t n_special) {
-    Text t = {0};
-    size_t text_bytes = 0;
-    for (size_t i = 0; i < n; i++) text_bytes += p[i].n;
-    for (size_t i = 0; i < n_special; i++) text_bytes += strlen(s[i].name);
-    if (text_bytes > UINT32_MAX || n > INT32_MAX) fail("a tokenizer of %zu pieces is too large", n);
+    Text t = {0}, text = {0};
+    for (size_t i = 0; i < n; i++) text_add(&text, p[i].text, p[i].n);
+    for (size_t i = 0; i < n_special; i++) text_add(&text, s[i].name, strlen(s[i].name));
+    if (text.n > UINT32_MAX || n > INT32_MAX) fail("a tokenizer of %zu pieces is too large", n);
     text_add(&t, "GLMTOKEN", 8);
-    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_special, text_bytes,
+    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_special, text.n,
                               COUNT(letter_runs), COUNT(number_runs), COUNT(space_runs) };
     for (size_t i = 0; i < COUNT(header); i++) image_add(&t, (uint32_t)header[i]);
     for (size_t i = 0; i < n; i++) image_add(&t, p[i].n);
@@ -1295,8 +1285,8 @@ static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_
     for (size_t i = 0; i < COUNT(letter_runs); i++) image_add(&t, letter_runs[i]);
     for (size_t i = 0; i < COUNT(number_runs); i++) image_add(&t, number_runs[i]);
     for (size_t i = 0; i < COUNT(space_runs); i++) image_add(&t, space_runs[i]);
-    for (size_t i = 0; i < n; i++) text_add(&t, p[i].text, p[i].n);
-    for (size_t i = 0; i < n_special; i++) text_add(&t, s[i].name, strlen(s[i].name));
+    text_add(&t, text.s, text.n);
+    free(text.s);
     return t;
 }
 
@@ -7392,7 +7382,7 @@ static const char *outside_of(const char *path, const char *output_dir) {
 static void open_log(Trainer *t, const char *from) {
     const char *folder = t->o->output_dir;
     make_folders(folder);
-    remove_leftovers(folder);
+    remove_inside(folder, TEMPORARY);
     const char *resumed = from ? realpath(from, NULL) : NULL;
     const char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
     bool goes_on = resumed && inside && !strcmp(resumed, inside);
