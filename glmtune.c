@@ -6414,6 +6414,10 @@ static size_t bad_in_file(const Tensor *t) {            // the same of the numbe
     return bad_number(&file);
 }
 
+static void refuse_bad(const char *head, const Tensor *t, size_t bad, const char *why) {
+    if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad, why);
+}
+
 // Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
 __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen,
                                                       size_t n, int64_t step, double loss, double norm) {
@@ -6422,19 +6426,11 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
         text_print(&samples, "%s%zu", i ? ", " : "with samples ", set->samples[chosen[i]].number);
     const char *head = name("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
                             n ? samples.s : "in validation");
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        const Tensor *t = m->tensors[i];
-        size_t bad = bad_in_file(t);
-        if (bad < t->n)
-            fail("%s: '%s' has a number that is not finite, at %zu: its file is damaged, download it again", head,
-                 t->name, bad);
-    }
-    for (size_t i = 0; i < m->n_trained; i++) {
-        const Tensor *t = m->trained[i];
-        size_t bad = bad_number(t);
-        if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad,
-                             step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged");
-    }
+    for (size_t i = 0; i < m->n_tensors; i++)
+        refuse_bad(head, m->tensors[i], bad_in_file(m->tensors[i]), "its file is damaged, download it again");
+    for (size_t i = 0; i < m->n_trained; i++)
+        refuse_bad(head, m->trained[i], bad_number(m->trained[i]),
+                   step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged");
     for (size_t i = 0; i < m->n_trained; i++)
         if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
             fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head,
@@ -6815,7 +6811,7 @@ static void draw_panel(Text *t, const Panel *p) {       // values that spread ov
             least = fmin(least, q->y), most = fmax(most, q->y), last = fmax(last, q->x);
     bool empty = !(least <= most), log = p->may_log && least > 0 && most > 50 * least;
     Axis x = make_axis(0, last, false, p->left, p->w);
-    Axis y = make_axis(empty ? 0 : least, empty ? 1 : most, log && !empty, bottom, -p->h);
+    Axis y = make_axis(empty ? 0 : least, empty ? 1 : most, log, bottom, -p->h);
     svg_text(t, p->left, p->top - 10, "h", p->title, 99);
     svg_text(t, center, bottom + 34, "s m", "step", 99);
     draw_axis(t, &x, &y);
@@ -6893,17 +6889,17 @@ static bool read_lines(RunLog *log, JsonReader *r) {
 
 static RunLog read_run(const char *folder) {
     RunLog log = {0};
+    char *facts = name("%s/run.json", folder), *lines = name("%s/log.jsonl", folder);
+    size_t n = 2;
+    if (!exists(lines)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
     add_fact(&log, "run", name("%s", folder));
-    for (int i = 0; i < 2; i++) {
-        char *path = name("%s/%s", folder, i ? "log.jsonl" : "run.json");
-        if (i && !exists(path)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
-        if (exists(path)) {
-            JsonReader r = json_open_file(path);
-            if (!i || read_lines(&log, &r)) add_facts(&log, i ? json_next(&r) : json_only(&r));
-            json_close(&r);
-        }
-        free(path);
-    }
+    char *source = exists(facts) ? read_file(facts, &n) : name("{}");
+    JsonReader r = json_open(facts, source, n);
+    add_facts(&log, json_only(&r));
+    json_close(&r), free(source);
+    source = read_file(lines, &n), r = json_open(lines, source, n);
+    if (read_lines(&log, &r)) add_facts(&log, json_next(&r));
+    json_close(&r), free(source), free(facts), free(lines);
     return log;
 }
 
@@ -7407,12 +7403,11 @@ static void open_log(Trainer *t, const char *from) {
 static void take_trunk(Trainer *t) {
     const Model *m = t->base.model;
     static Trunk trunk;
-    size_t H = m->config.hidden_size, tokens = 0;
-    trunk = (Trunk){ .layer = m->lowest ? min_size((m->lowest - 1) / STAGES, m->config.n_layers - 1) : 0,
-                     .starts = take(t->train.n, sizeof *trunk.starts), .known = take(t->train.n, 1) };
-    for (size_t i = 0; i < t->train.n; i++) trunk.starts[i] = tokens, tokens += t->train.samples[i].n;
-    size_t bytes = times(times(tokens, H), sizeof(real));
-    if (!t->o->keep_trunk || !trunk.layer || t->steps <= t->steps_per_epoch || bytes > available_bytes() / 2) return;
+    size_t layer = m->lowest ? min_size((m->lowest - 1) / STAGES, m->config.n_layers - 1) : 0;
+    size_t bytes = times(times(t->train.n_tokens, m->config.hidden_size), sizeof(real));
+    if (!t->o->keep_trunk || !layer || t->steps <= t->steps_per_epoch || bytes > available_bytes() / 2) return;
+    trunk = (Trunk){ .layer = layer, .starts = take(t->train.n, sizeof *trunk.starts), .known = take(t->train.n, 1) };
+    for (size_t i = 1; i < t->train.n; i++) trunk.starts[i] = trunk.starts[i-1] + t->train.samples[i-1].n;
     trunk.rows = device_take(bytes, 1, "the input of the lowest layer that trains (--keep_trunk false does without)");
     t->run.trunk = &trunk;
     fprintf(stderr, "memory: %s more for the input of layer %zu of every sample; the layers below run once for each\n",
@@ -8190,29 +8185,30 @@ static int bench(const char *model, const Options *o) {
 
 // ---- 14.1 The smaller commands -----------------------------------------------------------------------------------
 
-// the words of a command line that are no options
+// The words of a command line that are no options; behind them stands NULL.
 typedef struct { Options *o; size_t n; const char **words; } Call;
 
-static const char *word(const Call *c, size_t i) { return i < c->n ? c->words[i] : NULL; }
-
-static int train_command(const Call *c) { return train(word(c, 0), word(c, 1), c->o), 0; }
-static int eval_command(const Call *c) { return eval(word(c, 0), word(c, 1), c->o), 0; }
-static int dump_command(const Call *c) { return dump(word(c, 0), word(c, 1), word(c, 2), c->o), 0; }
-static int export_command(const Call *c) { return export_adapter(word(c, 0), word(c, 1), c->o), 0; }
-static int merge_command(const Call *c) { return merge(word(c, 0), word(c, 1), c->o), 0; }
+static int train_command(const Call *c) { return train(c->words[0], c->words[1], c->o), 0; }
+static int eval_command(const Call *c) { return eval(c->words[0], c->words[1], c->o), 0; }
+static int dump_command(const Call *c) { return dump(c->words[0], c->words[1], c->words[2], c->o), 0; }
+static int export_command(const Call *c) { return export_adapter(c->words[0], c->words[1], c->o), 0; }
+static int merge_command(const Call *c) { return merge(c->words[0], c->words[1], c->o), 0; }
 static int compare_command(const Call *c) { return compare(c->words, c->n, c->o->out), 0; }
-static int bench_command(const Call *c) { return bench(word(c, 0), c->o); }
-static int gradcheck_command(const Call *c) { return gradcheck(word(c, 0), c->o); }
+static int bench_command(const Call *c) { return bench(c->words[0], c->o); }
+static int gradcheck_command(const Call *c) { return gradcheck(c->words[0], c->o); }
 
 static const struct { const char *name, *torch; Dtype dtype; } dtype_options[] = {
     { "f64", "float64", F64 }, { "f32", "float32", F32 }, { "f16", "float16", F16 }, { "bf16", "bfloat16", BF16 } };
 
-static Dtype choose_dtype(const Options *o, const Config *c) {
-    for (size_t i = 0; o->dtype && i < COUNT(dtype_options); i++)
-        if (!strcmp(o->dtype, dtype_options[i].name)) return dtype_options[i].dtype;
+// Gives all tensors the type that the user asks for, else that of config.json, else bf16.
+static Dtype choose_dtype(Model *m, const Options *o) {
+    const char *torch = m->config.torch_dtype;
+    Dtype dtype = BF16;
     for (size_t i = 0; i < COUNT(dtype_options); i++)
-        if (c->torch_dtype && !strcmp(c->torch_dtype, dtype_options[i].torch)) return dtype_options[i].dtype;
-    return BF16;
+        if (o->dtype ? !strcmp(o->dtype, dtype_options[i].name) : torch && !strcmp(torch, dtype_options[i].torch))
+            dtype = dtype_options[i].dtype;
+    for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
+    return dtype;
 }
 
 static void initial_tensor(real *out, const Tensor *t, const void *options) {
@@ -8221,13 +8217,12 @@ static void initial_tensor(real *out, const Tensor *t, const void *options) {
 }
 
 static int init_command(const Call *c) {
-    const char *out = word(c, 1);
-    Config config = read_config(word(c, 0));
+    const char *out = c->words[1];
+    Config config = read_config(c->words[0]);
     Text text = {0};
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Model *m = describe_model(config);
-    Dtype dtype = choose_dtype(c->o, &config);
-    for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
+    Dtype dtype = choose_dtype(m, c->o);
     const char *closing = strrchr(config.source, '}');
     text_add(&text, config.source, (size_t)(closing - config.source));
     while (text.n && isspace((unsigned char)text.s[text.n - 1])) text.n--;
@@ -8260,16 +8255,15 @@ static int check_numbers(const char *path, Options *o) {
 }
 
 static int info_command(const Call *c) {
-    const char *path = word(c, 0), *base = path;
+    const char *path = c->words[0], *base = path;
     Options *o = c->o, fresh = *o;
     const Method *method = is_adapter(path) ? read_adapter_config(path, o, &base) : find_method(o->method);
     Config config = read_config(is_folder(base) ? name("%s/config.json", base) : base);
     Model *m = describe_model(config);
-    Dtype dtype = choose_dtype(o, &config);
     const char *slash = strrchr(base, '/'), *folder = base;
     if (!is_folder(base)) folder = slash ? name("%.*s", (int)(slash - base), base) : ".";
     const char *layout = layout_name(o, &config, folder);
-    for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
+    choose_dtype(m, o);
     method->setup(m, o);
     m->n_moments = find_optimizer(o->optim)->n_moments;
     printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n",
@@ -8279,24 +8273,20 @@ static int info_command(const Call *c) {
            config.n_rotated, config.head_dim, config.rope_theta, config.rms_norm_eps, config.max_positions,
            config.qkv_bias ? "yes" : "no", config.post_norms ? "yes" : "no");
     printf("chat layout: %s\n", layout ? layout : "cannot be told; set --layout");
-    size_t base_n = count_parameters(m->tensors, m->n_tensors), n = count_parameters(m->trained, m->n_trained);
-    size_t added = 0;
-    for (size_t i = 0; i < m->n_trained; i++) added += m->trained[i]->of_base ? 0 : m->trained[i]->n;
-    printf("parameters: %zu in %zu tensors\n", base_n, m->n_tensors);
-    printf("method %s trains %zu of %zu\n", method->name, n, base_n + added);
+    size_t all = count_parameters(m->tensors, m->n_tensors);
+    printf("parameters: %zu in %zu tensors\n", all, m->n_tensors);
+    for (size_t i = 0; i < m->n_trained; i++) all += m->trained[i]->of_base ? 0 : m->trained[i]->n;
+    printf("method %s trains %zu of %zu\n", method->name, count_parameters(m->trained, m->n_trained), all);
     print_plan(stdout, m, method, o->gradient_checkpointing ? RECOMPUTES : KEEPS_ALL,
                (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)));
     return o->check ? check_numbers(path, &fresh) : 0;
 }
 
 static int tokenize_command(const Call *c) {
-    const char *path = word(c, 0), *why = NULL;
+    const char *path = c->words[0], *why = NULL;
     Tokenizer *t = is_folder(path) ? load_tokenizer(path, SIZE_MAX, &why) : load_tokenizer_file(path);
     if (!t) fail("%s", why);
-    if (c->o->out) {
-        write_file(c->o->out, t->image, t->image_bytes);
-        return 0;
-    }
+    if (c->o->out) return write_file(c->o->out, t->image, t->image_bytes), 0;
     size_t n;
     char *text = read_stream(stdin, "standard input", &n), *end = text;
     Ids ids = {0};
@@ -8383,7 +8373,7 @@ static void chat_turn(Chat *c, const char *text, size_t n) {
 
 static int chat_command(const Call *c) {
     Options *o = c->o;
-    Opened m = open_model(word(c, 0), o);
+    Opened m = open_model(c->words[0], o);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
     check_fingerprint(&m, &f, o);
     start_method(&m, 0, false);
@@ -8393,10 +8383,7 @@ static int chat_command(const Call *c) {
     chat.g = make_generator(m.model, m.method, min_size((size_t)o->max_context, positions_left(m.model)), 1);
     if (o->system)
         add_turn(&chat.turns, (Turn){ .role = SYSTEM, .metadata = "", .text = o->system, .n = strlen(o->system) });
-    if (o->prompt) {
-        chat_turn(&chat, o->prompt, strlen(o->prompt));
-        return 0;
-    }
+    if (o->prompt) return chat_turn(&chat, o->prompt, strlen(o->prompt)), 0;
     char *line = NULL;
     size_t capacity = 0;
     fprintf(stderr, "chat layout %s; an empty line or ctrl-D ends\n", f.layout->name);
@@ -8493,11 +8480,11 @@ static void check_file(const char *path, const ChatFormat *f, const Options *o, 
 
 static int check_command(const Call *c) {
     Options *o = c->o;
-    const char *base = word(c, 1), *dev = validation_file(word(c, 0), o);
+    const char *base = c->words[1], *dev = validation_file(c->words[0], o);
     if (is_adapter(base)) read_adapter_config(base, o, &base);
     Config config = read_config(name("%s/config.json", base));
     ChatFormat f = choose_format(o, &config, base);
-    const char *official = mask_words(o, &f), *train_file = training_file(word(c, 0));
+    const char *official = mask_words(o, &f), *train_file = training_file(c->words[0]);
     if (!o->ids) printf("layout    %s, %s\n", f.layout ? f.layout->name : "none: ready ids only",
                         f.tokenizer ? f.tokenizer->file : "no tokenizer");
     if (!o->ids && official) printf("labels    as the official script sets them: %s\n", official);
