@@ -41,13 +41,7 @@ typedef float real;
 #endif
 
 // The types of numbers a weight file may hold. REAL is whichever of the first two `real` is.
-typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE,
-#ifdef GLMTUNE_DOUBLE
-    REAL = F64
-#else
-    REAL = F32
-#endif
-} Dtype;
+typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) == 8 ? F64 : F32 } Dtype;
 
 #ifndef GLMTUNE_KERNELS_ONLY    // section 5 closes this: a port sees the types above and the prototypes there
 
@@ -396,9 +390,8 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // 2  JSON and YAML
 // ================================================================================================================
 // Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value
-// after another, so that it reads JSON lines and one big array alike and holds one sample at a time. Values are trees
-// of nodes that live until the next value is asked for. Every node knows where it began: errors name
-// file:line:column.
+// after another, so that it reads JSON lines and one big array alike, one sample at a time in memory. Values are trees
+// of nodes that live until the next value is asked for. Every node knows where it began: errors name file:line:column.
 
 // Writes code point c at s as UTF-8; returns the number of bytes.
 static size_t utf8_put(char *s, uint32_t c) {
@@ -907,6 +900,7 @@ static Json *yaml_only(JsonReader *r) {
 
 enum { MAX_DIMS = 4 };
 #define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
+#define DAMAGED "the header is damaged, download the file again"
 
 static const struct { const char *name; Dtype dtype; size_t size; } dtypes[] = {    // the first six stand by number
     { "F64", F64, 8 }, { "F32", F32, 4 }, { "F16", F16, 2 }, { "BF16", BF16, 2 }, { "I64", I64, 8 }, { "I32", I32, 4 },
@@ -962,8 +956,7 @@ static StoredTensor read_tensor_entry(const char *file, const Json *j) {
     const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
     size_t end = 0, known = 0;
     if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
-        fail("%s: '%s' lacks dtype, shape or data_offsets: the header is damaged, download the file again", file,
-             t.name);
+        fail("%s: '%s' lacks dtype, shape or data_offsets: " DAMAGED, file, t.name);
     while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
     if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
     t.dtype = dtypes[known].dtype;
@@ -995,11 +988,8 @@ static void check_layout(const char *file, StoredTensor *t, size_t n, size_t dat
     size_t at = 0;
     if (n) qsort(t, n, sizeof *t, by_begin);
     for (size_t i = 0; i < n; i++) {
-        if (t[i].begin < at)
-            fail("%s: '%s' and '%s' overlap: the header is damaged, download the file again", file, t[i-1].name,
-                 t[i].name);
-        if (t[i].begin > at)
-            fail("%s: there is a hole before '%s': the header is damaged, download the file again", file, t[i].name);
+        if (t[i].begin < at) fail("%s: '%s' and '%s' overlap: " DAMAGED, file, t[i-1].name, t[i].name);
+        if (t[i].begin > at) fail("%s: there is a hole before '%s': " DAMAGED, file, t[i].name);
         at += t[i].bytes;
         if (at > data_bytes)
             fail("%s: is cut off: '%s' ends %zu bytes past the end of the file; download it again", file, t[i].name,
@@ -1448,7 +1438,7 @@ static int32_t largest_id(const Tokenizer *t) {
 // extra blanks).
 
 typedef struct { const char *file; const unsigned char *p, *end; } Wire;
-typedef struct { uint64_t number, value; int type; Wire inside; } Field;    // value: a varint; inside: other bytes
+typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: of a varint; inside: of the others
 
 static uint64_t wire_varint(Wire *w) {
     uint64_t v = 0;
@@ -1463,17 +1453,12 @@ static uint64_t wire_varint(Wire *w) {
 
 static bool wire_next(Wire *w, Field *f) {
     if (w->p >= w->end) return false;
-    uint64_t tag = wire_varint(w), n = 0;
-    *f = (Field){ .number = tag >> 3, .type = (int)(tag & 7), .inside = { w->file, w->p, w->p } };
-    switch (f->type) {
-        case 0: f->value = wire_varint(w); return true;
-        case 1: n = 8; break;
-        case 2: n = wire_varint(w); break;
-        case 5: n = 4; break;
-        default: fail("%s: is no SentencePiece model", w->file);
-    }
+    uint64_t tag = wire_varint(w), type = tag & 7;
+    if (type > 2 && type != 5) fail("%s: is no SentencePiece model", w->file);
+    uint64_t value = type == 0 || type == 2 ? wire_varint(w) : 0;
+    uint64_t n = type == 2 ? value : type == 1 ? 8 : type == 5 ? 4 : 0;
     if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
-    f->inside = (Wire){ w->file, w->p, w->p + n };
+    *f = (Field){ tag >> 3, type, type ? 0 : value, { w->file, w->p, w->p + n } };
     w->p += n;
     return true;
 }
