@@ -1373,14 +1373,6 @@ static void read_merges(Tokenizer *t, const char *file, const char *p, uint32_t 
     t->first_listed = place;
 }
 
-// The next n of the `left` bytes at *p.
-static const char *take_text(const char *file, const char **p, size_t *left, uint32_t n) {
-    if (n > *left) fail("%s: its pieces are longer than its text", file);
-    const char *text = *p;
-    *p += n, *left -= n;
-    return text;
-}
-
 // Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps. `file` is for messages.
 static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
@@ -1408,13 +1400,13 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
         if (t->class_of[(int)*s] != CLASS_SPACE) fail("%s: a table of Unicode classes is damaged", file);
     const char *text = (const char *)runs;
-    size_t left = h[TEXT_BYTES];
-    for (size_t i = 0; i < t->n_pieces; i++)
-        t->pieces[i] = (Piece){ take_text(file, &text, &left, lengths[i]), lengths[i], ranks[i] };
-    for (size_t i = 0; i < t->n_specials; i++) {
-        uint32_t n = special_lengths[i];
-        t->specials[i] = (Special){ strndup(take_text(file, &text, &left, n), n), (int32_t)ids[i] };
-    }
+    uint64_t sum = 0;
+    for (size_t i = 0; i < t->n_pieces; i++) sum += lengths[i];
+    for (size_t i = 0; i < t->n_specials; i++) sum += special_lengths[i];
+    if (sum > h[TEXT_BYTES]) fail("%s: its pieces are longer than its text", file);
+    for (size_t i = 0; i < t->n_pieces; text += lengths[i++]) t->pieces[i] = (Piece){ text, lengths[i], ranks[i] };
+    for (size_t i = 0; i < t->n_specials; text += special_lengths[i++])
+        t->specials[i] = (Special){ strndup(text, special_lengths[i]), (int32_t)ids[i] };
     index_pieces(t, file);
     if (t->flags & LISTED_MERGES) read_merges(t, file, image + merges + 4, n_merges);
     return t;
@@ -1442,11 +1434,9 @@ typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value
 
 static uint64_t wire_varint(Wire *w) {
     uint64_t v = 0;
-    for (int shift = 0; shift < 64; shift += 7) {
-        if (w->p >= w->end) break;
-        unsigned char b = *w->p++;
-        v |= (uint64_t)(b & 127) << shift;
-        if (b < 128) return v;
+    for (int shift = 0; shift < 64 && w->p < w->end; shift += 7) {
+        v |= (uint64_t)(*w->p & 127) << shift;
+        if (*w->p++ < 128) return v;
     }
     fail("%s: is cut off or no SentencePiece model", w->file);
 }
@@ -1469,10 +1459,8 @@ enum { SP_NORMAL = 1, SP_UNKNOWN, SP_CONTROL, SP_USER, SP_UNUSED, SP_BYTE };
 static ScoredPiece read_piece(Wire w, uint32_t id) {
     ScoredPiece s = { .type = SP_NORMAL, .id = id, .piece = { .text = "" } };
     for (Field f; wire_next(&w, &f); ) {
-        if (f.number == 1 && f.type == 2) {
-            s.piece.text = (const char *)f.inside.p;
-            s.piece.n = (uint32_t)(f.inside.end - f.inside.p);
-        }
+        size_t n = (size_t)(f.inside.end - f.inside.p);
+        if (f.number == 1 && f.type == 2) s.piece = (Piece){ (const char *)f.inside.p, (uint32_t)n, 0 };
         if (f.number == 2 && f.type == 5) memcpy(&s.score, f.inside.p, sizeof s.score);
         if (f.number == 3) s.type = f.value;
     }
@@ -1481,20 +1469,16 @@ static ScoredPiece read_piece(Wire w, uint32_t id) {
 
 static void check_sentencepiece(Wire w) {
     uint64_t model_type = 1, dummy_prefix = 1, strip_blanks = 1;
-    const char *file = w.file;
     bool charsmap = false;
-    for (Field f, g; wire_next(&w, &f); ) {
-        if (f.number == 2 && f.type == 2)
-            while (wire_next(&f.inside, &g)) if (g.number == 3) model_type = g.value;
-        if (f.number == 3 && f.type == 2)
-            while (wire_next(&f.inside, &g)) {
-                if (g.number == 2) charsmap = g.inside.end > g.inside.p;
-                if (g.number == 3) dummy_prefix = g.value;
-                if (g.number == 4) strip_blanks = g.value;
-            }
-    }
+    for (Field f, g; wire_next(&w, &f); )
+        while (f.type == 2 && (f.number == 2 || f.number == 3) && wire_next(&f.inside, &g)) {
+            if (f.number == 2 && g.number == 3) model_type = g.value;
+            if (f.number == 3 && g.number == 2) charsmap = g.inside.end > g.inside.p;
+            if (f.number == 3 && g.number == 3) dummy_prefix = g.value;
+            if (f.number == 3 && g.number == 4) strip_blanks = g.value;
+        }
     if (model_type != 2 || charsmap || !dummy_prefix || strip_blanks)
-        fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", file);
+        fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", w.file);
 }
 
 static int by_score(const void *a, const void *b) {
