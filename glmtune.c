@@ -6360,14 +6360,16 @@ static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_
     return sum / (double)targets;
 }
 
-// The place of the first number of a tensor that is not finite; t->n when all are.
-static size_t bad_number(const Tensor *t) {
+// The place of the first number of a tensor, or of it in its file, that is not finite; t->n when all are finite.
+static size_t bad_number(const Tensor *t, bool in_file) {
     enum { CHUNK = 1 << 16 };
+    Dtype dtype = in_file ? t->file_dtype : t->dtype;
+    const char *data = in_file ? memory_mapped(t->file_data, t->n * dtype_size(dtype)) : t->data;
     real *numbers = device_take(CHUNK, sizeof *numbers, "a check");
     size_t at = 0;
     while (at < t->n) {
         size_t n = min_size(CHUNK, t->n - at);
-        widen(numbers, (const char *)t->data + at * dtype_size(t->dtype), t->dtype, n);
+        widen(numbers, data + at * dtype_size(dtype), dtype, n);
         size_t good = first_not_finite(numbers, n);
         at += good;
         if (good < n) break;
@@ -6376,14 +6378,8 @@ static size_t bad_number(const Tensor *t) {
     return at;
 }
 
-static size_t bad_in_file(const Tensor *t) {            // the same of the numbers in its file
-    Tensor file = *t;
-    file.data = memory_mapped(t->file_data, t->n * dtype_size(t->file_dtype));
-    file.dtype = t->file_dtype;
-    return bad_number(&file);
-}
-
-static void refuse_bad(const char *head, const Tensor *t, size_t bad, const char *why) {
+static void refuse_bad(const Tensor *t, bool in_file, const char *head, const char *why) {
+    size_t bad = bad_number(t, in_file);
     if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad, why);
 }
 
@@ -6396,9 +6392,9 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
     const char *head = name("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
                             n ? samples.s : "in validation");
     for (size_t i = 0; i < m->n_tensors; i++)
-        refuse_bad(head, m->tensors[i], bad_in_file(m->tensors[i]), "its file is damaged, download it again");
+        refuse_bad(m->tensors[i], true, head, "its file is damaged, download it again");
     for (size_t i = 0; i < m->n_trained; i++)
-        refuse_bad(head, m->trained[i], bad_number(m->trained[i]),
+        refuse_bad(m->trained[i], false, head,
                    step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged");
     for (size_t i = 0; i < m->n_trained; i++)
         if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
@@ -8216,7 +8212,7 @@ static int check_numbers(const char *path, Options *o) {
     for (size_t i = 0; i < m.model->n_tensors + m.model->n_trained; i++) {
         bool base = i < m.model->n_tensors;
         const Tensor *t = base ? m.model->tensors[i] : m.model->trained[i - m.model->n_tensors];
-        size_t bad = base ? bad_in_file(t) : bad_number(t);
+        size_t bad = bad_number(t, base);
         if (bad < t->n) printf("%s: '%s' has a number that is not finite, at %zu\n", path, t->name, bad), damaged++;
     }
     printf("%zu tensors hold numbers that are not finite\n", damaged);
@@ -8305,16 +8301,15 @@ static void feed_turns(Chat *c) {
     size_t room = c->g.longest, same = 0;
     Row row = encode_turns(c->format, c->turns.turns, c->turns.n, SIZE_MAX, true);
     size_t opening = c->o->system != NULL;
-    if (row.ids.n >= room && c->turns.n <= opening + 1)
-        fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, room);
     if (row.ids.n >= room) {
+        if (c->turns.n <= opening + 1)
+            fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, room);
         fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", room);
         Turn asked = c->turns.turns[--c->turns.n];
         drop_turns(&c->turns, opening);
         add_turn(&c->turns, asked);
         free_row(&row);
-        feed_turns(c);
-        return;
+        return feed_turns(c);
     }
     while (same < c->fed.n && same + 1 < row.ids.n && c->fed.ids[same] == row.ids.ids[same]) same++;
     c->g.run.caches->n = same;
