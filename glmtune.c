@@ -6562,18 +6562,13 @@ static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
     return out;
 }
 
-// The ids of the last answer of a sample, as long as no token ends it.
-static size_t reference_length(const Sample *s, const ChatFormat *f) {
-    size_t n = 0;
-    while (s->prompt_n + n < s->n && !is_stop(f, s->ids[s->prompt_n + n])) n++;
-    return n;
-}
-
 // Scores one answer; writes it to `out`, and the first one of all to *example.
 static void score_answer(Scores *scores, const Question *q, const ChatFormat *f, FILE *out, const char **example) {
     const Sample *s = q->sample;
+    size_t end = s->prompt_n;
+    while (end < s->n && !is_stop(f, s->ids[end])) end++;       // of the answer that is known
     Text texts[] = { readable(f->tokenizer, s->ids, s->prompt_n),
-                     readable(f->tokenizer, s->ids + s->prompt_n, reference_length(s, f)),
+                     readable(f->tokenizer, s->ids + s->prompt_n, end - s->prompt_n),
                      readable(f->tokenizer, q->answer.ids, q->answer.n) };
     static const char *const names[] = { "prompt", "reference", "answer" };
     Text line = {0}, shown = {0};
@@ -7001,8 +6996,7 @@ static void plan_steps(Trainer *t) {
 
 static const char *time_text(double s) {
     long long n = (long long)s;
-    if (n < 60) return name("%.1f s", s);
-    return name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
+    return n < 60 ? name("%.1f s", s) : name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
 }
 
 static void log_step(Trainer *t, int64_t step, double loss, double lr, double norm) {
@@ -7076,7 +7070,6 @@ static void write_facts(const Trainer *t) {
     char *facts = name("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
                        size_text(own));
     write_file(name("%s/run.json", t->o->output_dir), facts, strlen(facts));
-    free(facts);
 }
 
 // The steps of the checkpoints in a folder, the newest first.
@@ -7970,9 +7963,8 @@ static void bench_products(const void *w, size_t rows, size_t n_in, size_t n_out
     Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), w, rows, n_in, n_out };
     for (const char *kind = "YXW"; *kind; kind++) {
         p.kind = *kind;
-        char *what = name("%s%c %5zu rows, %5zu x %5zu", p.kind == 'Y' ? "" : "d", p.kind, rows, n_in, n_out);
+        const char *what = name("%s%c %5zu rows, %5zu x %5zu", *kind == 'Y' ? "" : "d", *kind, rows, n_in, n_out);
         print_speed(what, time_of(one_product, &p), 2.0 * (double)rows * (double)n_in * (double)n_out, peak);
-        free(what);
     }
     memory_give(p.x), memory_give(p.dy), memory_give(out);
 }
@@ -7995,11 +7987,10 @@ static void bench_attention(size_t T, size_t heads, size_t groups, size_t d, dou
         *arrays[i] = random_reals(T * (i < 4 ? heads * d : i < 8 ? groups * d : i < 9 ? heads : 2 * heads * d), i);
     double product = (double)heads * (double)d * (double)T * (double)(T + 1);       // the causal half
     double there = time_of(one_attention, &a), back = (a.back = true, time_of(one_attention, &a));
-    char *what = name("attention, %zu tokens, %zu heads of %zu", T, heads, d);
-    print_speed(what, there + back, 7 * product, peak);
+    print_speed(name("attention, %zu tokens, %zu heads of %zu", T, heads, d), there + back, 7 * product, peak);
     print_speed("    forward", there, 2 * product, peak), print_speed("    backward", back, 5 * product, peak);
     for (size_t i = 0; i < COUNT(arrays); i++) memory_give(*arrays[i]);
-    memory_give(starts), free(what);
+    memory_give(starts);
 }
 
 enum { PHASE_DATA, PHASE_FORWARD, PHASE_HEAD, PHASE_BACKWARD, PHASE_OPTIMIZER, PHASE_ALL, PHASES };
