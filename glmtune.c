@@ -8454,9 +8454,10 @@ enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, 
        BENCH = 512, CHECK = 1024, EXPORT = 2048, COMPARE = 4096, ALL = 8191,
        TUNES = TRAIN | GRADCHECK | INFO | BENCH };      // what sets a method up
 
-static const struct {
+typedef struct {
     const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
-} commands[] = {
+} Command;
+static const Command commands[] = {
     { "train", TRAIN, 2, 4, train_command, "DATA MODEL [CONFIG.yaml [yes|no|STEP]]",
       "tune a model (or go on with an adapter) on a file of conversations" },
     { "eval", EVAL, 2, 2, eval_command, "DATA MODEL",
@@ -8486,10 +8487,11 @@ typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType; 
 #define FIELD(field) .name = #field, .offset = offsetof(Options, field)
 
 // `text` is the default, NULL: not set; a number has limits.
-static const struct {
+typedef struct {
     const char *name; size_t offset; OptionType type; int commands;
     const char *text, *help; double least, most; const char *choices;
-} options[] = {
+} Option;
+static const Option options[] = {
     { FIELD(method), METHOD, TUNES, "lora", "what trains" },
     { FIELD(r), INTEGER, TUNES, "8", "lora: rank of the change; parameters and memory grow with it", 1, 65536 },
     { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK | BENCH, "32",
@@ -8676,41 +8678,41 @@ static const struct { const char *section, *option, *value; } yaml_defaults[] = 
 
 // ---- 14.5 Parsing ------------------------------------------------------------------------------------------------
 
-static const char *choices_of(size_t i) { return options[i].type == METHOD ? method_names() : options[i].choices; }
+static const char *choices_of(const Option *x) { return x->type == METHOD ? method_names() : x->choices; }
 
 // Returns NULL, or what is wrong with the value.
-static const char *set_option(Options *o, size_t i, const char *value) {
-    OptionType type = options[i].type;
-    void *field = (char *)o + options[i].offset;
+static const char *set_option(Options *o, const Option *x, const char *value) {
+    void *field = (char *)o + x->offset;
+    const char *choices = choices_of(x);
     char *end;
-    if (type == FLAG && strcmp(value, "true") && strcmp(value, "false"))
+    if (x->type == FLAG && strcmp(value, "true") && strcmp(value, "false"))
         return name("is true or false, not '%s'", value);
-    if (choices_of(i) && (strchr(value, ',') || !list_has(choices_of(i), value)))
-        return name("is one of %s, not '%s'", choices_of(i), value);
-    if (type == FLAG) return *(bool *)field = value[0] == 't', NULL;
-    if (type >= STRING) return *(const char **)field = value, NULL;
+    if (choices && (strchr(value, ',') || !list_has(choices, value)))
+        return name("is one of %s, not '%s'", choices, value);
+    if (x->type == FLAG) return *(bool *)field = value[0] == 't', NULL;
+    if (x->type >= STRING) return *(const char **)field = value, NULL;
     double number = strtod(value, &end);
     // no 0x10, no nan
     bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");
-    if (!decimal || (type == INTEGER && floor(number) != number))
-        return name("wants a %s, not '%s'", type == INTEGER ? "whole number" : "number", value);
-    if (!(number >= options[i].least && number <= options[i].most))
-        return name("must be from %g to %g, not %s", options[i].least, options[i].most, value);
-    if (type == INTEGER) *(int64_t *)field = (int64_t)number;
+    if (!decimal || (x->type == INTEGER && floor(number) != number))
+        return name("wants a %s, not '%s'", x->type == INTEGER ? "whole number" : "number", value);
+    if (!(number >= x->least && number <= x->most))
+        return name("must be from %g to %g, not %s", x->least, x->most, value);
+    if (x->type == INTEGER) *(int64_t *)field = (int64_t)number;
     else *(double *)field = number;
     return NULL;
 }
 
-static void want_option(Options *o, size_t i, const char *value) {
-    const char *problem = set_option(o, i, value);
-    if (problem) fail_usage("--%s %s", options[i].name, problem);
+static void want_option(Options *o, const Option *x, const char *value) {
+    const char *problem = set_option(o, x, value);
+    if (problem) fail_usage("--%s %s", x->name, problem);
 }
 
-// The option of this name that one of these commands has, else COUNT(options).
-static size_t find_option(const char *wanted, int commands_of) {
-    size_t i = 0;
-    while (i < COUNT(options) && (strcmp(options[i].name, wanted) || !(options[i].commands & commands_of))) i++;
-    return i;
+// The option of this name that one of these commands has; NULL: there is none.
+static const Option *find_option(const char *wanted, int commands_of) {
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (!strcmp(options[i].name, wanted) && options[i].commands & commands_of) return &options[i];
+    return NULL;
 }
 
 // Adds the names of the options that one of these commands has, a comma behind each.
@@ -8726,15 +8728,15 @@ static const char *settings_of(const Options *o) {
         "precision,gradient_checkpointing,keep_trunk,max_new_tokens,base,eval_file,probe,predict_with_generate,"
         "early_stopping_patience,load_best_model_at_end,temperature,top_p,per_device_eval_batch_size";
     Text t = {0};
-    for (size_t i = 0; i < COUNT(options); i++) {
-        const void *field = (const char *)o + options[i].offset;
-        if (!(options[i].commands & TRAIN) || list_has(others, options[i].name)) continue;
-        text_print(&t, "%s=", options[i].name);
-        if (options[i].type == INTEGER) text_print(&t, "%lld", (long long)*(const int64_t *)field);
-        if (options[i].type == REAL_NUMBER) text_print(&t, "%.9g", *(const double *)field);
-        if (options[i].type == FLAG) text_print(&t, *(const bool *)field ? "true" : "false");
+    for (const Option *x = options; x < options + COUNT(options); x++) {
+        const void *field = (const char *)o + x->offset;
+        if (!(x->commands & TRAIN) || list_has(others, x->name)) continue;
+        text_print(&t, "%s=", x->name);
+        if (x->type == INTEGER) text_print(&t, "%lld", (long long)*(const int64_t *)field);
+        if (x->type == REAL_NUMBER) text_print(&t, "%.9g", *(const double *)field);
+        if (x->type == FLAG) text_print(&t, *(const bool *)field ? "true" : "false");
         const char *const *words = field;
-        if (options[i].type >= STRING) text_print(&t, "%s", *words ? *words : "(none)");
+        if (x->type >= STRING) text_print(&t, "%s", *words ? *words : "(none)");
         text_print(&t, "\n");
     }
     return t.s;
@@ -8743,7 +8745,8 @@ static const char *settings_of(const Options *o) {
 static Options default_options(void) {
     static Options defaults;
     Options o = { .learning_rate = NAN, .std = NAN, .prefix_dropout = NAN, .adam_beta1 = NAN, .adam_beta2 = NAN };
-    for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) want_option(&o, i, options[i].text);
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (options[i].text) want_option(&o, &options[i], options[i].text);
     defaults = o;
     o.defaults = &defaults;
     return o;
@@ -8758,33 +8761,31 @@ static const char *nearest(const char *given, const char *list) {
     return best;
 }
 
-__attribute__((noreturn)) static void unknown_option(const char *given, size_t command) {
-    const char *asked = commands[command].name;
-    size_t i = find_option(given, ALL), k = 0;
-    while (i < COUNT(options) && !(options[i].commands & commands[k].bit)) k++;
-    if (i < COUNT(options)) fail_usage("--%s is no option of '%s', it is one of '%s'", given, asked, commands[k].name);
+__attribute__((noreturn)) static void unknown_option(const char *given, const Command *c) {
+    const Option *elsewhere = find_option(given, ALL);
     Text known = {0};
-    add_options(&known, commands[command].bit);
-    fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, asked,
-               nearest(given, known.s), asked);
+    for (size_t k = 0; elsewhere && k < COUNT(commands); k++)
+        if (elsewhere->commands & commands[k].bit)
+            fail_usage("--%s is no option of '%s', it is one of '%s'", given, c->name, commands[k].name);
+    add_options(&known, c->bit);
+    fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, c->name,
+               nearest(given, known.s), c->name);
 }
 
 // `--help OPTION` and `--help METHOD`.
-static void option_help(size_t i) {
-    static const char *const types[] = { "a whole number", "a number", "true or false", "a text", "one of ",
-                                         "one of " };
-    printf("--%s: %s\n    %s%s", options[i].name, options[i].help, types[options[i].type],
-           choices_of(i) ? choices_of(i) : "");
-    if (options[i].least < options[i].most) printf(" from %g to %g", options[i].least, options[i].most);
-    printf("; %s%s", options[i].text ? "default " : "no default", options[i].text ? options[i].text : "");
+static void option_help(const Option *x) {
+    static const char *const types[] = { "a whole number", "a number", "true or false", "a text" };
+    const char *choices = choices_of(x);
+    printf("--%s: %s\n    %s%s", x->name, x->help, choices ? "one of " : types[x->type], choices ? choices : "");
+    if (x->least < x->most) printf(" from %g to %g", x->least, x->most);
+    printf("; %s%s", x->text ? "default " : "no default", x->text ? x->text : "");
     for (size_t k = 0; k < COUNT(yaml_defaults); k++)
-        if (!strcmp(yaml_defaults[k].option, options[i].name)) printf(", under a yaml %s", yaml_defaults[k].value);
+        if (!strcmp(yaml_defaults[k].option, x->name)) printf(", under a yaml %s", yaml_defaults[k].value);
     printf("\n    of:");
-    for (size_t k = 0; k < COUNT(commands); k++)
-        if (options[i].commands & commands[k].bit) printf(" %s", commands[k].name);
+    for (size_t k = 0; k < COUNT(commands); k++) if (x->commands & commands[k].bit) printf(" %s", commands[k].name);
     putchar('\n');
     for (size_t k = 0; k < COUNT(effects); k++)
-        if (!strcmp(effects[k].option, options[i].name)) printf("    %s\n", effects[k].effect);
+        if (!strcmp(effects[k].option, x->name)) printf("    %s\n", effects[k].effect);
 }
 
 static void method_help(const Method *m) {
@@ -8795,7 +8796,8 @@ static void method_help(const Method *m) {
 static void word_help(const char *given, int commands_of) {
     Text known = {0};
     given += strspn(given, "-");
-    if (find_option(given, commands_of) < COUNT(options)) return option_help(find_option(given, commands_of));
+    const Option *x = find_option(given, commands_of);
+    if (x) return option_help(x);
     for (size_t i = 0; i < COUNT(methods); i++) {
         if (!strcmp(given, methods[i].name)) return method_help(&methods[i]);
         text_print(&known, "%s,", methods[i].name);
@@ -8804,14 +8806,12 @@ static void word_help(const char *given, int commands_of) {
     fail_usage("--help %s: there is no such option or method; nearest: %s", given, nearest(given, known.s));
 }
 
-static void command_help(size_t command) {
-    printf("glmtune %s %s [--option value ...]\n    %s\n", commands[command].name, commands[command].words,
-           commands[command].help);
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].commands & commands[command].bit)
-            printf("  --%-28s %s%s%s%s%s%s\n", options[i].name, options[i].help, choices_of(i) ? ": " : "",
-                   choices_of(i) ? choices_of(i) : "", options[i].text ? " [" : "",
-                   options[i].text ? options[i].text : "", options[i].text ? "]" : "");
+static void command_help(const Command *c) {
+    printf("glmtune %s %s [--option value ...]\n    %s\n", c->name, c->words, c->help);
+    for (const Option *x = options; x < options + COUNT(options); x++)
+        if (x->commands & c->bit)
+            printf("  --%-28s %s%s%s%s%s%s\n", x->name, x->help, choices_of(x) ? ": " : "",
+                   choices_of(x) ? choices_of(x) : "", x->text ? " [" : "", x->text ? x->text : "", x->text ? "]" : "");
 }
 
 static void general_help(void) {
@@ -8822,28 +8822,27 @@ static void general_help(void) {
            "adapter's.\n");
 }
 
-// Reads "--name value", "--name=value" or, for a flag, "--name" at argv[i]; returns how many words it took.
-static size_t parse_option(Options *o, size_t command, char **words, size_t left) {
+// Reads "--name value", "--name=value" or, for a flag, "--name" at words[0]; returns how many words it took.
+static size_t parse_option(Options *o, const Command *c, char **words, size_t left) {
     const char *given = words[0] + 2, *equals = strchr(given, '=');
     const char *option_name = name("%.*s", (int)strcspn(given, "="), given);
-    size_t i = find_option(option_name, commands[command].bit);
-    if (i == COUNT(options)) unknown_option(option_name, command);
-    if (equals) return want_option(o, i, equals + 1), 1;
-    bool value_follows =
-        left > 1 && (options[i].type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
-    if (options[i].type == FLAG && !value_follows) return want_option(o, i, "true"), 1;
-    if (!value_follows) fail_usage("--%s wants a value", options[i].name);
-    return want_option(o, i, words[1]), 2;
+    const Option *x = find_option(option_name, c->bit);
+    if (!x) unknown_option(option_name, c);
+    if (equals) return want_option(o, x, equals + 1), 1;
+    bool value_follows = left > 1 && (x->type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
+    if (x->type == FLAG && !value_follows) return want_option(o, x, "true"), 1;
+    if (!value_follows) fail_usage("--%s wants a value", x->name);
+    return want_option(o, x, words[1]), 2;
 }
 
-// Options go into c->o, the other words into c->words.
-static void parse_words(Call *c, size_t command, size_t n, char **argv) {
-    c->n = 0;
+// Options go into call->o, the other words into call->words.
+static void parse_words(Call *call, const Command *c, size_t n, char **argv) {
+    call->n = 0;
     for (size_t i = 2; i < n; ) {
-        if (!strcmp(argv[i], "--help") && i + 1 < n) word_help(argv[i+1], commands[command].bit), exit(0);
-        if (!strcmp(argv[i], "--help")) command_help(command), exit(0);
-        if (!strncmp(argv[i], "--", 2)) i += parse_option(c->o, command, argv + i, n - i);
-        else c->words[c->n++] = argv[i++];
+        if (!strcmp(argv[i], "--help") && i + 1 < n) word_help(argv[i+1], c->bit), exit(0);
+        if (!strcmp(argv[i], "--help")) command_help(c), exit(0);
+        if (!strncmp(argv[i], "--", 2)) i += parse_option(call->o, c, argv + i, n - i);
+        else call->words[call->n++] = argv[i++];
     }
 }
 
@@ -8922,10 +8921,10 @@ static void yaml_set(YamlRun *y, const Json *j, const char *path) {
             option = yaml_words[k].option, to = yaml_words[k].to;
     }
     if (y->words != (words.n > 0) || !option) return;
-    size_t i = find_option(option, TRAIN);
-    if (j->type == JSON_NULL && (i < COUNT(options) || words.n)) return;
-    if (i < COUNT(options)) {
-        const char *problem = set_option(y->o, i, to ? to : yaml_value(y, j, options[i].type));
+    const Option *x = find_option(option, TRAIN);
+    if (j->type == JSON_NULL && (x || words.n)) return;
+    if (x) {
+        const char *problem = set_option(y->o, x, to ? to : yaml_value(y, j, x->type));
         if (problem) fail("%s: %s %s", at, j->key, problem);
         return;
     }
@@ -9011,30 +9010,30 @@ int main(int argc, char **argv) {
     signal(SIGXFSZ, SIG_IGN);       // so that a file past `ulimit -f` is an error that can be told, as a full disk is
     Call call = { .o = &o, .words = take((size_t)argc, sizeof *call.words) };
     Text known = {0};
-    size_t n = (size_t)argc, command = 0;
+    size_t n = (size_t)argc;
+    const Command *c = commands, *end = commands + COUNT(commands);
     if (n > 2 && !strcmp(argv[1], "--help")) return word_help(argv[2], ALL), 0;
     if (n < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) return general_help(), n < 2 ? 2 : 0;
-    for (; command < COUNT(commands) && strcmp(commands[command].name, argv[1]); command++)
-        text_print(&known, "%s,", commands[command].name);
-    if (command == COUNT(commands))
+    for (; c < end && strcmp(c->name, argv[1]); c++) text_print(&known, "%s,", c->name);
+    if (c == end)
         fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], nearest(argv[1], known.s));
-    parse_words(&call, command, n, argv);
-    if (call.n < commands[command].least || call.n > commands[command].most ||
-        (call.n > 2 && commands[command].bit == TRAIN && !is_yaml(call.words[2])))
-        fail_usage("usage: glmtune %s %s [--option value ...]", commands[command].name, commands[command].words);
-    if (call.n > 2 && commands[command].bit == TRAIN) {     // what the command line says overrides
+    parse_words(&call, c, n, argv);
+    bool yaml = c->bit == TRAIN && call.n > 2;
+    if (call.n < c->least || call.n > c->most || (yaml && !is_yaml(call.words[2])))
+        fail_usage("usage: glmtune %s %s [--option value ...]", c->name, c->words);
+    if (yaml) {     // what the command line says overrides
         const char *data = call.words[0];
         o = default_options();
         read_yaml_config(call.words[2], &o, &data);
         if (call.n > 3) want_option(&o, find_option("resume_from_checkpoint", TRAIN), call.words[3]);
-        parse_words(&call, command, n, argv);
+        parse_words(&call, c, n, argv);
         call.words[0] = data;
     }
-    if (isnan(o.std)) o.std = commands[command].bit == GRADCHECK ? 0.1 : 0.02;
+    if (isnan(o.std)) o.std = c->bit == GRADCHECK ? 0.1 : 0.02;
     use_threads(o.threads);
     set_precision(o.precision && !strcmp(o.precision, "bf16"));
     o.settings = settings_of(&o);
-    int status = commands[command].run(&call);
+    int status = c->run(&call);
     if (fflush(stdout) || ferror(stdout)) fail("standard output: writing failed: %s", strerror(errno));
     return status;
 }
