@@ -6262,8 +6262,7 @@ static const char *size_text(size_t bytes) {
     return name("%.3g %s", n, units[unit]);
 }
 
-// The sum of the numbers behind these words in a file of the system, or, without words, the number that it begins with;
-// SIZE_MAX where there is none.
+// The sum of the numbers behind these words in a file; without words the number that it holds. SIZE_MAX: there is none.
 static size_t number_in(const char *path, const char *words) {
     char key[64];
     size_t n, sum = SIZE_MAX;
@@ -6275,8 +6274,7 @@ static size_t number_in(const char *path, const char *words) {
     return sum;
 }
 
-// Memory that may still be taken: what the device says, or the system calls available, or less in a container or under
-// `ulimit -v`.
+// Memory that may still be taken, as the device or the system says; less in a container or under `ulimit -v`.
 static size_t available_bytes(void) {
     if (memory_left() < SIZE_MAX) return memory_left();
     size_t kib = number_in("/proc/meminfo", "MemAvailable:"), available = kib == SIZE_MAX ? kib : times(kib, 1024);
@@ -6415,10 +6413,9 @@ static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
 }
 
 // ---- 13.3 Scores of answers --------------------------------------------------------------------------------------
-// All are means over the answers, from 0 to 100, on characters (no words are cut), with blanks at both ends left out.
+// All are means over the answers, from 0 to 100, on characters (no words are cut), without blanks at both ends.
 // ROUGE (Lin 2004) as the Python package rouge_chinese has it: over distinct characters or pairs, and blanks are none.
-// BLEU (Papineni et al. 2002) as NLTK's sentence_bleu with smoothing method 3, blanks inside included. An empty answer
-// has 0 in both.
+// BLEU (Papineni et al. 2002) as NLTK's sentence_bleu with smoothing method 3, inner blanks too. Both: 0 for no answer.
 
 typedef enum { ROUGE_1, ROUGE_2, ROUGE_L, BLEU_4, ACCURACY, STOP_RATE, REPETITION_RATE, METRICS } Metric;
 static const struct { const char *name, *meaning; } metrics[METRICS] = {
@@ -6850,16 +6847,12 @@ static bool read_lines(RunLog *log, JsonReader *r) {
 static RunLog read_run(const char *folder) {
     RunLog log = {0};
     char *facts = name("%s/run.json", folder), *lines = name("%s/log.jsonl", folder);
-    size_t n = 2;
     if (!exists(lines)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
     add_fact(&log, "run", name("%s", folder));
-    char *source = exists(facts) ? read_file(facts, &n) : name("{}");
-    JsonReader r = json_open(facts, source, n);
+    JsonReader r = exists(facts) ? json_open_file(facts) : json_open(facts, "{}", 2), of_lines = json_open_file(lines);
     add_facts(&log, json_only(&r));
-    json_close(&r), free(source);
-    source = read_file(lines, &n), r = json_open(lines, source, n);
-    if (read_lines(&log, &r)) add_facts(&log, json_next(&r));
-    json_close(&r), free(source), free(facts), free(lines);
+    if (read_lines(&log, &of_lines)) add_facts(&log, json_next(&of_lines));
+    json_close(&r), json_close(&of_lines), free(facts), free(lines);
     return log;
 }
 
@@ -6941,8 +6934,7 @@ static void read_replay(Trainer *t, const char *replay) {
 }
 
 // The samples of a step: the next of the epoch's order, and the old ones whose turn it is. Old sample number j of the
-// whole run is the one that epoch j / n of their own order has at place j % n, so a step needs no memory of earlier
-// ones.
+// whole run is the one that epoch j / n of their own order has at place j % n: no step need remember earlier ones.
 static size_t choose_samples(Trainer *t, int64_t step, size_t *chosen) {
     uint64_t seed = (uint64_t)t->o->seed, epoch = (uint64_t)(step / t->steps_per_epoch);
     size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
@@ -7381,8 +7373,7 @@ static Opened open_saved(const Trainer *t, const char *folder) {
     return saved;
 }
 
-// What was saved last is read back as a user will, and must give the logits of the model in memory, whose place it
-// takes.
+// What was saved last is read back, and must give the logits of the model in memory, whose place it takes.
 static void verify_saved(Trainer *t) {
     const Options *o = t->o;
     const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
@@ -7916,8 +7907,7 @@ static double begin_bench(void) {
     return peak;
 }
 
-// Where the peak is another than before, something else ran or the clock changed: then the figures are void, and 1 is
-// returned.
+// 1 where the peak is another than before: something else ran or the clock changed, so the figures are void.
 static int end_bench(double peak) {
     double change = peak_rate() / peak - 1;
     bool same = fabs(change) <= 0.05;
