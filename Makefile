@@ -55,7 +55,7 @@ test-cuda-float: $(TEST_SOURCES) glmtune-cuda.o
 	    $(LDLIBS)
 
 # On a GPU: the kernels against plain loops in double, every method against its golden numbers, then whole runs.
-test-cuda: glmtune glmtune-cuda test-cuda-float
+test-cuda: glmtune glmtune64 glmtune-cuda test-cuda-float
 	@sh tests/run.sh "./test-cuda-float $(COMPUTING)" "env GLM_PRECISION=bf16 ./test-cuda-float $(COMPUTING)" \
 	    "bash tests/cuda/compare.sh ./glmtune ./glmtune-cuda"
 
@@ -95,7 +95,7 @@ test-emulator: tests/cuda/test_emulator.cpp $(EMULATOR)
 COMPUTING = kernels golden training saved adapters merge accumulation dropout recomputing frozen methods init drift \
             generation answers
 LONG      = drift generation answers
-test-cuda-emulated: glmtune glmtune-emulated test-emulated test-emulator
+test-cuda-emulated: glmtune glmtune64 glmtune-emulated test-emulated test-emulator
 	@sh tests/run.sh ./test-emulator $(foreach p,fp32 bf16,$(foreach o,forward reverse, \
 	    "env GLM_PRECISION=$(p) CUDA_ORDER=$(o) ./test-emulated $(filter-out $(LONG),$(COMPUTING))")) \
 	    "env CUDA_ORDER=shuffle ./test-emulated kernels $(LONG)" \

@@ -3593,7 +3593,7 @@ typedef struct Options {
     int64_t max_new_tokens, max_context;
     double temperature, top_p;
     // other commands
-    const char *out, *to, *dtype;
+    const char *out, *to, *dtype, *truth;
     bool ids, decode, check;
     int64_t samples, sample, elements, tokens;
     double target_share, std, max_shard_size;
@@ -5884,7 +5884,6 @@ static void write_trained(const char *path, Tensor *const *t, size_t n, const ch
 // PEFT wants something else than what trains, that lies in a file of its own, so that training can go on.
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
     const char *file = name("%s/adapter_model.safetensors", folder);
-    make_folders(folder);
     Tensor *projected = method->projected ? method->projected(m) : NULL;
     if (projected) write_trained(file, &projected, 1, m->fingerprint), memory_give(projected->value);
     write_trained(projected ? name("%s/prefix_projection.safetensors", folder) : file, m->trained, m->n_trained,
@@ -7174,8 +7173,10 @@ static void write_trainer_state(const Trainer *t, const char *path) {
 
 static void save_checkpoint(const Trainer *t) {
     const Options *o = t->o;
-    if (!is_folder(o->output_dir)) fail("%s: the folder has vanished, and the run in it", o->output_dir);
-    const char *temporary = begin_folder(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
+    const char *temporary = begin_output(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
+    remove_tree(temporary);
+    if (mkdir(temporary, 0777))     // not begin_folder: if output_dir has vanished, a new one would lack the run's log
+        fail("%s: the folder cannot be made: %s", temporary, strerror(errno));
     save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
     write_optimizer(t, name("%s/optimizer.safetensors", temporary));
     write_trainer_state(t, name("%s/trainer_state.json", temporary));
@@ -7667,6 +7668,9 @@ static void dump(const char *model, const char *batch, const char *out, Options 
 // error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
 // tensor are below 1e-12 (a key bias before a softmax that no position distinguishes), the slope itself must be below
 // 1e-10. Numbers whose differences meet a kink of a ReLU are skipped and counted.
+//
+// In single precision, so on a GPU too, a slope is too coarse to judge by. There all gradients are compared with those
+// of glmtune64, which found them right and wrote them: |g - truth| / |truth|, 2-norms of a tensor, at most 1e-4.
 
 // small models of each kind: grouped heads, tied, post norms, odd sizes
 static const char *const gradcheck_configs[] = {
@@ -7703,6 +7707,8 @@ static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
 
 typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;
 
+typedef struct { const Options *o; TensorList gradients; TensorSet truth; } Gradcheck;  // gradients: for --out
+
 static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
     memory_copy_in(t->value + i, &value, sizeof value);
     forward(s->run, s->batch, true);
@@ -7717,6 +7723,11 @@ static double finite_difference(const Slope *s, const Tensor *t, size_t i, real 
     for (size_t k = 0; k < COUNT(place); k++) slope += factor[k] * loss_at(s, t, i, x + (real)place[k] * h);
     memory_copy_in(t->value + i, &x, sizeof x);
     return slope / (12 * (double)h);
+}
+
+static bool print_check(const Tensor *t, double error, bool passed, const char *note) {
+    printf("%-75s %8zu %10.2e  %s%s\n", t->name, t->n, error, passed ? "ok" : "WRONG", note);
+    return passed;
 }
 
 // Checks up to `elements` numbers of a tensor, spread over it, and prints its row; returns whether it passed.
@@ -7738,17 +7749,42 @@ static bool check_tensor(const Slope *s, const Tensor *t, size_t elements) {
             kinks++;
             continue;
         }
-        worst = error <= worst ? worst : error;
+        worst = isnan(worst) || error <= worst ? worst : error;
     }
     free(g);
-    bool passed = worst <= 1e-6 && 2 * kinks <= n;
-    printf("%-75s %8zu %10.2e  %s%s\n", t->name, t->n, worst, passed ? "ok" : "WRONG",
-           kinks ? name(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
-    return passed;
+    return print_check(t, worst, worst <= 1e-6 && 2 * kinks <= n,
+                       kinks ? name(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
+}
+
+// The same in single precision: all numbers of a tensor against those that the truth has under this name.
+static bool compare_tensor(const TensorSet *truth, const char *listed, const Tensor *t) {
+    const StoredTensor *s = find_tensor(truth, listed);
+    if (!s || s->dtype != F64 || s->n != t->n)
+        fail("--truth: has no gradient '%s' of %zu numbers in double; write it with the same options: glmtune64 "
+             "gradcheck --out FILE", listed, t->n);
+    const double *want = s->data;
+    double difference = 0, all = 0;
+    real *g = take(t->n, sizeof *g);
+    memory_copy_out(g, t->grad, t->n * sizeof *g);
+    for (size_t i = 0; i < t->n; i++) {
+        difference += ((double)g[i] - want[i]) * ((double)g[i] - want[i]);
+        all += want[i] * want[i];
+    }
+    free(g);
+    double error = sqrt(difference / (all > 0 ? all : 1));
+    return print_check(t, error, error <= 1e-4, "");
+}
+
+static bool check_gradient(Gradcheck *check, const Slope *s, const Tensor *t) {
+    const char *listed = name("%s: %s", s->run->model->config.model_type, t->name);
+    if (sizeof(real) < 8) return compare_tensor(&check->truth, listed, t);
+    if (check->o->out) list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
+    return check_tensor(s, t, (size_t)check->o->elements);
 }
 
 // Returns the number of tensors that failed.
-static size_t gradcheck_model(Model *m, const Method *method, const Options *o) {
+static size_t gradcheck_model(Gradcheck *check, Model *m, const Method *method) {
+    const Options *o = check->o;
     size_t n_targets, failed = 0;
     Batch b = random_batch(m->config.vocab_size, (uint64_t)o->seed, &n_targets);
     Run r = describe_run(m, method, KEEPS_ALL, b.T, b.T);
@@ -7756,34 +7792,42 @@ static size_t gradcheck_model(Model *m, const Method *method, const Options *o) 
     take_run(&r);
     zero_gradients(m);
     forward_backward(&r, &b, n_targets, o->label_smoothing_factor, true);
-    for (size_t i = 0; i < m->n_trained; i++) failed += !check_tensor(&slope, m->trained[i], (size_t)o->elements);
+    for (size_t i = 0; i < m->n_trained; i++) failed += !check_gradient(check, &slope, m->trained[i]);
     give_run(&r);
     free_batch(&b);
     return failed;
 }
 
 // A method on a model whose tensors are all random, those that the method adds included.
-static size_t gradcheck_method(Model *m, const Method *method, const Options *o) {
+static size_t gradcheck_method(Gradcheck *check, Model *m, const Method *method) {
+    const Options *o = check->o;
     method->setup(m, o);
     start_trainables(m, (uint64_t)o->seed, true);
     for (size_t i = 0; i < m->n_trained; i++)
         if (!m->trained[i]->of_base)
             random_tensor(m->trained[i]->value, m->trained[i], (uint64_t)o->seed, o->std, true);
-    return gradcheck_model(m, method, o);
+    return gradcheck_model(check, m, method);
 }
 
-static int gradcheck(const char *folder, Options *o) {
+static int gradcheck(const char *folder, const Options *o) {
+    Gradcheck check = { .o = o };
     size_t failed = 0;
-    if (sizeof(real) < 8) fail("gradcheck needs double precision: use glmtune64 (make glmtune64)");
     const Method *method = find_method(o->method);
-    if (folder) failed = gradcheck_method(load_model(folder), method, o);
+    if ((sizeof(real) < 8) != (o->truth != NULL) || (o->out && o->truth))
+        fail("gradcheck takes slopes in double: glmtune64 gradcheck [--out FILE] (make glmtune64); in single precision "
+             "it compares with what that wrote: --truth FILE");
+    if (o->truth) read_tensor_file(&check.truth, o->truth);
+    set_precision(false);       // what is checked are the kernels, not the rounding of their operands
+    if (folder) failed = gradcheck_method(&check, load_model(folder), method);
     for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
         Model *m = describe_model(parse_config(name("small model %zu", i + 1), gradcheck_configs[i]));
         printf("%s, method %s\n", m->config.model_type, method->name);
         bind_random(m, (uint64_t)o->seed, o->std);
-        failed += gradcheck_method(m, method, o);
+        failed += gradcheck_method(&check, m, method);
     }
-    printf("%s\n", failed ? "the gradients are WRONG" : "all gradients agree with finite differences");
+    if (o->out && !failed) write_list(o->out, &check.gradients);
+    if (failed) printf("the gradients are WRONG\n");
+    else printf("all gradients agree with %s\n", o->truth ? o->truth : "finite differences");
     return failed > 0;
 }
 
@@ -8463,7 +8507,7 @@ static const Command commands[] = {
     { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT",
       "logits, loss, hidden states and every gradient of one batch, as safetensors" },
     { "gradcheck", GRADCHECK, 0, 1, gradcheck_command, "[MODEL]",
-      "every gradient against finite differences (in glmtune64)" },
+      "every gradient against finite differences, or (--truth) against glmtune64's" },
     { "info", INFO, 1, 1, info_command, "PATH",
       "what a config.json, model or adapter is: sizes, trainable counts, memory plan" },
     { "init", INIT, 2, 2, init_command, "CONFIG OUT", "write a randomly initialised model folder" },
@@ -8594,9 +8638,11 @@ static const Option options[] = {
     { FIELD(max_new_tokens), INTEGER, TRAIN | EVAL | CHAT, "512", "tokens of an answer at most", 1, 1e9 },
     { FIELD(max_context), INTEGER, CHAT, "4096", "tokens of a conversation at most; the cache grows with it", 2, 1e9 },
     { FIELD(decode), FLAG, TOKENIZE, "false", "ids on stdin to text" },
-    { FIELD(out), STRING, TOKENIZE | EVAL | COMPARE, NULL,
+    { FIELD(out), STRING, TOKENIZE | EVAL | COMPARE | GRADCHECK, NULL,
       "file to write: the tokenizer as a tokenizer.bin; eval: each prompt, reference and answer as a line of JSON; "
-      "compare: the curves [compare.svg]" },
+      "compare: the curves [compare.svg]; gradcheck, in glmtune64: the gradients" },
+    { FIELD(truth), STRING, GRADCHECK, NULL,
+      "the gradients that glmtune64 wrote with the same options (--out), for a program in single precision" },
     { FIELD(per_device_eval_batch_size), INTEGER, TRAIN | EVAL, "8",
       "answers generated together (by eval also samples evaluated); memory grows with it", 1, HEAD_ROWS },
     { FIELD(check), FLAG, INFO, "false", "look at every number in the files: exit 1 when one is not finite" },

@@ -80,6 +80,7 @@ static void test_method_files(void) {
         Subject s = open_subject(method_files[k].folder, &data, &o);
         optimizer_step(s.model, &s.options, 1e-2, 1);
         compute(&s);
+        make_folders(out);
         save_adapter(out, s.model, s.method, &s.options, checked(realpath(method_files[k].folder, NULL), PATH_MAX));
         Subject again = open_subject(out, &data, &fresh);
         check_true(label("%s: its method", out), again.method == s.method);
@@ -205,7 +206,7 @@ static void test_method_slopes(void) {
             o.elements = 20;
             bind_random(m, (uint64_t)o.seed, o.std);
             int kept = silence();
-            size_t failed = gradcheck_method(m, find_method(o.method), &o);
+            size_t failed = gradcheck_method(&(Gradcheck){ .o = &o }, m, find_method(o.method));
             unsilence(kept);
             check_equal(label("config %zu, %s %zu: gradients that differences contradict", i, o.method, k), failed, 0);
         }

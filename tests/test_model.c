@@ -210,6 +210,7 @@ static Subject save_trained(size_t k, const Dataset *data, const char *out) {
     const char *base = k ? saved_cases[k].folder : "tests/golden/saved_hf";
     optimizer_step(s.model, &s.options, 1e-2, 1);
     compute(&s);
+    make_folders(out);
     save_adapter(out, s.model, s.method, &s.options, checked(realpath(base, NULL), PATH_MAX));
     return s;
 }
@@ -522,6 +523,7 @@ static Text train_with(const char *method, int threads, const Dataset *data, siz
         free(gradients);
     }
     const char *folder = scratch(name("threads-%s-%zu", method, run));
+    make_folders(folder);
     save_adapter(folder, s.model, s.method, &s.options, "/");
     char *file = read_file(name("%s/adapter_model.safetensors", folder), &n);
     text_add(&bytes, file, n);
@@ -565,7 +567,7 @@ static void test_slopes(void) {
             o.target_modules = all_maps(m);
             bind_random(m, (uint64_t)o.seed, o.std);
             int kept = silence();
-            size_t failed = gradcheck_method(m, &methods[k], &o);
+            size_t failed = gradcheck_method(&(Gradcheck){ .o = &o }, m, &methods[k]);
             unsilence(kept);
             check_equal(label("config %zu, %s: gradients that differences contradict", i, methods[k].name), failed, 0);
         }

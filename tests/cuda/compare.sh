@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One program against another, which computes elsewhere: the bundled model tuned by each method gives the same losses,
-# two runs the same bits, a checkpoint of either goes on in the other, and both evaluate it alike.
+# two runs the same bits, a checkpoint of either goes on in the other, both evaluate it alike, and the other's gradients
+# are those of the glmtune64 beside PROGRAM.
 #
 #     tests/cuda/compare.sh PROGRAM OTHER [METHOD ...]      ./glmtune ./glmtune-cuda; all methods unless named
 #
@@ -86,6 +87,9 @@ for method in ${*:-lora full freeze ptuning adapter}; do
     eval_loss "$other" cpu/checkpoint-4 --precision bf16 >three
     close "$method: loss in evaluation" $fp32 one two
     close "$method: loss in evaluation, bf16" $bf16 one three
+    "${program}64" gradcheck --method "$method" --out gradients >/dev/null
+    "$other" gradcheck --method "$method" --truth gradients >checked
+    judge "$method: gradients of glmtune64" $? "$(grep WRONG checked || tail -n 1 checked)"
 done
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
