@@ -6036,10 +6036,7 @@ static Opened open_model(const char *path, Options *o) {
     Opened m = { .folder = path };
     if (!is_folder(path))
         fail("%s: is no folder; MODEL must be one with config.json and weights, or an adapter's", path);
-    if (is_adapter(path)) {
-        m.method = read_adapter_config(path, o, &m.folder);
-        m.adapter = path;
-    }
+    if (is_adapter(path)) m.adapter = path, m.method = read_adapter_config(path, o, &m.folder);
     m.model = load_model(m.folder);
     if (m.method) m.method->setup(m.model, o);
     return m;
@@ -6129,11 +6126,9 @@ static void verify_merge(const Opened *o, const char *folder, bool force) {
 // Writes base and adapter as one model folder, each tensor in the base's type; a folder that exists is refused.
 static void merge(const char *adapter, const char *out, Options *o) {
     static const char *const others[] = {
-        "config.json",         "generation_config.json",   "tokenizer.bin",           "tokenizer.model",
-        "tokenizer.json",      "tokenizer_config.json",    "special_tokens_map.json", "added_tokens.json",
-        "chat_template.jinja", "configuration_chatglm.py", "modeling_chatglm.py",     "tokenization_chatglm.py",
-        "quantization.py"
-    };
+        "config.json", "generation_config.json", "tokenizer.bin", "tokenizer.model", "tokenizer.json",
+        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+        "configuration_chatglm.py", "modeling_chatglm.py", "tokenization_chatglm.py", "quantization.py" };
     if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Opened m = open_model(adapter, o);
@@ -6169,7 +6164,8 @@ static const char *other_targets(const char *targets, bool remote) {
 // The map of a layer that gives part p (q, k, v, o, gate_up, down), and the first of its rows that do.
 static const Map *map_of_part(const Layer *l, size_t p, size_t *row) {
     *row = 0;
-    if (l->n_qkv > 1 || p >= MAX_PARTS) return &l->maps[l->n_qkv > 1 ? p : p - MAX_PARTS + 1];
+    if (l->n_qkv > 1) return &l->maps[p];
+    if (p >= MAX_PARTS) return &l->maps[p - MAX_PARTS + 1];
     for (size_t i = 0; i < p; i++) *row += l->maps->part_rows[i];
     return l->maps;
 }
@@ -8790,10 +8786,9 @@ static Options default_options(void) {
 
 // The name in a list ("q_proj,v_proj") with the fewest letters to change.
 static const char *nearest(const char *given, const char *list) {
-    const char *best = "";
-    for (char *copy = name("%s", list), *rest, *one = strtok_r(copy, ",", &rest); one;
-         one = strtok_r(NULL, ",", &rest))
-        if (!*best || edit_distance(given, one) < edit_distance(given, best)) best = one;
+    const char *best = "", *one;
+    for (char *rest = name("%s", list); (one = strsep(&rest, ",")); )
+        if (*one && (!*best || edit_distance(given, one) < edit_distance(given, best))) best = one;
     return best;
 }
 
