@@ -5118,11 +5118,7 @@ typedef struct {
 } Dataset;
 
 typedef struct {
-    JsonReader *reader;
-    const ChatFormat *format;
-    const Options *options;
-    size_t vocab_size;
-    Dataset *set;
+    JsonReader *reader; const ChatFormat *format; const Options *options; size_t vocab_size; Dataset *set;
 } DataReader;
 
 // A member of an object, unless it is null.
@@ -8777,8 +8773,7 @@ static const char *settings_of(const Options *o) {
 static Options default_options(void) {
     static Options defaults;
     Options o = { .learning_rate = NAN, .std = NAN, .prefix_dropout = NAN, .adam_beta1 = NAN, .adam_beta2 = NAN };
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].text) want_option(&o, &options[i], options[i].text);
+    for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) want_option(&o, &options[i], options[i].text);
     defaults = o;
     o.defaults = &defaults;
     return o;
