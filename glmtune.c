@@ -6452,12 +6452,6 @@ static Gram *sorted_grams(Characters t, size_t order, size_t *n) {
     return grams;
 }
 
-static size_t equal_grams(const Gram *grams, size_t i, size_t n) {      // how many from i on are the same
-    size_t j = i;
-    while (j < n && !by_gram(grams + i, grams + j)) j++;
-    return j - i;
-}
-
 // Of runs of `order` characters: how many a has, distinct ones in a and b, distinct ones in both, and those of a that
 // find a partner in b.
 typedef struct { size_t n, distinct_a, distinct_b, distinct_both, matched; } Overlap;
@@ -6467,11 +6461,12 @@ static Overlap overlap(Characters a, Characters b, size_t order) {
     Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
     Overlap o = { .n = n_a };
     for (size_t i = 0, j = 0; i < n_a || j < n_b; ) {
-        int first = i == n_a ? 1 : j == n_b ? -1 : by_gram(in_a + i, in_b + j);
-        size_t of_a = first <= 0 ? equal_grams(in_a, i, n_a) : 0, of_b = first >= 0 ? equal_grams(in_b, j, n_b) : 0;
+        const Gram *least = i == n_a || (j < n_b && by_gram(in_b + j, in_a + i) < 0) ? in_b + j : in_a + i;
+        size_t of_a = 0, of_b = 0;
+        while (i < n_a && !by_gram(in_a + i, least)) i++, of_a++;
+        while (j < n_b && !by_gram(in_b + j, least)) j++, of_b++;
         o.distinct_a += of_a > 0, o.distinct_b += of_b > 0, o.distinct_both += of_a && of_b;
         o.matched += min_size(of_a, of_b);
-        i += of_a, j += of_b;
     }
     free(in_a), free(in_b);
     return o;
