@@ -6878,9 +6878,7 @@ typedef struct {
     Opened base;
     const Options *o;
     Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
-    size_t n_new;
     Order order, old_order;             // of the new ones and of those to replay
-    double replay_ratio;
     Run run;
     RunState state;
     ChatFormat format;
@@ -6892,8 +6890,8 @@ typedef struct {
     const char *log_path;
     Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
     int64_t steps, steps_per_epoch, first_step;
-    size_t batch_size, samples_per_step;
-    double tokens_logged, began, logged_at, draw_at, took;
+    size_t batch_size, samples_per_step, n_new;
+    double replay_ratio, tokens_logged, began, logged_at, draw_at, took;
 } Trainer;
 
 // The order of n samples in an epoch, which is kept until another epoch is asked for.
@@ -7034,9 +7032,9 @@ static bool log_evaluation(Trainer *t, int64_t step) {
 }
 
 // Draws loss.svg, at most every second, and so seldom that it takes no more than a fiftieth of the time.
-static void draw_progress(Trainer *t, bool last) {
+static void draw_progress(Trainer *t) {
     double start = seconds();
-    if (!last && start < t->draw_at) return;
+    if (start < t->draw_at) return;
     draw_losses(t->o->output_dir);
     t->draw_at = seconds() + fmax(1, 50 * (seconds() - start));
 }
@@ -7292,7 +7290,7 @@ static void train_loop(Trainer *t) {
             check_weights(t, chosen, min_size(t->batch_size, n));
             save_checkpoint(t);
         }
-        draw_progress(t, false);
+        draw_progress(t);
         if (stops) break;
     }
     t->took = seconds() - t->began;
@@ -7570,7 +7568,7 @@ static void train(const char *data, const char *model, Options *o) {
     sigaction(SIGINT, &on_stop, NULL), sigaction(SIGTERM, &on_stop, NULL);
     train_loop(&t);
     close_written(t.log, t.log_path);
-    draw_progress(&t, true);
+    draw_losses(o->output_dir);
     if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
     end_run(&t);
 }
@@ -8084,8 +8082,8 @@ static void bench_step(Model *m, const Options *o, double peak) {
     double took[PHASES], times_of[PHASES][BENCH_RUNS], flops[PHASES];
     method->setup(m, o);
     m->n_moments = find_optimizer(o->optim)->n_moments;
-    Run r = describe_run(m, method, plan_memory(m, method, o->gradient_checkpointing, set.n_tokens), set.n_tokens,
-                         set.n_tokens);
+    size_t T = set.n_tokens;
+    Run r = describe_run(m, method, plan_memory(m, method, o->gradient_checkpointing, T), T, T);
     start_trainables(m, (uint64_t)o->seed, true);
     take_run(&r);
     for (int64_t i = -1; i < BENCH_RUNS; i++) {         // the first brings memory and caches in
