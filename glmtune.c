@@ -3163,24 +3163,34 @@ void kernel_failed(const char *what) { fail("%s", what); }
 // ---- 6.1 Config --------------------------------------------------------------------------------------------------
 
 typedef struct {
-    size_t vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, max_positions, n_rotated;
+    size_t vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, max_positions;
+    size_t n_rotated;               // features of a head that turn with the position; the others stay
     double rope_theta, rms_norm_eps;
-    bool remote, post_norms, qkv_bias, tied;
-    const char *file, *model_type, *layout, *name_or_path, *torch_dtype, *source;  // source: the text of config.json
+    bool remote;                    // which of the two sets of names
+    bool post_norms, qkv_bias;      // two more norms a layer; biases on q, k, v
+    bool tied;                      // the head is the embedding
+    const char *file, *source;      // config.json's path, for messages, and its text
+    const char *model_type, *layout, *name_or_path, *torch_dtype;   // as it says; NULL: it does not
 } Config;
 
-enum { REQUIRED = 0, MAX_HEAD_DIM = 512 };
+static size_t q_width(const Config *c) { return c->n_heads * c->head_dim; }
+static size_t kv_width(const Config *c) { return c->n_kv_heads * c->head_dim; }
+
+// The sizes, each under two names. Either is read, that of the config's own set first; where there is neither, a remote
+// config has the default of ChatGLM's configuration_chatglm.py.
+enum { REQUIRED = 0 };
 static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
     { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
     { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED },
     { "num_layers", "num_hidden_layers", offsetof(Config, n_layers), 1 << 12, REQUIRED },
     { "num_attention_heads", "num_attention_heads", offsetof(Config, n_heads), 1 << 12, REQUIRED },
     { "multi_query_group_num", "num_key_value_heads", offsetof(Config, n_kv_heads), 1 << 12, 1 },
-    { "kv_channels", "head_dim", offsetof(Config, head_dim), MAX_HEAD_DIM, 128 },
+    { "kv_channels", "head_dim", offsetof(Config, head_dim), 512, 128 },
     { "ffn_hidden_size", "intermediate_size", offsetof(Config, ffn_dim), 1 << 20, REQUIRED },
     { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
 };
 
+// A number, a flag, a text (NULL where there is none) of a config; `missing` is what it is where nothing is said.
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
                             double missing) {
     const Json *j = json_get(root, key);
@@ -3293,26 +3303,31 @@ static Config read_config(const char *path) {
 
 // ---- 6.2 Tensors, maps, layers -----------------------------------------------------------------------------------
 
+// How far up the model something acts: the embedding at depth 0, then the stages of each layer in the order in which
+// they act, then the last norm and the head. Gradients flow down to the lowest depth that trains, and no further.
+enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_ATTENTION_BRANCH, AT_MLP_NORM, AT_GATE_UP, AT_DOWN,
+       AT_MLP_POST_NORM, AT_MLP_BRANCH, STAGES, AT_FINAL_NORM = 0, AT_HEAD = 1 };
+
+static size_t depth_of(size_t layer, size_t stage) { return 1 + layer * STAGES + stage; }   // layer n_layers: the end
+
 // How the numbers of a tensor that a method adds begin: around the center, uniform on +-spread or normal with that
 // deviation; all equal to the center when spread is 0.
 typedef struct { float center, spread; bool normal; } Start;
 
 // A tensor of the model, or one that a tuning method adds. Frozen matrices stay as they lie in the file; gains,
-// biases and whatever trains are `real`. `depth` says how far up it acts: gradients stop at the lowest depth that
-// trains.
+// biases and whatever trains are `real`.
 typedef struct {
-    const char *name;
-    size_t n_dims, shape[2], n;
+    const char *name, *other_name;  // other_name: that it may have in an adapter's file; NULL: none
+    size_t n_dims, shape[2], n;     // n numbers in all
     size_t depth;
     bool vector;                    // a gain or bias
     bool of_base, trained;          // of_base: in the model's files; otherwise a method added it
     Start start;                    // of a tensor that a method adds
-    const char *other_name;         // that it may have in a file; NULL: none
+    const void *data;               // what kernels read, numbers of `dtype`
     Dtype dtype, file_dtype;
-    const void *data;               // what kernels read
     const void *file_data;          // in the mapped file; NULL where there is none
-    const char *file;               // its name in the folder
-    real *value, *grad, *moments[2];    // when trained; value is data
+    const char *file;               // the name of that file in its folder
+    real *value, *grad, *moments[2];    // of what trains (7.8): data is value then; otherwise NULL
 } Tensor;
 
 // What a method puts beside a map, behind a half of a layer or before all keys: its tensors (NULL: none) and numbers.
@@ -3323,19 +3338,22 @@ typedef struct { Tensor *t[MAX_ADDED]; real scale, dropout; int kind; } Added;
 enum { MAX_PARTS = 3, MAX_MAPS = 6 };
 typedef struct {
     const char *path, *short_name;  // model.layers.3.self_attn.q_proj, q_proj
-    Tensor *weight, *bias;          // bias NULL: none
-    size_t n_out, n_in, n_parts, part_rows[MAX_PARTS];
+    Tensor *weight, *bias;          // [n_out,n_in], [n_out]; bias NULL: none
+    size_t n_out, n_in, n_parts, part_rows[MAX_PARTS];      // the rows of the parts add up to n_out
     size_t depth;
+    size_t index;                   // in the layer's maps
     uint64_t site;                  // for dropout: one number per map of the model
     Added added;                    // section 7
 } Map;
 
+enum { ATTENTION, MLP, HALVES };    // the two halves of a layer
+
 typedef struct {
-    Tensor *input_norm, *mlp_norm, *attention_post_norm, *mlp_post_norm;    // the last two: glm4 only
-    Map maps[MAX_MAPS];             // query, key, value in n_qkv maps, then o, gate_up, down
+    Tensor *input_norm, *mlp_norm, *post_norm[HALVES];      // post norms: glm4 only, else NULL
+    Map maps[MAX_MAPS];             // one map of q, k and v or one for each (n_qkv), then o, gate_up, down
     size_t n_maps, n_qkv;
-    Map *o, *gate_up, *down;
-    Added branch[2];                // section 7: behind attention, behind the MLP
+    Map *o, *gate_up, *down;        // where they stand in maps
+    Added branch[HALVES];           // section 7: behind attention, behind the MLP
 } Layer;
 
 typedef struct {
@@ -3343,8 +3361,8 @@ typedef struct {
     Tensor *embedding, *final_norm, *head;          // head is embedding when tied
     Layer *layers;
     Tensor **tensors; size_t n_tensors, capacity;   // of the files, in the order of the model
-    Tensor **trained; size_t n_trained, trained_capacity;
-    size_t lowest;                                  // depth of the lowest trained tensor
+    Tensor **trained; size_t n_trained, trained_capacity;   // some of these, and what a method adds
+    size_t lowest;                                  // depth of the lowest trained tensor; SIZE_MAX: nothing trains
     size_t n_moments;                               // that the optimizer keeps of each trained number
     const char *fingerprint;                        // of what it was made of (12.2); NULL: not asked for
     Added added;                                    // section 7: of a prefix of n_prefix keys and values, which every
@@ -3352,106 +3370,97 @@ typedef struct {
     Arena trainables;
 } Model;
 
-// Depths of a layer's parts, in the order in which they act; a layer has STAGES of them, the embedding comes before.
-enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_ATTENTION_BRANCH, AT_MLP_NORM, AT_GATE_UP, AT_DOWN,
-       AT_MLP_POST_NORM, AT_MLP_BRANCH, STAGES };
-
-static size_t depth_of(size_t layer, size_t stage) { return 1 + layer * STAGES + stage; }
-
-static const struct { const char *remote, *hf; } tensor_names[] = {
-    { "transformer.embedding.word_embeddings", "model.embed_tokens" },
-    { "transformer.encoder.final_layernorm", "model.norm" },
-    { "transformer.output_layer", "lm_head" },
-    { "transformer.encoder.layers.%zu.input_layernorm", "model.layers.%zu.input_layernorm" },
-    { "transformer.encoder.layers.%zu.post_attention_layernorm", "model.layers.%zu.post_attention_layernorm" },
-    { "transformer.encoder.layers.%zu.post_self_attn_layernorm", "model.layers.%zu.post_self_attn_layernorm" },
-    { "transformer.encoder.layers.%zu.post_mlp_layernorm", "model.layers.%zu.post_mlp_layernorm" },
-    { "transformer.encoder.layers.%zu.self_attention.query_key_value", NULL },
-    { NULL, "model.layers.%zu.self_attn.q_proj" },
-    { NULL, "model.layers.%zu.self_attn.k_proj" },
-    { NULL, "model.layers.%zu.self_attn.v_proj" },
-    { "transformer.encoder.layers.%zu.self_attention.dense", "model.layers.%zu.self_attn.o_proj" },
-    { "transformer.encoder.layers.%zu.mlp.dense_h_to_4h", "model.layers.%zu.mlp.gate_up_proj" },
-    { "transformer.encoder.layers.%zu.mlp.dense_4h_to_h", "model.layers.%zu.mlp.down_proj" },
-};
 enum { N_EMBEDDING, N_FINAL_NORM, N_HEAD, N_INPUT_NORM, N_MLP_NORM, N_ATTENTION_POST_NORM, N_MLP_POST_NORM, N_QKV,
        N_Q, N_K, N_V, N_O, N_GATE_UP, N_DOWN };
+static const struct { const char *remote, *hf; } tensor_names[] = {
+    [N_EMBEDDING] = { "transformer.embedding.word_embeddings", "model.embed_tokens" },
+    [N_FINAL_NORM] = { "transformer.encoder.final_layernorm", "model.norm" },
+    [N_HEAD] = { "transformer.output_layer", "lm_head" },
+    // behind transformer.encoder.layers.N. or model.layers.N.
+    [N_INPUT_NORM] = { "input_layernorm", "input_layernorm" },
+    [N_MLP_NORM] = { "post_attention_layernorm", "post_attention_layernorm" },
+    [N_ATTENTION_POST_NORM] = { "post_self_attn_layernorm", "post_self_attn_layernorm" },
+    [N_MLP_POST_NORM] = { "post_mlp_layernorm", "post_mlp_layernorm" },
+    [N_QKV] = { "self_attention.query_key_value", NULL },
+    [N_Q] = { NULL, "self_attn.q_proj" },
+    [N_K] = { NULL, "self_attn.k_proj" },
+    [N_V] = { NULL, "self_attn.v_proj" },
+    [N_O] = { "self_attention.dense", "self_attn.o_proj" },
+    [N_GATE_UP] = { "mlp.dense_h_to_4h", "mlp.gate_up_proj" },
+    [N_DOWN] = { "mlp.dense_4h_to_h", "mlp.down_proj" },
+};
 
 static const char *path_of(const Model *m, int which, size_t layer) {
-    const char *form = m->config.remote ? tensor_names[which].remote : tensor_names[which].hf;
-    const char *number = strstr(form, "%zu");
-    return number ? name("%.*s%zu%s", (int)(number - form), form, layer, number + 3) : form;
+    bool remote = m->config.remote;
+    const char *last = remote ? tensor_names[which].remote : tensor_names[which].hf;
+    if (which < N_INPUT_NORM) return last;
+    return name("%s.layers.%zu.%s", remote ? "transformer.encoder" : "model", layer, last);
 }
 
-// A tensor [rows, columns], or a vector [rows] when columns is 0.
-static Tensor *describe(const char *tensor_name, size_t rows, size_t columns, size_t depth) {
+// A tensor [rows,columns], or a vector [rows] when columns is 0.
+static Tensor *describe_tensor(const char *tensor_name, size_t rows, size_t columns, size_t depth) {
     Tensor *t = take(1, sizeof *t);
     *t = (Tensor){ .name = tensor_name, .n_dims = columns ? 2 : 1, .shape = { rows, columns }, .depth = depth,
                    .vector = !columns, .n = times(rows, columns ? columns : 1) };
     return t;
 }
 
-static Tensor *describe_own(Model *m, const char *tensor_name, size_t rows, size_t columns, size_t depth) {
+// The same, of the base: PATH.weight or PATH.bias.
+static Tensor *describe_base(Model *m, const char *path, const char *last, size_t rows, size_t columns, size_t depth) {
     m->tensors = grow(m->tensors, &m->capacity, m->n_tensors + 1, sizeof *m->tensors);
-    Tensor *t = m->tensors[m->n_tensors++] = describe(tensor_name, rows, columns, depth);
+    Tensor *t = m->tensors[m->n_tensors++] = describe_tensor(name("%s.%s", path, last), rows, columns, depth);
     t->of_base = true;
     return t;
 }
 
 static Tensor *describe_norm(Model *m, int which, size_t layer, size_t stage) {
-    return describe_own(m, name("%s.weight", path_of(m, which, layer)), m->config.hidden_size, 0,
-                        depth_of(layer, stage));
+    return describe_base(m, path_of(m, which, layer), "weight", m->config.hidden_size, 0, depth_of(layer, stage));
 }
 
 static Map *describe_map(Model *m, size_t layer, int which, const size_t *rows, size_t n_parts, size_t n_in,
                          size_t stage, bool bias) {
     Layer *l = &m->layers[layer];
-    Map *map = &l->maps[l->n_maps];
+    size_t index = l->n_maps++;
+    Map *map = &l->maps[index];
     *map = (Map){ .path = path_of(m, which, layer), .n_in = n_in, .n_parts = n_parts, .depth = depth_of(layer, stage),
-                  .site = layer * MAX_MAPS + l->n_maps };
+                  .index = index, .site = layer * MAX_MAPS + index };
     for (size_t i = 0; i < n_parts; i++) map->n_out += map->part_rows[i] = rows[i];
     map->short_name = strrchr(map->path, '.') + 1;
-    map->weight = describe_own(m, name("%s.weight", map->path), map->n_out, n_in, map->depth);
-    if (bias) map->bias = describe_own(m, name("%s.bias", map->path), map->n_out, 0, map->depth);
-    l->n_maps++;
+    map->weight = describe_base(m, map->path, "weight", map->n_out, n_in, map->depth);
+    if (bias) map->bias = describe_base(m, map->path, "bias", map->n_out, 0, map->depth);
     return map;
 }
 
 static void describe_layer(Model *m, size_t i) {
     const Config *c = &m->config;
     Layer *l = &m->layers[i];
-    size_t H = c->hidden_size, kv = c->n_kv_heads * c->head_dim, qkv[] = { c->n_heads * c->head_dim, kv, kv };
-    size_t two_ffn = 2 * c->ffn_dim;
+    size_t H = c->hidden_size, qkv[] = { q_width(c), kv_width(c), kv_width(c) }, two_ffn = 2 * c->ffn_dim;
     l->input_norm = describe_norm(m, N_INPUT_NORM, i, AT_INPUT_NORM);
     if (c->remote) describe_map(m, i, N_QKV, qkv, 3, H, AT_QKV, c->qkv_bias);
     else for (int p = 0; p < 3; p++) describe_map(m, i, N_Q + p, qkv + p, 1, H, AT_QKV, c->qkv_bias);
     l->n_qkv = l->n_maps;
-    l->o = describe_map(m, i, N_O, &H, 1, qkv[0], AT_O, false);
-    if (c->post_norms) l->attention_post_norm = describe_norm(m, N_ATTENTION_POST_NORM, i, AT_ATTENTION_POST_NORM);
+    l->o = describe_map(m, i, N_O, &H, 1, q_width(c), AT_O, false);
+    if (c->post_norms) l->post_norm[ATTENTION] = describe_norm(m, N_ATTENTION_POST_NORM, i, AT_ATTENTION_POST_NORM);
     l->mlp_norm = describe_norm(m, N_MLP_NORM, i, AT_MLP_NORM);
     l->gate_up = describe_map(m, i, N_GATE_UP, &two_ffn, 1, H, AT_GATE_UP, false);
     l->down = describe_map(m, i, N_DOWN, &H, 1, c->ffn_dim, AT_DOWN, false);
-    if (c->post_norms) l->mlp_post_norm = describe_norm(m, N_MLP_POST_NORM, i, AT_MLP_POST_NORM);
+    if (c->post_norms) l->post_norm[MLP] = describe_norm(m, N_MLP_POST_NORM, i, AT_MLP_POST_NORM);
 }
 
 // The model that a config describes: every tensor by name and shape, no numbers yet.
 static Model *describe_model(Config c) {
     Model *m = take(1, sizeof *m);
-    m->config = c;
-    m->lowest = SIZE_MAX;
-    m->n_moments = 2;
+    *m = (Model){ .config = c, .lowest = SIZE_MAX, .n_moments = 2 };
     m->layers = take(c.n_layers, sizeof *m->layers);
-    m->embedding = describe_own(m, name("%s.weight", path_of(m, N_EMBEDDING, 0)), c.vocab_size, c.hidden_size, 0);
+    m->embedding = describe_base(m, path_of(m, N_EMBEDDING, 0), "weight", c.vocab_size, c.hidden_size, 0);
     for (size_t i = 0; i < c.n_layers; i++) describe_layer(m, i);
-    m->final_norm =
-        describe_own(m, name("%s.weight", path_of(m, N_FINAL_NORM, 0)), c.hidden_size, 0, depth_of(c.n_layers, 0));
-    m->head = c.tied ? m->embedding
-                     : describe_own(m, name("%s.weight", path_of(m, N_HEAD, 0)), c.vocab_size, c.hidden_size,
-                                    depth_of(c.n_layers, 1));
+    m->final_norm = describe_norm(m, N_FINAL_NORM, c.n_layers, AT_FINAL_NORM);
+    m->head = c.tied ? m->embedding : describe_base(m, path_of(m, N_HEAD, 0), "weight", c.vocab_size, c.hidden_size,
+                                                    depth_of(c.n_layers, AT_HEAD));
     return m;
 }
 
-// Positions that a prefix leaves to a text.
+// Positions that a prefix leaves to a text: two at least, a token and one that answers it.
 static size_t positions_left(const Model *m) {
     return m->config.max_positions - min_size(m->first_position, m->config.max_positions - 2);
 }
@@ -3481,7 +3490,7 @@ static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
     t->dtype = REAL;
 }
 
-// The numbers of a file that are needed only here.
+// Copies the numbers of a file that are not to be read again.
 static void widen_stored(real *out, const StoredTensor *s) {
     const void *mapped = memory_mapped(s->data, s->bytes);
     widen(out, mapped, s->dtype, s->n);
@@ -3509,14 +3518,13 @@ static bool may_be_ignored(const Model *m, const char *tensor_name) {
 static void bind_files(Model *m, const char *folder) {
     TensorSet set = read_model_tensors(folder);
     for (size_t i = 0; i < m->n_tensors; i++) {
-        const StoredTensor *s = find_tensor(&set, m->tensors[i]->name);
-        if (!s)
-            fail("%s: '%s' is in none of its files; a file is missing or of another model", folder,
-                 m->tensors[i]->name);
-        check_stored(m->tensors[i], s);
-        bind_tensor(m->tensors[i], memory_mapped(s->data, s->bytes), s->dtype);
-        m->tensors[i]->file_data = s->data;
-        m->tensors[i]->file = strrchr(s->file, '/') + 1;
+        Tensor *t = m->tensors[i];
+        const StoredTensor *s = find_tensor(&set, t->name);
+        if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, t->name);
+        check_stored(t, s);
+        bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
+        t->file_data = s->data;
+        t->file = strrchr(s->file, '/') + 1;
     }
     for (size_t i = 0; i < set.n; i++) {
         size_t k = 0;
@@ -3535,7 +3543,8 @@ static Model *load_model(const char *folder) {
 }
 
 // First numbers of a model trained from scratch: matrices uniform with this standard deviation, gains 1, biases 0. With
-// `rough`, gains and biases are random as well, so that a gradient check sees them all.
+// `rough`, gains and biases are random around that, so that a gradient check sees them all; it fills what a method adds
+// in the same way, around the center of its start.
 static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
     float spread = (float)(std * 1.7320508075688772);
     float center = t->vector && strstr(t->name, "norm") ? 1 : t->start.center;
@@ -3544,9 +3553,10 @@ static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std,
 
 static void bind_random(Model *m, uint64_t seed, double std) {
     for (size_t i = 0; i < m->n_tensors; i++) {
-        real *numbers = device_take(m->tensors[i]->n, sizeof *numbers, m->tensors[i]->name);
-        random_tensor(numbers, m->tensors[i], seed, std, true);
-        bind_tensor(m->tensors[i], numbers, REAL);
+        Tensor *t = m->tensors[i];
+        real *numbers = device_take(t->n, sizeof *numbers, t->name);
+        random_tensor(numbers, t, seed, std, true);
+        bind_tensor(t, numbers, REAL);
     }
 }
 
@@ -3651,7 +3661,7 @@ static void train_tensor(Model *m, Tensor *t) {
 
 // A tensor that a method adds and trains; columns 0: a vector.
 static Tensor *add_tensor(Model *m, const char *tensor_name, size_t rows, size_t columns, size_t depth, Start start) {
-    Tensor *t = describe(tensor_name, rows, columns, depth);
+    Tensor *t = describe_tensor(tensor_name, rows, columns, depth);
     t->start = start;
     train_tensor(m, t);
     return t;
@@ -3967,7 +3977,7 @@ static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->c
 static Tensor *ptuning_projected(const Model *m) {
     if (!m->added.t[PREFIX_W1] || !m->first_position) return NULL;
     real *kept = device_take(ptuning_keeps(m), sizeof *kept, "a prefix");
-    Tensor *t = describe("prompt_embeddings", m->n_prefix, prefix_width(m), 0);
+    Tensor *t = describe_tensor("prompt_embeddings", m->n_prefix, prefix_width(m), 0);
     prefix_table(m, kept);
     t->value = prefix_parts(m, kept).u;         // u stands first: memory_give(value) gives all of it back
     return t;
@@ -4199,9 +4209,10 @@ static void start_trainables(Model *m, uint64_t seed, bool trains) {
 // the same numbers, upwards. Gradients flow only as far down as something trains, the head and the loss are computed
 // only at positions that have a target, and frozen weights get no gradient.
 
-enum { HEAD_ROWS = 256, NO_TARGET = -100 };     // rows x vocabulary is the largest block of logits on the device
+enum { HEAD_ROWS = 256 };           // rows x vocabulary is the largest block of logits on the device
+enum { NO_TARGET = -100 };          // the label of a token that is none
 
-typedef struct {                    // on the host
+typedef struct {                    // on the host; who makes one gives it back
     int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
     bool every_row;                 // without labels: logits are wanted at every row, else at the last
     uint64_t *token_keys, step_key; // [T] for dropout; and for a prefix, which all samples of a step share
@@ -4210,22 +4221,22 @@ typedef struct {                    // on the host
 } Batch;
 
 // What a layer computes, in the order in which it comes about. T tokens, n rows (T, or R in the last layer, see Run), H
-// hidden, F the MLP's width; kv rows: of the whole cache.
+// hidden, F the MLP's width; kv rows: of the whole cache. rms1, rms2, half_rms, lse: the norms' factors and the
+// logarithms of the softmax's sums, which only their backward reads.
 typedef struct {
     real *x, *rms1, *a;                         // [T,H] its input, [T], [T,H] the norm of it
     real *q, *k, *v;                            // [T,heads,d], [kv rows,kv_heads,d] twice
     real *att, *lse;                            // [T,heads,d] what attention gives, [T,heads]
-    real *o, *rms_o, *mid;                      // [n,H] Wo att, [n], [n,H] the residual stream between the two halves
-    real *rms2, *m, *gate_up, *h;               // [n], [n,H] the norm of mid, [n,2F], [n,F]
-    real *down, *rms_down;                      // [n,H] W h, [n]
-    real *beside[MAX_MAPS], *branch[2];         // [n,map_keeps], [n,branch_keeps] what the method keeps
+    real *mid, *rms2, *m;                       // [n,H] the stream between the two halves, [n], [n,H] the norm of it
+    real *gate_up, *h;                          // [n,2F], [n,F]
+    real *half[HALVES], *half_rms[HALVES];      // [n,H] Wo att and W h, [n] of their post norms
+    real *beside[MAX_MAPS], *branch[HALVES];    // [n,map_keeps], [n,branch_keeps] what the method keeps
 } Kept;
 
-typedef enum {
-    FORWARD_ONLY,   // layers share everything but keys and values, which are the cache
-    KEEPS_ALL,      // each keeps what its backward needs
-    RECOMPUTES      // the same but for the first norm and the inside of the MLP, which the backward computes once more
-} RunKind;          // (Chen et al. 2016, arXiv:1604.06174); the bits are the same
+// FORWARD_ONLY: layers share everything but keys and values, which are the cache. KEEPS_ALL: each keeps what its
+// backward needs. RECOMPUTES: the same but for the first norm and the inside of the MLP, which the backward computes
+// once more (Chen et al. 2016, arXiv:1604.06174); the bits are the same.
+typedef enum { FORWARD_ONLY, KEEPS_ALL, RECOMPUTES } RunKind;
 
 // What a sequence has in the cache of keys and values: n rows from `first` on.
 typedef struct { size_t first, n; } Cache;
@@ -4234,56 +4245,56 @@ typedef struct { size_t first, n; } Cache;
 // from starts[i] on, once it is known.
 typedef struct { size_t layer; real *rows; size_t *starts; bool *known; } Trunk;
 
+// A model, the memory to run it in, and the batch that is in it. Arrays are in model memory, in the two arenas; caches
+// and trunk belong to the caller.
 typedef struct {
     Model *model;
-    const Method *method;           // NULL: the base alone
+    const Method *method;           // of the base alone: one without functions
     Trunk *trunk;                   // NULL: none is kept
     RunKind kind;
     size_t max_T, max_kv;           // tokens of a batch; rows of keys and values (a cache holds more than a batch)
     Arena kept_arena, scratch_arena;
     // the batch under way
-    size_t T, R;                    // R rows whose logits are wanted
+    size_t T, R;                    // tokens; rows whose logits are wanted
+    size_t n_rows;                  // that a layer works on: T, and behind the last layer's attention R
+    bool dropout;
     Cache *caches;                  // [sequences of the batch] what earlier batches left; NULL: this one is whole
     size_t new_keys;                // row at which the keys and values of the batch are computed
     int32_t *key_rows;              // [T] where they belong in the caches of several sequences
     bool spread_keys;               // whether they must be moved there
-    size_t n_rows;                  // that a layer works on: T, and behind the last layer's attention R
-    bool dropout;
     size_t *starts, *kv_starts, n_sequences;        // as attention wants them
     int32_t *ids, *positions;                       // [T]
     int32_t *rows, *targets;                        // [R] which of the T they are, and their targets
     uint64_t *token_keys, *row_keys, *prefix_keys;  // [T], [R], [P] for dropout; P tokens of a prefix
     int32_t *prefix_rows;                           // [2L P] see Method
     // activations
-    Kept *layers, shared;                           // shared: what several layers use in turn
+    Kept *layers, shared;                           // [n_layers]; shared: what several layers use in turn
     real *rope;                                     // [positions,rotated]
     real *prefix, *prefix_kept;                     // [2L,P,kv_heads,d]; what the method keeps for its backward
-    real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's, where logits are wanted
+    real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's x and att at those R rows
     real *x_final, *final_rms, *final;              // [R,H] what leaves the last layer, [R], [R,H] the last norm
     // scratch
-    real *half;                                     // [n_rows,H] a half of a layer behind its post norm
+    real *normed;                                   // [n_rows,H] what a half of a layer gave, behind its post norm
     real *logits, *loss;                            // [HEAD_ROWS,V], [R]
-    real *scratch, *beside_scratch;                 // [T,widest input of a map], [T,most that map or branch keeps]
+    real *scratch, *beside_scratch;                 // see Pass
     real *dx, *dx_rows, *dx_all;                    // of the residual stream: dx is dx_rows [R,H], then dx_all [T,H]
-    real *dy, *dnorm, *dhalf, *dprefix;             // [n_rows,H] of a branch, of what a norm gives, of a half; prefix
+    real *dhalf, *ds, *dnorm;                       // [n_rows,H] of Wo att or W h, of the s of Method, of a or m
     real *dgate_up, *dh;                            // [n_rows,2F], [n_rows,F]
-    real *datt_rows, *datt, *dq, *dk, *dv, *dfinal; // as what they are the gradients of
+    real *datt_rows, *datt, *dq, *dk, *dv, *dfinal, *dprefix;       // as what they are the gradients of
     real *dkv_heads;                                // [2,P + T,heads,d] dk and dv of each query head
 } Run;
 
 // ---- 8.1 The memory of a run -------------------------------------------------------------------------------------
 
 static size_t widest_input(const Config *c) {
-    return max_size(max_size(c->hidden_size, c->ffn_dim), c->n_heads * c->head_dim);
+    return max_size(max_size(c->hidden_size, c->ffn_dim), q_width(c));
 }
 
 // What the method keeps for each token beside a map, or behind a half of a layer; what it keeps for a prefix.
-static size_t map_keeps(const Run *r, const Map *w) {
-    return r->method && r->method->map_keeps ? r->method->map_keeps(w) : 0;
-}
+static size_t map_keeps(const Run *r, const Map *w) { return r->method->map_keeps ? r->method->map_keeps(w) : 0; }
 
 static size_t branch_keeps(const Run *r, const Added *a) {
-    return r->method && r->method->branch_keeps ? r->method->branch_keeps(a, r->model->config.hidden_size) : 0;
+    return r->method->branch_keeps ? r->method->branch_keeps(a, r->model->config.hidden_size) : 0;
 }
 
 static size_t prefix_keeps(const Run *r) { return r->model->n_prefix ? r->method->prefix_keeps(r->model) : 0; }
@@ -4293,7 +4304,8 @@ static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a,
 // Whether the map, or what stands beside it, trains: then its backward needs its input.
 static bool needs_input(const Map *w) { return w->weight->trained || w->added.t[0]; }
 
-// An array of the layer's own where its backward needs it, else the one that all layers use in turn.
+// An array of the layer's own where its backward needs it, else the one that layers use in turn, taken when first asked
+// for.
 static real *keep(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
     if (!own && *shared) return *shared;
     real *array = reals(a, rows, columns);
@@ -4304,37 +4316,38 @@ static real *keep(Arena *a, bool own, real **shared, size_t rows, size_t columns
 static void lay_out_layer(Run *r, size_t l, Arena *a) {
     const Config *c = &r->model->config;
     const Layer *L = &r->model->layers[l];
-    size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim, qd = c->n_heads * c->head_dim;
+    size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim;
     Kept *k = &r->layers[l], *s = &r->shared;
-    bool own = r->kind != FORWARD_ONLY, inside = r->kind == KEEPS_ALL, qkv = false;
+    bool own = r->kind != FORWARD_ONLY, all = r->kind == KEEPS_ALL, qkv = false;
     for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || needs_input(&L->maps[i]);
     k->x = keep(a, own, &s->x, T, H), k->rms1 = keep(a, own, &s->rms1, T, 1);
-    k->a = keep(a, inside && qkv, &s->a, T, H);
-    k->q = keep(a, own, &s->q, T, qd), k->att = keep(a, own, &s->att, T, qd);
+    k->a = keep(a, all && qkv, &s->a, T, H);
+    k->q = keep(a, own, &s->q, T, q_width(c)), k->att = keep(a, own, &s->att, T, q_width(c));
+    k->k = reals(a, r->max_kv, kv_width(c)), k->v = reals(a, r->max_kv, kv_width(c));
     k->lse = keep(a, own, &s->lse, T, c->n_heads);
-    k->o = keep(a, own && L->attention_post_norm, &s->o, T, H), k->rms_o = keep(a, own, &s->rms_o, T, 1);
     k->mid = keep(a, own, &s->mid, T, H), k->rms2 = keep(a, own, &s->rms2, T, 1);
-    k->m = keep(a, inside && needs_input(L->gate_up), &s->m, T, H);
-    k->gate_up = keep(a, inside, &s->gate_up, T, 2 * F);
-    k->h = keep(a, inside && needs_input(L->down), &s->h, T, F);
-    k->down = keep(a, inside && L->mlp_post_norm, &s->down, T, H), k->rms_down = keep(a, own, &s->rms_down, T, 1);
+    k->m = keep(a, all && needs_input(L->gate_up), &s->m, T, H);
+    k->gate_up = keep(a, all, &s->gate_up, T, 2 * F);
+    k->h = keep(a, all && needs_input(L->down), &s->h, T, F);
     for (size_t i = 0; i < L->n_maps; i++)
         k->beside[i] = keep(a, own, &s->beside[i], T, map_keeps(r, &L->maps[i]));
-    for (size_t i = 0; i < COUNT(L->branch); i++)
+    for (size_t i = 0; i < HALVES; i++) {
+        bool normed = L->post_norm[i] != NULL;
+        k->half[i] = keep(a, normed && (i == MLP ? all : own), &s->half[i], T, H);
+        k->half_rms[i] = keep(a, own, &s->half_rms[i], T, 1);
         k->branch[i] = keep(a, own, &s->branch[i], T, branch_keeps(r, &L->branch[i]));
-    k->k = reals(a, r->max_kv, c->n_kv_heads * c->head_dim), k->v = reals(a, r->max_kv, c->n_kv_heads * c->head_dim);
+    }
 }
 
 static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
-    size_t T = r->max_T, H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
-    size_t beside = 0, P = r->model->n_prefix;
+    size_t T = r->max_T, H = c->hidden_size, qd = q_width(c), kvd = kv_width(c), beside = 0, P = r->model->n_prefix;
     r->shared = (Kept){0};
     for (size_t l = 0; l < c->n_layers; l++) {
         const Layer *L = &r->model->layers[l];
         lay_out_layer(r, l, kept);
         for (size_t i = 0; i < L->n_maps; i++) beside = max_size(beside, map_keeps(r, &L->maps[i]));
-        for (size_t i = 0; i < COUNT(L->branch); i++) beside = max_size(beside, branch_keeps(r, &L->branch[i]));
+        for (size_t i = 0; i < HALVES; i++) beside = max_size(beside, branch_keeps(r, &L->branch[i]));
     }
     r->x_rows = reals(kept, T, H), r->att_rows = reals(kept, T, qd);
     r->x_final = reals(kept, T, H), r->final_rms = reals(kept, T, 1), r->final = reals(kept, T, H);
@@ -4349,26 +4362,33 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->starts = arena_take(scratch, 2 * T + 1, sizeof *r->starts);
     r->kv_starts = arena_take(scratch, 2 * T + 1, sizeof *r->kv_starts);
     r->key_rows = arena_take(scratch, T, sizeof *r->key_rows);
-    r->half = reals(scratch, T, H);
+    r->normed = reals(scratch, T, H);
     r->logits = reals(scratch, min_size(HEAD_ROWS, T), c->vocab_size), r->loss = reals(scratch, T, 1);
     r->scratch = reals(scratch, T, widest_input(c)), r->beside_scratch = reals(scratch, T, beside);
     if (r->kind == FORWARD_ONLY) return;
     r->dx_rows = reals(scratch, T, H), r->dx_all = reals(scratch, T, H);
-    r->dy = reals(scratch, T, H), r->dnorm = reals(scratch, T, H);
+    r->dhalf = reals(scratch, T, H), r->dnorm = reals(scratch, T, H);
+    r->ds = reals(scratch, branch_keeps(r, &r->model->layers->branch[MLP]) ? T : 0, H);
     r->dgate_up = reals(scratch, T, 2 * c->ffn_dim), r->dh = reals(scratch, T, c->ffn_dim);
     r->datt_rows = reals(scratch, T, qd), r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
     r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd), r->dkv_heads = reals(scratch, 2 * (P + T), qd);
     r->dfinal = reals(scratch, T, H);
-    r->dhalf = reals(scratch, branch_keeps(r, &r->model->layers->branch[1]) ? T : 0, H);
     r->dprefix = reals(scratch, 2 * c->n_layers * P, kvd);
 }
 
-// A run that is described but not yet taken: its arenas only count.
+// A run that is described but not yet taken: its arenas only count. Without a method (NULL), that of the base alone.
 static Run describe_run(Model *m, const Method *method, RunKind kind, size_t max_T, size_t max_kv) {
-    Run r = { .model = m, .method = method, .kind = kind, .max_T = max_T, .max_kv = max_kv };
+    static const Method none;
+    Run r = { .model = m, .method = method ? method : &none, .kind = kind, .max_T = max_T, .max_kv = max_kv };
     r.layers = take(m->config.n_layers, sizeof *r.layers);
     lay_out_run(&r, &r.kept_arena, &r.scratch_arena);
     return r;
+}
+
+// Copies to model memory what was made on the host, and gives that back.
+static void move_in(void *device, void *host, size_t bytes) {
+    memory_copy_in(device, host, bytes);
+    free(host);
 }
 
 static void take_run(Run *r) {
@@ -4382,8 +4402,7 @@ static void take_run(Run *r) {
     size_t P = r->model->n_prefix, n = 2 * r->model->config.n_layers;
     int32_t *rows = take(n * P, sizeof *rows);
     for (size_t i = 0; i < n * P; i++) rows[i] = (int32_t)(i % P * n + i / P);
-    memory_copy_in(r->prefix_rows, rows, n * P * sizeof *rows);
-    free(rows);
+    move_in(r->prefix_rows, rows, n * P * sizeof *rows);
 }
 
 static void give_run(Run *r) {
@@ -4409,18 +4428,18 @@ static void place_keys(Run *r, const Batch *b) {
     for (size_t s = 0, t = 0, i = 0; s < b->n; s++, i += each) {
         starts[i] = b->starts[s], starts[i+1] = b->starts[s+1];
         kv_starts[i] = c ? c[s].first : starts[i];
-        size_t next = kv_starts[i] + (c ? c[s].n : 0);
+        size_t next = kv_starts[i] + (c ? c[s].n : 0);      // row of the first new key
         while (t < b->starts[s+1]) rows[t++] = (int32_t)next++;
         kv_starts[i+1] = next;
     }
     r->n_sequences = n;
     r->spread_keys = c && b->n > 1;
     r->new_keys = r->spread_keys ? r->max_kv - r->max_T : c ? c->first + c->n : 0;
-    if (r->new_keys + b->T > r->max_kv) fail("internal error: a batch of %zu tokens is too large", b->T);
-    memory_copy_in(r->starts, starts, (n + 1) * sizeof *starts);
-    memory_copy_in(r->kv_starts, kv_starts, (n + 1) * sizeof *kv_starts);
-    memory_copy_in(r->key_rows, rows, b->T * sizeof *rows);
-    free(starts), free(kv_starts), free(rows);
+    if (b->T > r->max_T || r->new_keys + b->T > r->max_kv)
+        fail("internal error: a batch of %zu tokens is too large", b->T);
+    move_in(r->starts, starts, (n + 1) * sizeof *starts);
+    move_in(r->kv_starts, kv_starts, (n + 1) * sizeof *kv_starts);
+    move_in(r->key_rows, rows, b->T * sizeof *rows);
 }
 
 // Puts a batch into a run.
@@ -4428,7 +4447,7 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
     int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows);
     int32_t *targets = take(b->T, sizeof *targets);
     uint64_t *row_keys = take(b->T, sizeof *row_keys);
-    if (b->T > r->max_T) fail("internal error: a batch of %zu tokens is too large", b->T);
+    place_keys(r, b);
     r->T = b->T, r->R = 0, r->dropout = dropout;
     for (size_t s = 0; s < b->n; s++)
         for (size_t t = b->starts[s]; t < b->starts[s+1]; t++) {
@@ -4439,17 +4458,15 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
             row_keys[r->R++] = dropout ? b->token_keys[t] : 0;
         }
     memory_copy_in(r->ids, b->ids, b->T * sizeof *b->ids);
-    memory_copy_in(r->positions, positions, b->T * sizeof *positions);
-    memory_copy_in(r->rows, rows, r->R * sizeof *rows);
-    memory_copy_in(r->targets, targets, r->R * sizeof *targets);
-    memory_copy_in(r->row_keys, row_keys, r->R * sizeof *row_keys);
+    move_in(r->positions, positions, b->T * sizeof *positions);
+    move_in(r->rows, rows, r->R * sizeof *rows);
+    move_in(r->targets, targets, r->R * sizeof *targets);
+    move_in(r->row_keys, row_keys, r->R * sizeof *row_keys);
     if (dropout) memory_copy_in(r->token_keys, b->token_keys, b->T * sizeof *b->token_keys);
-    place_keys(r, b);
     for (size_t i = 0; dropout && i < r->model->n_prefix; i++) {
         uint64_t key = rng_key(rng_key(b->step_key, KEY_PREFIX), i);
         memory_copy_in(r->prefix_keys + i, &key, sizeof key);
     }
-    free(positions), free(rows), free(targets), free(row_keys);
 }
 
 // ---- 8.2 A linear map with what stands beside it -----------------------------------------------------------------
@@ -4467,20 +4484,22 @@ static const void *part_weight(const Map *w, size_t row) {
     return (const char *)w->weight->data + row * w->n_in * dtype_size(w->weight->dtype);
 }
 
-// y[part] [n,rows of the part] = W x + b, and what the method adds
-static void map_forward(const Run *r, const Map *w, real *const *y, const real *x, real *kept) {
-    if (r->method && r->method->input_forward) x = r->method->input_forward(w, x, kept, pass_of(r));
+// y[part] [n,rows of the part] = W x + b, and what the method adds; k: of the map's layer
+static void map_forward(const Run *r, const Kept *k, const Map *w, real *const *y, const real *x) {
+    real *kept = k->beside[w->index];
+    if (r->method->input_forward) x = r->method->input_forward(w, x, kept, pass_of(r));
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
         zero(y[i], r->n_rows * w->part_rows[i]);
         linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i], w->n_in);
         if (w->bias) bias_forward(y[i], (const real *)w->bias->data + row, r->n_rows, w->part_rows[i]);
     }
-    if (r->method && r->method->map_forward) r->method->map_forward(w, y, x, kept, pass_of(r));
+    if (r->method->map_forward) r->method->map_forward(w, y, x, kept, pass_of(r));
 }
 
 // dx [n,in] is added to; NULL: nothing below trains
-static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, const real *x, const real *kept) {
-    if (r->method && r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
+static void map_backward(const Run *r, const Kept *k, const Map *w, real *dx, real *const *dy, const real *x) {
+    const real *kept = k->beside[w->index];
+    if (r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
         if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->n_rows, w->part_rows[i]);
         if (w->weight->grad)
@@ -4489,16 +4508,16 @@ static void map_backward(const Run *r, const Map *w, real *dx, real *const *dy, 
             linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i],
                                   w->n_in);
     }
-    if (r->method && r->method->input_backward) r->method->input_backward(w, dx, x, kept, pass_of(r));
+    if (r->method->input_backward) r->method->input_backward(w, dx, x, kept, pass_of(r));
 }
 
-static void norm_forward(const Run *r, real *y, real *rms, const real *x, const Tensor *gain, size_t T) {
-    rmsnorm_forward(y, rms, x, gain->data, (real)r->model->config.rms_norm_eps, T, r->model->config.hidden_size);
+static void norm_forward(const Run *r, real *y, real *rms, const real *x, const Tensor *gain) {
+    const Config *c = &r->model->config;
+    rmsnorm_forward(y, rms, x, gain->data, (real)c->rms_norm_eps, r->n_rows, c->hidden_size);
 }
 
-static void norm_backward(const Run *r, real *dx, const real *dy, const real *x, const Tensor *gain, const real *rms,
-                          size_t T) {
-    rmsnorm_backward(dx, gain->grad, dy, x, gain->data, rms, T, r->model->config.hidden_size);
+static void norm_backward(const Run *r, real *dx, const real *dy, const real *x, const Tensor *gain, const real *rms) {
+    rmsnorm_backward(dx, gain->grad, dy, x, gain->data, rms, r->n_rows, r->model->config.hidden_size);
 }
 
 // ---- 8.3 A layer -------------------------------------------------------------------------------------------------
@@ -4511,27 +4530,20 @@ static AttentionShape attention_shape(const Run *r) {
 
 // The keys (kv 0) or values (1) of the prefix in a layer, or their gradient; NULL without one.
 static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
-    const Config *c = &r->model->config;
-    return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * c->n_kv_heads * c->head_dim : NULL;
+    return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * kv_width(&r->model->config) : NULL;
 }
 
-// What a half of a layer adds to the residual stream: its output, normalized where the layer has a post norm.
-static const real *half_forward(const Run *r, const real *half, const Tensor *post_norm, real *rms) {
-    if (!post_norm) return half;
-    norm_forward(r, r->half, rms, half, post_norm, r->n_rows);
-    return r->half;
-}
-
-// out = x + half, and what the method does behind it
-static void add_half(const Run *r, real *out, const real *x, const real *half, const Added *a, real *kept) {
+// Ends a half of layer l: out [n,H] = x + s, s being what the half gave, normalized where there is a post norm, and
+// what the method does behind it.
+static void half_forward(const Run *r, size_t l, size_t half, real *out, const real *x) {
+    const Layer *L = &r->model->layers[l];
+    const Kept *k = &r->layers[l];
     size_t H = r->model->config.hidden_size;
-    add(out, x, half, r->n_rows * H);
-    if (r->method && r->method->branch_forward) r->method->branch_forward(a, out, half, kept, H, pass_of(r));
+    const real *s = L->post_norm[half] ? r->normed : k->half[half];
+    if (L->post_norm[half]) norm_forward(r, r->normed, k->half_rms[half], k->half[half], L->post_norm[half]);
+    add(out, x, s, r->n_rows * H);
+    if (r->method->branch_forward) r->method->branch_forward(&L->branch[half], out, s, k->branch[half], H, pass_of(r));
 }
-
-// Runs over the maps of q, k and v: one with three parts, or three with one; `part` is the first part of a map.
-#define FOR_QKV_MAPS(layer, map, part) \
-    for (size_t map = 0, part = 0; map < (layer)->n_qkv; part += (layer)->maps[map].n_parts, map++)
 
 static bool is_last(const Run *r, size_t l) { return l + 1 == r->model->config.n_layers; }
 
@@ -4539,13 +4551,13 @@ static void self_attention_forward(Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
     Kept *k = &r->layers[l];
-    size_t H = c->hidden_size, qd = c->n_heads * c->head_dim, kvd = c->n_kv_heads * c->head_dim;
+    size_t kvd = kv_width(c);
     real *k_new = k->k + r->new_keys * kvd, *v_new = k->v + r->new_keys * kvd, *qkv[] = { k->q, k_new, v_new };
     const real *x = k->x, *att = k->att;
     // 1. a = norm(x)
-    norm_forward(r, k->a, k->rms1, k->x, L->input_norm, r->T);
-    // 2. q, k, v = W a + b
-    FOR_QKV_MAPS(L, i, part) map_forward(r, &L->maps[i], qkv + part, k->a, k->beside[i]);
+    norm_forward(r, k->a, k->rms1, k->x, L->input_norm);
+    // 2. q, k, v = W a + b: three maps, or one with three parts
+    for (size_t i = 0; i < L->n_qkv; i++) map_forward(r, k, &L->maps[i], qkv + i, k->a);
     // 3. q, k turned by their positions
     rope_forward(k->q, r->positions, r->rope, r->T, c->n_heads, c->head_dim, c->n_rotated);
     rope_forward(k_new, r->positions, r->rope, r->T, c->n_kv_heads, c->head_dim, c->n_rotated);
@@ -4557,34 +4569,32 @@ static void self_attention_forward(Run *r, size_t l) {
     attention_forward(k->att, k->lse, k->q, k->k, k->v, prefix_at(r, r->prefix, l, 0), prefix_at(r, r->prefix, l, 1),
                       attention_shape(r));
     if (is_last(r, l)) {
-        gather_forward(r->x_rows, x, r->rows, r->R, H);
-        gather_forward(r->att_rows, att, r->rows, r->R, qd);
+        gather_forward(r->x_rows, x, r->rows, r->R, c->hidden_size);
+        gather_forward(r->att_rows, att, r->rows, r->R, q_width(c));
         x = r->x_rows, att = r->att_rows, r->n_rows = r->R;
     }
     // 5. mid = x + [norm] (Wo att)
-    map_forward(r, L->o, &k->o, att, k->beside[L->o - L->maps]);
-    add_half(r, k->mid, x, half_forward(r, k->o, L->attention_post_norm, k->rms_o), &L->branch[0], k->branch[0]);
+    map_forward(r, k, L->o, &k->half[ATTENTION], att);
+    half_forward(r, l, ATTENTION, k->mid, x);
 }
 
 static void mlp_inside(const Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     Kept *k = &r->layers[l];
     // 6. m = norm(mid)
-    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm, r->n_rows);
+    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm);
     // 7. gate, up = W m
-    map_forward(r, L->gate_up, &k->gate_up, k->m, k->beside[L->gate_up - L->maps]);
+    map_forward(r, k, L->gate_up, &k->gate_up, k->m);
     // 8. h = silu(gate) up
     swiglu_forward(k->h, k->gate_up, r->n_rows, r->model->config.ffn_dim);
 }
 
 static void mlp_forward(const Run *r, size_t l) {
-    const Layer *L = &r->model->layers[l];
     Kept *k = &r->layers[l];
-    real *out = is_last(r, l) ? r->x_final : r->layers[l+1].x;
     mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
-    map_forward(r, L->down, &k->down, k->h, k->beside[L->down - L->maps]);
-    add_half(r, out, k->mid, half_forward(r, k->down, L->mlp_post_norm, k->rms_down), &L->branch[1], k->branch[1]);
+    map_forward(r, k, r->model->layers[l].down, &k->half[MLP], k->h);
+    half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid);
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -4597,51 +4607,56 @@ static real *collect(const Run *r, real *array, size_t columns, size_t l, size_t
     return array;
 }
 
-// From r->dx, the gradient of out in add_half, that of the half before its post norm: dx itself where there is nothing
-// between. `stage` is the depth of the method's branch there.
-static real *half_backward(const Run *r, const real *half, const Tensor *post_norm, const real *rms, const Added *a,
-                           const real *kept, size_t l, size_t stage) {
-    size_t H = r->model->config.hidden_size;
-    real *dhalf = r->dx;
-    if (r->method && r->method->branch_backward)
-        dhalf = r->method->branch_backward(a, r->dx, r->dhalf, kept, H, flows_below(r, l, stage), pass_of(r));
-    if (!post_norm || !flows_below(r, l, stage)) return dhalf;
-    zero(r->dy, r->n_rows * H);
-    norm_backward(r, r->dy, dhalf, half, post_norm, rms, r->n_rows);
-    return r->dy;
+// From r->dx, the gradient of out in half_forward, that of what the half gave before its post norm (r->dx itself where
+// there is nothing between); NULL: nothing from the post norm's input down trains.
+static real *half_backward(const Run *r, size_t l, size_t half) {
+    const Layer *L = &r->model->layers[l];
+    const Kept *k = &r->layers[l];
+    size_t H = r->model->config.hidden_size, branch = half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH;
+    size_t post_norm = half == MLP ? AT_MLP_POST_NORM : AT_ATTENTION_POST_NORM;
+    real *ds = r->dx;
+    if (r->method->branch_backward)
+        ds = r->method->branch_backward(&L->branch[half], r->dx, r->ds, k->branch[half], H, flows_below(r, l, branch),
+                                        pass_of(r));
+    if (!flows_below(r, l, branch)) return NULL;
+    if (L->post_norm[half]) {
+        zero(r->dhalf, r->n_rows * H);
+        norm_backward(r, r->dhalf, ds, k->half[half], L->post_norm[half], k->half_rms[half]);
+        ds = r->dhalf;
+    }
+    return flows_below(r, l, post_norm) ? ds : NULL;
 }
 
 static bool mlp_backward(const Run *r, size_t l) {
     // r->dx holds the gradient of the layer's output and becomes that of mid; false: nothing further down trains
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
-    const Kept *k = &r->layers[l];
-    if (r->kind == RECOMPUTES) mlp_inside(r, l);
-    if (r->kind == RECOMPUTES && L->mlp_post_norm) {
-        real *down = k->down;
-        map_forward(r, L->down, &down, k->h, k->beside[L->down - L->maps]);
+    Kept *k = &r->layers[l];
+    if (r->kind == RECOMPUTES) {
+        mlp_inside(r, l);
+        if (L->post_norm[MLP]) map_forward(r, k, L->down, &k->half[MLP], k->h);
     }
     // 9. out = mid + [norm] (W h)
-    real *dy = half_backward(r, k->down, L->mlp_post_norm, k->rms_down, &L->branch[1], k->branch[1], l, AT_MLP_BRANCH);
-    if (!flows_below(r, l, AT_MLP_POST_NORM)) return false;
+    real *dhalf = half_backward(r, l, MLP);
+    if (!dhalf) return false;
     real *dh = collect(r, r->dh, c->ffn_dim, l, AT_DOWN);
-    map_backward(r, L->down, dh, &dy, k->h, k->beside[L->down - L->maps]);
+    map_backward(r, k, L->down, dh, &dhalf, k->h);
     if (!dh) return false;
     // 8. h = silu(gate) up
     zero(r->dgate_up, r->n_rows * 2 * c->ffn_dim);
     swiglu_backward(r->dgate_up, dh, k->gate_up, r->n_rows, c->ffn_dim);
     // 7. gate, up = W m
     real *dm = collect(r, r->dnorm, c->hidden_size, l, AT_GATE_UP), *dgate_up = r->dgate_up;
-    map_backward(r, L->gate_up, dm, &dgate_up, k->m, k->beside[L->gate_up - L->maps]);
+    map_backward(r, k, L->gate_up, dm, &dgate_up, k->m);
     if (!dm) return false;
     // 6. m = norm(mid)
-    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2, r->n_rows);
+    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2);
     return flows_below(r, l, AT_MLP_NORM);
 }
 
 // Behind the last attention only R rows had gone on: their gradients go back to their places, the others are zero.
 static void spread_rows(Run *r) {
-    size_t H = r->model->config.hidden_size, qd = r->model->config.n_heads * r->model->config.head_dim;
+    size_t H = r->model->config.hidden_size, qd = q_width(&r->model->config);
     zero(r->dx_all, r->T * H), zero(r->datt, r->T * qd);
     gather_backward(r->dx_all, r->dx_rows, r->rows, r->R, H);
     gather_backward(r->datt, r->datt_rows, r->rows, r->R, qd);
@@ -4653,14 +4668,12 @@ static bool self_attention_backward(Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
     const Kept *k = &r->layers[l];
-    size_t T = r->T, kvd = c->n_kv_heads * c->head_dim, qd = c->n_heads * c->head_dim;
-    const real *att = is_last(r, l) ? r->att_rows : k->att;
+    size_t T = r->T, kvd = kv_width(c), qd = q_width(c);
     // 5. mid = x + [norm] (Wo att)
-    real *dy = half_backward(r, k->o, L->attention_post_norm, k->rms_o, &L->branch[0], k->branch[0], l,
-                             AT_ATTENTION_BRANCH);
-    if (!flows_below(r, l, AT_ATTENTION_POST_NORM)) return false;
+    real *dhalf = half_backward(r, l, ATTENTION);
+    if (!dhalf) return false;
     real *datt = collect(r, is_last(r, l) ? r->datt_rows : r->datt, qd, l, AT_O);
-    map_backward(r, L->o, datt, &dy, att, k->beside[L->o - L->maps]);
+    map_backward(r, k, L->o, datt, &dhalf, is_last(r, l) ? r->att_rows : k->att);
     if (!datt) return false;
     if (is_last(r, l)) spread_rows(r);
     // 4. att = attention(q, k, v)
@@ -4672,12 +4685,12 @@ static bool self_attention_backward(Run *r, size_t l) {
     rope_backward(r->dq, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
     // 2. q, k, v = W a + b
-    if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->rms1, k->x, L->input_norm, T);
+    if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->rms1, k->x, L->input_norm);
     real *da = collect(r, r->dnorm, c->hidden_size, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
-    FOR_QKV_MAPS(L, i, part) map_backward(r, &L->maps[i], da, dqkv + part, k->a, k->beside[i]);
+    for (size_t i = 0; i < L->n_qkv; i++) map_backward(r, k, &L->maps[i], da, dqkv + i, k->a);
     if (!da) return false;
     // 1. a = norm(x)
-    norm_backward(r, r->dx, da, k->x, L->input_norm, k->rms1, T);
+    norm_backward(r, r->dx, da, k->x, L->input_norm, k->rms1);
     return flows_below(r, l, AT_INPUT_NORM);
 }
 
@@ -4694,18 +4707,19 @@ static void head_forward(const Run *r, const real *final, size_t n) {       // r
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
-    bool down = scale > 0 && r->model->lowest < depth_of(r->model->config.n_layers, 1);
+    bool flows = scale > 0 && flows_below(r, r->model->config.n_layers, AT_HEAD);
     r->dx = r->dx_rows;
-    if (down) zero(r->dfinal, r->R * H), zero(r->dx, r->R * H);
+    if (flows) zero(r->dfinal, r->R * H), zero(r->dx, r->R * H);
     for (size_t row = 0; row < r->R; row += HEAD_ROWS) {
         size_t n = min_size(HEAD_ROWS, r->R - row);
         const real *final = r->final + row*H;
         head_forward(r, final, n);
         cross_entropy(r->loss + row, r->logits, r->targets + row, smoothing, scale, n, V);
-        if (down) linear_backward_input(r->dfinal + row*H, r->logits, head->data, head->dtype, 1, n, V, H);
-        if (scale > 0 && head->grad) linear_backward_weight(head->grad, r->logits, final, 1, n, V, H);
+        const real *dlogits = r->logits;        // in their place
+        if (flows) linear_backward_input(r->dfinal + row*H, dlogits, head->data, head->dtype, 1, n, V, H);
+        if (scale > 0 && head->grad) linear_backward_weight(head->grad, dlogits, final, 1, n, V, H);
     }
-    if (down) norm_backward(r, r->dx, r->dfinal, r->x_final, r->model->final_norm, r->final_rms, r->R);
+    if (flows) norm_backward(r, r->dx, r->dfinal, r->x_final, r->model->final_norm, r->final_rms);
     real *loss = take(r->R, sizeof *loss);
     double sum = 0;
     memory_copy_out(loss, r->loss, r->R * sizeof *loss);
@@ -4730,7 +4744,7 @@ static bool knows_trunk(const Run *r, const Batch *b) {
     return known;
 }
 
-// Brings what is known to where the layer reads it, or, with `keep`, the other way.
+// Brings what is known of the trunk to where its layer reads it, or, with `keep`, the other way.
 static void copy_trunk(Run *r, const Batch *b, bool keep) {
     size_t H = r->model->config.hidden_size;
     for (size_t i = 0; i < b->n; i++) {
@@ -4753,7 +4767,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     for (size_t l = known ? r->trunk->layer : 0; l < r->model->config.n_layers; l++)
         self_attention_forward(r, l), mlp_forward(r, l);
     if (!known && r->trunk && b->samples) copy_trunk(r, b, true);
-    norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm, r->R);
+    norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm);
 }
 
 // The logits at every position of a batch, not only at targets: [T,V], on the host.
@@ -4779,18 +4793,18 @@ static double forward_loss(Run *r, const Batch *b) {
 
 // Undoes the layers, from r->dx, the gradient of x_final, down to the embedding.
 static void backward(Run *r) {
-    size_t l = r->model->config.n_layers;
-    bool more = r->model->lowest < depth_of(l, 0);
-    if (r->model->n_prefix) zero(r->dprefix, 2*l * r->model->n_prefix * r->model->config.n_kv_heads *
-                                             r->model->config.head_dim);
+    size_t l = r->model->config.n_layers, P = r->model->n_prefix;
+    bool more = flows_below(r, l, AT_FINAL_NORM);
+    if (P) zero(r->dprefix, 2*l * P * kv_width(&r->model->config));
     while (more && l-- > 0) more = mlp_backward(r, l) && self_attention_backward(r, l);
-    Tensor *e = r->model->embedding;
-    if (r->model->n_prefix) r->method->prefix_backward(r->model, r->dprefix, r->prefix_kept, prefix_pass(r));
+    if (P) r->method->prefix_backward(r->model, r->dprefix, r->prefix_kept, prefix_pass(r));
+    const Tensor *e = r->model->embedding;
     if (more && e->grad) embedding_backward(e->grad, r->dx, r->ids, r->T, e->shape[1]);
 }
 
-// The same, with label smoothing, and dropout where asked for; gradients of (sum of losses / n_targets) are added to
-// what trains. n_targets are those of the whole optimizer step, so that micro-batches add up to one batch.
+// The sum of the losses at the targets of a batch, with label smoothing, and dropout where asked for; gradients of
+// (sum of losses / n_targets) are added to what trains. n_targets are those of the whole optimizer step, so that
+// micro-batches add up to one batch.
 static double forward_backward(Run *r, const Batch *b, size_t n_targets, double smoothing, bool dropout) {
     forward(r, b, dropout);
     double sum = head_loss(r, (real)smoothing, 1 / (real)n_targets);
