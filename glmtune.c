@@ -3613,15 +3613,17 @@ typedef struct Options {
 typedef struct {
     size_t T;                       // tokens; for a prefix those of the prefix
     const uint64_t *token_keys;     // [T] for dropout; NULL: dropout is off
-    real *scratch;                  // [T, the widest input of a map]
-    real *beside_scratch;           // [T, the largest number that map_keeps and branch_keeps give]
+    real *scratch;                  // [T, the widest input of a map] for one call to use as it likes
+    real *beside_scratch;           // [T, the largest number that map_keeps and branch_keeps give], the same
     const int32_t *prefix_rows;     // see prefix_forward
 } Pass;
 
 // Functions that a method has no use for are NULL. `kept` is what a forward keeps for its backward; X_keeps says how
-// many numbers that are, for each token (for a prefix: in all). Gradients are added to; dx NULL: nothing below trains.
+// many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share a map's. Gradients are
+// added to; dx NULL: nothing below trains.
 typedef struct {
-    const char *name, *peft_type, *own_type;    // in adapter_config.json; own_type: where PEFT would compute otherwise
+    const char *name, *peft_type;   // peft_type: in adapter_config.json
+    const char *own_type;           // there instead, where PEFT would compute something else (is_pefts); NULL: never
     double learning_rate;           // the default; the reason stands in the method's comment
     const char *help;               // what trains, and what it costs
     const char *no_merge;           // why it cannot be merged; NULL: it can
@@ -3635,7 +3637,8 @@ typedef struct {
     void (*map_forward)(const Map *, real *const *y, const real *x, real *kept, Pass);
     void (*map_backward)(const Map *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
     // behind a half of a layer: x [T,H] = residual stream + s is changed; s [T,H] is what the half gave. The backward
-    // turns dx into the gradient of the residual stream and returns that of s: dx itself, or ds filled
+    // turns dx into the gradient of the residual stream and returns that of s: dx itself, or ds filled; with `below`
+    // false nobody reads either, for nothing below trains
     size_t (*branch_keeps)(const Added *, size_t H);
     void (*branch_forward)(const Added *, real *x, const real *s, real *kept, size_t H, Pass);
     real *(*branch_backward)(const Added *, real *dx, real *ds, const real *kept, size_t H, bool below, Pass);
@@ -3646,8 +3649,9 @@ typedef struct {
     void (*prefix_backward)(const Model *, const real *dkv, real *kept, Pass);
     void (*write_config)(Text *, const Model *, const Options *);       // its own keys, each after a comma
     void (*read_config)(const char *path, const Json *, Options *);
-    bool (*is_pefts)(const Model *);            // false: own_type, for PEFT would compute something else
-    Tensor *(*projected)(const Model *);        // what PEFT wants in the place of what trains; NULL: what trains
+    bool (*is_pefts)(const Model *);            // false: own_type
+    // what PEFT wants in its file in the place of what trains, the caller's to give back; NULL: what trains
+    Tensor *(*projected)(const Model *);
     void (*merge)(real *weight, const Map *);   // adds what the method does to W [out,in]
 } Method;
 
@@ -3681,7 +3685,8 @@ static void affine_backward(real *dx, const real *dy, const real *x, const Tenso
     if (dx) linear_backward_input(dx, dy, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
 }
 
-// A number that adapter_config.json fixes: the user may not have asked for another.
+// A number or text that adapter_config.json fixes: the user may not have asked for another than that or the `usual`,
+// which is what the option is when nobody asks.
 static void read_fixed(const char *path, const Json *root, const char *key, int64_t *value, int64_t usual, double least,
                        double most) {
     double number = config_number(path, root, key, least, most, NAN);
@@ -3720,9 +3725,8 @@ static void check_modules(const Model *m, const char *targets) {
 enum { LORA_A, LORA_B };
 
 static void lora_setup(Model *m, const Options *o) {
-    const char *targets = o->target_modules  ? o->target_modules
-                          : m->config.remote ? "query_key_value"
-                                             : "q_proj,k_proj,v_proj";
+    const char *usual = m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj";
+    const char *targets = o->target_modules ? o->target_modules : usual;
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
     check_modules(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
@@ -3773,13 +3777,11 @@ static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x
     const real *dropped = lora_input(w, x, p);
     linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
     if (!dx) return;
-    if (dropped == x) {
-        linear_backward_input(dx, dz, a->data, REAL, 1, p.T, r, w->n_in);
-        return;
-    }
-    zero(p.scratch, p.T * w->n_in);
-    linear_backward_input(p.scratch, dz, a->data, REAL, 1, p.T, r, w->n_in);
-    dropout_backward(dx, p.scratch, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
+    real *ddropped = dropped == x ? dx : p.scratch;         // in whose place it may come: it has been used
+    if (ddropped != dx) zero(ddropped, p.T * w->n_in);
+    linear_backward_input(ddropped, dz, a->data, REAL, 1, p.T, r, w->n_in);
+    if (ddropped != dx)
+        dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
 }
 
 static void lora_write_config(Text *t, const Model *m, const Options *o) {
@@ -3881,7 +3883,7 @@ static void full_setup(Model *m, const Options *o) {
 // One dropout mask serves an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix,
 // so how they are cut into batches must not matter.
 
-enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };
+enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };     // E, W1, b1, W2, b2; in PEFT's files, ChatGLM's:
 static const char *const prefix_names[][5] = {
     { "prompt_encoder.embedding.weight", "prompt_encoder.transform.0.weight", "prompt_encoder.transform.0.bias",
       "prompt_encoder.transform.2.weight", "prompt_encoder.transform.2.bias" },
@@ -3890,85 +3892,83 @@ static const char *const prefix_names[][5] = {
       "transformer.prefix_encoder.trans.2.bias" },
 };
 
-static size_t prefix_width(const Model *m) {
-    return 2 * m->config.n_layers * m->config.n_kv_heads * m->config.head_dim;
-}
+static size_t prefix_width(const Model *m) { return 2 * m->config.n_layers * kv_width(&m->config); }
 
 static void ptuning_setup(Model *m, const Options *o) {
     const Config *c = &m->config;
-    bool official = o->ptuning_positions ? !strcmp(o->ptuning_positions, "chatglm") : c->remote;
-    size_t P = (size_t)o->num_virtual_tokens, W = prefix_width(m), kvd = c->n_kv_heads * c->head_dim;
-    size_t in = official || !o->prefix_projection ? W : kvd, depth = depth_of(0, AT_QKV);
-    size_t hidden = o->encoder_hidden_size ? (size_t)o->encoder_hidden_size : official ? c->hidden_size : kvd;
-    const char *const *names = prefix_names[official];
+    bool chatglm = o->ptuning_positions ? !strcmp(o->ptuning_positions, "chatglm") : c->remote;
+    bool projects = o->prefix_projection;
+    size_t P = (size_t)o->num_virtual_tokens, W = prefix_width(m), depth = depth_of(0, AT_QKV);
+    size_t in = projects && !chatglm ? kv_width(c) : W, hidden = chatglm ? c->hidden_size : kv_width(c);
+    const char *const *names = prefix_names[chatglm];
     Tensor **t = m->added.t;
-    m->n_prefix = P, m->first_position = official ? 0 : P;
-    m->added.dropout = (real)(o->prefix_dropout >= 0 ? o->prefix_dropout : official ? 0.1 : 0);
-    t[PREFIX_TABLE] = add_tensor(m, official || o->prefix_projection ? names[0] : "prompt_embeddings", P, in, depth,
+    if (o->encoder_hidden_size) hidden = (size_t)o->encoder_hidden_size;
+    m->n_prefix = P, m->first_position = chatglm ? 0 : P;
+    m->added.dropout = (real)(o->prefix_dropout >= 0 ? o->prefix_dropout : chatglm ? 0.1 : 0);
+    t[PREFIX_TABLE] = add_tensor(m, chatglm || projects ? names[PREFIX_TABLE] : "prompt_embeddings", P, in, depth,
                                  (Start){ .spread = 1, .normal = true });
-    if (!o->prefix_projection) t[PREFIX_TABLE]->other_name = "prompt_embeddings";   // ChatGLM3's scripts by way of PEFT
-    for (int i = PREFIX_W1; o->prefix_projection && i <= PREFIX_B2; i++) {
+    if (!projects) t[PREFIX_TABLE]->other_name = "prompt_embeddings";       // ChatGLM3's scripts by way of PEFT
+    for (int i = PREFIX_W1; projects && i <= PREFIX_B2; i++) {
         size_t n_in = i < PREFIX_W2 ? in : hidden, n_out = i < PREFIX_W2 ? hidden : W;
         bool bias = i == PREFIX_B1 || i == PREFIX_B2;
         t[i] = add_tensor(m, names[i], n_out, bias ? 0 : n_in, depth, (Start){ .spread = 1 / sqrtf((float)n_in) });
     }
 }
 
-// Where in `kept` things lie: u and u dropped [P,W]; what the tanh reads, what it gives, a gradient of that [P,E].
-typedef struct { real *u, *dropped, *a, *h, *dh; size_t E; } PrefixParts;
+static size_t prefix_hidden(const Model *m) { return m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0; }
+
+// Where in `kept` things lie: u and u dropped [P,W]; what the tanh reads, what it gives, a gradient of that [P,hidden].
+// The backward reads neither u nor u dropped, and collects their gradients in each other's places.
+typedef struct { real *u, *dropped, *a, *h, *dh; } PrefixParts;
 
 static PrefixParts prefix_parts(const Model *m, real *kept) {
-    size_t n = m->n_prefix * prefix_width(m), E = m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0;
-    real *a = kept + 2*n, *h = a + m->n_prefix*E;
-    return (PrefixParts){ kept, kept + n, a, h, h + m->n_prefix*E, E };
+    size_t n = m->n_prefix * prefix_width(m), inner = m->n_prefix * prefix_hidden(m);
+    return (PrefixParts){ kept, kept + n, kept + 2*n, kept + 2*n + inner, kept + 2*n + 2*inner };
 }
 
-static size_t ptuning_keeps(const Model *m) {
-    return m->n_prefix * (2 * prefix_width(m) + 3 * prefix_parts(m, NULL).E);
-}
+static size_t ptuning_keeps(const Model *m) { return m->n_prefix * (2 * prefix_width(m) + 3 * prefix_hidden(m)); }
 
 static const real *prefix_table(const Model *m, real *kept) {       // u before dropout
     Tensor *const *t = m->added.t;
     PrefixParts k = prefix_parts(m, kept);
-    if (!k.E) return t[PREFIX_TABLE]->data;
+    if (!t[PREFIX_W1]) return t[PREFIX_TABLE]->data;
     affine_forward(k.a, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], m->n_prefix);
-    activation_forward(k.h, k.a, TANH, m->n_prefix * k.E);
+    activation_forward(k.h, k.a, TANH, m->n_prefix * prefix_hidden(m));
     affine_forward(k.u, k.h, t[PREFIX_W2], t[PREFIX_B2], m->n_prefix);
     return k.u;
 }
 
 static void ptuning_forward(const Model *m, real *kv, real *kept, Pass p) {
     const real *u = prefix_table(m, kept);
-    size_t W = prefix_width(m), kvd = W / (2 * m->config.n_layers);
     PrefixParts k = prefix_parts(m, kept);
     if (p.token_keys && m->added.dropout > 0) {
-        dropout_forward(k.dropped, u, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);
+        dropout_forward(k.dropped, u, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, prefix_width(m));
         u = k.dropped;
     }
-    gather_forward(kv, u, p.prefix_rows, p.T * (W / kvd), kvd);
+    gather_forward(kv, u, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
 }
 
 static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p) {
     Tensor *const *t = m->added.t;
-    size_t W = prefix_width(m), kvd = W / (2 * m->config.n_layers);
+    size_t W = prefix_width(m), inner = p.T * prefix_hidden(m);
     PrefixParts k = prefix_parts(m, kept);
-    real *du = k.dropped;
+    real *du = k.dropped, *da = k.h;
     zero(du, p.T * W);
-    gather_backward(du, dkv, p.prefix_rows, p.T * (W / kvd), kvd);
+    gather_backward(du, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
     if (p.token_keys && m->added.dropout > 0) {
         zero(k.u, p.T * W);
         dropout_backward(k.u, du, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);
         du = k.u;
     }
-    if (!k.E) {
+    if (!t[PREFIX_W1]) {
         add(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, du, p.T * W);
         return;
     }
-    zero(k.dh, p.T * k.E);
+    zero(k.dh, inner);
     affine_backward(k.dh, du, k.h, t[PREFIX_W2], t[PREFIX_B2], p.T);
-    zero(k.h, p.T * k.E);
-    activation_backward(k.h, k.dh, k.a, TANH, p.T * k.E);
-    affine_backward(t[PREFIX_TABLE]->grad, k.h, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], p.T);
+    zero(da, inner);                                            // h is read no more
+    activation_backward(da, k.dh, k.a, TANH, inner);
+    affine_backward(t[PREFIX_TABLE]->grad, da, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], p.T);
 }
 
 static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->config.remote; }
@@ -3986,7 +3986,7 @@ static Tensor *ptuning_projected(const Model *m) {
 static void ptuning_write_config(Text *t, const Model *m, const Options *o) {
     const Config *c = &m->config;
     const Tensor *w1 = m->added.t[PREFIX_W1];
-    size_t kvd = c->n_kv_heads * c->head_dim;
+    size_t kvd = kv_width(c);
     (void)o;
     text_print(t, ",\n  \"num_virtual_tokens\": %zu,\n  \"token_dim\": %zu,\n  \"num_transformer_submodules\": 1"
                ",\n  \"num_attention_heads\": %zu,\n  \"num_layers\": %zu,\n  \"encoder_hidden_size\": %zu"
@@ -4024,26 +4024,24 @@ static void ptuning_read_config(const char *path, const Json *root, Options *o) 
 enum { ADAPTER_DOWN, ADAPTER_DOWN_BIAS, ADAPTER_UP, ADAPTER_UP_BIAS };
 enum { HOULSBY, PFEIFFER };
 
-static void adapter_add(Model *m, Added *a, const char *place, size_t bottleneck, size_t depth) {
-    size_t H = m->config.hidden_size, rows[] = { bottleneck, bottleneck, H, H }, columns[] = { H, 0, bottleneck, 0 };
+static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
     static const char *const parts[] = { "down.0.weight", "down.0.bias", "up.weight", "up.bias" };
+    size_t H = m->config.hidden_size, B = max_size(1, H / (size_t)o->reduction_factor);
+    size_t rows[] = { B, B, H, H }, columns[] = { H, 0, B, 0 };
+    size_t depth = depth_of(l, half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH);
+    const char *path = m->layers[l].o->path, *place = half == MLP ? "output" : "attention";
+    int n = (int)(strstr(path, ".self_att") - path);            // as far as the layer's number
+    Added *a = &m->layers[l].branch[half];
+    a->kind = strcmp(o->adapter_type, "houlsby") ? PFEIFFER : HOULSBY;
     for (size_t i = 0; i < COUNT(parts); i++)
-        a->t[i] = add_tensor(m, name("%s.adapters.glmtune.adapter_%s", place, parts[i]), rows[i], columns[i], depth,
-                             (Start){ .spread = i == ADAPTER_DOWN ? 0.02f : 0, .normal = true });
+        a->t[i] = add_tensor(m, name("%.*s.%s_adapters.adapters.glmtune.adapter_%s", n, path, place, parts[i]), rows[i],
+                             columns[i], depth, (Start){ .spread = i == ADAPTER_DOWN ? 0.02f : 0, .normal = true });
 }
 
 static void adapter_setup(Model *m, const Options *o) {
-    size_t bottleneck = max_size(1, m->config.hidden_size / (size_t)o->reduction_factor);
-    int kind = strcmp(o->adapter_type, "houlsby") ? PFEIFFER : HOULSBY;
     for (size_t l = 0; l < m->config.n_layers; l++) {
-        Layer *L = &m->layers[l];
-        const char *path = L->o->path, *self = strstr(path, ".self_att");
-        int n = (int)(self - path);
-        L->branch[0].kind = L->branch[1].kind = kind;
-        if (kind == HOULSBY)
-            adapter_add(m, &L->branch[0], name("%.*s.attention_adapters", n, path), bottleneck,
-                        depth_of(l, AT_ATTENTION_BRANCH));
-        adapter_add(m, &L->branch[1], name("%.*s.output_adapters", n, path), bottleneck, depth_of(l, AT_MLP_BRANCH));
+        if (!strcmp(o->adapter_type, "houlsby")) adapter_add(m, l, ATTENTION, o);
+        adapter_add(m, l, MLP, o);
     }
 }
 
@@ -4063,7 +4061,7 @@ static void adapter_forward(const Added *a, real *x, const real *s, real *z, siz
     bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
 }
 
-// The gradient of z joins that of s in houlsby, of x + s in pfeiffer.
+// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; dx, that of out, is also what both have without A.
 static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
     size_t B = adapter_width(a);
     const real *down = z + p.T * H, *bent = down + p.T * B;
@@ -4102,7 +4100,7 @@ static bool freeze_trains(const Model *m, const Tensor *t, const Options *o) {
     if (t == m->embedding) return o->trainable_embedding || (m->config.tied && o->trainable_head);
     if (t == m->head) return o->trainable_head;
     if (!layers || t->depth < depth_of(m->config.n_layers - layers, 0)) return false;
-    const char *dot = strrchr(t->name, '.'), *owner = dot;
+    const char *dot = strrchr(t->name, '.'), *owner = dot;      // of PATH.q_proj.weight: q_proj
     while (owner > t->name && owner[-1] != '.') owner--;
     return !o->trainable_modules || list_has(o->trainable_modules, name("%.*s", (int)(dot - owner), owner));
 }
@@ -4158,8 +4156,8 @@ static const Method methods[] = {
 
 static const char *method_names(void) {
     static Text names;
-    for (size_t i = 0; i < COUNT(methods) && (i || !names.n); i++)
-        text_print(&names, "%s%s", i ? "," : "", methods[i].name);
+    if (names.n) return names.s;
+    for (size_t i = 0; i < COUNT(methods); i++) text_print(&names, "%s%s", i ? "," : "", methods[i].name);
     return names.s;
 }
 
@@ -4170,7 +4168,8 @@ static const Method *find_method(const char *wanted) {
 
 // ---- 7.8 Memory of what trains -----------------------------------------------------------------------------------
 
-// Gives a trained tensor its places in an arena: weight, and where it is to be trained gradient and moments.
+// Gives a tensor its places in an arena: weight, and, unless an adapter is only loaded (`trains` false), gradient and
+// moments.
 static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
     real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
     for (size_t k = 0; k < (trains ? 2 + n_moments : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
