@@ -3501,9 +3501,7 @@ static void check_stored(const Tensor *t, const StoredTensor *s) {
     if (s->dtype > BF16)
         fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16", s->file,
              t->name, s->dtype_name);
-    bool same = s->n_dims == t->n_dims;
-    for (size_t i = 0; i < t->n_dims && same; i++) same = s->shape[i] == t->shape[i];
-    if (!same)
+    if (s->n_dims != t->n_dims || memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape))
         fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
              t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
 }
@@ -3593,11 +3591,10 @@ typedef struct Options {
     int64_t max_output_length;
     double val_size;
     // the run
-    const char *output_dir, *base, *resume_from_checkpoint;
+    const char *output_dir, *base, *resume_from_checkpoint, *precision;     // precision: glmtune-cuda's
     bool force, predict_with_generate, load_best_model_at_end;
     int64_t seed, threads, logging_steps, save_steps, save_total_limit, eval_steps, early_stopping_patience;
     int64_t stop_at_step;
-    const char *precision;          // glmtune-cuda's
     // answers
     const char *prompt, *system;
     int64_t max_new_tokens, max_context;
@@ -3732,12 +3729,12 @@ static void lora_setup(Model *m, const Options *o) {
     for (size_t i = 0; i < m->config.n_layers; i++)
         for (Map *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
             if (!list_has(targets, w->short_name)) continue;
-            Start uniform = { .spread = (float)(1 / sqrt((double)w->n_in)) };
+            Start uniform = { .spread = (float)(1 / sqrt((double)w->n_in)) }, zeros = {0};
+            const char *a = name("base_model.model.%s.lora_A.weight", w->path);
+            const char *b = name("base_model.model.%s.lora_B.weight", w->path);
             w->added = (Added){ .scale = (real)scale, .dropout = (real)o->lora_dropout };
-            w->added.t[LORA_A] = add_tensor(m, name("base_model.model.%s.lora_A.weight", w->path), (size_t)o->r,
-                                            w->n_in, w->depth, uniform);
-            w->added.t[LORA_B] = add_tensor(m, name("base_model.model.%s.lora_B.weight", w->path), w->n_out,
-                                            (size_t)o->r, w->depth, (Start){0});
+            w->added.t[LORA_A] = add_tensor(m, a, (size_t)o->r, w->n_in, w->depth, uniform);
+            w->added.t[LORA_B] = add_tensor(m, b, w->n_out, (size_t)o->r, w->depth, zeros);
         }
     if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets);
 }
@@ -3792,11 +3789,8 @@ static void lora_write_config(Text *t, const Model *m, const Options *o) {
                o->use_rslora ? "true" : "false");
     text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
     text_print(t, ",\n  \"target_modules\": [");
-    for (size_t i = 0; i < l->n_maps; i++) {
-        if (!lora_rank(&l->maps[i])) continue;
-        text_print(t, "%s\"%s\"", comma, l->maps[i].short_name);
-        comma = ", ";
-    }
+    for (const Map *w = l->maps; w < l->maps + l->n_maps; w++)
+        if (lora_rank(w)) text_print(t, "%s\"%s\"", comma, w->short_name), comma = ", ";
     text_print(t, "]");
 }
 
@@ -4061,7 +4055,7 @@ static void adapter_forward(const Added *a, real *x, const real *s, real *z, siz
     bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
 }
 
-// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; dx, that of out, is also what both have without A.
+// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; without A both would be dx, that of out.
 static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
     size_t B = adapter_width(a);
     const real *down = z + p.T * H, *bent = down + p.T * B;
@@ -4168,8 +4162,7 @@ static const Method *find_method(const char *wanted) {
 
 // ---- 7.8 Memory of what trains -----------------------------------------------------------------------------------
 
-// Gives a tensor its places in an arena: weight, and, unless an adapter is only loaded (`trains` false), gradient and
-// moments.
+// Gives a tensor its places in an arena: weight, and where it is to be trained, not just loaded, gradient and moments.
 static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
     real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
     for (size_t k = 0; k < (trains ? 2 + n_moments : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
@@ -4285,26 +4278,19 @@ typedef struct {
 
 // ---- 8.1 The memory of a run -------------------------------------------------------------------------------------
 
-static size_t widest_input(const Config *c) {
-    return max_size(max_size(c->hidden_size, c->ffn_dim), q_width(c));
-}
-
-// What the method keeps for each token beside a map, or behind a half of a layer; what it keeps for a prefix.
+// How many numbers the method keeps for each token beside a map, or behind a half of a layer.
 static size_t map_keeps(const Run *r, const Map *w) { return r->method->map_keeps ? r->method->map_keeps(w) : 0; }
 
 static size_t branch_keeps(const Run *r, const Added *a) {
     return r->method->branch_keeps ? r->method->branch_keeps(a, r->model->config.hidden_size) : 0;
 }
 
-static size_t prefix_keeps(const Run *r) { return r->model->n_prefix ? r->method->prefix_keeps(r->model) : 0; }
-
 static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a, times(rows, columns), sizeof(real)); }
 
 // Whether the map, or what stands beside it, trains: then its backward needs its input.
 static bool needs_input(const Map *w) { return w->weight->trained || w->added.t[0]; }
 
-// An array of the layer's own where its backward needs it, else the one that layers use in turn, taken when first asked
-// for.
+// An array of the layer's own where its backward needs it, else one that layers use in turn (the first takes it).
 static real *keep(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
     if (!own && *shared) return *shared;
     real *array = reals(a, rows, columns);
@@ -4340,7 +4326,8 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
 
 static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
-    size_t T = r->max_T, H = c->hidden_size, qd = q_width(c), kvd = kv_width(c), beside = 0, P = r->model->n_prefix;
+    size_t T = r->max_T, P = r->model->n_prefix, beside = 0;
+    size_t H = c->hidden_size, F = c->ffn_dim, qd = q_width(c), kvd = kv_width(c);
     r->shared = (Kept){0};
     for (size_t l = 0; l < c->n_layers; l++) {
         const Layer *L = &r->model->layers[l];
@@ -4351,7 +4338,8 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->x_rows = reals(kept, T, H), r->att_rows = reals(kept, T, qd);
     r->x_final = reals(kept, T, H), r->final_rms = reals(kept, T, 1), r->final = reals(kept, T, H);
     r->rope = reals(kept, r->max_kv + r->model->first_position, c->n_rotated);
-    r->prefix = reals(kept, 2 * c->n_layers * P, kvd), r->prefix_kept = reals(kept, prefix_keeps(r), 1);
+    r->prefix = reals(kept, 2 * c->n_layers * P, kvd);
+    r->prefix_kept = reals(kept, P ? r->method->prefix_keeps(r->model) : 0, 1);
     r->prefix_rows = arena_take(scratch, 2 * c->n_layers * P, sizeof *r->prefix_rows);
     r->prefix_keys = arena_take(scratch, P, sizeof *r->prefix_keys);
     r->ids = arena_take(scratch, T, sizeof *r->ids), r->positions = arena_take(scratch, T, sizeof *r->positions);
@@ -4363,15 +4351,14 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->key_rows = arena_take(scratch, T, sizeof *r->key_rows);
     r->normed = reals(scratch, T, H);
     r->logits = reals(scratch, min_size(HEAD_ROWS, T), c->vocab_size), r->loss = reals(scratch, T, 1);
-    r->scratch = reals(scratch, T, widest_input(c)), r->beside_scratch = reals(scratch, T, beside);
+    r->scratch = reals(scratch, T, max_size(max_size(H, F), qd)), r->beside_scratch = reals(scratch, T, beside);
     if (r->kind == FORWARD_ONLY) return;
     r->dx_rows = reals(scratch, T, H), r->dx_all = reals(scratch, T, H);
     r->dhalf = reals(scratch, T, H), r->dnorm = reals(scratch, T, H);
     r->ds = reals(scratch, branch_keeps(r, &r->model->layers->branch[MLP]) ? T : 0, H);
-    r->dgate_up = reals(scratch, T, 2 * c->ffn_dim), r->dh = reals(scratch, T, c->ffn_dim);
+    r->dgate_up = reals(scratch, T, 2 * F), r->dh = reals(scratch, T, F), r->dfinal = reals(scratch, T, H);
     r->datt_rows = reals(scratch, T, qd), r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
     r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd), r->dkv_heads = reals(scratch, 2 * (P + T), qd);
-    r->dfinal = reals(scratch, T, H);
     r->dprefix = reals(scratch, 2 * c->n_layers * P, kvd);
 }
 
@@ -4611,8 +4598,8 @@ static real *collect(const Run *r, real *array, size_t columns, size_t l, size_t
 static real *half_backward(const Run *r, size_t l, size_t half) {
     const Layer *L = &r->model->layers[l];
     const Kept *k = &r->layers[l];
-    size_t H = r->model->config.hidden_size, branch = half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH;
-    size_t post_norm = half == MLP ? AT_MLP_POST_NORM : AT_ATTENTION_POST_NORM;
+    size_t H = r->model->config.hidden_size, post_norm = half == MLP ? AT_MLP_POST_NORM : AT_ATTENTION_POST_NORM;
+    size_t branch = post_norm + 1;      // the stage behind it
     real *ds = r->dx;
     if (r->method->branch_backward)
         ds = r->method->branch_backward(&L->branch[half], r->dx, r->ds, k->branch[half], H, flows_below(r, l, branch),
@@ -4824,10 +4811,10 @@ static void zero_gradients(Model *m) {
 // The learning rate of step s = 0 .. T-1, with w steps of warm-up, the first at rate 0, and n = max(1, T-w) after them:
 //     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/n)) / 2    linear: lr (T-s)/n    constant: lr
 static double scheduled_rate(const char *schedule, double lr, int64_t s, int64_t w, int64_t T) {
-    double left = (double)(T - w > 1 ? T - w : 1);
+    double n = (double)(T - w > 1 ? T - w : 1);
     if (s < w) return lr * (double)s / (double)w;
-    if (!strcmp(schedule, "cosine")) return lr * (1 + cos(acos(-1.0) * (double)(s - w) / left)) / 2;
-    if (!strcmp(schedule, "linear")) return lr * fmax(0, (double)(T - s) / left);
+    if (!strcmp(schedule, "cosine")) return lr * (1 + cos(acos(-1.0) * (double)(s - w) / n)) / 2;
+    if (!strcmp(schedule, "linear")) return lr * fmax(0, (double)(T - s) / n);
     return lr;
 }
 
@@ -4846,7 +4833,8 @@ static double clip_gradients(Model *m, double max_norm) {
     return norm;
 }
 
-// An optimizer: how many moments it keeps of each number, its betas unless the user set them, its step t = 1, 2, ...
+// An optimizer: how many moments it keeps of each number, its betas unless the user set them, its step t = 1, 2, ... of
+// one tensor. The formulas stand in 5.12.
 typedef struct {
     const char *name;
     size_t n_moments;
