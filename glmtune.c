@@ -3490,7 +3490,7 @@ static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
     t->dtype = REAL;
 }
 
-// Copies the numbers of a file that are not to be read again.
+// Copies numbers of a file that are not to be read again; those that stay in use are bound.
 static void widen_stored(real *out, const StoredTensor *s) {
     const void *mapped = memory_mapped(s->data, s->bytes);
     widen(out, mapped, s->dtype, s->n);
@@ -3524,12 +3524,11 @@ static void bind_files(Model *m, const char *folder) {
         t->file_data = s->data;
         t->file = strrchr(s->file, '/') + 1;
     }
-    for (size_t i = 0; i < set.n; i++) {
+    for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         size_t k = 0;
-        while (k < m->n_tensors && strcmp(m->tensors[k]->name, set.tensors[i].name)) k++;
-        if (k == m->n_tensors && !may_be_ignored(m, set.tensors[i].name))
-            fail("%s: '%s' has no place in the model that config.json describes", set.tensors[i].file,
-                 set.tensors[i].name);
+        while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
+        if (k == m->n_tensors && !may_be_ignored(m, s->name))
+            fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
     }
     free(set.tensors);
 }
@@ -3693,12 +3692,11 @@ static void read_fixed(const char *path, const Json *root, const char *key, int6
     *value = (int64_t)number;
 }
 
-static void read_fixed_text(const char *path, const Json *root, const char *key, const char **value,
-                            const char *usual) {
-    const char *text = config_text(root, key);
-    if (*value != usual && (!*value || !text || strcmp(*value, text)))
-        fail("%s: the adapter has %s %s; leave the option out", path, key, text ? text : "unset");
-    *value = text;
+static void read_fixed_text(const char *path, const Json *root, const char *key, const char **text, const char *usual) {
+    const char *fixed = config_text(root, key);
+    if (*text != usual && (!*text || !fixed || strcmp(*text, fixed)))
+        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? fixed : "unset");
+    *text = fixed;
 }
 
 // Ends the program where a list names a linear map that a layer does not have.
@@ -4177,8 +4175,7 @@ static size_t trainable_bytes(const Model *m, bool trains) {
     return count.used;
 }
 
-// Takes the memory and sets the first values: tensors of the base as they are in the file, new ones random from the
-// seed.
+// Takes the memory and sets the first values: of the base those that it has, of new tensors random ones from the seed.
 static void start_trainables(Model *m, uint64_t seed, bool trains) {
     m->trainables.size = trainable_bytes(m, trains);
     m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
@@ -4314,11 +4311,10 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     k->m = keep(a, all && needs_input(L->gate_up), &s->m, T, H);
     k->gate_up = keep(a, all, &s->gate_up, T, 2 * F);
     k->h = keep(a, all && needs_input(L->down), &s->h, T, F);
-    for (size_t i = 0; i < L->n_maps; i++)
-        k->beside[i] = keep(a, own, &s->beside[i], T, map_keeps(r, &L->maps[i]));
+    for (size_t i = 0; i < L->n_maps; i++) k->beside[i] = keep(a, own, &s->beside[i], T, map_keeps(r, &L->maps[i]));
     for (size_t i = 0; i < HALVES; i++) {
-        bool normed = L->post_norm[i] != NULL;
-        k->half[i] = keep(a, normed && (i == MLP ? all : own), &s->half[i], T, H);
+        bool needed = L->post_norm[i] && (i == MLP ? all : own);        // by the post norm's backward
+        k->half[i] = keep(a, needed, &s->half[i], T, H);
         k->half_rms[i] = keep(a, own, &s->half_rms[i], T, 1);
         k->branch[i] = keep(a, own, &s->branch[i], T, branch_keeps(r, &L->branch[i]));
     }
@@ -4383,11 +4379,11 @@ static void take_run(Run *r) {
                            "scratch (lower the number or the length of the samples in a batch)" };
     for (size_t i = 0; i < COUNT(arenas); i++)
         *arenas[i] = (Arena){ .block = device_take(arenas[i]->used, 1, what[i]), .size = arenas[i]->used };
-    lay_out_run(r, &r->kept_arena, &r->scratch_arena);
+    lay_out_run(r, &r->kept_arena, &r->scratch_arena);      // now that they have blocks, in them
     rope_table(r->rope, r->model->config.rope_theta, r->model->config.n_rotated, r->max_kv + r->model->first_position);
     size_t P = r->model->n_prefix, n = 2 * r->model->config.n_layers;
     int32_t *rows = take(n * P, sizeof *rows);
-    for (size_t i = 0; i < n * P; i++) rows[i] = (int32_t)(i % P * n + i / P);
+    for (size_t i = 0; i < n * P; i++) rows[i] = (int32_t)(i % P * n + i / P);     // [n,P] as rows of [P,n]
     move_in(r->prefix_rows, rows, n * P * sizeof *rows);
 }
 
@@ -4421,8 +4417,8 @@ static void place_keys(Run *r, const Batch *b) {
     r->n_sequences = n;
     r->spread_keys = c && b->n > 1;
     r->new_keys = r->spread_keys ? r->max_kv - r->max_T : c ? c->first + c->n : 0;
-    if (b->T > r->max_T || r->new_keys + b->T > r->max_kv)
-        fail("internal error: a batch of %zu tokens is too large", b->T);
+    bool fits = b->T <= r->max_T && r->new_keys + b->T <= r->max_kv;
+    if (!fits) fail("internal error: a batch of %zu tokens is too large", b->T);
     move_in(r->starts, starts, (n + 1) * sizeof *starts);
     move_in(r->kv_starts, kv_starts, (n + 1) * sizeof *kv_starts);
     move_in(r->key_rows, rows, b->T * sizeof *rows);
@@ -4459,11 +4455,13 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
 
 static Pass pass_of(const Run *r) {
     const uint64_t *keys = r->n_rows == r->T ? r->token_keys : r->row_keys;
-    return (Pass){ r->n_rows, r->dropout ? keys : NULL, r->scratch, r->beside_scratch, NULL };
+    return (Pass){ .T = r->n_rows, .token_keys = r->dropout ? keys : NULL, .scratch = r->scratch,
+                   .beside_scratch = r->beside_scratch };
 }
 
 static Pass prefix_pass(const Run *r) {
-    return (Pass){ r->model->n_prefix, r->dropout ? r->prefix_keys : NULL, NULL, NULL, r->prefix_rows };
+    return (Pass){ .T = r->model->n_prefix, .token_keys = r->dropout ? r->prefix_keys : NULL,
+                   .prefix_rows = r->prefix_rows };
 }
 
 static const void *part_weight(const Map *w, size_t row) {
@@ -4688,8 +4686,7 @@ static void head_forward(const Run *r, const real *final, size_t n) {       // r
     linear_forward(r->logits, final, head->data, head->dtype, 1, n, head->shape[0], head->shape[1]);
 }
 
-// The sum of the losses at all targets. With scale > 0 also the gradients of scale x that sum, of the head and, in
-// r->dx, of x_final.
+// The sum of the losses at all targets; with scale > 0 also gradients of scale x that sum: of the head, of x_final (dx).
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
