@@ -3624,7 +3624,8 @@ typedef struct {
     const char *help;               // what trains, and what it costs
     const char *no_merge;           // why it cannot be merged; NULL: it can
     void (*setup)(Model *, const Options *);
-    // what a map reads instead of x [T,in]; then, behind the map's own backward, dx in place
+    // what a map reads instead of x [T,in]; then, behind the map's own backward, dx in place. That backward is given x,
+    // so where this changes it the map itself must be frozen
     const real *(*input_forward)(const Map *, const real *x, real *kept, Pass);
     void (*input_backward)(const Map *, real *dx, const real *x, const real *kept, Pass);
     // beside a map: y[part] [T,rows of the part] are there; dy comes before the map's own backward and may be changed,
@@ -3772,11 +3773,10 @@ static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x
     const real *dropped = lora_input(w, x, p);
     linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
     if (!dx) return;
-    real *ddropped = dropped == x ? dx : p.scratch;         // in whose place it may come: it has been used
+    real *ddropped = dropped == x ? dx : p.scratch;         // in the place of dropout(x), which has been used
     if (ddropped != dx) zero(ddropped, p.T * w->n_in);
     linear_backward_input(ddropped, dz, a->data, REAL, 1, p.T, r, w->n_in);
-    if (ddropped != dx)
-        dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
+    if (ddropped != dx) dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
 }
 
 static void lora_write_config(Text *t, const Model *m, const Options *o) {
@@ -4686,7 +4686,7 @@ static void head_forward(const Run *r, const real *final, size_t n) {       // r
     linear_forward(r->logits, final, head->data, head->dtype, 1, n, head->shape[0], head->shape[1]);
 }
 
-// The sum of the losses at all targets; with scale > 0 also gradients of scale x that sum: of the head, of x_final (dx).
+// The sum of the losses at all targets; with scale > 0 also gradients of scale x that sum: of the head, of x_final, dx.
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
