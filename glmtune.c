@@ -250,13 +250,16 @@ static void remove_tree(const char *path) {     // a file, a link, or a folder w
     remove(path);
 }
 
-// Removes what stands in a folder under names that end so; TEMPORARY: what a run that was killed has left.
+// Removes what stands in a folder under names that end so. "": all; TEMPORARY: what a killed run has left.
 static void remove_inside(const char *folder, const char *ending) {
     DIR *d = opendir(folder);
     for (struct dirent *e; d && (e = readdir(d)); ) {
         size_t n = strlen(e->d_name), tail = strlen(ending);
-        bool itself = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
-        if (!itself && n > tail && !strcmp(e->d_name + n - tail, ending)) remove_tree(name("%s/%s", folder, e->d_name));
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
+        if (n <= tail || strcmp(e->d_name + n - tail, ending)) continue;
+        char *path = name("%s/%s", folder, e->d_name);
+        remove_tree(path);
+        free(path);
     }
     if (d) closedir(d);
 }
@@ -278,6 +281,7 @@ static void on_stop_signal(int signal_number) {
 // Returns the temporary name under which `path` is to be written.
 static const char *begin_output(const char *path) {
     size_t n = strlen(path), i = 0;
+    if (!n) fail("the name of a file or folder to write is empty");
     while (n > 1 && path[n-1] == '/') n--;
     while (i < COUNT(unfinished) && unfinished[i]) i++;
     if (i == COUNT(unfinished)) fail("internal error: more than %zu files are being written at once", i);
@@ -299,8 +303,9 @@ static void finish_output(const char *temporary) {
     if (slash) *slash = 0;
     sync_path(slash ? final : ".");
     free(final);
-    for (size_t i = 0; i < COUNT(unfinished); i++)
-        if (unfinished[i] == temporary) free(unfinished[i]), unfinished[i] = NULL;
+    size_t i = 0;
+    while (unfinished[i] != temporary) i++;
+    free(unfinished[i]), unfinished[i] = NULL;
 }
 
 __attribute__((noreturn)) static void fail_writing(const char *path) {
@@ -1025,9 +1030,8 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
     set->tensors = grow(set->tensors, &set->capacity, set->n + root->count + 1, sizeof *set->tensors);
     for (const Json *j = root->first; j; j = j->next) {
-        bool metadata = !strcmp(j->key, "__metadata__");
-        if (!metadata) set->tensors[set->n++] = read_tensor_entry(file, j);
-        for (const Json *m = j->first; metadata && m; m = m->next)
+        if (strcmp(j->key, "__metadata__")) set->tensors[set->n++] = read_tensor_entry(file, j);
+        else for (const Json *m = j->first; m; m = m->next)
             if (m->key && m->type == JSON_STRING) text_print(&set->metadata, "%s=%s\n", m->key, m->text);
     }
     json_close(&r);
@@ -1280,6 +1284,7 @@ static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_
     return t;
 }
 
+// A number of the listed merges, which follow the text, on no boundary.
 static uint32_t image_get(const char *p) {
     const unsigned char *u = (const unsigned char *)p;
     return u[0] | (uint32_t)u[1] << 8 | (uint32_t)u[2] << 16 | (uint32_t)u[3] << 24;
@@ -1373,7 +1378,8 @@ static void read_merges(Tokenizer *t, const char *file, const char *p, uint32_t 
     t->first_listed = place;
 }
 
-// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps. `file` is for messages.
+// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps: from the heap, so that the numbers lie on their
+// boundary. `file` is for messages.
 static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
     if (bytes < 8 + 4*FIELDS || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
@@ -3497,11 +3503,15 @@ static void widen_stored(real *out, const StoredTensor *s) {
     memory_unmap(mapped);
 }
 
+static bool has_shape(const StoredTensor *s, const Tensor *t) {
+    return s->n_dims == t->n_dims && !memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape);
+}
+
 static void check_stored(const Tensor *t, const StoredTensor *s) {
     if (s->dtype > BF16)
         fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16", s->file,
              t->name, s->dtype_name);
-    if (s->n_dims != t->n_dims || memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape))
+    if (!has_shape(s, t))
         fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
              t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
 }
@@ -5041,7 +5051,7 @@ static Turn without_thoughts(Turn t) {
     return t;
 }
 
-// past: it has been answered. The <think> that opens an answer is encoded with the line break before it, as in prompts.
+// past: the turn is answered. The <think> that opens an answer is encoded with the line break before it, as in prompts.
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text header = {0};
     bool thinks = f->layout->thinks && t.role == ASSISTANT;
@@ -5544,8 +5554,8 @@ static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
     return order;
 }
 
-// One batch of the samples chosen[0 .. n-1], or, where that is NULL, of n samples from `first` on; `first` is the place
-// of the first within its optimizer step.
+// One batch of the samples chosen[0 .. n-1], the first of which is number `first` of its optimizer step (the keys for
+// dropout count them); or, where chosen is NULL, of n samples of the set from `first` on.
 static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
     Batch b = { .n = n, .step_key = step_key, .starts = take(n + 1, sizeof *b.starts) };
     for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen ? chosen[i] : first + i].n;
@@ -5751,7 +5761,7 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
 // An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, as
 // Hugging Face's PEFT names them, so that either program reads the other's. What PEFT has not, or would compute
 // otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved so too, as "GLMTUNE_...". ChatGLM's own
-// prefix folders are read too. `merge` makes a model folder of base and adapter, `export` other names of an adapter.
+// prefix folders are read too. `merge` makes a model folder of base and adapter, `export` gives an adapter other names.
 
 // ---- 12.1 Model folders ------------------------------------------------------------------------------------------
 
@@ -5823,8 +5833,9 @@ static void choose_files(Model *m, double max_shard) {
 static void write_weights(const char *folder, const Model *m, TensorSource source, const void *context) {
     size_t total = 0;
     Text index = {0}, map = {0};
-    for (size_t i = 0, k = 0; i < m->n_tensors; i++, k = 0) {
+    for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
+        size_t k = 0;
         while (strcmp(m->tensors[k]->file, t->file)) k++;
         if (k == i) write_shard(folder, m, t->file, source, context);
         text_print(&map, "%s\n\"%s\": \"%s\"", i ? "," : "", t->name, t->file);
@@ -5874,7 +5885,7 @@ static void write_trained(const char *path, Tensor *const *t, size_t n, const ch
     free(s);
 }
 
-// Writes the files of an adapter into a folder; one that shall appear when it is complete, the caller begins. Where
+// Writes the files of an adapter into a folder that is there; one that shall appear complete, the caller begins. Where
 // PEFT wants something else than what trains, that lies in a file of its own, so that training can go on.
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
     const char *file = name("%s/adapter_model.safetensors", folder);
@@ -6007,9 +6018,9 @@ static void read_adapter_tensors(const char *folder, Model *m, const Method *met
         Tensor *t = m->trained[i];
         const StoredTensor *s = find_trained(&set, t);
         if (!s) fail("%s: '%s' is missing", folder, t->name);
-        const char *has = shape_text(s->shape, s->n_dims), *needs = shape_text(t->shape, t->n_dims);
-        if (strcmp(has, needs))
-            fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name, has, needs);
+        if (!has_shape(s, t))
+            fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name,
+                 shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
         if (s->dtype > BF16) fail("%s: '%s' is %s, and must be F64, F32, F16 or BF16", s->file, s->name, s->dtype_name);
         widen_stored(t->value, s);
         n_constant += t->start.spread == 0 && !t->of_base, n_as_started += is_as_started(t);
@@ -6109,7 +6120,8 @@ static void verify_merge(const Opened *o, const char *folder, bool force) {
         change = fmax(change, fabs((double)got[i] - (double)want[i])), largest = fmax(largest, fabs((double)want[i]));
         bad += !isfinite(got[i]) || !isfinite(want[i]);
     }
-    if (bad || (!(change <= bound * largest) && !force))
+    if (bad) fail("%s: gives %zu logits that are not finite; nothing is written", o->adapter, bad);
+    if (!(change <= bound * largest) && !force)
         fail("%s: the merged model gives other logits: they change by up to %.3g, the largest is %.3g, and %.2g of it "
              "is what rounding may do; nothing is written (--force: it is)", o->adapter, change, largest, bound);
     fprintf(stderr, "read back: logits change by up to %.3g (%.2g of the largest; bound %.2g), the loss from %.6f to "
@@ -6253,12 +6265,12 @@ static const char *size_text(size_t bytes) {
 
 // The sum of the numbers behind these words in a file; without words the number that it holds. SIZE_MAX: there is none.
 static size_t number_in(const char *path, const char *words) {
-    char key[64];
+    char line[256], key[64];
     size_t n, sum = SIZE_MAX;
     FILE *f = fopen(path, "re");
-    if (f && !words && fscanf(f, "%zu", &n) == 1) sum = n;
-    while (f && words && fscanf(f, "%63s %zu%*[^\n]", key, &n) == 2)
-        if (list_has(words, key)) sum = (sum == SIZE_MAX ? 0 : sum) + n;
+    while (f && fgets(line, sizeof line, f))
+        if (words ? sscanf(line, "%63s %zu", key, &n) == 2 && list_has(words, key) : sscanf(line, "%zu", &n) == 1)
+            sum = (sum == SIZE_MAX ? 0 : sum) + n;
     if (f) fclose(f);
     return sum;
 }
@@ -6863,12 +6875,13 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
 // What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
 // so that one loop writes and reads them; whole numbers stay exact up to 2^53.
 // best_step: 0 when there is none; worse_since: validations after it; first_loss: before training.
-typedef union {
-    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss; };
-    double numbers[8];
-} RunState;
 static const char *const state_names[] = { "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss",
                                            "eval_loss", "last_loss" };
+typedef union {
+    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss; };
+    double numbers[COUNT(state_names)];     // the same, in the order of their names
+} RunState;
+_Static_assert(sizeof(RunState) == COUNT(state_names) * sizeof(double), "each number of a run has a name");
 
 typedef struct { size_t *places; uint64_t epoch; } Order;
 
@@ -7065,7 +7078,7 @@ static size_t list_checkpoints(const char *folder, size_t **steps) {
 
 // It loses its name first, so that no checkpoint is ever seen half removed.
 static void remove_checkpoint(const char *folder, size_t step) {
-    const char *path = name("%s/checkpoint-%zu", folder, step), *gone = name("%s.glmtune.tmp", path);
+    const char *path = name("%s/checkpoint-%zu", folder, step), *gone = name("%s" TEMPORARY, path);
     if (!rename(path, gone)) remove_tree(gone);
 }
 
@@ -7073,7 +7086,7 @@ static void remove_checkpoint(const char *folder, size_t step) {
 static void remove_checkpoints(const Trainer *t, size_t keep) {
     size_t *steps, n = list_checkpoints(t->o->output_dir, &steps);
     for (size_t i = keep; i < n; i++)
-        if (steps[i] != (size_t)t->state.best_step) remove_checkpoint(t->o->output_dir, steps[i]);
+        if ((double)steps[i] != t->state.best_step) remove_checkpoint(t->o->output_dir, steps[i]);
     free(steps);
 }
 
@@ -7158,8 +7171,8 @@ static void save_checkpoint(const Trainer *t) {
     const Options *o = t->o;
     const char *temporary = begin_output(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
     remove_tree(temporary);
-    if (mkdir(temporary, 0777))     // not begin_folder: if output_dir has vanished, a new one would lack the run's log
-        fail("%s: the folder cannot be made: %s", temporary, strerror(errno));
+    if (mkdir(temporary, 0777))     // not begin_folder: a new output_dir would lack the run's log
+        fail("%s: %s", o->output_dir, errno == ENOENT ? "the folder has vanished, and the run in it" : strerror(errno));
     save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
     write_optimizer(t, name("%s/optimizer.safetensors", temporary));
     write_trainer_state(t, name("%s/trainer_state.json", temporary));
@@ -7317,7 +7330,7 @@ static void open_log(Trainer *t, const char *from) {
     const char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
     bool goes_on = resumed && inside && !strcmp(resumed, inside);
     size_t *steps, n = list_checkpoints(folder, &steps), later = 0;     // they are the first
-    while (later < n && (!goes_on || steps[later] > (size_t)t->state.step)) later++;
+    while (later < n && (!goes_on || (double)steps[later] > t->state.step)) later++;
     if (later && !t->o->force)
         fail("%s: holds %s; choose another --output_dir, or --force to remove them", folder,
              goes_on ? name("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run");
@@ -7653,7 +7666,8 @@ static void dump(const char *model, const char *batch, const char *out, Options 
 // 1e-10. Numbers whose differences meet a kink of a ReLU are skipped and counted.
 //
 // In single precision, so on a GPU too, a slope is too coarse to judge by. There all gradients are compared with those
-// of glmtune64, which found them right and wrote them: |g - truth| / |truth|, 2-norms of a tensor, at most 1e-4.
+// of glmtune64, which found them right and wrote them: |g - truth| / max(|truth|, 0.001 of the largest such) must be at
+// most 1e-4, with 2-norms of a tensor. (A bias of one number may be a sum of which next to nothing is left.)
 
 // small models of each kind: grouped heads, tied, post norms, odd sizes
 static const char *const gradcheck_configs[] = {
@@ -7690,7 +7704,8 @@ static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
 
 typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;
 
-typedef struct { const Options *o; TensorList gradients; TensorSet truth; } Gradcheck;  // gradients: for --out
+// gradients: for --out; largest: 2-norm of a tensor of the truth
+typedef struct { const Options *o; TensorList gradients; TensorSet truth; double largest; } Gradcheck;
 
 static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
     memory_copy_in(t->value + i, &value, sizeof value);
@@ -7739,28 +7754,39 @@ static bool check_tensor(const Slope *s, const Tensor *t, size_t elements) {
                        kinks ? name(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
 }
 
+static double norm_of(const StoredTensor *s) {      // of doubles
+    double squares = 0;
+    for (size_t i = 0; i < s->n; i++) squares += ((const double *)s->data)[i] * ((const double *)s->data)[i];
+    return sqrt(squares);
+}
+
+static void read_truth(Gradcheck *check) {
+    read_tensor_file(&check->truth, check->o->truth);
+    for (const StoredTensor *s = check->truth.tensors; s < check->truth.tensors + check->truth.n; s++) {
+        if (s->dtype != F64) fail("%s: '%s' is %s, not F64: write it by glmtune64", s->file, s->name, s->dtype_name);
+        check->largest = fmax(check->largest, norm_of(s));
+    }
+}
+
 // The same in single precision: all numbers of a tensor against those that the truth has under this name.
-static bool compare_tensor(const TensorSet *truth, const char *listed, const Tensor *t) {
-    const StoredTensor *s = find_tensor(truth, listed);
-    if (!s || s->dtype != F64 || s->n != t->n)
-        fail("--truth: has no gradient '%s' of %zu numbers in double; write it with the same options: glmtune64 "
-             "gradcheck --out FILE", listed, t->n);
+static bool compare_tensor(const Gradcheck *check, const char *listed, const Tensor *t) {
+    const StoredTensor *s = find_tensor(&check->truth, listed);
+    if (!s || !has_shape(s, t))
+        fail("%s: has no gradient '%s' of shape %s; write it with the same options: glmtune64 gradcheck --out FILE",
+             check->o->truth, listed, shape_text(t->shape, t->n_dims));
     const double *want = s->data;
-    double difference = 0, all = 0;
+    double squares = 0;
     real *g = take(t->n, sizeof *g);
     memory_copy_out(g, t->grad, t->n * sizeof *g);
-    for (size_t i = 0; i < t->n; i++) {
-        difference += ((double)g[i] - want[i]) * ((double)g[i] - want[i]);
-        all += want[i] * want[i];
-    }
+    for (size_t i = 0; i < t->n; i++) squares += ((double)g[i] - want[i]) * ((double)g[i] - want[i]);
     free(g);
-    double error = sqrt(difference / (all > 0 ? all : 1));
+    double error = sqrt(squares) / fmax(norm_of(s), 1e-3 * check->largest);
     return print_check(t, error, error <= 1e-4, "");
 }
 
 static bool check_gradient(Gradcheck *check, const Slope *s, const Tensor *t) {
     const char *listed = name("%s: %s", s->run->model->config.model_type, t->name);
-    if (sizeof(real) < 8) return compare_tensor(&check->truth, listed, t);
+    if (sizeof(real) < 8) return compare_tensor(check, listed, t);
     if (check->o->out) list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
     return check_tensor(s, t, (size_t)check->o->elements);
 }
@@ -7799,7 +7825,7 @@ static int gradcheck(const char *folder, const Options *o) {
     if ((sizeof(real) < 8) != (o->truth != NULL) || (o->out && o->truth))
         fail("gradcheck takes slopes in double: glmtune64 gradcheck [--out FILE] (make glmtune64); in single precision "
              "it compares with what that wrote: --truth FILE");
-    if (o->truth) read_tensor_file(&check.truth, o->truth);
+    if (o->truth) read_truth(&check);
     set_precision(false);       // what is checked are the kernels, not the rounding of their operands
     if (folder) failed = gradcheck_method(&check, load_model(folder), method);
     for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
@@ -7871,10 +7897,11 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 //     lora                    its A and B are maps of n_in x r and r x n_out that train
 // All else counts nothing and so shows as lost percent.
 
-enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24 };
-
-// To measure the rate of reading: a device reads a quarter of a GB in no more time than it takes to begin.
-static size_t read_bytes(void) { return memory_left() < SIZE_MAX ? 1 << 30 : 1 << 28; }
+#ifdef GLMTUNE_CUDA     // a quarter of a GB takes no longer there than to begin
+enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 30 };
+#else
+enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 28 };
+#endif
 
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -7949,7 +7976,7 @@ static real *random_reals(size_t n, uint64_t key) {
 }
 
 static void read_once(const void *array) {
-    if (isnan(read_through(array, read_bytes() / sizeof(real)))) fail("bench: uniform numbers add up to NaN");
+    if (isnan(read_through(array, READ_BYTES / sizeof(real)))) fail("bench: uniform numbers add up to NaN");
 }
 
 // n weights with the standard deviation of a fresh model, in the type of most released ones.
@@ -8107,8 +8134,8 @@ static void bench_decoding(Model *m) {
         for (const Map *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
             bytes += (double)(w->weight->n * dtype_size(w->weight->dtype));
     Generator g = make_generator(m, NULL, 64, 1);
-    real *array = random_reals(read_bytes() / sizeof *array, 1);
-    double time = time_of(feed_one, &g), bandwidth = (double)read_bytes() / time_of(read_once, array);
+    real *array = random_reals(READ_BYTES / sizeof *array, 1);
+    double time = time_of(feed_one, &g), bandwidth = READ_BYTES / time_of(read_once, array);
     printf("  %-38s %10.2f ms %9.1f tokens/s %6.1f %% of reading %.1f GB/s\n", "decoding, a token", time * 1e3,
            1 / time, bytes / time / bandwidth * 100, bandwidth * 1e-9);
     memory_give(array);
@@ -8174,12 +8201,11 @@ static const struct { const char *name, *torch; Dtype dtype; } dtype_options[] =
     { "f64", "float64", F64 }, { "f32", "float32", F32 }, { "f16", "float16", F16 }, { "bf16", "bfloat16", BF16 } };
 
 // Gives all tensors the type that the user asks for, else that of config.json, else bf16.
-static Dtype choose_dtype(Model *m, const Options *o) {
-    const char *torch = m->config.torch_dtype;
+static Dtype set_dtype(Model *m, const Options *o) {
+    const char *wanted = o->dtype ? o->dtype : m->config.torch_dtype;
     Dtype dtype = BF16;
-    for (size_t i = 0; i < COUNT(dtype_options); i++)
-        if (o->dtype ? !strcmp(o->dtype, dtype_options[i].name) : torch && !strcmp(torch, dtype_options[i].torch))
-            dtype = dtype_options[i].dtype;
+    for (size_t i = 0; wanted && i < COUNT(dtype_options); i++)
+        if (!strcmp(wanted, o->dtype ? dtype_options[i].name : dtype_options[i].torch)) dtype = dtype_options[i].dtype;
     for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
     return dtype;
 }
@@ -8195,7 +8221,7 @@ static int init_command(const Call *c) {
     Text text = {0};
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Model *m = describe_model(config);
-    Dtype dtype = choose_dtype(m, c->o);
+    Dtype dtype = set_dtype(m, c->o);
     const char *closing = strrchr(config.source, '}');
     text_add(&text, config.source, (size_t)(closing - config.source));
     while (text.n && isspace((unsigned char)text.s[text.n - 1])) text.n--;
@@ -8236,7 +8262,7 @@ static int info_command(const Call *c) {
     const char *slash = strrchr(base, '/'), *folder = base;
     if (!is_folder(base)) folder = slash ? name("%.*s", (int)(slash - base), base) : ".";
     const char *layout = layout_name(o, &config, folder);
-    choose_dtype(m, o);
+    set_dtype(m, o);
     method->setup(m, o);
     m->n_moments = find_optimizer(o->optim)->n_moments;
     printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n",

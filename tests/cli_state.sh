@@ -114,6 +114,7 @@ status=$?
 told='a folder that vanishes'
 [ $status = 1 ] || want 'exit status 1'
 [ "$(grep -c '^glmtune: ' stderr)" = 1 ] || want 'one line of error'
+want_words stderr 'endless'
 [ ! -e endless ] || want 'no new folder'
 judge
 find gone -name '*.tmp' -prune -exec rm -rf {} +
