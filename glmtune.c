@@ -7671,11 +7671,9 @@ static void dump(const char *model, const char *batch, const char *out, Options 
 
 // small models of each kind: grouped heads, tied, post norms, odd sizes
 static const char *const gradcheck_configs[] = {
-    ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2, "
-     "\"kv_channels\": 8,"
-     " \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2, \"ffn_hidden_size\": "
-     "10,"
-     " \"add_qkv_bias\": true, \"rope_ratio\": 50}"),
+    ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2,"
+     " \"kv_channels\": 8, \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2,"
+     " \"ffn_hidden_size\": 10, \"add_qkv_bias\": true, \"rope_ratio\": 50}"),
     ("{\"model_type\": \"glm\", \"vocab_size\": 29, \"hidden_size\": 14, \"num_hidden_layers\": 2, \"head_dim\": 6,"
      " \"num_attention_heads\": 3, \"num_key_value_heads\": 1, \"intermediate_size\": 9, \"attention_bias\": false,"
      " \"partial_rotary_factor\": 1.0, \"tie_word_embeddings\": true, \"max_position_embeddings\": 64}"),
