@@ -3182,8 +3182,8 @@ typedef struct {
 static size_t q_width(const Config *c) { return c->n_heads * c->head_dim; }
 static size_t kv_width(const Config *c) { return c->n_kv_heads * c->head_dim; }
 
-// The sizes, each under two names. Either is read, that of the config's own set first; where there is neither, a remote
-// config has the default of ChatGLM's configuration_chatglm.py.
+// The sizes, each under two names. Either is read, that of the config's own set first; where a remote config has
+// neither, `remote_default` stands, which is ChatGLM's own (configuration_chatglm.py).
 enum { REQUIRED = 0 };
 static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
     { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
@@ -3196,7 +3196,7 @@ static const struct { const char *remote, *hf; size_t offset, most, remote_defau
     { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
 };
 
-// A number, a flag, a text (NULL where there is none) of a config; `missing` is what it is where nothing is said.
+// A number, a flag, a text of a config; where it says nothing they are `missing`, and NULL.
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
                             double missing) {
     const Json *j = json_get(root, key);
@@ -4493,14 +4493,13 @@ static void map_forward(const Run *r, const Kept *k, const Map *w, real *const *
 // dx [n,in] is added to; NULL: nothing below trains
 static void map_backward(const Run *r, const Kept *k, const Map *w, real *dx, real *const *dy, const real *x) {
     const real *kept = k->beside[w->index];
+    size_t n = r->n_rows;
     if (r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
-        if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], r->n_rows, w->part_rows[i]);
-        if (w->weight->grad)
-            linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, r->n_rows, w->part_rows[i], w->n_in);
-        if (dx)
-            linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i],
-                                  w->n_in);
+        size_t n_out = w->part_rows[i];
+        if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], n, n_out);
+        if (w->weight->grad) linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, n, n_out, w->n_in);
+        if (dx) linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, n, n_out, w->n_in);
     }
     if (r->method->input_backward) r->method->input_backward(w, dx, x, kept, pass_of(r));
 }
@@ -4870,7 +4869,7 @@ static const Optimizer optimizers[] = {
 
 static const Optimizer *find_optimizer(const char *wanted) {
     size_t i = 0;
-    while (wanted && strcmp(optimizers[i].name, wanted)) i++;   // the table of options lets no other pass
+    while (wanted && strcmp(optimizers[i].name, wanted)) i++;   // NULL: the first; options let no other word pass
     return &optimizers[i];
 }
 
