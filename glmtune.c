@@ -7701,7 +7701,7 @@ static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
 
 typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;
 
-// gradients: for --out; largest: 2-norm of a tensor of the truth
+// gradients: all that was checked, for --out; largest: 2-norm of a tensor of the truth
 typedef struct { const Options *o; TensorList gradients; TensorSet truth; double largest; } Gradcheck;
 
 static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
@@ -7725,12 +7725,11 @@ static bool print_check(const Tensor *t, double error, bool passed, const char *
     return passed;
 }
 
-// Checks up to `elements` numbers of a tensor, spread over it, and prints its row; returns whether it passed.
-static bool check_tensor(const Slope *s, const Tensor *t, size_t elements) {
-    real *g = take(t->n, sizeof *g);
+// Checks up to `elements` numbers of a tensor's gradient g, spread over it, and prints its row; returns whether it
+// passed.
+static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t elements) {
     double largest = 0, worst = 0;
     size_t kinks = 0;
-    memory_copy_out(g, t->grad, t->n * sizeof *g);
     for (size_t i = 0; i < t->n; i++) largest = fmax(largest, fabs((double)g[i]));
     size_t n = min_size(elements, t->n);
     for (size_t k = 0; k < n; k++) {
@@ -7746,7 +7745,6 @@ static bool check_tensor(const Slope *s, const Tensor *t, size_t elements) {
         }
         worst = isnan(worst) || error <= worst ? worst : error;
     }
-    free(g);
     return print_check(t, worst, worst <= 1e-6 && 2 * kinks <= n,
                        kinks ? name(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
 }
@@ -7765,27 +7763,24 @@ static void read_truth(Gradcheck *check) {
     }
 }
 
-// The same in single precision: all numbers of a tensor against those that the truth has under this name.
-static bool compare_tensor(const Gradcheck *check, const char *listed, const Tensor *t) {
+// The same in single precision: all numbers of g against those that the truth has under this name.
+static bool compare_tensor(const Gradcheck *check, const char *listed, const Tensor *t, const real *g) {
     const StoredTensor *s = find_tensor(&check->truth, listed);
     if (!s || !has_shape(s, t))
         fail("%s: has no gradient '%s' of shape %s; write it with the same options: glmtune64 gradcheck --out FILE",
              check->o->truth, listed, shape_text(t->shape, t->n_dims));
     const double *want = s->data;
     double squares = 0;
-    real *g = take(t->n, sizeof *g);
-    memory_copy_out(g, t->grad, t->n * sizeof *g);
     for (size_t i = 0; i < t->n; i++) squares += ((double)g[i] - want[i]) * ((double)g[i] - want[i]);
-    free(g);
     double error = sqrt(squares) / fmax(norm_of(s), 1e-3 * check->largest);
     return print_check(t, error, error <= 1e-4, "");
 }
 
 static bool check_gradient(Gradcheck *check, const Slope *s, const Tensor *t) {
     const char *listed = name("%s: %s", s->run->model->config.model_type, t->name);
-    if (sizeof(real) < 8) return compare_tensor(check, listed, t);
-    if (check->o->out) list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
-    return check_tensor(s, t, (size_t)check->o->elements);
+    list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
+    const real *g = check->gradients.tensors[check->gradients.n - 1].data;
+    return sizeof(real) < 8 ? compare_tensor(check, listed, t, g) : check_tensor(s, t, g, (size_t)check->o->elements);
 }
 
 // Returns the number of tensors that failed.

@@ -553,6 +553,7 @@ broken; head -c 5000 "$bin" >bad/tokenizer.bin
 refuse 'bad/tokenizer.bin|5000 bytes' train data.jsonl bad --output_dir out
 refuse 'bad/tokenizer.bin|5000 bytes' chat bad --prompt hi
 refuse 'bad/tokenizer.bin|5000 bytes' tokenize bad/tokenizer.bin
+refuse 'the name|is empty' tokenize m --out ''
 head -c 20 "$bin" >bad/tokenizer.bin
 refuse 'bad/tokenizer.bin' tokenize bad
 cp "$bin" bad/tokenizer.bin; put bad/tokenizer.bin 8 '\2'

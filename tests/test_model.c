@@ -557,6 +557,31 @@ static void test_threads(void) { check_skipped("threads", "built without OpenMP"
 // ---- Slopes: every gradient against finite differences -----------------------------------------------------------
 
 #ifdef GLMTUNE_DOUBLE
+// One number that is none is not forgotten for the right ones behind it.
+static void test_slope_of_nan(void) {
+    Options o = default_options();
+    Model *m = describe_model(parse_config("small model", gradcheck_configs[0]));
+    const Method *full = find_method("full");
+    size_t n_targets;
+    Batch b = random_batch(m->config.vocab_size, 42, &n_targets);
+    bind_random(m, 42, 0.1);
+    full->setup(m, &o), start_trainables(m, 42, true);
+    Run r = describe_run(m, full, KEEPS_ALL, b.T, b.T);
+    Slope slope = { &r, &b, n_targets, 0 };
+    take_run(&r), zero_gradients(m);
+    forward_backward(&r, &b, n_targets, 0, true);
+    const Tensor *t = m->trained[m->n_trained - 1];
+    real *g = take(t->n, sizeof *g);
+    memory_copy_out(g, t->grad, t->n * sizeof *g);
+    int kept = silence();
+    bool right = check_tensor(&slope, t, g, 10);
+    g[0] = NAN;
+    bool of_nan = check_tensor(&slope, t, g, 10);
+    unsilence(kept);
+    check_equal("a gradient passes as it is", right, true);
+    check_equal("and with one NaN", of_nan, false);
+}
+
 static void test_slopes(void) {
     for (size_t i = 0; i < COUNT(gradcheck_configs); i++)
         for (size_t k = 0; k < COUNT(methods); k++) {
@@ -571,6 +596,7 @@ static void test_slopes(void) {
             unsilence(kept);
             check_equal(label("config %zu, %s: gradients that differences contradict", i, methods[k].name), failed, 0);
         }
+    test_slope_of_nan();
 }
 #else
 static void test_slopes(void) { check_skipped("slopes", "finite differences need the double build"); }
