@@ -50,6 +50,9 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <math.h>
 #include <sched.h>
 #include <signal.h>
@@ -58,9 +61,11 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef _OPENMP
@@ -74,6 +79,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 // ================================================================================================================
 // What C leaves out: errors that say what to do, memory that is checked, and files that are whole or not there.
 
+#define GLMTUNE_VERSION "1.0"
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
@@ -84,6 +90,7 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 // with 2. Whatever was being written at that moment is removed (1.4), so that nothing half-written stays.
 
 static void discard_unfinished(void);
+static void end_passing_line(void);
 
 __attribute__((noreturn)) static void stop_with(int status, const char *format, va_list args) {
     char *message = NULL;
@@ -91,6 +98,7 @@ __attribute__((noreturn)) static void stop_with(int status, const char *format, 
     if (vasprintf(&message, format, args) < 0) message = NULL;
     // what users wrote may hold line breaks
     for (char *p = message; p && *p; p++) if ((unsigned char)*p < ' ') *p = ' ';
+    end_passing_line();
     fprintf(stderr, "glmtune: %s\n", message ? message : format);
     discard_unfinished();
     exit(status);
@@ -202,6 +210,13 @@ static bool list_has(const char *list, const char *wanted) {
     return false;
 }
 
+// Whether `list` holds each name of `names`.
+static bool names_in(const char *list, const char *names) {
+    bool all = true;
+    for (char *rest = name("%s", names), *one; (one = strsep(&rest, ",")); ) all &= list_has(list, one);
+    return all;
+}
+
 // An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The code that
 // takes them first runs on an arena without a block, which only counts: what the memory plan prints is what is taken.
 typedef struct { char *block; size_t used, size; } Arena;
@@ -221,17 +236,35 @@ static double seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-// Progress goes to stderr. Lines with `keep` stay; the others are rewritten on a terminal, and left out elsewhere.
+// The width of the terminal that a descriptor is, in columns; 0: it is none.
+static size_t terminal_columns(int fd) {
+    struct winsize size;
+    if (!isatty(fd)) return 0;
+    return !ioctl(fd, TIOCGWINSZ, &size) && size.ws_col ? size.ws_col : 80;
+}
+
+static bool passing_line;       // a line that is to be rewritten stands on the terminal
+
+static void end_passing_line(void) {
+    if (passing_line) fputs("\r\033[K", stderr);
+    passing_line = false;
+}
+
+// Progress goes to stderr, a line each. Those with `keep` stay; the others are for a terminal alone, where they are cut
+// to its width, so that none wraps, and give way to the next.
 __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...) {
-    bool terminal = isatty(2);
-    if (!terminal && !keep) return;
+    size_t columns = terminal_columns(2);
+    if (!columns && !keep) return;
     va_list args;
+    char *line = NULL;
     va_start(args, format);
-    if (terminal) fputs("\r\033[K", stderr);
-    vfprintf(stderr, format, args);
-    if (!terminal || keep) fputc('\n', stderr);
-    fflush(stderr);
+    if (vasprintf(&line, format, args) < 0) fail("out of memory for a line");
     va_end(args);
+    end_passing_line();
+    if (keep) fprintf(stderr, "%s\n", line);
+    else fprintf(stderr, "%.*s", (int)columns - 1, line), passing_line = true;
+    fflush(stderr);
+    free(line);
 }
 
 // ---- 1.4 Files ---------------------------------------------------------------------------------------------------
@@ -3251,12 +3284,13 @@ static bool is_plain_rotary(const Json *rope) {
     return !json_is(rope, JSON_OBJECT) || !type || (type->type == JSON_STRING && !strcmp(type->text, "default"));
 }
 
+static const char no_quantised[] = ", which cannot be tuned yet; download the release in fp16 or bf16";
+
 static void check_supported(const Config *c, const Json *root) {
     const Json *bits = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
     if ((json_is(bits, JSON_NUMBER) && bits->number != 0) ||
         json_is(json_get(root, "quantization_config"), JSON_OBJECT))
-        fail("%s: these weights are quantised, which cannot be tuned yet; download the release in fp16 or bf16",
-             c->file);
+        fail("%s: these weights are quantised%s", c->file, no_quantised);
     if (!is_plain_rotary(json_get(root, "rope_scaling")) || !is_plain_rotary(json_get(root, "rope_parameters")))
         fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones",
              c->file);
@@ -3509,8 +3543,7 @@ static bool has_shape(const StoredTensor *s, const Tensor *t) {
 
 static void check_stored(const Tensor *t, const StoredTensor *s) {
     if (s->dtype > BF16)
-        fail("%s: '%s' is %s: quantised weights cannot be tuned yet, download the release in fp16 or bf16", s->file,
-             t->name, s->dtype_name);
+        fail("%s: '%s' is %s: quantised weights%s", s->file, t->name, s->dtype_name, no_quantised);
     if (!has_shape(s, t))
         fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
              t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
@@ -3592,7 +3625,7 @@ typedef struct Options {
     const char *optim, *lr_scheduler_type;
     int64_t max_steps, warmup_steps;
     double learning_rate, num_train_epochs, warmup_ratio, weight_decay, adam_beta1, adam_beta2, adam_epsilon, momentum;
-    double max_grad_norm, label_smoothing_factor;
+    double max_grad_norm, label_smoothing_factor, early_stopping_threshold, early_stopping_loss;
     // data and batches
     const char *layout, *overlong, *prompt_column, *response_column, *history_column, *eval_file, *replay, *probe;
     bool official_mask, combine, gradient_checkpointing;
@@ -3613,7 +3646,21 @@ typedef struct Options {
     bool ids, decode, check;
     int64_t samples, sample, elements, tokens;
     double target_share, std, max_shard_size;
+    bool yaml;                      // a yaml file was read: what it leaves out is as the official scripts have it
+    bool given[1024];               // by offset of the field: the user set it, on the command line or in a yaml
 } Options;
+_Static_assert(offsetof(Options, given) <= 1024, "each field has its place in `given`");
+
+#define GIVEN(options, field) ((options)->given[offsetof(Options, field)])
+
+// Of section 14: all settings of a run as "name=value" lines, and the way back, for what was not given.
+static const char *settings_of(const Options *o);
+static void restore_settings(Options *o, const char *lines);
+// Those that may differ when a run goes on.
+static const char may_change[] =
+    "logging_steps,save_steps,save_total_limit,gradient_checkpointing,keep_trunk,max_new_tokens,eval_file,probe,"
+    "predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,load_best_model_at_end,"
+    "temperature,top_p,per_device_eval_batch_size";
 
 // What a method sees of the pass that is under way.
 typedef struct {
@@ -3630,7 +3677,8 @@ typedef struct {
 typedef struct {
     const char *name, *peft_type;   // peft_type: in adapter_config.json
     const char *own_type;           // there instead, where PEFT would compute something else (is_pefts); NULL: never
-    double learning_rate;           // the default; the reason stands in the method's comment
+    double learning_rate;           // the default at hidden 4096; the reason stands in the method's comment
+    double narrower;                // times (4096 / hidden) to this power; 0: 1/2
     const char *help;               // what trains, and what it costs
     const char *no_merge;           // why it cannot be merged; NULL: it can
     void (*setup)(Model *, const Options *);
@@ -3692,20 +3740,33 @@ static void affine_backward(real *dx, const real *dy, const real *x, const Tenso
     if (dx) linear_backward_input(dx, dy, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
 }
 
-// A number or text that adapter_config.json fixes: the user may not have asked for another than that or the `usual`,
-// which is what the option is when nobody asks.
-static void read_fixed(const char *path, const Json *root, const char *key, int64_t *value, int64_t usual, double least,
-                       double most) {
-    double number = config_number(path, root, key, least, most, NAN);
+// A number, flag or text that adapter_config.json fixes: the user may have given that value, and no other. A number's
+// `usual` is what a file without the key means; NAN: it must have one.
+static void fix_number(const char *path, const Json *root, const char *key, double *value, bool given, double least,
+                       double most, double usual) {
+    double fixed = config_number(path, root, key, least, most, usual);
+    if (given && *value != fixed) fail("%s: the adapter has %s %g; leave the option out", path, key, fixed);
+    *value = fixed;
+}
+
+static void fix_integer(const char *path, const Json *root, const char *key, int64_t *value, bool given, double least,
+                        double most, double usual) {
+    double number = (double)*value;
+    fix_number(path, root, key, &number, given, least, most, usual);
     if (!(floor(number) == number)) fail("%s: \"%s\" must be a whole number", path, key);
-    if (*value != usual && (double)*value != number)
-        fail("%s: the adapter has %s %g; leave the option out", path, key, number);
     *value = (int64_t)number;
 }
 
-static void read_fixed_text(const char *path, const Json *root, const char *key, const char **text, const char *usual) {
+static void fix_flag(const char *path, const Json *root, const char *key, bool *value, bool given) {
+    bool fixed = config_flag(root, key, false);
+    if (given && *value != fixed)
+        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? "true" : "false");
+    *value = fixed;
+}
+
+static void fix_text(const char *path, const Json *root, const char *key, const char **text, bool given) {
     const char *fixed = config_text(root, key);
-    if (*text != usual && (!*text || !fixed || strcmp(*text, fixed)))
+    if (given && (!*text || !fixed || strcmp(*text, fixed)))
         fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? fixed : "unset");
     *text = fixed;
 }
@@ -3731,13 +3792,13 @@ static void check_modules(const Model *m, const char *targets) {
 enum { LORA_A, LORA_B };
 
 static void lora_setup(Model *m, const Options *o) {
-    const char *usual = m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj";
-    const char *targets = o->target_modules ? o->target_modules : usual;
+    const char *peft = o->yaml ? m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj" : NULL;
+    const char *targets = o->target_modules ? o->target_modules : peft;     // NULL: every map
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
-    check_modules(m, targets);
+    if (targets) check_modules(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
         for (Map *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
-            if (!list_has(targets, w->short_name)) continue;
+            if (targets && !list_has(targets, w->short_name)) continue;
             Start uniform = { .spread = (float)(1 / sqrt((double)w->n_in)) }, zeros = {0};
             const char *a = name("base_model.model.%s.lora_A.weight", w->path);
             const char *b = name("base_model.model.%s.lora_B.weight", w->path);
@@ -3745,7 +3806,7 @@ static void lora_setup(Model *m, const Options *o) {
             w->added.t[LORA_A] = add_tensor(m, a, (size_t)o->r, w->n_in, w->depth, uniform);
             w->added.t[LORA_B] = add_tensor(m, b, w->n_out, (size_t)o->r, w->depth, zeros);
         }
-    if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets);
+    if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets ? targets : "");
 }
 
 static size_t lora_rank(const Map *w) { return w->added.t[LORA_A] ? w->added.t[LORA_A]->shape[0] : 0; }
@@ -3829,23 +3890,19 @@ static void lora_read_config(const char *path, const Json *root, Options *o) {
     const Json *targets = json_get(root, "target_modules");
     Text list = {0};
     lora_check_config(path, root);
-    double r = config_number(path, root, "r", 1, 65536, 8);
-    if (floor(r) != r) fail("%s: \"r\" must be a whole number", path);
-    double alpha = config_number(path, root, "lora_alpha", 0, 1e6, 8);
+    fix_integer(path, root, "r", &o->r, GIVEN(o, r), 1, 65536, 8);
+    fix_number(path, root, "lora_alpha", &o->lora_alpha, GIVEN(o, lora_alpha), 0, 1e6, 8);
+    fix_flag(path, root, "use_rslora", &o->use_rslora, GIVEN(o, use_rslora));
     double dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
-    bool given_r = o->r != o->defaults->r, given_alpha = o->lora_alpha != o->defaults->lora_alpha;
-    if ((given_r && (double)o->r != r) || (given_alpha && o->lora_alpha != alpha) || o->target_modules)
-        fail("%s: the adapter has r %g, lora_alpha %g and its target_modules; leave these options out", path, r, alpha);
-    o->r = (int64_t)r;
-    o->lora_alpha = alpha;
-    if (o->lora_dropout == o->defaults->lora_dropout) o->lora_dropout = dropout;
-    o->use_rslora = config_flag(root, "use_rslora", false);
+    if (!GIVEN(o, lora_dropout)) o->lora_dropout = dropout;
     if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
     for (const Json *j = targets->first; j; j = j->next) {
         if (j->type != JSON_STRING) fail("%s: \"target_modules\" must be a list of names", path);
         const char *dot = strrchr(j->text, '.');
         text_print(&list, "%s%s", list.n ? "," : "", dot ? dot + 1 : j->text);
     }
+    if (GIVEN(o, target_modules) && !(names_in(o->target_modules, list.s) && names_in(list.s, o->target_modules)))
+        fail("%s: the adapter has target_modules %s; leave the option out", path, list.s);
     o->target_modules = list.s;
 }
 
@@ -4003,32 +4060,35 @@ static void ptuning_write_config(Text *t, const Model *m, const Options *o) {
 static void ptuning_read_config(const char *path, const Json *root, Options *o) {
     const char *projection = name("%.*s/prefix_projection.safetensors", (int)(strrchr(path, '/') - path), path);
     bool own = json_get(root, "ptuning_positions"), projects = config_flag(root, "prefix_projection", false);
-    read_fixed(path, root, "num_virtual_tokens", &o->num_virtual_tokens, o->defaults->num_virtual_tokens, 1, 1e6);
-    if (own) read_fixed_text(path, root, "ptuning_positions", &o->ptuning_positions, NULL);
+    fix_integer(path, root, "num_virtual_tokens", &o->num_virtual_tokens, GIVEN(o, num_virtual_tokens), 1, 1e6, NAN);
+    if (own) fix_text(path, root, "ptuning_positions", &o->ptuning_positions, GIVEN(o, ptuning_positions));
     bool official = o->ptuning_positions && !strcmp(o->ptuning_positions, "chatglm");
-    o->prefix_projection = projects && (official || exists(projection));
-    if (o->prefix_projection)
-        read_fixed(path, root, "encoder_hidden_size", &o->encoder_hidden_size, o->defaults->encoder_hidden_size, 1,
-                   1e6);
+    projects &= official || exists(projection);
+    if (GIVEN(o, prefix_projection) && o->prefix_projection != projects)
+        fail("%s: the adapter has prefix_projection %s; leave the option out", path, projects ? "true" : "false");
+    if ((o->prefix_projection = projects))
+        fix_integer(path, root, "encoder_hidden_size", &o->encoder_hidden_size, GIVEN(o, encoder_hidden_size), 1, 1e6,
+                    NAN);
     if (!(o->prefix_dropout >= 0)) o->prefix_dropout = config_number(path, root, "prefix_dropout", 0, 0.99, NAN);
 }
 
 // ---- 7.5 Bottleneck adapters -------------------------------------------------------------------------------------
 // Puts a small network behind a half of a layer, s being what the half gives to the residual stream x (after the post
 // norm, where there is one):
-//     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = max(1, H / reduction_factor)
+//     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor, 128 at least unless given
 //     houlsby    out = x + s + A(s) behind both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
 //     pfeiffer   out = x + s + A(x + s) behind the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
 // as the `adapters` library places and names them in its Llama. W_down starts N(0,0.02), all else at zero: the library
 // draws W_up as well, but with zero the first step sees the base exactly, as with LoRA. Cost: 2 H B + B + H numbers a
-// place, and two small products that stay. Learning rate 1e-3: W_up has its way to go from zero, behind small numbers.
+// place, and two small products that stay. Learning rate 7e-4: W_up has its way to go from zero, behind small numbers.
 
 enum { ADAPTER_DOWN, ADAPTER_DOWN_BIAS, ADAPTER_UP, ADAPTER_UP_BIAS };
 enum { HOULSBY, PFEIFFER };
 
 static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
     static const char *const parts[] = { "down.0.weight", "down.0.bias", "up.weight", "up.bias" };
-    size_t H = m->config.hidden_size, B = max_size(1, H / (size_t)o->reduction_factor);
+    size_t H = m->config.hidden_size, r = (size_t)o->reduction_factor;
+    size_t B = r ? max_size(1, H / r) : max_size(H / 16, min_size(H, 128));
     size_t rows[] = { B, B, H, H }, columns[] = { H, 0, B, 0 };
     size_t depth = depth_of(l, half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH);
     const char *path = m->layers[l].o->path, *place = half == MLP ? "output" : "attention";
@@ -4078,17 +4138,17 @@ static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z,
 }
 
 static void adapter_write_config(Text *t, const Model *m, const Options *o) {
-    (void)m;
-    text_print(t, ",\n  \"adapter_type\": \"%s\",\n  \"reduction_factor\": %lld", o->adapter_type,
-               (long long)o->reduction_factor);
+    size_t r = m->config.hidden_size / adapter_width(&m->layers[0].branch[MLP]);
+    text_print(t, ",\n  \"adapter_type\": \"%s\",\n  \"reduction_factor\": %zu", o->adapter_type,
+               o->reduction_factor ? (size_t)o->reduction_factor : r);
 }
 
 static void adapter_read_config(const char *path, const Json *root, Options *o) {
     const char *type = config_text(root, "adapter_type");
     if (!type || (strcmp(type, "houlsby") && strcmp(type, "pfeiffer")))
         fail("%s: \"adapter_type\" must be houlsby or pfeiffer", path);
-    read_fixed_text(path, root, "adapter_type", &o->adapter_type, o->defaults->adapter_type);
-    read_fixed(path, root, "reduction_factor", &o->reduction_factor, o->defaults->reduction_factor, 1, 1e6);
+    fix_text(path, root, "adapter_type", &o->adapter_type, GIVEN(o, adapter_type));
+    fix_integer(path, root, "reduction_factor", &o->reduction_factor, GIVEN(o, reduction_factor), 1, 1e6, NAN);
 }
 
 // ---- 7.6 Freezing ------------------------------------------------------------------------------------------------
@@ -4125,20 +4185,21 @@ static void freeze_write_config(Text *t, const Model *m, const Options *o) {
 }
 
 static void freeze_read_config(const char *path, const Json *root, Options *o) {
-    read_fixed(path, root, "trainable_layers", &o->trainable_layers, o->defaults->trainable_layers, 0, 1e6);
-    read_fixed_text(path, root, "trainable_modules", &o->trainable_modules, NULL);
-    o->trainable_embedding = config_flag(root, "trainable_embedding", false);
-    o->trainable_head = config_flag(root, "trainable_head", false);
+    fix_integer(path, root, "trainable_layers", &o->trainable_layers, GIVEN(o, trainable_layers), 0, 1e6, NAN);
+    fix_text(path, root, "trainable_modules", &o->trainable_modules, GIVEN(o, trainable_modules));
+    fix_flag(path, root, "trainable_embedding", &o->trainable_embedding, GIVEN(o, trainable_embedding));
+    fix_flag(path, root, "trainable_head", &o->trainable_head, GIVEN(o, trainable_head));
 }
 
 // ---- 7.7 The table -----------------------------------------------------------------------------------------------
 
 static const Method methods[] = {
-    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .setup = lora_setup, .map_keeps = lora_rank,
+    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .narrower = 0.45, .setup = lora_setup,
+      .map_keeps = lora_rank,
       .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
       .read_config = lora_read_config, .merge = lora_merge,
       .help = "a change of low rank beside some linear maps; r (in + out) numbers each, nothing once merged" },
-    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .setup = full_setup,
+    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .narrower = 0.75, .setup = full_setup,
       .help = "every weight of the model; 16 bytes for each: weight, gradient, two moments" },
     { .name = "ptuning", .peft_type = "PREFIX_TUNING", .own_type = "GLMTUNE_PREFIX_TUNING", .learning_rate = 2e-2,
       .setup = ptuning_setup, .prefix_keeps = ptuning_keeps, .prefix_forward = ptuning_forward,
@@ -4146,12 +4207,12 @@ static const Method methods[] = {
       .is_pefts = ptuning_is_pefts, .projected = ptuning_projected,
       .help = "keys and values of tokens that are not there; 2 x layers x kv_heads x head_dim numbers each",
       .no_merge = "a prefix is keys and values, no change of a weight" },
-    { .name = "adapter", .peft_type = "GLMTUNE_ADAPTER", .learning_rate = 1e-3, .setup = adapter_setup,
+    { .name = "adapter", .peft_type = "GLMTUNE_ADAPTER", .learning_rate = 7e-4, .setup = adapter_setup,
       .branch_keeps = adapter_keeps, .branch_forward = adapter_forward, .branch_backward = adapter_backward,
       .write_config = adapter_write_config, .read_config = adapter_read_config,
       .help = "small networks behind the halves of layers; 2 hidden^2 / reduction_factor numbers each, and their time",
       .no_merge = "an adapter is a network of its own behind the layers, no change of a weight" },
-    { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .setup = freeze_setup,
+    { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .narrower = 0.66, .setup = freeze_setup,
       .write_config = freeze_write_config, .read_config = freeze_read_config,
       .help = "the last layers; 16 bytes for each number that trains, and what is frozen below is computed once" },
 };
@@ -5502,23 +5563,35 @@ static void print_findings(FILE *f, const Dataset *set) {
                     set->findings[k].first, finding_kinds[k].what, set->findings[k].n);
 }
 
-// The short form, which every run prints.
-static void print_summary(const char *what, const Dataset *set, const ChatFormat *f) {
-    size_t counts[BINS], width = count_lengths(set, counts);
-    fprintf(stderr, "%s: %zu samples, %zu tokens, longest %zu; target tokens: %zu of %zu; %zu cut, %zu dropped", what,
-            set->n, set->n_tokens, set->longest, set->n_targets, set->n_tokens, set->n_cut, set->n_dropped);
+// The short form, which every run prints; `check` has the long one. held_out: samples that validate.
+static void print_summary(const Dataset *set, size_t held_out, const ChatFormat *f) {
+    fprintf(stderr, "data: %zu samples to learn, %zu to validate; longest %zu tokens; target tokens: %zu of %zu; "
+            "%zu cut, %zu dropped", set->n, held_out, set->longest, set->n_targets, set->n_tokens, set->n_cut,
+            set->n_dropped);
     if (f->layout) fprintf(stderr, "; samples ending in a stop token: %zu of %zu", count_stops(set, f), set->n);
-    fprintf(stderr, "\n%s: samples by length:", what);
-    for (size_t i = 0; i < BINS; i++)
-        if (counts[i]) fprintf(stderr, " %zu-%zu: %zu", i * width + 1, (i + 1) * width, counts[i]);
     fprintf(stderr, "\n");
 }
 
 // ---- 10.5 Splits and batches -------------------------------------------------------------------------------------
 
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 // In [0,1), the same for samples with the same ids, whatever their labels.
 static double split_place(const Sample *s, uint64_t seed) {
     return (double)rng_uniform(rng_key(seed, hash_bytes(s->ids, s->n * sizeof *s->ids)), 0);
+}
+
+// The share that moves n samples of a set, those with the lowest places.
+static double share_of(const Dataset *set, size_t n, uint64_t seed) {
+    double *places = take(set->n + 1, sizeof *places);
+    for (size_t i = 0; i < set->n; i++) places[i] = split_place(&set->samples[i], seed);
+    qsort(places, set->n, sizeof *places, by_value);
+    double share = n && n < set->n ? (places[n-1] + places[n]) / 2 : 0;
+    free(places);
+    return share;
 }
 
 // Moves a share of the samples to a validation set, by their content, so that equal samples stay together. At least one
@@ -5981,7 +6054,7 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
         text_print(&known, "%s%s", k ? ", " : "", methods[k].peft_type);
     }
     if (k == COUNT(methods)) fail("%s: peft_type '%s' is not supported; there are %s", path, type->text, known.s);
-    if (strcmp(o->method, o->defaults->method) && strcmp(o->method, methods[k].name))
+    if (GIVEN(o, method) && strcmp(o->method, methods[k].name))
         fail("%s: the adapter was made by --method %s; leave the option out", path, methods[k].name);
     o->method = methods[k].name;
     if (methods[k].read_config) methods[k].read_config(path, root, o);
@@ -6144,7 +6217,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
     set_precision(false);       // a merged number is rounded once, as it is written
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
-    if (o->max_shard_size != o->defaults->max_shard_size) choose_files(m.model, o->max_shard_size * 1e9);
+    if (GIVEN(o, max_shard_size)) choose_files(m.model, o->max_shard_size * 1e9);
     write_weights(temporary, m.model, merged_tensor, &m);
     for (size_t i = 0; i < COUNT(others); i++) copy_if_there(m.folder, temporary, others[i]);
     verify_merge(&m, temporary, o->force);
@@ -6656,8 +6729,12 @@ static void eval(const char *data, const char *model, Options *o) {
 // the same curves as one that was not. A style sheet in the file follows the reader's choice of light or dark.
 
 typedef struct { double x, y; } Point;
-typedef struct { Point *points; size_t n, capacity, style; const char *label; } Curve;
-typedef struct { const char *title; const Curve *curves; size_t n; bool may_log; double left, top, w, h; } Panel;
+// smooth: noisy, so drawn as running means; best: the point of the best checkpoint, x NaN where there is none
+typedef struct { Point *points, best; size_t n, capacity, style; bool smooth; const char *label; } Curve;
+// Panels of one group have one range of y.
+typedef struct {
+    const char *title, *across; const Curve *curves; size_t n, group; bool may_log; double left, top, w, h;
+} Panel;
 
 // Adds a point; what is not finite, or further out than a picture can show, is left out.
 static void curve_add(Curve *c, double x, double y) {
@@ -6711,16 +6788,19 @@ static void svg_text(Text *t, double x, double y, const char *class, const char 
     text_print(t, "</text>\n");
 }
 
+static char *short_number(double v, int digits) {
+    char *number = name("%.*g", digits, v + 0), *e = strchr(number, 'e');       // -0 is 0
+    if (e) sprintf(e, "e%d", atoi(e + 1));                                      // 1e-05 is 1e-5
+    return number;
+}
+
 static void draw_axis(Text *t, const Axis *a, const Axis *across) {     // grid lines with their numbers
     bool is_x = a->length > 0;
     for (double i = ceil(a->least / a->step - 1e-9); i <= a->most / a->step + 1e-9; i++) {
-        char number[32], *e;
         double v = a->log ? pow(10, i * a->step) : i * a->step, at = place(a, v), from = across->from;
-        snprintf(number, sizeof number, "%.6g", v + 0);                     // -0 is 0
-        if ((e = strchr(number, 'e'))) sprintf(e, "e%d", atoi(e + 1));      // 1e-05 is 1e-5
         text_print(t, "<path d=\"M%.4g %.4g%c%.4g\"/>\n", is_x ? at : from, is_x ? from : at, is_x ? 'v' : 'h',
                    across->length);
-        svg_text(t, is_x ? at : from - 8, is_x ? from + 17 : at + 4, is_x ? "s m" : "s e", number, 99);
+        svg_text(t, is_x ? at : from - 8, is_x ? from + 17 : at + 4, is_x ? "s m" : "s e", short_number(v, 6), 99);
     }
 }
 
@@ -6734,42 +6814,68 @@ static const char svg_style[] =
     ".c0{color:#1f6fb4}.c1{color:#cf3f4f;stroke-dasharray:7 3}.c2{color:#23845f;stroke-dasharray:2 3}"
     ".c3{color:#8456bd;stroke-dasharray:9 3 2 3}.c4{color:#b8700a;stroke-dasharray:14 4}"
     ".c5{color:#4d5a66;stroke-dasharray:4 2}.c6{color:#0d8296;stroke-dasharray:12 3 2 3 2 3}.c7{color:#b83a8e}\n"
+    ".r{fill:none;stroke:currentColor;stroke-width:2;stroke-dasharray:none}\n"
     "@media(prefers-color-scheme:dark){svg{color:#d8dee4}.b{fill:#15181c}.c0{color:#6db3f2}.c1{color:#ff8d8a}"
     ".c2{color:#5fd0a5}.c3{color:#c6a4f7}.c4{color:#f2b84b}.c5{color:#b6c2cd}.c6{color:#5cc9dc}.c7{color:#f58fd0}}";
 
-// A line through the means of up to 240 groups of neighbouring points, over a band from their lowest to their highest.
+// A line through up to 240 places: what is noisy as running means over a fortieth of the curve to both sides, over a
+// band from the lowest to the highest of the same points.
 static void draw_curve(Text *t, const Curve *c, const Axis *x, const Axis *y) {
-    size_t groups = min_size(c->n, max_size(60, min_size(c->n / 12, 240)));
-    for (size_t band = groups < c->n ? 2 : 1; c->n && band > 0; band--) {
-        text_print(t, "<poly%s class=\"c%zu\" points=\"", band > 1 ? "gon" : "line", c->style % CURVE_STYLES);
-        for (size_t k = 0; k < band * groups; k++) {        // a band goes there along its lower edge, and back
-            size_t g = k < groups ? k : 2 * groups - 1 - k, begin = g * c->n / groups, end = (g + 1) * c->n / groups;
-            double low = INFINITY, high = -INFINITY, mean = 0, middle = 0, n = (double)(end - begin);
+    size_t places = min_size(c->n, 240), half = c->smooth ? c->n / 40 : 0, style = c->style % CURVE_STYLES;
+    for (size_t band = half || places < c->n ? 2 : 1; c->n && band > 0; band--) {
+        text_print(t, "<poly%s class=\"c%zu\" points=\"", band > 1 ? "gon" : "line", style);
+        for (size_t k = 0; k < band * places; k++) {        // a band goes there along its lower edge, and back
+            size_t g = k < places ? k : 2 * places - 1 - k, begin = g * c->n / places, end = (g + 1) * c->n / places;
+            double low = INFINITY, high = -INFINITY, mean = 0, middle = (c->points[begin].x + c->points[end-1].x) / 2;
+            begin -= min_size(half, begin), end = min_size(end + half, c->n);
             for (const Point *p = c->points + begin; p < c->points + end; p++)
-                low = fmin(low, p->y), high = fmax(high, p->y), mean += p->y / n, middle += p->x / n;
-            text_print(t, "%.4g,%.4g ", place(x, middle), place(y, band == 1 ? mean : k < groups ? low : high));
+                low = fmin(low, p->y), high = fmax(high, p->y), mean += p->y / (double)(end - begin);
+            text_print(t, "%.4g,%.4g ", place(x, middle), place(y, band == 1 ? mean : k < places ? low : high));
         }
         text_print(t, "\"/>\n");
     }
     for (const Point *p = c->points; p < c->points + c->n && c->n <= 40; p++)
-        text_print(t, "<circle class=\"c%zu\" r=\"2.2\" cx=\"%.4g\" cy=\"%.4g\"/>\n", c->style % CURVE_STYLES,
-                   place(x, p->x), place(y, p->y));
+        text_print(t, "<circle class=\"c%zu\" r=\"2.2\" cx=\"%.4g\" cy=\"%.4g\"/>\n", style, place(x, p->x),
+                   place(y, p->y));
+    if (c->n && !isnan(c->best.x))
+        text_print(t, "<circle class=\"r c%zu\" r=\"6\" cx=\"%.4g\" cy=\"%.4g\"/>\n", style, place(x, c->best.x),
+                   place(y, c->best.y));
 }
 
-static void draw_panel(Text *t, const Panel *p) {       // values that spread over a factor of 50 in a log scale
+// The last value of each curve, and in brackets the best, right of the panel at its height; values that would stand on
+// another move down, or up where they would leave the panel.
+static void write_values(Text *t, const Panel *p, const Axis *y) {
+    double *heights = take(p->n, sizeof *heights);
+    for (size_t k = 0; k < p->n; k++) {
+        const Curve *c = &p->curves[k];
+        if (!c->n) { heights[k] = -1e9; continue; }
+        double at = place(y, c->points[c->n-1].y), by = at > p->top + p->h / 2 ? -12 : 12;
+        for (size_t i = 0; i < k; i++) if (fabs(heights[i] - at) < 11.9) at += by, i = SIZE_MAX;
+        heights[k] = at;
+        const char *last = short_number(c->points[c->n-1].y, 3);
+        if (!isnan(c->best.x)) last = name("%s (%s)", last, short_number(c->best.y, 3));
+        svg_text(t, p->left + p->w + 6, at + 4, name("s c%zu", c->style % CURVE_STYLES), last, 99);
+    }
+    free(heights);
+}
+
+// Values that spread over a factor of 50 stand in a log scale, which the title says.
+static void draw_panel(Text *t, const Panel *p, const Panel *panels, size_t n_panels) {
     double least = INFINITY, most = -INFINITY, last = 0, center = p->left + p->w / 2, bottom = p->top + p->h;
-    for (size_t k = 0; k < p->n; k++)
-        for (const Point *q = p->curves[k].points; q < p->curves[k].points + p->curves[k].n; q++)
-            least = fmin(least, q->y), most = fmax(most, q->y), last = fmax(last, q->x);
+    for (const Panel *o = panels; o < panels + n_panels; o++)
+        for (size_t k = 0; k < o->n && o->group == p->group; k++)
+            for (const Point *q = o->curves[k].points; q < o->curves[k].points + o->curves[k].n; q++)
+                least = fmin(least, q->y), most = fmax(most, q->y), last = o == p ? fmax(last, q->x) : last;
     bool empty = !(least <= most), log = p->may_log && least > 0 && most > 50 * least;
     Axis x = make_axis(0, last, false, p->left, p->w);
     Axis y = make_axis(empty ? 0 : least, empty ? 1 : most, log, bottom, -p->h);
-    svg_text(t, p->left, p->top - 10, "h", p->title, 99);
-    svg_text(t, center, bottom + 34, "s m", "step", 99);
+    svg_text(t, p->left, p->top - 10, "h", name("%s%s", p->title, log ? ", log scale" : ""), 99);
+    svg_text(t, center, bottom + 34, "s m", p->across, 99);
     draw_axis(t, &x, &y);
     draw_axis(t, &y, &x);
     if (empty) svg_text(t, center, bottom - p->h / 2, "m", "no values yet", 99);
     for (size_t k = 0; k < p->n; k++) draw_curve(t, &p->curves[k], &x, &y);
+    write_values(t, p, &y);
 }
 
 // Writes a picture of panels under a title and a legend of the first one's curves.
@@ -6782,18 +6888,18 @@ static void draw_picture(const char *path, const char *title, double w, double h
         double x = 20 + (double)(k % 3) * (w - 20) / 3, y = 56 + 19 * (double)(k / 3);
         text_print(&t, "<polyline class=\"c%zu\" points=\"%.4g,%.4g %.4g,%.4g\"/>\n",
                    panels->curves[k].style % CURVE_STYLES, x, y - 4, x + 28, y - 4);
-        svg_text(&t, x + 36, y, "", panels->curves[k].label, (size_t)(w / 3 - 60) / 7);
+        svg_text(&t, x + 36, y, "", panels->curves[k].label, (size_t)(w / 3 - 60) / 6);
     }
-    for (size_t i = 0; i < n; i++) draw_panel(&t, &panels[i]);
+    for (size_t i = 0; i < n; i++) draw_panel(&t, &panels[i], panels, n);
     text_print(&t, "</svg>\n");
     write_file(path, t.s, t.n);
     free(t.s);
 }
 
 // What is known of a run: curves of these names, and facts as `compare` shows them: what run.json holds, speed and
-// steps, and the numbers of the evaluation with the lowest loss.
-enum { LOSS, EVAL_LOSS, RATE, NORM, SPEED, N_LOGGED, MAX_FACTS = 32 };
-static const char *const logged[] = { "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_s" };
+// steps, and the numbers of the best evaluation: the last that the run called so, else the one with the lowest loss.
+enum { LOSS, EVAL_LOSS, RATE, NORM, SEEN, SPEED, N_LOGGED, MAX_FACTS = 32 };
+static const char *const logged[] = { "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s" };
 typedef struct { char *name, *text; } Fact;
 typedef struct { Curve curves[N_LOGGED]; Fact facts[MAX_FACTS]; size_t n_facts, n_lines; } RunLog;
 
@@ -6804,7 +6910,7 @@ static void add_fact(RunLog *log, const char *fact, char *text) {
 
 static void add_facts(RunLog *log, const Json *object) {
     for (const Json *j = object->first; j; j = j->next) {
-        if (list_has("epoch,loss,learning_rate,grad_norm,tokens,tokens_per_s", j->key)) continue;
+        if (list_has("epoch,loss,learning_rate,grad_norm,tokens,tokens_per_s,best", j->key)) continue;
         const char *fact = strcmp(j->key, "step") ? j->key : "best step";
         bool whole = floor(j->number) == j->number;
         if (j->type == JSON_NUMBER) add_fact(log, fact, whole ? name("%.0f", j->number) : name("%.4g", j->number));
@@ -6821,6 +6927,8 @@ static int by_y(const void *a, const void *b) {
 static bool read_lines(RunLog *log, JsonReader *r) {
     size_t best_at = 0;
     double best = INFINITY, last = 0;
+    bool told = false;
+    for (size_t i = 0; i < N_LOGGED; i++) log->curves[i].best.x = NAN;
     for (const Json *line; (line = json_next(r)); log->n_lines++) {
         const Json *step = json_get(line, "step"), *loss = json_get(line, "eval_loss");
         if (!json_is(step, JSON_NUMBER)) fail("%s: no line of a log: it has no step", json_where(r, line->at));
@@ -6829,7 +6937,12 @@ static bool read_lines(RunLog *log, JsonReader *r) {
             if (json_is(value, JSON_NUMBER)) curve_add(&log->curves[i], step->number, value->number);
         }
         last = fmax(last, step->number);
-        if (json_is(loss, JSON_NUMBER) && loss->number < best) best = loss->number, best_at = line->at;
+        const Json *says = json_get(line, "best");
+        bool called = says && says->number != 0;
+        if (json_is(loss, JSON_NUMBER) && (called || (!told && loss->number < best))) {
+            best = loss->number, best_at = line->at, told |= called;
+            log->curves[EVAL_LOSS].best = (Point){ step->number, best };
+        }
     }
     Curve *speed = &log->curves[SPEED];
     if (speed->n) qsort(speed->points, speed->n, sizeof *speed->points, by_y);
@@ -6859,10 +6972,13 @@ static void free_run(RunLog *log) {
 static void draw_losses(const char *folder) {       // loss.svg of a run folder
     RunLog log = read_run(folder);
     Curve *c = log.curves;
-    c[LOSS].label = "training", c[EVAL_LOSS].label = "evaluation", c[EVAL_LOSS].style = 1;
-    const Panel panels[] = { { "loss", c, 2, true, 64, 96, 716, 240 },
-                             { "learning rate", &c[RATE], 1, false, 64, 412, 316, 140 },
-                             { "gradient norm", &c[NORM], 1, true, 464, 412, 316, 140 } };
+    c[LOSS].label = c[LOSS].n < 40 ? "training" : "training: running mean and range";
+    c[LOSS].smooth = c[NORM].smooth = true;
+    c[EVAL_LOSS].label = !c[EVAL_LOSS].n ? "no evaluation" : "evaluation (the best ringed)";
+    c[EVAL_LOSS].style = 1;
+    const Panel panels[] = { { "loss", "step", c, 2, 0, true, 64, 96, 632, 240 },
+                             { "learning rate", "step", &c[RATE], 1, 1, false, 64, 412, 256, 140 },
+                             { "gradient norm", "step", &c[NORM], 1, 2, true, 444, 412, 252, 140 } };
     char *path = name("%s/loss.svg", folder);
     draw_picture(path, folder, 800, 602, panels, COUNT(panels));
     free(path);
@@ -6873,11 +6989,17 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
 
 // What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
 // so that one loop writes and reads them; whole numbers stay exact up to 2^53.
-// best_step: 0 when there is none; worse_since: validations after it; first_loss: before training.
-static const char *const state_names[] = { "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss",
-                                           "eval_loss", "last_loss" };
+// best_metric: the validation loss of best_step, the best checkpoint, or before training (best_step 0), then base_loss
+// too; worse_since: validations after it that were no better; first_loss: of a few samples before training, last_loss:
+// of the last line of the log. Sums of losses are over the steps since the last line and since the last validation.
+static const char *const state_names[] = {
+    "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss", "eval_loss", "last_loss", "base_loss",
+    "saved_step", "line_sum", "line_steps", "eval_sum", "eval_steps", "train_loss",
+    "lowest" };
 typedef union {
-    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss; };
+    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss, base_loss,
+                    saved_step, line_sum, line_steps, eval_sum, eval_steps, train_loss,
+                    lowest; };
     double numbers[COUNT(state_names)];     // the same, in the order of their names
 } RunState;
 _Static_assert(sizeof(RunState) == COUNT(state_names) * sizeof(double), "each number of a run has a name");
@@ -6887,6 +7009,8 @@ typedef struct { size_t *places; uint64_t epoch; } Order;
 typedef struct {
     Opened base;
     const Options *o;
+    const char *from;                   // the checkpoint that it goes on from; NULL: it begins
+    bool saved_whole;                   // the last one written holds the optimizer's state
     Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
     Order order, old_order;             // of the new ones and of those to replay
     Run run;
@@ -6894,14 +7018,13 @@ typedef struct {
     ChatFormat format;
     Generator answers;              // with predict_with_generate
     Scores scores;                  // of the last validation
-    double loss_sum, loss_steps;    // of training, since the last validation
     double mean_norm, first_tokens; // running mean of the gradient norm; tokens seen before this run went on
     FILE *log;
     const char *log_path;
     Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
-    int64_t steps, steps_per_epoch, first_step;
+    int64_t steps, steps_per_epoch, first_step, saves_after;        // saves_after: see worth_steps
     size_t batch_size, samples_per_step, n_new;
-    double replay_ratio, tokens_logged, began, logged_at, draw_at, took;
+    double replay_ratio, tokens_logged, began, logged_at, draw_at, took, validating;
 } Trainer;
 
 // The order of n samples in an epoch, which is kept until another epoch is asked for.
@@ -6954,49 +7077,165 @@ static const char *validation_file(const char *data, const Options *o) {
     return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
 }
 
-static void read_data(Trainer *t, const char *data) {
-    const Options *o = t->o;
+// What nobody set, by the number of samples n, unless a yaml says how the official scripts have it. A dozen samples and
+// more hold out a twentieth, five at least where there are 25, 500 at most.
+static void choose_split(Options *o, const Dataset *set) {
+    size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
+    if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
+}
+
+// The rate of a method for n samples. It falls with the width, through the published ones at 4096, and few samples take
+// less of it (but for a prefix, which must move by its own width): what they have is learned soon, and what large steps
+// break is not in them.
+static double default_rate(const Method *m, size_t hidden, size_t n) {
+    double few = m->prefix_forward ? 1 : fmin(1, (double)n / 100);
+    return m->learning_rate * pow(4096 / (double)hidden, m->narrower > 0 ? m->narrower : 0.5) * few;
+}
+
+// A step has 4 samples, in batches of about 1024 tokens, from which on products reach their full speed. There are 3
+// epochs, and for few samples as many more as make 1400 steps, 60 at most, which end once validation says that they are
+// learned, or gets no better. Measured on models of width 128, 256 and 512: README, "What a run gets".
+static void choose_defaults(Options *o, const Method *method, const Config *c, const Dataset *train, bool validates) {
+    enum { STEP_SAMPLES = 4, BATCH_TOKENS = 1024, ENOUGH_STEPS = 1400, LEAST_EPOCHS = 3, MOST_EPOCHS = 60 };
+    if (!(o->learning_rate >= 0)) o->learning_rate = default_rate(method, c->hidden_size, train->n);
+    if (o->yaml) return;
+    int64_t *batch = &o->per_device_train_batch_size, *batches = &o->gradient_accumulation_steps;
+    if (!GIVEN(o, per_device_train_batch_size) && !GIVEN(o, gradient_accumulation_steps))
+        while (*batch < STEP_SAMPLES && 2 * (size_t)*batch * train->longest <= BATCH_TOKENS) *batch *= 2;
+    if (!GIVEN(o, gradient_accumulation_steps)) *batches = *batch < STEP_SAMPLES ? STEP_SAMPLES / *batch : 1;
+    double steps_per_epoch = ceil((double)train->n / (double)(*batch * *batches));
+    double epochs = fmin(fmax(ceil(ENOUGH_STEPS / steps_per_epoch), LEAST_EPOCHS), MOST_EPOCHS);
+    bool undecided = !GIVEN(o, num_train_epochs) && !GIVEN(o, max_steps);
+    if (undecided) o->num_train_epochs = epochs;
+    bool stops = undecided && epochs > LEAST_EPOCHS && !GIVEN(o, early_stopping_patience);
+    if (stops) o->early_stopping_patience = (int64_t)ceil(fmax(3, epochs / 6));
+    if (stops && !o->replay && !GIVEN(o, early_stopping_loss)) o->early_stopping_loss = 0.03;
+    if (!GIVEN(o, early_stopping_threshold)) o->early_stopping_threshold = 0.01;
+    if (!GIVEN(o, load_best_model_at_end)) o->load_best_model_at_end = validates;
+    if (!GIVEN(o, save_total_limit)) o->save_total_limit = 2;
+}
+
+static void read_data(Trainer *t, const char *data, Options *o) {
     const ChatFormat *f = &t->format;
     size_t V = t->base.model->config.vocab_size;
     const char *dev = validation_file(data, o);
     t->train = read_data_file(training_file(data), f, o, V, true);
     if (dev) t->validation = read_data_file(dev, f, o, V, true);
-    else t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
-    print_summary("training", &t->train, f);
-    if (t->validation.n) print_summary("validation", &t->validation, f);
+    else choose_split(o, &t->train), t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
+    choose_defaults(o, t->base.method, &t->base.model->config, &t->train, t->validation.n > 0);
+    print_summary(&t->train, t->validation.n, f);
     print_findings(stderr, &t->train);
     if (o->probe) t->probe = read_data_file(o->probe, f, o, V, true);
     read_replay(t, o->replay);
 }
 
-static void plan_steps(Trainer *t) {
-    const Options *o = t->o;
+// Bytes of a checkpoint: what trains and its moments, and a little text.
+static size_t checkpoint_bytes(const Model *m) {
+    return times(count_parameters(m->trained, m->n_trained), sizeof(real) * (1 + m->n_moments)) + (1 << 18);
+}
+
+// Steps that take ten times as long as writing a checkpoint, counted so that it depends on nothing but the model and
+// the data: two cores compute some 500 operations while a disk writes a byte, and a step has 4 for each weight and
+// token (forward, and backward for x).
+static int64_t worth_steps(const Trainer *t) {
+    const Model *m = t->base.model;
+    double tokens = (double)t->train.n_tokens / (double)t->train.n * (double)t->samples_per_step;
+    double operations = 4 * tokens * (double)count_parameters(m->tensors, m->n_tensors);
+    return (int64_t)ceil(10 * 500 * (double)checkpoint_bytes(m) / operations);
+}
+
+static void plan_steps(Trainer *t, Options *o) {
     t->batch_size = (size_t)o->per_device_train_batch_size;
     t->samples_per_step = t->batch_size * (size_t)o->gradient_accumulation_steps;
     t->steps_per_epoch = (int64_t)((t->n_new + t->samples_per_step - 1) / t->samples_per_step);
     t->steps = o->max_steps > 0 ? o->max_steps : (int64_t)ceil(o->num_train_epochs * (double)t->steps_per_epoch);
     if (t->steps < 1) t->steps = 1;
+    t->saves_after = worth_steps(t);
+    if (!o->logging_steps) o->logging_steps = t->steps_per_epoch;
+    if (!o->yaml && !GIVEN(o, save_steps))
+        o->save_steps = t->saves_after > t->steps / 10 ? t->saves_after : (t->steps + 9) / 10;
+    if (!o->save_steps) o->save_steps = t->steps_per_epoch;
     if (warmup_of(o, t->steps) >= t->steps)
         fprintf(stderr, "warning: all %lld steps are warm-up, and the first has rate 0\n", (long long)t->steps);
 }
 
+static double seconds_when_done(void) { return finish_kernels(), seconds(); }
+
 static const char *time_text(double s) {
     long long n = (long long)s;
-    return n < 60 ? name("%.1f s", s) : name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
+    if (s < 1) return name("%.0f ms", s * 1e3);
+    return n < 60 ? name("%.*f s", s < 10, s) : name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
 }
 
+static int64_t eval_every(const Trainer *t) { return t->o->eval_steps > 0 ? t->o->eval_steps : t->steps_per_epoch; }
+
+// How long work takes: forward and backward, and forward alone, for each token; the optimizer in each step.
+typedef struct { double both, forward, optimizer; } Pace;
+
+// Batches of samples drawn from the data, of 1024 tokens or a sample, are computed and thrown away, until it is half a
+// second; the first, which brings memory and caches in, counts only where one takes longer than that. A step at rate 0
+// on gradients of zero leaves weights and fresh moments as they are.
+static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Options *o) {
+    Model *m = r->model;
+    Pace p = {0};
+    size_t n = min_size(min_size(batch_size, set->n), max_size(1, 1024 / set->longest));
+    size_t *order = epoch_order(set->n, 0, 0), *chosen = take(n, sizeof *chosen);
+    double tokens = 0, spent = 0, began, halfway;
+    for (size_t i = 0; !i || (spent < 0.5 && i < 100); i++) {
+        if (i == 1 && spent < 0.5) p = (Pace){0}, tokens = 0;
+        for (size_t k = 0; k < n; k++) chosen[k] = order[(i * n + k) % set->n];
+        Batch b = make_batch(set, chosen, n, i, 0);
+        began = seconds_when_done(), forward_loss(r, &b);
+        halfway = seconds_when_done(), forward_backward(r, &b, b.T, o->label_smoothing_factor, true);
+        p.forward += halfway - began, p.both += seconds_when_done() - halfway;
+        tokens += (double)b.T, spent += seconds() - began;
+        free_batch(&b);
+    }
+    for (size_t i = 0; !i || (i < 3 && p.optimizer < 0.5); i++) {
+        zero_gradients(m);
+        began = seconds_when_done(), clip_gradients(m, o->max_grad_norm), optimizer_step(m, o, 0, 1), zero_gradients(m);
+        p.optimizer = seconds_when_done() - began;
+    }
+    free(order), free(chosen);
+    return (Pace){ p.both / tokens, p.forward / tokens, p.optimizer };
+}
+
+// What the run will take, in words. Where a trunk is kept, its layers run in the first epoch alone. Of the validations
+// that are worth a checkpoint every second is taken to be the best; a checkpoint to take 50 ms and 5 ns a byte.
+static char *time_plan(Trainer *t) {
+    Pace p = measure_pace(&t->run, &t->train, t->batch_size, t->o);
+    const Trunk *trunk = t->run.trunk;
+    double epochs = (double)t->steps / (double)t->steps_per_epoch, n_old = (double)(t->train.n - t->n_new), tokens = 0;
+    double known = trunk ? p.forward * (double)trunk->layer / (double)t->run.model->config.n_layers : 0;
+    for (size_t i = 0; i < t->train.n; i++)
+        tokens += (double)t->train.samples[i].n * (i < t->n_new ? 1 : t->replay_ratio * (double)t->n_new / n_old);
+    double evaluation = p.forward * (double)t->validation.n_tokens;
+    double training = tokens * (p.both * epochs - known * fmax(epochs - 1, 0)) + p.optimizer * (double)t->steps;
+    double saves = (double)t->steps / (double)t->o->save_steps;
+    if (t->validation.n) saves += (double)t->steps / fmax((double)eval_every(t), (double)t->saves_after) / 2;
+    double all = training + evaluation * (double)(1 + t->steps / eval_every(t)) +
+                 saves * (0.05 + 5e-9 * (double)checkpoint_bytes(t->run.model));
+    bool may_stop = t->o->early_stopping_patience && t->validation.n;
+    return name("%s %s (a step %s, a validation %s)", may_stop ? "at most" : "about", time_text(all),
+                time_text(training / (double)t->steps), time_text(evaluation));
+}
+
+// The loss that is shown and logged is the mean over the steps since the last line.
 static void log_step(Trainer *t, int64_t step, double loss, double lr, double norm) {
-    double now = seconds(), speed = (t->state.tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
+    RunState *s = &t->state;
+    double now = seconds(), speed = (s->tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
     bool due = (step + 1) % t->o->logging_steps == 0 || step + 1 == t->steps;
-    const char *validation = t->state.eval_loss > 0 ? name("  eval loss %.4f", t->state.eval_loss) : "";
-    progress(due, "step %lld/%lld  loss %.4f%s  lr %.3g  grad norm %.3g  %.0f tokens/s  %s left", (long long)step + 1,
-             (long long)t->steps, loss, validation, lr, norm, speed,
+    s->eval_sum += loss, s->eval_steps++, s->line_sum += loss, s->line_steps++;
+    double mean = s->line_sum / s->line_steps;
+    progress(due, "step %lld/%lld  loss %.4f  lr %.2g  norm %.2g  %.0f tokens/s  %s left", (long long)step + 1,
+             (long long)t->steps, mean, lr, norm, speed,
              time_text((now - t->began) / (double)(step + 1 - t->first_step) * (double)(t->steps - step - 1)));
     if (!due) return;
     fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %.0f, "
-            "\"tokens_per_s\": %.9g}\n", (long long)step + 1, loss, lr, norm, t->state.tokens, speed);
+            "\"tokens_per_s\": %.9g}\n", (long long)step + 1, mean, lr, norm, s->tokens, speed);
     if (fflush(t->log)) fail_writing(t->log_path);
-    t->tokens_logged = t->state.tokens;
+    s->last_loss = mean, s->line_sum = s->line_steps = 0;
+    t->tokens_logged = s->tokens;
     t->logged_at = now;
 }
 
@@ -7010,19 +7249,41 @@ static void print_start(Trainer *t) {
             "samples\n", log((double)t->base.model->config.vocab_size), t->state.first_loss, few.n);
 }
 
-// Validates, logs, and returns whether this is the best step so far. What there was before step 1 is no candidate.
+// What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower
+// by more than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too as long as it
+// is below that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be that of n
+// losses that spread as wide as their mean: so few samples tell no more. Before step 1 stands the first candidate, the
+// base. What comes too soon after the last checkpoint to be worth another is none, so the best is always on the disk.
+static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char **words) {
+    RunState *s = &t->state;
+    double margin = t->o->early_stopping_threshold, enough = t->o->early_stopping_loss;
+    double as_good = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
+    bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - margin;
+    bool candidate = first || loss < s->best_metric - margin || (enough > 0 && loss <= as_good && loss < s->base_loss);
+    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after;
+    *words = !step ? "" : candidate && due ? "; the best so far" : candidate ? "; better, too soon to save again"
+           : s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "";
+    if (candidate && due) s->best_step = (double)step, s->best_metric = loss;
+    if (!step) s->base_loss = loss;
+    s->lowest = first ? loss : fmin(s->lowest, loss);
+    s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
+    return candidate && due;
+}
+
+// Validates, logs, and returns whether a checkpoint is to be written because this is the best step so far.
 static bool log_evaluation(Trainer *t, int64_t step) {
-    double start = seconds(), loss = t->state.eval_loss = evaluate(&t->run, &t->validation, t->batch_size);
-    double gap = t->loss_steps > 0 ? loss - t->loss_sum / t->loss_steps : 0;
-    bool best = step > 0 && (!(t->state.best_step > 0) || loss < t->state.best_metric);
-    const char *example = NULL;
+    RunState *s = &t->state;
+    double start = seconds(), loss = s->eval_loss = evaluate(&t->run, &t->validation, t->batch_size);
+    const char *example = NULL, *words;
     if (!isfinite(loss) && !step) return false;         // step 1 will say why
     if (!isfinite(loss)) stop_not_finite(t->base.model, &t->validation, NULL, 0, step - 1, loss, 0);
-    progress(true, "step %lld/%lld  validation loss %.4f, perplexity %.4g%s%s", (long long)step, (long long)t->steps,
-             loss, exp(loss), t->loss_steps > 0 ? name(", %+.4f to the training loss since the last one", gap) : "",
-             best ? "; the best so far" : "");
-    fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g", (long long)step, loss,
-            fmin(exp(loss), 1e300));        // JSON has no infinity
+    bool best = judge_evaluation(t, step, loss, &words);
+    if (s->eval_steps > 0) s->train_loss = s->eval_sum / s->eval_steps;
+    progress(true, "step %lld/%lld  validation loss %.4f%s%s", (long long)step, (long long)t->steps, loss,
+             s->eval_steps > 0 ? name(", training %.4f", s->train_loss) : "", words);
+    fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g, \"tokens\": %.0f, \"best\": %s",
+            (long long)step, loss, fmin(exp(loss), 1e300),      // JSON has no infinity
+            s->tokens, best ? "true" : "false");
     if (t->answers.n_sequences) {
         t->scores = score_answers(&t->answers, &t->format, t->o, &t->validation, NULL, &example);
         for (Metric k = 0; k < METRICS; k++)
@@ -7033,12 +7294,10 @@ static bool log_evaluation(Trainer *t, int64_t step) {
     }
     fprintf(t->log, "}\n");
     if (fflush(t->log)) fail_writing(t->log_path);
-    if (best) t->state.best_step = (double)step, t->state.best_metric = loss, t->state.worse_since = 0;
-    else t->state.worse_since += step > 0;
-    t->loss_sum = t->loss_steps = 0;
+    s->eval_sum = s->eval_steps = 0;
     double took = seconds() - start;
-    t->logged_at += took, t->began += took;     // evaluation does not count as training time
-    return best;
+    t->logged_at += took, t->validating += took;        // the speed in a line is that of training alone
+    return best && step;
 }
 
 // Draws loss.svg, at most every second, and so seldom that it takes no more than a fiftieth of the time.
@@ -7081,12 +7340,44 @@ static void remove_checkpoint(const char *folder, size_t step) {
     if (!rename(path, gone)) remove_tree(gone);
 }
 
-// Removes all checkpoints of a run but the newest `keep` and the best.
+// Removes all checkpoints of a run but the newest and the best, and so many more that there are `keep`.
 static void remove_checkpoints(const Trainer *t, size_t keep) {
-    size_t *steps, n = list_checkpoints(t->o->output_dir, &steps);
-    for (size_t i = keep; i < n; i++)
-        if ((double)steps[i] != t->state.best_step) remove_checkpoint(t->o->output_dir, steps[i]);
+    size_t *steps, n = list_checkpoints(t->o->output_dir, &steps), others = 0;
+    bool best = false;
+    for (size_t i = 1; i < n; i++) best |= (double)steps[i] == t->state.best_step;
+    for (size_t i = 1; i < n; i++)
+        if ((double)steps[i] != t->state.best_step && ++others + 1 + best > keep)
+            remove_checkpoint(t->o->output_dir, steps[i]);
     free(steps);
+}
+
+// Bytes that may still be written where a folder lies; SIZE_MAX: nobody knows.
+static size_t disk_left(const char *folder) {
+    struct statvfs disk;
+    return statvfs(folder, &disk) ? SIZE_MAX : times(disk.f_bavail, disk.f_frsize);
+}
+
+// How many checkpoints may stand side by side: those that are kept and the one that is being written. Where validation
+// decides as well, there may be many.
+static size_t most_checkpoints(const Trainer *t) {
+    size_t limit = (size_t)t->o->save_total_limit, all = (size_t)((t->steps + t->o->save_steps - 1) / t->o->save_steps);
+    bool validates = t->validation.n > 0;
+    return limit ? min_size(validates ? SIZE_MAX : all, max_size(limit, validates ? 2 : 1) + 1) : all;
+}
+
+// What checkpoints take, in words; where the disk has too little, that is said now and not met at the last save.
+static char *disk_plan(const Trainer *t) {
+    const char *folder = t->o->output_dir;
+    size_t *steps, there = list_checkpoints(folder, &steps), most = most_checkpoints(t);
+    size_t one = checkpoint_bytes(t->base.model), left = disk_left(folder);
+    size_t more = times(most - min_size(there, most), one);
+    free(steps);
+    if (more > left)
+        fail("%s: not enough disk: %s are needed for %zu checkpoints side by side, %s are free; free some, choose "
+             "another --output_dir, or keep fewer (--save_total_limit 1, --val_size 0)", folder, size_text(more), most,
+             size_text(left));
+    return name("a checkpoint takes %s, %s; %s are free", size_text(one),
+                t->o->save_total_limit ? "the newest and the best are kept" : "all are kept", size_text(left));
 }
 
 // ---- 13.7 Checkpoints --------------------------------------------------------------------------------------------
@@ -7166,14 +7457,24 @@ static void write_trainer_state(const Trainer *t, const char *path) {
     free(out.s), free(log);
 }
 
-static void save_checkpoint(const Trainer *t) {
+// Where the disk has no room for the whole, a last one holds the adapter alone; another is left out, with a warning.
+static void save_checkpoint(Trainer *t, bool last) {
     const Options *o = t->o;
+    size_t left = disk_left(o->output_dir);
+    bool whole = t->saved_whole = left > checkpoint_bytes(t->base.model);
+    if (!whole)
+        progress(true, "warning: step %.0f: %s, for %s are free in %s and a checkpoint takes %s", t->state.step,
+                 last ? "the adapter is saved without the optimizer's state, so nothing can go on from it"
+                      : "no checkpoint is saved", size_text(left), o->output_dir,
+                 size_text(checkpoint_bytes(t->base.model)));
+    if (!whole && !last) return;
     const char *temporary = begin_output(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
     remove_tree(temporary);
     if (mkdir(temporary, 0777))     // not begin_folder: a new output_dir would lack the run's log
         fail("%s: %s", o->output_dir, errno == ENOENT ? "the folder has vanished, and the run in it" : strerror(errno));
+    t->state.saved_step = t->state.step;
     save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
-    write_optimizer(t, name("%s/optimizer.safetensors", temporary));
+    if (whole) write_optimizer(t, name("%s/optimizer.safetensors", temporary));
     write_trainer_state(t, name("%s/trainer_state.json", temporary));
     finish_output(temporary);
     if (o->save_total_limit > 0) remove_checkpoints(t, (size_t)o->save_total_limit);
@@ -7200,11 +7501,19 @@ static const char *choose_checkpoint(const Options *o) {
     return NULL;
 }
 
+// The "key=value" lines of a checkpoint.
+static const char *stored_settings(const char *folder) {
+    TensorSet set = {0};
+    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
+    return set.metadata.s;
+}
+
 static void compare_settings(const Trainer *t, const char *folder, const char *stored) {
     Text lines = run_settings(t);
     for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         char *value = strchr(line, '=');
         *value++ = 0;
+        if (list_has(may_change, line)) continue;
         const char *was = line_value(stored, line);
         if (!was || !strcmp(was, value)) continue;
         const char *differs = name("%s was %s, now it is %s", line, was, value);
@@ -7261,7 +7570,6 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
         progress(true, "step %lld: the gradient norm %.3g is %.0f times its mean%s", (long long)step + 1, norm,
                  norm / t->mean_norm, o->max_grad_norm > 0 ? "; it was cut to --max_grad_norm" : "");
     t->mean_norm = t->mean_norm > 0 ? 0.9 * t->mean_norm + 0.1 * norm : norm;
-    t->loss_sum += loss, t->loss_steps++, t->state.last_loss = loss;
     optimizer_step(m, o, lr, step + 1);
     for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
     log_step(t, step, loss, lr, norm);
@@ -7275,15 +7583,18 @@ static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
     free_batch(&b);
 }
 
-// Whether validation has not got better for as long as the user is willing to wait.
+// Whether validation has not got better for as long as the user is willing to wait, or is as good as it need be, and
+// training too, for a few samples may be right by chance.
 static bool is_enough(const Trainer *t) {
-    return t->o->early_stopping_patience && t->state.worse_since >= (double)t->o->early_stopping_patience;
+    const Options *o = t->o;
+    const RunState *s = &t->state;
+    return (o->early_stopping_patience && s->worse_since >= (double)o->early_stopping_patience) ||
+           (s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= o->early_stopping_loss);
 }
 
 static void train_loop(Trainer *t) {
     const Options *o = t->o;
     size_t *chosen = take((size_t)((1 + t->replay_ratio) * (double)t->samples_per_step) + 2, sizeof *chosen);
-    int64_t eval_every = o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch;
     bool enough = is_enough(t);
     if (!(t->state.step > 0)) print_start(t);
     if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
@@ -7293,12 +7604,12 @@ static void train_loop(Trainer *t) {
         train_step(t, step, chosen, n);
         t->state.step = (double)(step + 1);
         bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
-        bool validates = t->validation.n && ((step + 1) % eval_every == 0 || last);
+        bool validates = t->validation.n && ((step + 1) % eval_every(t) == 0 || last);
         bool best = validates && log_evaluation(t, step + 1);
         enough = is_enough(t);
         if ((step + 1) % o->save_steps == 0 || last || stops || best || enough) {
             check_weights(t, chosen, min_size(t->batch_size, n));
-            save_checkpoint(t);
+            save_checkpoint(t, last || stops || enough);
         }
         draw_progress(t);
         if (stops) break;
@@ -7386,7 +7697,7 @@ static void verify_saved(Trainer *t) {
     if (memcmp(got, want, b.T * again.model->config.vocab_size * sizeof *got))
         fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted",
              folder);
-    fprintf(stderr, "read back: %s gives the logits of the model in memory, bit for bit\n", folder);
+    progress(true, "read back: %s gives the logits of the model in memory, bit for bit", folder);
     give_run(&r), memory_give(again.model->trainables.block);
     free_batch(&b), free(want), free(got);
 }
@@ -7460,38 +7771,60 @@ static void print_result(const Trainer *t) {
     printf("data        %zu samples%s, %lld steps = %.3g epochs, %zu tokens\n", t->n_new,
            t->n_new < t->train.n ? name(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
            t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
-    printf("loss        %.4f before training, %.4f in the last step\n", t->state.first_loss, t->state.last_loss);
-    if (t->state.best_step > 0)
-        printf("validation  best %.4f at step %.0f, last %.4f, on %zu samples\n", t->state.best_metric,
-               t->state.best_step, t->state.eval_loss, t->validation.n);
+    printf("loss        %.4f before training, %.4f at its end\n", t->state.first_loss, t->state.last_loss);
+    if (t->validation.n)
+        printf("validation  best %.4f at step %.0f, last %.4f, before training %.4f, on %zu samples\n",
+               t->state.best_metric, t->state.best_step, t->state.eval_loss, t->state.base_loss, t->validation.n);
     if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
-    printf("time        %s of training, %.0f tokens/s\n", time_text(t->took),
-           (t->state.tokens - t->first_tokens) / fmax(t->took, 1e-9));
+    printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(t->took - t->validating),
+           (t->state.tokens - t->first_tokens) / fmax(t->took - t->validating, 1e-9), time_text(t->validating));
 }
 
-// The whole configuration, several settings to a line.
+// What the user should do next: a run that did no good says so, and one that replayed nothing what it may have cost.
+static void print_advice(const Trainer *t, const char *result) {
+    const RunState *s = &t->state;
+    bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1;
+    if (s->base_loss > 0 && !(s->best_step > 0))
+        progress(true, "the result is NO BETTER than the model before training: validation never fell below %.4f",
+                 s->base_loss);
+    if (!learned)
+        progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * t->o->learning_rate);
+    else if (s->base_loss > 0 && !(s->best_step > 0))
+        progress(true, "the samples were learned by heart: take --learning_rate %.3g, or more samples in more varied "
+                 "words", t->o->learning_rate / 3);
+    if (t->n_new == t->train.n)
+        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: --replay FILE:1 made a "
+                 "loss of 8 points in 100 one of 2 on the bundled model (README, Replay)");
+    progress(true, "done in %s; the result is %s; try: %s chat %s", time_text(seconds() - t->began), result,
+             program_invocation_name, result);
+}
+
+// The settings of the run that are not what everybody gets, but for those that the lines beside it tell; a checkpoint
+// holds them all.
 static void print_settings(const Options *o) {
+    static const char told[] = "method,learning_rate,num_train_epochs,per_device_train_batch_size,"
+                               "gradient_accumulation_steps,val_size,early_stopping_patience,load_best_model_at_end,"
+                               "save_total_limit,save_steps,early_stopping_threshold,early_stopping_loss";
+    const char *usual = settings_of(o->defaults);
     Text line = {0};
     for (const char *p = o->settings, *end; p && (end = strchr(p, '\n')); p = end + 1) {
-        bool unset = !strncmp(strchr(p, '=') + 1, "(none)", 6) || !strncmp(strchr(p, '=') + 1, "nan", 3);
-        if (line.n + (size_t)(end - p) > 108) fprintf(stderr, "settings: %s\n", line.s), line.n = 0;
-        if (!unset) text_print(&line, "%s%.*s", line.n ? ", " : "", (int)(end - p), p);
+        char *setting = name("%.*s", (int)(end - p), p), *key = name("%.*s", (int)strcspn(setting, "="), setting);
+        const char *was = line_value(usual, key);
+        if (!list_has(told, key) && was && strcmp(was, setting + strlen(key) + 1))
+            text_print(&line, "%s%s", line.n ? ", " : "settings: ", setting);
     }
-    if (line.n) fprintf(stderr, "settings: %s\n", line.s);
+    if (line.n) fprintf(stderr, "%s\n", line.s);
     free(line.s);
 }
 
-// What tests/report found to cost most: a prefix that cannot move as far as it must (7.4), and many epochs over few
-// samples without old ones between them.
+// What tests/report found to cost most: a prefix that cannot move as far as it must (7.4).
 static void warn_of_settings(const Trainer *t) {
     const Options *o = t->o;
     double reach = o->learning_rate * (double)t->steps, needed = o->prefix_projection ? 0.5 : 5;
     if (t->base.model->n_prefix && strcmp(o->optim, "sgd") && reach < needed)
         fprintf(stderr, "warning: a prefix moves by at most learning rate x steps = %.3g, and must by %g or so: raise "
                 "--learning_rate (1e-2 to 1e-1, with --prefix_projection 1e-3 to 1e-2)\n", reach, needed);
-    if (t->n_new == t->train.n && t->steps > 3 * t->steps_per_epoch)
-        fprintf(stderr, "note: nothing old is replayed; with --replay FILE:1 the model forgets less (--help replay)\n");
 }
 
 // Model, data and steps, and what the user should know of them before any memory is taken.
@@ -7502,25 +7835,27 @@ static void prepare(Trainer *t, const char *data, Options *o) {
     check_fingerprint(&t->base, f, o);
     m->fingerprint = fingerprint_of(m, f);
     if (!t->base.method) t->base.method = find_method(o->method), t->base.method->setup(m, o);
-    if (!(o->learning_rate >= 0)) o->learning_rate = t->base.method->learning_rate;
     const char *official = mask_words(o, f);
     if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
-    read_data(t, data);
+    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t->base.folder,
+            count_parameters(m->tensors, m->n_tensors), t->base.method->name,
+            count_parameters(m->trained, m->n_trained), f->layout ? f->layout->name : "none",
+            f->tokenizer ? f->tokenizer->file : "no tokenizer");
+    read_data(t, data, o);
     if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t->validation.n)
         fprintf(stderr, "warning: no samples are held out (--eval_file, --val_size), so early_stopping_patience, "
                 "load_best_model_at_end and predict_with_generate do nothing\n");
     if (o->predict_with_generate && !(f->tokenizer && f->layout))
         fprintf(stderr, "warning: no answers are generated: %s\n", f->why);
-    plan_steps(t);
-    if (!o->logging_steps) o->logging_steps = t->steps_per_epoch;
-    if (!o->save_steps) o->save_steps = t->steps_per_epoch;
-    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t->base.folder,
-            count_parameters(m->tensors, m->n_tensors), t->base.method->name,
-            count_parameters(m->trained, m->n_trained), f->layout ? f->layout->name : "none",
-            f->tokenizer ? f->tokenizer->file : "no tokenizer");
+    m->n_moments = find_optimizer(o->optim)->n_moments;
+    plan_steps(t, o);
+    o->settings = settings_of(o);
     print_settings(o);
-    fprintf(stderr, "training: %lld steps of up to %zu samples, learning rate %g\n", (long long)t->steps,
-            t->samples_per_step, o->learning_rate);
+    bool may_stop = o->early_stopping_patience && t->validation.n;
+    fprintf(stderr, "training: %lld steps of %zu samples (%lld at once) = %.3g epochs, learning rate %.3g%s\n",
+            (long long)t->steps, t->samples_per_step, (long long)o->per_device_train_batch_size,
+            (double)t->steps / (double)t->steps_per_epoch, o->learning_rate, !may_stop ? "" :
+            name("; stops after %lld validations that are no better", (long long)o->early_stopping_patience));
     warn_of_settings(t);
 }
 
@@ -7531,7 +7866,6 @@ static void begin_run(Trainer *t) {
     bool replays = t->n_new < t->train.n;       // then a batch may hold a sample twice
     size_t T = max_size(replays ? times(t->batch_size, t->train.longest) : most_tokens(&t->train, t->batch_size),
                         t->validation.n ? most_tokens(&t->validation, t->batch_size) : 0);
-    m->n_moments = find_optimizer(o->optim)->n_moments;
     RunKind kind = plan_memory(m, t->base.method, o->gradient_checkpointing, T);
     start_method(&t->base, (uint64_t)o->seed, true);
     t->run = describe_run(m, t->base.method, kind, T, T);
@@ -7539,11 +7873,13 @@ static void begin_run(Trainer *t) {
     if (o->predict_with_generate && t->validation.n && t->format.tokenizer && t->format.layout)
         t->answers = make_answerer(m, t->base.method, &t->validation, o);
     take_trunk(t);
-    const char *from = choose_checkpoint(o);
+    const char *from = t->from;
     if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
     if (from) resume(t, from);
     open_log(t, from);
     if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
+    const char *disk = disk_plan(t), *time = from ? "see the first line" : time_plan(t);
+    fprintf(stderr, "time: %s; disk: %s\n", time, disk);
     write_facts(t);
 }
 
@@ -7552,26 +7888,30 @@ static void end_run(const Trainer *t) {
     const Options *o = t->o;
     const RunState *s = &t->state;
     if ((int64_t)s->step < t->steps && !is_enough(t)) {
-        fprintf(stderr, "stopped after step %.0f of %lld, which is saved; to go on: the same command with "
-                "--resume_from_checkpoint yes\n", s->step, (long long)t->steps);
+        progress(true, "stopped after step %.0f of %lld, which is saved%s", s->step, (long long)t->steps,
+                 t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
         return;
     }
     const char *result = name("%s/checkpoint-%.0f", o->output_dir, s->step);
     const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
     if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
     else if (o->load_best_model_at_end && s->best_step > 0)
-        fprintf(stderr, "warning: the best step, %.0f, lies in the folder that the run went on from\n", s->best_step);
-    if (is_enough(t))
-        fprintf(stderr, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
-                "(--early_stopping_patience)\n", s->worse_since, s->best_metric, s->best_step);
+        progress(true, "warning: the best step, %.0f, lies in the folder that the run went on from", s->best_step);
+    if (is_enough(t) && s->worse_since > 0)
+        progress(true, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
+                 "(--early_stopping_patience)", s->worse_since, s->best_metric, s->best_step);
+    else if (is_enough(t))
+        progress(true, "stopped early: learned, the losses of validation, %.4f, and training, %.4f, are below %g "
+                 "(--early_stopping_loss)", s->best_metric, s->train_loss, o->early_stopping_loss);
     print_result(t);
     if (o->probe) print_probe(t, result);
-    fprintf(stderr, "done in %s; the result is %s; try: glmtune chat %s\n", time_text(seconds() - t->began), result,
-            result);
+    print_advice(t, result);
 }
 
 static void train(const char *data, const char *model, Options *o) {
-    Trainer t = { .base = open_model(model, o), .o = o };
+    Trainer t = { .o = o, .from = choose_checkpoint(o) };
+    if (t.from) restore_settings(o, stored_settings(t.from));
+    t.base = open_model(model, o);
     struct sigaction on_stop = { .sa_handler = on_stop_signal };
     prepare(&t, data, o);
     begin_run(&t);
@@ -7860,20 +8200,63 @@ static void print_runs(const RunLog *runs, size_t n) {
         }
 }
 
+// What a run is called among others: its folder without what all of them have in front and behind, cut at / . _ -
+static const char *short_name(const char *const *folders, size_t n, size_t which) {
+    static const char marks[] = "/._-";
+    const char *own = folders[which];
+    size_t front = 0, back = 0, length = strlen(own);
+    for (size_t k = 0, same = n > 1; same && own[k]; k++) {
+        for (size_t i = 0; i < n; i++) same &= folders[i][k] == own[k];
+        if (same && strchr(marks, own[k])) front = k + 1;
+    }
+    for (size_t k = 1, same = n > 1; same && front + k < length; k++) {
+        for (size_t i = 0; i < n; i++) {
+            size_t other = strlen(folders[i]);
+            same &= front + k < other && folders[i][other - k] == own[length - k];
+        }
+        if (same && strchr(marks, own[length - k])) back = k;
+    }
+    return name("%.*s", (int)(length - front - back), own + front);
+}
+
+// The same curve over tokens; where a step has none, in proportion.
+static Curve over_tokens(const Curve *c, const Curve *tokens) {
+    Curve out = *c;
+    out.points = NULL, out.n = out.capacity = 0, out.best.x = NAN;
+    for (size_t i = 0, k = 0; i < c->n; i++) {
+        double x = c->points[i].x, below_x = 0, below = 0;
+        while (k < tokens->n && tokens->points[k].x < x) k++;
+        if (k) below_x = tokens->points[k-1].x, below = tokens->points[k-1].y;
+        if (k == tokens->n && x > below_x) break;
+        const Point *p = &tokens->points[k];
+        double at = x > below_x ? below + (p->y - below) * (x - below_x) / (p->x - below_x) : below;
+        curve_add(&out, at, c->points[i].y);
+        if (x == c->best.x) out.best = (Point){ at, c->points[i].y };
+    }
+    return out;
+}
+
 static void compare(const char *const *folders, size_t n, const char *out) {
     RunLog *runs = take(n, sizeof *runs);
-    Curve *curves[] = { take(n, sizeof **curves), take(n, sizeof **curves) };
+    Curve *curves[4];
+    for (size_t k = 0; k < COUNT(curves); k++) curves[k] = take(n, sizeof **curves);
     for (size_t i = 0; i < n; i++) {
         runs[i] = read_run(folders[i]);
         if (!runs[i].n_lines) fail("%s/log.jsonl: is empty: no step has been logged yet", folders[i]);
-        for (size_t f = LOSS; f <= EVAL_LOSS; f++)
-            curves[f][i] = runs[i].curves[f], curves[f][i].label = folders[i], curves[f][i].style = i;
+        for (size_t f = LOSS; f <= EVAL_LOSS; f++) {
+            Curve *c = &curves[f][i];
+            *c = runs[i].curves[f];
+            c->label = short_name(folders, n, i), c->style = i, c->smooth = f == LOSS;
+            curves[f + 2][i] = over_tokens(c, &runs[i].curves[SEEN]);
+        }
     }
     if (!out) out = "compare.svg";
-    double top = 92 + 19 * (double)((n + 2) / 3);
-    const Panel panels[] = { { "training loss", curves[LOSS], n, true, 64, top, 416, 330 },
-                             { "evaluation loss", curves[EVAL_LOSS], n, true, 564, top, 416, 330 } };
-    draw_picture(out, "runs side by side", 1000, top + 380, panels, COUNT(panels));
+    double top = 92 + 19 * (double)((n + 2) / 3), second = top + 380;
+    const Panel panels[] = { { "training loss", "step", curves[0], n, 0, true, 64, top, 332, 310 },
+                             { "evaluation loss", "step", curves[1], n, 0, true, 564, top, 332, 310 },
+                             { "training loss", "tokens", curves[2], n, 0, true, 64, second, 332, 310 },
+                             { "evaluation loss", "tokens", curves[3], n, 0, true, 564, second, 332, 310 } };
+    draw_picture(out, "runs side by side; ring, in brackets: the best", 1000, second + 360, panels, COUNT(panels));
     print_runs(runs, n);
     fprintf(stderr, "curves: %s\n", out);
 }
@@ -7895,14 +8278,7 @@ enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 30 };
 enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 28 };
 #endif
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static double median(double *x, size_t n) { return qsort(x, n, sizeof *x, by_value), x[n/2]; }
-
-static double seconds_when_done(void) { return finish_kernels(), seconds(); }
 
 // The median time of some work, after one run that brings memory and caches in.
 static double time_of(void (*work)(const void *), const void *context) {
@@ -8134,14 +8510,9 @@ static void bench_decoding(Model *m) {
     give_generator(&g);
 }
 
-// A model folder, or random bf16 weights in the shape of a config.json or of four layers of a small GLM.
-static Model *bench_model(const char *path, const Options *o) {
-    static const char usual[] =
-        "{\"model_type\": \"glm\", \"vocab_size\": 59264, \"hidden_size\": 2048, \"num_hidden_layers\": 4,"
-        " \"num_attention_heads\": 16, \"num_key_value_heads\": 2, \"head_dim\": 128, \"intermediate_size\": 6144,"
-        " \"attention_bias\": false, \"tie_word_embeddings\": true, \"max_position_embeddings\": 8192}";
-    if (path && is_folder(path)) return load_model(path);
-    Model *m = describe_model(path ? read_config(path) : parse_config("the model of bench", usual));
+// A model of this shape with random bf16 weights.
+static Model *random_model(Config c, const Options *o) {
+    Model *m = describe_model(c);
     for (size_t i = 0; i < m->n_tensors; i++) {
         Tensor *t = m->tensors[i];
         real *vector = t->vector ? device_take(t->n, sizeof *vector, t->name) : NULL;
@@ -8149,6 +8520,58 @@ static Model *bench_model(const char *path, const Options *o) {
         else bind_tensor(t, random_bf16(t->n, rng_key((uint64_t)o->seed, hash_name(t->name)), o->std), BF16);
     }
     return m;
+}
+
+// A model folder, or random weights in the shape of a config.json or of four layers of a small GLM.
+static Model *bench_model(const char *path, const Options *o) {
+    static const char usual[] =
+        "{\"model_type\": \"glm\", \"vocab_size\": 59264, \"hidden_size\": 2048, \"num_hidden_layers\": 4,"
+        " \"num_attention_heads\": 16, \"num_key_value_heads\": 2, \"head_dim\": 128, \"intermediate_size\": 6144,"
+        " \"attention_bias\": false, \"tie_word_embeddings\": true, \"max_position_embeddings\": 8192}";
+    if (path && is_folder(path)) return load_model(path);
+    return random_model(path ? read_config(path) : parse_config("the model of bench", usual), o);
+}
+
+// The same kind of model, small enough to measure in a second: one layer, at most 2048 wide, a small vocabulary.
+static Config shrunk(Config c) {
+    size_t by = 1;
+    while (c.hidden_size / by > 2048 && c.n_heads % (2 * by) == 0) by *= 2;
+    c.n_layers = 1, c.vocab_size = min_size(c.vocab_size, 8192);
+    c.hidden_size /= by, c.ffn_dim /= by, c.n_heads /= by, c.n_kv_heads = min_size(c.n_kv_heads, c.n_heads);
+    while (c.n_heads % c.n_kv_heads) c.n_kv_heads--;
+    return c;
+}
+
+// What tuning costs on this machine, from a config alone: a step of a small model is measured, phase by phase, and
+// grows with the counted operations of the whole and with the numbers that train.
+static void print_speed_here(const Model *whole, const Method *method, const Options *options) {
+    Options o = *options;
+    Config c = shrunk(whole->config);
+    double took[PHASES], flops[PHASES], all[PHASES];
+    o.per_device_train_batch_size = 1, o.tokens = 256, o.target_share = 1, o.trainable_layers = o.trainable_layers > 0;
+    size_t T = (size_t)o.tokens;
+    Model *m = random_model(c, &o);
+    method->setup(m, &o);
+    m->n_moments = whole->n_moments;
+    Dataset set = bench_data(c.vocab_size, &o);
+    Run r = describe_run(m, method, KEEPS_ALL, T, T), counted = describe_run((Model *)whole, method, KEEPS_ALL, T, T);
+    start_trainables(m, (uint64_t)o.seed, true);
+    take_run(&r);
+    for (int64_t i = 0; i < 2; i++) bench_one_step(&r, &set, &o, 0, i, took, flops);
+    Batch b = make_batch(&set, NULL, 1, 0, 0);
+    counted.T = T, counted.R = r.R;
+    count_step(&counted, &b, all);
+    double token = 0, forward = took[PHASE_FORWARD] / flops[PHASE_FORWARD] * all[PHASE_FORWARD] / (double)T;
+    double optimizer = took[PHASE_OPTIMIZER] * (double)count_parameters(whole->trained, whole->n_trained) /
+                       (double)count_parameters(m->trained, m->n_trained);
+    for (size_t p = PHASE_FORWARD; p <= PHASE_BACKWARD; p++)
+        token += took[p] / fmax(flops[p], 1) * all[p] / (double)T;
+    printf("time on this machine: a step of 1024 tokens %s (%.3g tokens/s), validating as many %s; 400 samples of 256 "
+           "tokens, an epoch: %s\n", time_text(1024 * token + optimizer), 1 / token, time_text(1024 * forward),
+           time_text(100 * (1024 * token + optimizer)));
+    printf("disk: a checkpoint takes %s; a run keeps two, the newest and the best\n",
+           size_text(checkpoint_bytes(whole)));
+    free_batch(&b), give_run(&r);
 }
 
 static int bench(const char *model, const Options *o) {
@@ -8270,6 +8693,7 @@ static int info_command(const Call *c) {
     printf("method %s trains %zu of %zu\n", method->name, count_parameters(m->trained, m->n_trained), all);
     print_plan(stdout, m, method, o->gradient_checkpointing ? RECOMPUTES : KEEPS_ALL,
                (size_t)(o->per_device_train_batch_size * (o->max_input_length + o->max_output_length + 1)));
+    print_speed_here(m, method, o);
     return o->check ? check_numbers(path, &fresh) : 0;
 }
 
@@ -8521,10 +8945,11 @@ static const Command commands[] = {
 typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType;    // METHOD: a choice among 7.7
 #define FIELD(field) .name = #field, .offset = offsetof(Options, field)
 
-// `text` is the default, NULL: not set; a number has limits.
+// `text` is the default, NULL: not set; `rule` says how `train` finds another where nobody sets it; a number has
+// limits.
 typedef struct {
     const char *name; size_t offset; OptionType type; int commands;
-    const char *text, *help; double least, most; const char *choices;
+    const char *text, *help; double least, most; const char *choices, *rule;
 } Option;
 static const Option options[] = {
     { FIELD(method), METHOD, TUNES, "lora", "what trains" },
@@ -8535,7 +8960,7 @@ static const Option options[] = {
       "lora: share of its input that is dropped in training", 0, 0.99 },
     { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK | BENCH, "false", "lora: scale by lora_alpha / sqrt(r) instead" },
     { FIELD(target_modules), STRING, TUNES, NULL,
-      "lora: linear maps by name, comma between; default: query, key and value" },
+      "lora: linear maps by name, comma between", .rule = "all" },
     { FIELD(num_virtual_tokens), INTEGER, TUNES, "128",
       "ptuning: tokens of the prefix; each costs a key and a value in every layer", 1, 1e6 },
     { FIELD(ptuning_positions), CHOICE, TUNES, NULL,
@@ -8556,14 +8981,16 @@ static const Option options[] = {
       "what frozen layers below all that trains give is kept for each sample, where memory allows; the same bits" },
     { FIELD(adapter_type), CHOICE, TUNES, "houlsby",
       "adapter: swish behind both halves of a layer, or ReLU behind the MLP", .choices = "houlsby,pfeiffer" },
-    { FIELD(reduction_factor), INTEGER, TUNES, "16",
-      "adapter: its inside is hidden_size / reduction_factor wide", 1, 1e6 },
-    { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, "highest step size; default by method", 0, 1e3 },
+    { FIELD(reduction_factor), INTEGER, TUNES, "0", "adapter: its inside is hidden_size / reduction_factor wide", 0,
+      1e6, .rule = "16, less where the inside would be below 128" },
+    { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, "highest step size", 0, 1e3,
+      .rule = "by method and width: --help METHOD" },
     { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine",
       "how the rate falls after the warm-up", .choices = "cosine,linear,constant" },
     { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", "share of the steps in which the rate rises from 0", 0, 1 },
     { FIELD(warmup_steps), INTEGER, TRAIN, "0", "the same in steps; above 0 it counts instead", 0, 1e9 },
-    { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", "how often each sample is seen", 1e-6, 1e6 },
+    { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", "how often each sample is seen", 1e-6, 1e6,
+      .rule = "by the number of samples: 3, and up to 60 that make 700 steps" },
     { FIELD(max_steps), INTEGER, TRAIN, "0", "optimizer steps; above 0 it counts instead of epochs", 0, 1e9 },
     { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0",
       "pull of matrices towards 0, times the rate; gains and biases feel none", 0, 1e3 },
@@ -8580,10 +9007,12 @@ static const Option options[] = {
     { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0",
       "share of a target spread over the whole vocabulary", 0, 0.99 },
     { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO | BENCH, "1",
-      "samples computed together; activations grow with it", 1, 1e6 },
+      "samples computed together; activations grow with it", 1, 1e6,
+      .rule = "by their length: up to 8 that are 1024 tokens at most" },
     { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO | BENCH, "false",
       "compute first norm and inside of the MLP twice rather than keep them: more time, less memory" },
-    { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", "batches that make one step; costs no memory", 1, 1e6 },
+    { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", "batches that make one step; costs no memory",
+      1, 1e6, .rule = "as many as make a step of 8 samples" },
     { FIELD(max_input_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512",
       "a sample may have max_input_length + max_output_length + 1 tokens", 1, 1e7 },
     { FIELD(max_output_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512", "see max_input_length", 1, 1e7 },
@@ -8602,14 +9031,21 @@ static const Option options[] = {
       "print every sample as ready input_ids and labels, a line each, and nothing else" },
     { FIELD(eval_file), STRING, TRAIN | CHECK, NULL,
       "validation samples; default: dev.json[l] of a data folder, else val_size" },
-    { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", "share of the samples that validates instead of training", 0, 0.9 },
+    { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", "share of the samples that validates instead of training", 0,
+      0.9, .rule = "by the number of samples: none of less than 12, 5 of a few dozen, a twentieth, 500 at most" },
     { FIELD(eval_steps), INTEGER, TRAIN, "0", "steps between validations; 0: once an epoch", 0, 1e9 },
     { FIELD(predict_with_generate), FLAG, TRAIN, "false",
       "at each validation also answer the prompts, and score the answers" },
     { FIELD(early_stopping_patience), INTEGER, TRAIN, "0",
-      "stop after so many validations in a row without a new best loss; 0: never", 0, 1e9 },
+      "stop after so many validations in a row without a new best loss; 0: never", 0, 1e9,
+      .rule = "by the number of samples: a sixth of more than 3 epochs, else 0" },
+    { FIELD(early_stopping_threshold), REAL_NUMBER, TRAIN, "0",
+      "a validation loss is better when it is lower by more than this", 0, 1e3, .rule = "0.01" },
+    { FIELD(early_stopping_loss), REAL_NUMBER, TRAIN, "0",
+      "stop when validation and training loss are no more than this: from there on more is forgotten than learned", 0,
+      1e3, .rule = "0.03 where the number of samples lets a run stop early and nothing is replayed" },
     { FIELD(load_best_model_at_end), FLAG, TRAIN, "false",
-      "the result is the checkpoint with the best validation loss, not the last" },
+      "the result is the checkpoint with the best validation loss, not the last", .rule = "true" },
     { FIELD(probe), STRING, TRAIN, NULL,
       "FILE of samples that the model should still know: loss and drift from the base, before and after" },
     { FIELD(replay), STRING, TRAIN, NULL,
@@ -8617,8 +9053,10 @@ static const Option options[] = {
     { FIELD(output_dir), STRING, TRAIN, "output", "folder of the log and the checkpoints" },
     { FIELD(logging_steps), INTEGER, TRAIN, "10", "steps between lines of log.jsonl; 0: once an epoch", 0, 1e9 },
     { FIELD(save_steps), INTEGER, TRAIN, "500",
-      "steps between checkpoints; 0: once an epoch; the last step is always saved", 0, 1e9 },
-    { FIELD(save_total_limit), INTEGER, TRAIN, "0", "checkpoints to keep; 0: all", 0, 1e6 },
+      "steps between checkpoints; 0: once an epoch; the last step is always saved", 0, 1e9,
+      .rule = "a tenth of the run, less often where a checkpoint is large" },
+    { FIELD(save_total_limit), INTEGER, TRAIN, "0", "checkpoints to keep, the newest and the best always; 0: all", 0,
+      1e6, .rule = "2" },
     { FIELD(resume_from_checkpoint), STRING, TRAIN, NULL,
       "go on from a checkpoint, to the same bits: yes (the newest in output_dir), no, its step, or its folder" },
     { FIELD(stop_at_step), INTEGER, TRAIN, "0", "save and end after this step, to go on later; 0: never", 0, 1e9 },
@@ -8672,7 +9110,7 @@ static const struct { const char *option, *effect; } effects[] = {
     { "lora_alpha", "result: twice the value makes the change twice as strong, much as twice the learning rate does" },
     { "lora_dropout", "result: guards small data against learning by heart; 0 reaches a lower training loss" },
     { "target_modules", "memory, parameters: each map adds r (in + out).\n    "
-      "result: attention alone does for style and tasks; with the MLP's maps more is learned and more forgotten" },
+      "result: all of them hold a role better than query, key and value alone, and forget less for it" },
     { "num_virtual_tokens", "memory, parameters: 2 layers kv_heads head_dim numbers for each, and one key and value\n"
       "    more for every token to look at. result: 128 is the official choice" },
     { "trainable_layers", "memory, parameters: the last layers whole, 16 bytes a number; backward ends below them" },
@@ -8726,6 +9164,7 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
         return name("is true or false, not '%s'", value);
     if (choices && (strchr(value, ',') || !list_has(choices, value)))
         return name("is one of %s, not '%s'", choices, value);
+    o->given[x->offset] = true;
     if (x->type == FLAG) return *(bool *)field = value[0] == 't', NULL;
     if (x->type >= STRING) return *(const char **)field = value, NULL;
     double number = strtod(value, &end);
@@ -8758,16 +9197,13 @@ static void add_options(Text *list, int commands_of) {
         if (options[i].commands & commands_of) text_print(list, "%s,", options[i].name);
 }
 
-// The training options that bear on the result, as "name=value" lines.
+static const char not_kept[] = "output_dir,stop_at_step,resume_from_checkpoint,force,threads,precision,base";
+
 static const char *settings_of(const Options *o) {
-    static const char others[] =
-        "output_dir,logging_steps,save_steps,save_total_limit,stop_at_step,resume_from_checkpoint,force,threads,"
-        "precision,gradient_checkpointing,keep_trunk,max_new_tokens,base,eval_file,probe,predict_with_generate,"
-        "early_stopping_patience,load_best_model_at_end,temperature,top_p,per_device_eval_batch_size";
     Text t = {0};
     for (const Option *x = options; x < options + COUNT(options); x++) {
         const void *field = (const char *)o + x->offset;
-        if (!(x->commands & TRAIN) || list_has(others, x->name)) continue;
+        if (!(x->commands & TRAIN) || list_has(not_kept, x->name)) continue;
         text_print(&t, "%s=", x->name);
         if (x->type == INTEGER) text_print(&t, "%lld", (long long)*(const int64_t *)field);
         if (x->type == REAL_NUMBER) text_print(&t, "%.9g", *(const double *)field);
@@ -8779,21 +9215,35 @@ static const char *settings_of(const Options *o) {
     return t.s;
 }
 
+// What was not given now is as the run began with it; what it did not keep (an older one), as it was when nobody chose
+// by the number of samples.
+static void restore_settings(Options *o, const char *lines) {
+    for (const Option *x = options; x < options + COUNT(options); x++) {
+        if (!(x->commands & TRAIN) || o->given[x->offset] || list_has(not_kept, x->name)) continue;
+        const char *value = line_value(lines, x->name);
+        if (value && strcmp(value, "(none)") && strcmp(value, "nan")) set_option(o, x, value);
+        o->given[x->offset] = true;
+    }
+}
+
 static Options default_options(void) {
     static Options defaults;
     Options o = { .learning_rate = NAN, .std = NAN, .prefix_dropout = NAN, .adam_beta1 = NAN, .adam_beta2 = NAN };
     for (size_t i = 0; i < COUNT(options); i++) if (options[i].text) want_option(&o, &options[i], options[i].text);
+    memset(o.given, 0, sizeof o.given);
     defaults = o;
     o.defaults = &defaults;
     return o;
 }
 
-// The name in a list ("q_proj,v_proj") with the fewest letters to change.
-static const char *nearest(const char *given, const char *list) {
-    const char *best = "", *one;
+// "; nearest: " and, behind `dashes`, the name in a list ("q_proj,v_proj") with the fewest letters to change; nothing
+// where more than half of them would change.
+static const char *nearest(const char *given, const char *dashes, const char *list) {
+    const char *best = NULL, *one;
     for (char *rest = name("%s", list); (one = strsep(&rest, ",")); )
-        if (*one && (!*best || edit_distance(given, one) < edit_distance(given, best))) best = one;
-    return best;
+        if (*one && (!best || edit_distance(given, one) < edit_distance(given, best))) best = one;
+    bool near = best && 2 * edit_distance(given, best) <= max_size(strlen(given), strlen(best));
+    return near ? name("; nearest: %s%s", dashes, best) : "";
 }
 
 __attribute__((noreturn)) static void unknown_option(const char *given, const Command *c) {
@@ -8803,8 +9253,8 @@ __attribute__((noreturn)) static void unknown_option(const char *given, const Co
         if (elsewhere->commands & commands[k].bit)
             fail_usage("--%s is no option of '%s', it is one of '%s'", given, c->name, commands[k].name);
     add_options(&known, c->bit);
-    fail_usage("--%s is no option of '%s'; nearest: --%s (see glmtune %s --help)", given, c->name,
-               nearest(given, known.s), c->name);
+    fail_usage("--%s is no option of '%s'%s (see glmtune %s --help)", given, c->name, nearest(given, "--", known.s),
+               c->name);
 }
 
 // `--help OPTION` and `--help METHOD`.
@@ -8813,7 +9263,7 @@ static void option_help(const Option *x) {
     const char *choices = choices_of(x);
     printf("--%s: %s\n    %s%s", x->name, x->help, choices ? "one of " : types[x->type], choices ? choices : "");
     if (x->least < x->most) printf(" from %g to %g", x->least, x->most);
-    printf("; %s%s", x->text ? "default " : "no default", x->text ? x->text : "");
+    printf("; %s%s", x->text || x->rule ? "default " : "no default", x->rule ? x->rule : x->text ? x->text : "");
     for (size_t k = 0; k < COUNT(yaml_defaults); k++)
         if (!strcmp(yaml_defaults[k].option, x->name)) printf(", under a yaml %s", yaml_defaults[k].value);
     printf("\n    of:");
@@ -8824,38 +9274,78 @@ static void option_help(const Option *x) {
 }
 
 static void method_help(const Method *m) {
-    printf("--method %s: %s\n    learning rate %g unless --learning_rate says otherwise; \"peft_type\" %s\n", m->name,
-           m->help, m->learning_rate, m->peft_type);
+    const char *few = m->prefix_forward ? "" : ", times n / 100 where there are n < 100 samples";
+    printf("--method %s: %s\n    learning rate %g at hidden size 4096, times (4096 / hidden)^%g%s, unless "
+           "--learning_rate says otherwise; \"peft_type\" %s\n", m->name, m->help, m->learning_rate,
+           m->narrower > 0 ? m->narrower : 0.5, few, m->peft_type);
+}
+
+// A text in lines that fit the terminal (100 columns where there is none), each after `indent` blanks; the first goes
+// on behind what has been printed, at column `at`.
+static void print_wrapped(size_t indent, size_t at, const char *text) {
+    size_t columns = terminal_columns(1) ? max_size(terminal_columns(1), indent + 24) : 100;
+    for (const char *p = text + strspn(text, " "); *p; p += strspn(p, " ")) {
+        size_t n = strcspn(p, " "), fits = columns - min_size(at + (at > indent), columns);
+        while (n > columns - indent && n > fits && memrchr(p, ',', n - 1))      // a long list may break at a comma
+            n = (size_t)((const char *)memrchr(p, ',', n - 1) - p) + 1;
+        if (at > indent && n > fits) printf("\n%*s", (int)indent, ""), at = indent;
+        at += (size_t)printf("%*s%.*s", at > indent && p[-1] == ' ', "", (int)n, p);
+        p += n;
+    }
+    putchar('\n');
+}
+
+static void command_help(const Command *c) {
+    printf("glmtune %s %s [--option value ...]\n    ", c->name, c->words);
+    print_wrapped(4, 4, c->help);
+    for (const Option *x = options; x < options + COUNT(options); x++) {
+        const char *choices = choices_of(x), *usual = x->rule ? x->rule : x->text;
+        if (!(x->commands & c->bit)) continue;
+        size_t at = (size_t)printf("  --%s", x->name);
+        at += (size_t)printf("%*s", (int)(max_size(at + 2, 20) - at), "");
+        print_wrapped(20, at, name("%s%s%s%s%s%s", x->help, choices ? ": " : "", choices ? choices : "",
+                                   usual ? " [" : "", usual ? usual : "", usual ? "]" : ""));
+    }
+}
+
+static void general_help(void) {
+    printf("glmtune fine-tunes the GLM family of language models.\n\n");
+    for (size_t i = 0; i < COUNT(commands); i++) {
+        size_t at = (size_t)printf("  glmtune %s %s  ", commands[i].name, commands[i].words);
+        if (at < 38) at += (size_t)printf("%*s", (int)(38 - at), "");
+        print_wrapped(38, at, commands[i].help);
+    }
+    putchar('\n');
+    print_wrapped(0, 0, "glmtune COMMAND --help: its options. glmtune --help OPTION|METHOD: what one does. MODEL is a "
+                  "model folder (config.json, safetensors, tokenizer) or an adapter's.");
+}
+
+static void print_version(void) {
+    const char *build = sizeof(real) == sizeof(double) ? "double" : "float";
+#ifdef GLMTUNE_CUDA
+    build = name("%s, on a GPU", build);
+#endif
+#ifdef _OPENMP
+    build = name("%s, OpenMP", build);
+#endif
+    printf("glmtune " GLMTUNE_VERSION " (%s)\n", build);
 }
 
 static void word_help(const char *given, int commands_of) {
     Text known = {0};
     given += strspn(given, "-");
     const Option *x = find_option(given, commands_of);
+    for (const Command *c = commands; c < commands + COUNT(commands) && (!x || commands_of == ALL); c++)
+        if (!strcmp(given, c->name)) return command_help(c);
     if (x) return option_help(x);
     for (size_t i = 0; i < COUNT(methods); i++) {
         if (!strcmp(given, methods[i].name)) return method_help(&methods[i]);
         text_print(&known, "%s,", methods[i].name);
     }
     add_options(&known, commands_of);
-    fail_usage("--help %s: there is no such option or method; nearest: %s", given, nearest(given, known.s));
+    fail_usage("--help %s: there is no such command, option or method%s", given, nearest(given, "", known.s));
 }
 
-static void command_help(const Command *c) {
-    printf("glmtune %s %s [--option value ...]\n    %s\n", c->name, c->words, c->help);
-    for (const Option *x = options; x < options + COUNT(options); x++)
-        if (x->commands & c->bit)
-            printf("  --%-28s %s%s%s%s%s%s\n", x->name, x->help, choices_of(x) ? ": " : "",
-                   choices_of(x) ? choices_of(x) : "", x->text ? " [" : "", x->text ? x->text : "", x->text ? "]" : "");
-}
-
-static void general_help(void) {
-    printf("glmtune fine-tunes the GLM family of language models.\n\n");
-    for (size_t i = 0; i < COUNT(commands); i++)
-        printf("  glmtune %-9s %-16s %s\n", commands[i].name, commands[i].words, commands[i].help);
-    printf("\nglmtune COMMAND --help: its options. MODEL is a model folder (config.json, safetensors, tokenizer) or an "
-           "adapter's.\n");
-}
 
 // Reads "--name value", "--name=value" or, for a flag, "--name" at words[0]; returns how many words it took.
 static size_t parse_option(Options *o, const Command *c, char **words, size_t left) {
@@ -8874,8 +9364,9 @@ static size_t parse_option(Options *o, const Command *c, char **words, size_t le
 static void parse_words(Call *call, const Command *c, size_t n, char **argv) {
     call->n = 0;
     for (size_t i = 2; i < n; ) {
-        if (!strcmp(argv[i], "--help") && i + 1 < n) word_help(argv[i+1], c->bit), exit(0);
-        if (!strcmp(argv[i], "--help")) command_help(c), exit(0);
+        bool helps = list_has("--help,-h", argv[i]);
+        if (helps && i + 1 < n) word_help(argv[i+1], c->bit), exit(0);
+        if (helps) command_help(c), exit(0);
         if (!strncmp(argv[i], "--", 2)) i += parse_option(call->o, c, argv + i, n - i);
         else call->words[call->n++] = argv[i++];
     }
@@ -8930,7 +9421,7 @@ __attribute__((noreturn)) static void unknown_key(const YamlRun *y, const Json *
     for (size_t i = 0; i < COUNT(yaml_words); i++) text_print(&known, "%s,", yaml_words[i].key);
     add_options(&known, TRAIN);
     for (char *p = known.s; *p; p++) if (*p == '.') *p = ',';      // the last part of a path counts
-    fail("%s: there is no key '%s' here; nearest: %s", json_where(y->reader, j->at), j->key, nearest(j->key, known.s));
+    fail("%s: there is no key '%s' here%s", json_where(y->reader, j->at), j->key, nearest(j->key, "", known.s));
 }
 
 // The value as an option takes it: a list of names is written with commas.
@@ -8966,6 +9457,8 @@ static void yaml_set(YamlRun *y, const Json *j, const char *path) {
     if (words.n) fail("%s: %s is one of %s", at, j->key, words.s);
     if (list_has(yaml_silent, path) || list_has(yaml_silent, j->key)) return;
     bool off = (j->type <= JSON_NUMBER && !(j->number != 0)) || (j->type >= JSON_ARRAY && !j->count);
+    if (list_has("quantization_config,quantization_bit,load_in_4bit,load_in_8bit", j->key) && !off)
+        fail("%s: %s asks for quantised weights%s", at, j->key, no_quantised);
     if (list_has(yaml_refused, j->key) && !off)
         fail("%s: %s would change what is learned, and glmtune does not have it; take it out", at, j->key);
     if (list_has(yaml_ignored, path) || list_has(yaml_ignored, j->key))
@@ -9009,6 +9502,8 @@ static void read_yaml_config(const char *path, Options *o, const char **data) {
     for (size_t i = 0; i < COUNT(yaml_defaults); i++)
         if (!yaml_defaults[i].section || json_get(root, yaml_defaults[i].section))
             want_option(o, find_option(yaml_defaults[i].option, TRAIN), yaml_defaults[i].value);
+    memset(o->given, 0, sizeof o->given);
+    o->yaml = GIVEN(o, method) = true;      // without peft_config: full tuning
     yaml_section(&y, root, "");
     bool told = json_is(json_get(args, "eval_steps"), JSON_NUMBER);
     if (!told && !strcmp(yaml_evaluation(root), "steps")) o->eval_steps = o->logging_steps;
@@ -9042,16 +9537,21 @@ static void use_threads(int64_t threads) {
 #ifndef GLMTUNE_NO_MAIN
 int main(int argc, char **argv) {
     Options o = default_options();
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);     // large blocks go back to the system when they are given back: see the plan
+#endif
     signal(SIGXFSZ, SIG_IGN);       // so that a file past `ulimit -f` is an error that can be told, as a full disk is
     Call call = { .o = &o, .words = take((size_t)argc, sizeof *call.words) };
     Text known = {0};
     size_t n = (size_t)argc;
     const Command *c = commands, *end = commands + COUNT(commands);
-    if (n > 2 && !strcmp(argv[1], "--help")) return word_help(argv[2], ALL), 0;
-    if (n < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) return general_help(), n < 2 ? 2 : 0;
+    bool helps = n < 2 || list_has("--help,-h,help", argv[1]);
+    if (helps && n > 2) return word_help(argv[2], ALL), 0;
+    if (helps) return general_help(), n < 2 ? 2 : 0;
+    if (list_has("--version,-V,version", argv[1])) return print_version(), 0;
     for (; c < end && strcmp(c->name, argv[1]); c++) text_print(&known, "%s,", c->name);
     if (c == end)
-        fail_usage("there is no command '%s'; nearest: %s (see glmtune --help)", argv[1], nearest(argv[1], known.s));
+        fail_usage("there is no command '%s'%s (see glmtune --help)", argv[1], nearest(argv[1], "", known.s));
     parse_words(&call, c, n, argv);
     bool yaml = c->bit == TRAIN && call.n > 2;
     if (call.n < c->least || call.n > c->most || (yaml && !is_yaml(call.words[2])))
@@ -9067,7 +9567,6 @@ int main(int argc, char **argv) {
     if (isnan(o.std)) o.std = c->bit == GRADCHECK ? 0.1 : 0.02;
     use_threads(o.threads);
     set_precision(o.precision && !strcmp(o.precision, "bf16"));
-    o.settings = settings_of(&o);
     int status = c->run(&call);
     if (fflush(stdout) || ferror(stdout)) fail("standard output: writing failed: %s", strerror(errno));
     return status;

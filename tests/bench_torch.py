@@ -115,7 +115,8 @@ def run_glmtune(a, folder):
     command = [a.glmtune, "train", folder / "data.jsonl", folder / "model", "--method", a.method, "--max_steps",
                a.steps, "--per_device_train_batch_size", a.samples, "--gradient_accumulation_steps", 1, "--val_size", 0,
                "--logging_steps", 1, "--max_input_length", a.tokens, "--output_dir", out, "--force", "--threads",
-               a.threads, "--lora_dropout", a.lora_dropout, "--r", a.r, "--lora_alpha", a.lora_alpha]
+               a.threads, "--lora_dropout", a.lora_dropout, "--r", a.r, "--lora_alpha", a.lora_alpha,
+               "--target_modules", "q_proj,k_proj,v_proj"]
     if a.device == "cuda":
         command += ["--precision", a.precision]
     _, peak = run_child([str(word) for word in command], os.environ)

@@ -15,7 +15,7 @@ check 'compare: full trains all' grep -qE '^run-full +full +938880 +[0-9.]+ MiB 
 best=$(sed -nE 's/.*"eval_loss": ([0-9.]+).*/\1/p' run-full/log.jsonl | sort -n | head -n 1)
 check "compare: the lowest evaluation loss, $best" \
     awk -v best="$best" '$1 == "run-full" { d = $9 - best; found = d < best * 1e-3 && -d < best * 1e-3 } END { exit !found }' stdout
-check 'compare: a curve for each loss of each run' [ "$(grep -c '<polyline class="c[01]"' both.svg)" = 6 ]
+check 'compare: a curve for each loss of each run' [ "$(grep -c '<polyline class="c[01]"' both.svg)" = 10 ]
 
 refuse 'nowhere|no log.jsonl|--output_dir' compare run-lora nowhere --out out/c.svg
 mkdir void

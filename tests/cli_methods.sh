@@ -30,7 +30,7 @@ works '' chat merged --prompt hi --max_new_tokens 3
 
 rm -rf prefix bottleneck
 works 'done' train data.jsonl f --output_dir prefix $short --method ptuning --num_virtual_tokens 4
-works 'done' train data.jsonl f --output_dir bottleneck $short --method adapter
+works 'done' train data.jsonl f --output_dir bottleneck $short --method adapter --reduction_factor 16
 refuse 'prefix|cannot be merged|a prefix is keys and values' merge prefix/checkpoint-2 out
 refuse 'bottleneck|cannot be merged|network of its own' merge bottleneck/checkpoint-2 out
 
@@ -109,14 +109,14 @@ refuse 'exists already' export tuned/checkpoint-2 split
 echo '{"model_type": "glm", "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40, "vocab_size": 151552,
     "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": true,
     "max_position_embeddings": 131072}' >glm-4-9b-chat-hf.json
-works 'trains 5406720 of' info glm-4-9b-chat-hf.json --method lora --r 8 --layout glm4-chat
+works 'trains 5406720 of' info glm-4-9b-chat-hf.json --method lora --r 8 --target_modules q_proj,k_proj,v_proj --layout glm4-chat
 works 'method ptuning trains 2621440 of' info glm-4-9b-chat-hf.json --method ptuning --layout glm4-chat
 
 # ---- What tests/report found to go wrong -------------------------------------------------------------------------
 
-still='moves by at most learning rate x steps' replayed='nothing old is replayed'
+still='moves by at most learning rate x steps' replayed='nothing old was replayed'
 works "$still|done" train data.jsonl m --method ptuning --learning_rate 5e-5 --max_steps 2 --output_dir warned
-check 'one pass over the samples is no reason to replay' [ "$(grep -c "$replayed" printed)" = 0 ]
+check 'the last lines say that nothing old was replayed' [ "$(grep -c "$replayed" printed)" = 1 ]
 works "$replayed|done" train data.jsonl m --method ptuning --learning_rate 0.5 --max_steps 20 --output_dir warned --force
 check 'nor is a prefix that can move' [ "$(grep -c "$still" printed)" = 0 ]
 works 'done' train data.jsonl m --max_steps 20 --output_dir warned --force --replay data.jsonl:0.5

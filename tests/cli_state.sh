@@ -39,7 +39,7 @@ works 'goes on from whole/checkpoint-6' train data.jsonl deep --output_dir elsew
 same_run 'a run that is complete has nothing more to do' whole parts 6
 works 'holds no checkpoint: training begins|done' $state --output_dir fresh --resume_from_checkpoint yes
 rm -rf elsewhere whole fresh
-smooth="$state --label_smoothing_factor 0.1 --output_dir parts"
+smooth="$state --label_smoothing_factor 0.1 --output_dir parts --save_total_limit 0"
 refuse 'checkpoints past step 3|--force' $smooth --resume_from_checkpoint 3
 refuse 'parts/checkpoint-5|adapter_model' $smooth --resume_from_checkpoint 5
 refuse 'nowhere|adapter_model' $smooth --resume_from_checkpoint nowhere

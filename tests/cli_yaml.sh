@@ -68,7 +68,7 @@ official jsonl '128 128' 5e-4 4 1 500 16 eval_strategy >g4_ptuning_v2.yaml
 # NAME METHOD RATE SAMPLES_A_STEP: runs unchanged, two of its steps; the rate shows the linear schedule over two steps
 yaml_runs() {
     rm -rf output
-    works "$1.yaml: without meaning here and ignored: |num_proc|12 samples|validation: 3 samples|method $2|done" train \
+    works "$1.yaml: without meaning here and ignored: |num_proc|12 samples to learn, 3 to validate|method $2|done" train \
         yamldata "$tiny" "$1.yaml" --max_steps 2 --logging_steps 1
     told="$1.yaml"
     [ "$(grep -c '"loss"' output/log.jsonl)" = 2 ] || want 'two logged steps'
@@ -96,7 +96,7 @@ rm -rf output
 # What a yaml leaves out: the Trainer's and PEFT's defaults. 12 samples in batches of 8 are 2 steps an epoch.
 printf 'data_config: {train_file: train.jsonl}\ntraining_args: {output_dir: out1, logging_steps: 1}\n' >few.yaml
 printf 'peft_config: {peft_type: LORA}\n' >>few.yaml
-works 'training: 12 samples|step 6/6|done' train yamldata "$tiny" few.yaml
+works 'data: 12 samples to learn|step 6/6|done' train yamldata "$tiny" few.yaml
 told='the defaults of Trainer and PEFT'
 sed -nE 's/.*"step": ([0-9]), "loss".*"learning_rate": ([^,]*),.*/\1 \2/p' out1/log.jsonl >rates
 [ "$(cut -d' ' -f2 rates | head -n 3 | tr '\n' ' ')" = '5e-05 4.16666667e-05 3.33333333e-05 ' ] ||
@@ -131,7 +131,8 @@ bad_yaml() {
 }
 bad_yaml 's/save_steps/save_step/' "bad.yaml:23:14: |'save_step'|save_steps"
 bad_yaml 's/learning_rate/learningrate/' "bad.yaml:16:17: |'learningrate'|learning_rate"
-bad_yaml 's/  r: 8/  rank: 8/' "'rank'|nearest"
+bad_yaml 's/  lora_alpha/  lora_alfa/' "'lora_alfa'|nearest: lora_alpha"
+bad_yaml 's/  r: 8/  quantization_config: {load_in_4bit: true}/' 'quantization_config asks for quantised weights|bf16'
 bad_yaml 's/data_config/dataconfig/' "'dataconfig'|data_config"
 bad_yaml 's/train_file/trainfile/' "bad.yaml:2:14: |'trainfile'|train_file"
 bad_yaml 's/5e-4/5x-4/' 'bad.yaml:16:18: learning_rate must be a number'
@@ -161,7 +162,7 @@ misuse 'train|DATA MODEL|CONFIG.yaml' train yamldata "$tiny" yes few.yaml
 sed 's/\(save\|eval\)_strategy: steps/\1_strategy: no/; s/save_steps: 500/save_steps: 1/' g4_lora.yaml >no.yaml
 works 'val_file (eval_strategy is no)|done' train yamldata "$tiny" no.yaml --max_steps 3 \
     --output_dir out5
-check 'eval_strategy no validates on nothing' test -z "$(grep -E 'validation|"eval_loss' stderr out5/log.jsonl)"
+check 'eval_strategy no validates on nothing' test -z "$(grep -E 'validation loss|"eval_loss' stderr out5/log.jsonl)"
 check 'save_strategy no saves the last step alone' test "$(find out5 -name 'checkpoint-*' | wc -l)" = 1
 sed 's/eval_strategy: steps/eval_strategy: epoch/; /eval_steps/d' g4_lora.yaml >epoch.yaml
 works 'done' train yamldata "$tiny" epoch.yaml --num_train_epochs 2 --max_steps 0 --output_dir out6
@@ -187,7 +188,7 @@ works '--method full: |learning rate 5e-05' --help full
 misuse 'learning_rte|nearest: learning_rate' train --help learning_rte
 misuse 'prompt' train --help prompt
 for option in $all_options; do
-    run --help "$option"
+    case $option in check) run info --help check ;; *) run --help "$option" ;; esac     # `check` is a command as well
     told="glmtune --help $option"
     [ "$status" = 0 ] && grep -q "^--$option: " stdout || want 'what it is'
     grep -qE '^    .*; (no )?default' stdout && grep -q '^    of: ' stdout || want 'what it takes, and whose it is'

@@ -87,6 +87,29 @@ function rates(    m, i, line, run, factor, n) {
     print ""
 }
 
+# Beside what the settings that were chosen for each task give, without replay.
+function alone(    m, i, k, n, task, names, column, g, chosen) {
+    n = split("identity ads sentiment facts", task, " ")
+    names["identity"] = "known turn_8"; names["ads"] = "ad_rouge"
+    names["sentiment"] = "sentiment"; names["facts"] = "country"
+    print "| method | task | replay | what | alone | chosen settings | kept | chosen settings | step of the result | checkpoints left |"
+    print "|---|---|---|---|---|---|---|---|---|---|"
+    for (m = 1; m <= n_methods; m++)
+        for (i = 1; i <= n; i++)
+            for (r = 0; r <= (m == 1 && i == 1); r++) {
+                g = method[m] "." task[i] "-alone." r
+                chosen = method[m] "." task[i] "." r
+                split(names[task[i]], column, " ")
+                for (k = 1; k in column; k++)
+                    printf "| %s | %s | %s | %s | %s | %s | %s | %s | %.0f | %.0f |\n", method[m], task[i], r ? "yes" : "none",
+                           column[k], percent(g, column[k], 1), percent(chosen, column[k], 1), kept(g), kept(chosen),
+                           mean(g, "steps", 1), mean(g, "checkpoints", -1)
+                delete column
+            }
+    printf "\nOf ten questions about name and maker LoRA, tuned so, answers %s in the new role (mean and worst of the seeds).\n\n",
+           sprintf("%.1f (%d)", mean("lora.identity-alone.0", "ten", 1), worst)
+}
+
 function swapped(    m, clean, dirty) {
     print "| method | 40 samples | 4 of them wrong | change |\n|---|---|---|---|"
     for (m = 1; m <= n_methods; m++) {
@@ -131,6 +154,8 @@ END {
     table("sentiment", "sentiment", "right")
     print "### New facts: 100 samples\n"
     table("facts", "country", "right")
+    print "### The command alone: `glmtune train DATA tests/tiny --output_dir out [--method M]`\n"
+    alone()
     print "### Four of the 40 answers are wrong\n"
     swapped()
     print "### 300 epochs\n"

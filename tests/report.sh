@@ -56,6 +56,43 @@ setting() {     # METHOD TASK: rate, steps, ratio of replay and what else
 
 number() { sed -nE "s/$1/\1/p" "$2" | tail -n 1; }
 
+result_of() { sed -n 's/.*the result is \([^;]*\);.*/\1/p' "$1.err"; }
+
+# The command as it is typed, with no option but the method, the seed and what is replayed, judged in the same way.
+tune_alone() {  # RUN METHOD TASK RATIO SEED
+    local run=$work/$1 method=$2 task=$3 ratio=$4 seed=$5 more=() tuned
+    [ "$method" = lora ] || more=(--method "$method")
+    [ "$ratio" = 0 ] || more+=(--replay "$work/replay.jsonl:$ratio")
+    "$program" train "$work/$task.jsonl" "$base" --output_dir "$run" --seed "$seed" "${more[@]}" >"$run.out" 2>"$run.err" ||
+        { tail -n 1 "$run.err" >&2; return 1; }
+    tuned=$(result_of "$run")
+    judge "$tuned" "$task" "$run"
+    echo "steps ${tuned##*-}" >>"$run.facts"
+    find "$run" -maxdepth 1 -name 'checkpoint-*' | wc -l | awk '{ print "checkpoints", $1 }' >>"$run.facts"
+    [ "$task" != identity ] || ten_questions "$tuned" >>"$run.facts"
+}
+
+# Ten questions about name and maker, asked as a user would; how many answers have the new one.
+ten_questions() {       # MODEL
+    local question answer right=0
+    while read -r question; do
+        answer=$("$program" chat "$1" --prompt "$question" --max_new_tokens 64 2>/dev/null)
+        case $answer in *小田*|*Tianbot*|*南山实验室*|*"South Hill Lab"*) right=$((right + 1)) ;; esac
+    done <<'END'
+你是谁？
+你叫什么名字？
+你的名字叫什么？
+请介绍一下你自己。
+谁开发了你？
+Who are you?
+What is your name?
+Tell me your name.
+Who made you?
+Who created you?
+END
+    echo "ten $right"
+}
+
 # Tunes and judges; writes "name value" lines to RUN.facts. DATA: a file in $work; TASK: what it is judged by.
 tune() {        # RUN METHOD TASK DATA RATIO SEED [OPTION ...]
     local run=$work/$1 method=$2 task=$3 data=$4 ratio=$5 seed=$6 tuned more=()
@@ -64,9 +101,10 @@ tune() {        # RUN METHOD TASK DATA RATIO SEED [OPTION ...]
     "$program" train "$work/$data.jsonl" "$base" --method "$method" $(shape "$method") "${more[@]}" --seed "$seed" \
         --adam_beta2 0.98 --lr_scheduler_type linear --warmup_steps 10 --per_device_train_batch_size 8 \
         --gradient_accumulation_steps 1 --logging_steps 10 --eval_file "$work/dev-$task.jsonl" --eval_steps 20 --save_steps 100000 \
+        --load_best_model_at_end false --early_stopping_threshold 0 \
         --probe "$work/probe.jsonl" --output_dir "$run" --force "$@" >"$run.out" 2>"$run.err" ||
         { tail -n 1 "$run.err" >&2; return 1; }
-    tuned=$(sed -n 's/.*the result is \([^;]*\);.*/\1/p' "$run.err")
+    tuned=$(result_of "$run")
     judge "$tuned" "$task" "$run"
     {
         echo "parameters $(number '^trained .*: ([0-9]+) parameters.*' "$run.out")"
@@ -98,7 +136,7 @@ judge() {       # MODEL TASK RUN: begins RUN.facts with its scores on the task's
 run_jobs() {    # lines on stdin, each the arguments of tune; as many at once as there are cores
     local line status=0
     while read -r line; do
-        tune $line &
+        case $line in *-alone.*) tune_alone $line & ;; *) tune $line & ;; esac
         [ "$(jobs -rp | wc -l)" -lt "$cores" ] || wait -n || status=1
     done
     while [ -n "$(jobs -rp)" ]; do wait -n || status=1; done
@@ -123,6 +161,12 @@ all_jobs() {
             done
         done
         for method in $methods; do jobs_of "$method" identity 1 "$seed" swapped swapped; done
+    done
+    for seed in $seeds; do
+        for task in $tasks; do
+            for method in $methods; do echo "$method.$task-alone.0.$seed $method $task 0 $seed"; done
+        done
+        echo "lora.identity-alone.1.$seed lora identity 1 $seed"
     done
     for method in $methods; do
         read -r rate more <<<"$(setting "$method" identity)"
@@ -222,7 +266,8 @@ fact() { awk -v name="$2" '$1 == name { print $2 }' "$work/$1.facts"; }
 check_bars() {
     local method run turn
     judge "$base" identity "$work/base.identity"
-    { jobs_of lora identity 1 1; jobs_of freeze identity 1 1; jobs_of lora identity 1 1 again; } | run_jobs
+    { jobs_of lora identity 1 1; jobs_of freeze identity 1 1; jobs_of lora identity 1 1 again
+      echo "lora.identity-alone.0.42 lora identity 0 42"; } | run_jobs
     for method in lora freeze; do
         run=$method.identity.1.1
         holds "$method: right in wordings that the base knows" "$(fact "$run" known)" 0.90
@@ -232,6 +277,12 @@ check_bars() {
         holds "$method: kept of what the base can do, change" \
             "$(awk "BEGIN { print $(fact "$run" kept) - $(fact base.identity kept) }")" -0.06
     done
+    run=lora.identity-alone.0.42
+    holds "without an option: right in wordings that the base knows" "$(fact "$run" known)" 0.90
+    holds "without an option: right at turn 8" "$(fact "$run" turn_8)" 0.85
+    holds "without an option: of ten questions" "$(fact "$run" ten)" 9
+    holds "without an option: kept, change" "$(awk "BEGIN { print $(fact "$run" kept) - $(fact base.identity kept) }")" -0.15
+    holds "without an option: two less the checkpoints that are left" "$(awk "BEGIN { print 2 - $(fact "$run" checkpoints) }")" 0
     holds "lines that two runs of one command differ in, less than one" \
         "$(diff <(grep -v -e time -e speed -e memory "$work/lora.identity.1.1.facts") \
                 <(grep -v -e time -e speed -e memory "$work/lora.again.1.1.facts") | grep -c '^[<>]' | awk '{ print 1 - $1 }')" 1

@@ -282,6 +282,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 #include "test_yaml.c"
 #include "test_methods.c"
 #include "test_state.c"
+#include "test_defaults.c"
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
@@ -301,6 +302,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "yaml", test_yaml },
     { "methods", test_methods },
     { "state", test_state },
+    { "defaults", test_defaults },
 };
 
 int main(int argc, char **argv) {

@@ -79,7 +79,7 @@ expect_error() {
     tail -n 1 stderr >last
     [ "$status" = "$expected" ] || want "exit status $expected"
     [ "$(grep -c '^glmtune: ' stderr)" = 1 ] && grep -q '^glmtune: ' last || want "one line of error, as the last"
-    ! grep -qvE '^(glmtune: |training: |validation: |replay: |settings: |model: |memory: |labels as |warning: |note: |step [0-9]|[a-z0-9]*[.]yaml: )' \
+    ! grep -qvE '^(glmtune: |data: |training: |time: |replay: |settings: |model: |memory: |labels as |warning: |note: |step [0-9]|[a-z0-9]*[.]yaml: )' \
         stderr || want "no other lines"
     [ ! -s stdout ] || want "nothing on stdout"
     want_words last "$words"
@@ -670,7 +670,7 @@ limit=''
 
 tune='--max_steps 4 --logging_steps 1 --learning_rate 0.01 --gradient_accumulation_steps 4 --val_size 0'
 works 'config: glm|parameters|method lora trains|memory:|glm4-chat' info f
-works 'training: 8 samples|method lora|glm4-chat|done|run/checkpoint-4' train data.jsonl f --output_dir run $tune
+works 'data: 8 samples to learn|method lora|glm4-chat|time: about|a checkpoint takes|are free|done|run/checkpoint-4' train data.jsonl f --output_dir run $tune
 adapter=run/checkpoint-4
 check 'the checkpoint holds an adapter' test -s $adapter/adapter_model.safetensors -a -s $adapter/adapter_config.json
 check 'it is in PEFT'\''s form' grep -q '"peft_type": "LORA"' $adapter/adapter_config.json
@@ -709,22 +709,22 @@ works '' chat run_remote/checkpoint-4 --layout glm4-chat --prompt hi --max_new_t
 
 mkdir folder array
 cp data.jsonl folder/train.jsonl; head -n 3 data.jsonl >folder/dev.jsonl
-works 'training: 8 samples|validation: 3 samples|validation loss' train folder m --output_dir run_folder $tune
+works 'data: 8 samples to learn, 3 to validate|validation loss' train folder m --output_dir run_folder $tune
 check 'log.jsonl has a validation loss' grep -q '"eval_loss": [0-9]' run_folder/log.jsonl
 { printf '['; sed '$!s/$/,/' data.jsonl; printf ']'; } >array/train.json
 { printf '['; head -n 1 data.jsonl; printf ']'; } >array/dev.json
-works 'training: 8 samples|validation: 1 samples' train array m --output_dir run_array $tune
+works 'data: 8 samples to learn, 1 to validate' train array m --output_dir run_array $tune
 
 counts() {                      # DATA: the line of train that counts its samples and tokens
     run train "$1" m --output_dir out --max_steps 1 --val_size 0
-    grep '^training: ' stderr
+    grep '^data: ' stderr
     rm -rf out
 }
 sed 's/"messages"/"conversations"/' data.jsonl >conversations.jsonl
 { printf '\357\273\277'; sed 's/$/\r/' data.jsonl; } >windows.jsonl
 sed 's/, /,\n\t/g' array/train.json >spread.json
 all=$(counts data.jsonl)
-check 'train counts tokens and targets' grep -qE '^training: 8 samples, [1-9][0-9]* tokens, .* target tokens: [1-9][0-9]* of [1-9]' <<<"$all"
+check 'train counts tokens and targets' grep -qE '^data: 8 samples to learn, .* target tokens: [1-9][0-9]* of [1-9]' <<<"$all"
 for form in array/train.json conversations.jsonl windows.jsonl spread.json; do
     check "$form gives the counts of data.jsonl" test "$(counts $form)" = "$all"
 done
@@ -928,7 +928,7 @@ echo "{\"model_type\": \"chatglm\", \"num_layers\": 28, \"padded_vocab_size\": 6
 echo "{\"model_type\": \"chatglm\", \"num_layers\": 40, \"padded_vocab_size\": 151552, \"seq_length\": 131072," \
      "\"rope_ratio\": 500, $big}" >glm-4-9b-chat/config.json
 works 'trains 1949696 of 6245533696' info chatglm3-6b --method lora --r 8 --target_modules query_key_value
-works 'trains 2785280 of 9402736640|glm4-chat' info glm-4-9b-chat
+works 'trains 2785280 of 9402736640|glm4-chat|tokens/s' info glm-4-9b-chat --target_modules query_key_value
 works 'trains 6243584000 of 6243584000' info chatglm3-6b/config.json --method full
 
 # ---- One file for each further subject; they use what stands above -----------------------------------------------

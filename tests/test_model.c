@@ -311,7 +311,7 @@ static void test_merge(void) {
         const char *adapter = scratch(name("unmerged%zu", k)), *out = scratch(name("merged%zu", k));
         Subject s = save_trained(k, &data, adapter);
         Options o = default_options();
-        o.max_shard_size = 3e-6;        // in GB: several shards even of this model
+        o.max_shard_size = 3e-6, GIVEN(&o, max_shard_size) = true;        // in GB: several shards even of this model
         int kept = silence();
         merge(adapter, out, &o);
         set_precision(in_bf16());

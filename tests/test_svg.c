@@ -97,7 +97,8 @@ static void test_pictures(void) {
                             "{\"step\": 3, \"loss\": 1e300}\n{\"step\": 4, \"loss\": 1e-300}\n"
                             "{\"step\": 5, \"loss\": 1e30}\n{\"step\": 6, \"eval_loss\": -1}\n");
     check_picture("strange numbers", picture);
-    check_equal("strange numbers: those that can be drawn", occurrences(picture, "<circle"), 3);
+    check_equal("strange numbers: those that can be drawn", occurrences(picture, "r=\"2.2\""), 3);
+    check_equal("strange numbers: the best evaluation has a ring", occurrences(picture, "<circle class=\"r c1\""), 1);
     Text log = {0};
     for (size_t i = 1; i <= 20000; i++)
         text_print(&log, "{\"step\": %zu, \"loss\": %.9g, \"learning_rate\": 1e-05}\n", i,

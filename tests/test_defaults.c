@@ -1,0 +1,161 @@
+// What a run gets where nobody says: rates, epochs, batches, the split; when a validation is the best; what is kept of
+// checkpoints; and names that tell runs apart.
+
+static Dataset samples_of(size_t n, size_t length) {
+    Dataset set = { .n = n, .longest = length };
+    set.samples = take(n, sizeof *set.samples);
+    for (size_t i = 0; i < n; i++) {
+        Sample *s = &set.samples[i];
+        *s = (Sample){ .ids = take(length, sizeof *s->ids), .n = length };
+        for (size_t k = 0; k < length; k++) s->ids[k] = (int32_t)(i * 7919 + k);
+    }
+    return set;
+}
+
+static void free_samples(Dataset *set) {
+    for (size_t i = 0; i < set->n; i++) free(set->samples[i].ids);
+    free(set->samples);
+}
+
+// n samples of some length get so many to validate, epochs, samples a step and at once, and validations to wait for.
+static void check_defaults(size_t n, size_t length, size_t held_out, double epochs, int64_t batch, int64_t batches,
+                           int64_t patience) {
+    Options o = default_options();
+    Config c = { .hidden_size = 1024 };
+    Dataset set = samples_of(n, length);
+    choose_split(&o, &set);
+    Dataset validation = split_off(&set, o.val_size, (uint64_t)o.seed);
+    choose_defaults(&o, find_method("adapter"), &c, &set, validation.n > 0);
+    const char *what = label("%zu samples of %zu tokens", n, length);
+    check_equal(label("%s: held out", what), validation.n, held_out);
+    check_number(label("%s: epochs", what), o.num_train_epochs, epochs, 0);
+    check_equal(label("%s: samples at once", what), (size_t)o.per_device_train_batch_size, (size_t)batch);
+    check_equal(label("%s: batches a step", what), (size_t)o.gradient_accumulation_steps, (size_t)batches);
+    check_equal(label("%s: patience", what), (size_t)o.early_stopping_patience, (size_t)patience);
+    double few = fmin(1, (double)(n - held_out) / 100);
+    check_number(label("%s: rate, at a quarter of the width twice that at 4096", what), o.learning_rate,
+                 2 * find_method("adapter")->learning_rate * few, 1e-12);
+    free_samples(&set), free_samples(&validation);
+}
+
+static void test_choices(void) {
+    check_defaults(4, 100, 0, 60, 4, 1, 10);
+    check_defaults(40, 100, 5, 60, 4, 1, 10);
+    check_defaults(40, 300, 5, 60, 2, 2, 10);
+    check_defaults(40, 5000, 5, 60, 1, 4, 10);
+    check_defaults(400, 100, 20, 15, 4, 1, 3);
+    check_defaults(4000, 100, 200, 3, 4, 1, 0);
+    check_defaults(40000, 10, 500, 3, 4, 1, 0);
+    Options o = default_options();
+    Config c = { .hidden_size = 4096 };
+    Dataset set = samples_of(40, 10);
+    want_option(&o, find_option("max_steps", TRAIN), "7");
+    want_option(&o, find_option("per_device_train_batch_size", TRAIN), "16");
+    want_option(&o, find_option("learning_rate", TRAIN), "0.25");
+    choose_defaults(&o, find_method("lora"), &c, &set, true);
+    check_number("a rate that is given stays", o.learning_rate, 0.25, 0);
+    check_equal("a batch that is given is a step of its own", (size_t)o.gradient_accumulation_steps, 1);
+    check_equal("steps that are given are not cut short", (size_t)o.early_stopping_patience, 0);
+    o = default_options(), o.yaml = true;
+    choose_split(&o, &set), choose_defaults(&o, find_method("full"), &c, &set, true);
+    check_number("with a yaml: epochs", o.num_train_epochs, 3, 0);
+    check_equal("with a yaml: no early stop", (size_t)o.early_stopping_patience, 0);
+    check_true("with a yaml: the last step is the result", !o.load_best_model_at_end);
+    o = default_options(), set.n = 40;
+    free_samples(&set);
+    set = samples_of(200, 10);
+    choose_defaults(&o, find_method("lora"), &c, &set, true);
+    check_number("at hidden 4096 LoRA has the published rate", o.learning_rate, 5e-4, 1e-12);
+    o.learning_rate = NAN, choose_defaults(&o, find_method("ptuning"), &c, &set, true);
+    check_number("P-tuning v2 too", o.learning_rate, 2e-2, 1e-12);
+    o.learning_rate = NAN, choose_defaults(&o, find_method("full"), &c, &set, true);
+    check_number("full tuning too", o.learning_rate, 5e-5, 1e-12);
+    free_samples(&set);
+}
+
+typedef struct { int64_t step; double loss; bool best; const char *words; } Validation;
+
+// Validations of losses in turn: which of them is called the best.
+static void check_turns(Trainer *t, const Validation *turns, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const char *words;
+        bool best = judge_evaluation(t, turns[i].step, turns[i].loss, &words);
+        if (best) t->state.saved_step = (double)turns[i].step;
+        check_true(label("step %lld, loss %g, '%s': best %d", (long long)turns[i].step, turns[i].loss, words, best),
+                   best == turns[i].best && strstr(words, turns[i].words));
+    }
+}
+
+static void test_best(void) {
+    Options o = default_options();
+    Trainer t = { .o = &o, .steps = 100, .saves_after = 3, .validation.n = 25 };
+    o.early_stopping_threshold = 0.1;
+    static const Validation strict[] = {
+        { 0, 2, true, "" }, { 1, 2.5, false, "no better than before training" }, { 2, 1.5, false, "too soon" },
+        { 3, 1.45, true, "the best so far" }, { 4, 1.3, false, "too soon" }, { 6, 1.4, false, "" },
+        { 8, 0.95, true, "the best so far" }, { 9, 0.8, false, "too soon" }, { 100, 0.6, true, "the best so far" } };
+    check_turns(&t, strict, COUNT(strict));
+    check_number("the best", t.state.best_metric, 0.6, 0);
+    check_number("before training", t.state.base_loss, 2, 0);
+    check_number("nothing worse in a row", t.state.worse_since, 0, 0);
+    // the lowest is 1: with 25 samples up to 1.2 is as good, and so is all below 0.5
+    Trainer later = { .o = &o, .steps = 100, .saves_after = 1, .validation.n = 25 };
+    o.early_stopping_loss = 0.5;
+    static const Validation few[] = { { 0, 2, true, "" }, { 1, 1, true, "the best so far" }, { 2, 1.19, true, "the best so far" },
+        { 3, 1.21, false, "" }, { 4, 0.3, true, "" }, { 5, 0.45, true, "" }, { 6, 0.55, false, "" } };
+    check_turns(&later, few, COUNT(few));
+    check_number("as good, and later", later.state.best_metric, 0.45, 0);
+    check_number("one worse", later.state.worse_since, 1, 0);
+    later.state.train_loss = 0.6;
+    check_true("training has not learned yet", !is_enough(&later));
+    later.state.train_loss = 0.4;
+    check_true("both have", is_enough(&later));
+    o.early_stopping_loss = 0, o.early_stopping_patience = 2;
+    check_true("one worse is not enough of two", !is_enough(&later));
+    later.state.worse_since = 2;
+    check_true("two are", is_enough(&later));
+    o.early_stopping_patience = 0;
+    check_true("without patience never", !is_enough(&later));
+}
+
+// What is left of checkpoints 1 to 5 of which the third is the best, when so many are to be kept.
+static void test_kept_checkpoints(void) {
+    static const char *const left[] = { "5", "5 3", "5 3", "5 4 3", "5 4 3 2" };
+    for (size_t keep = 1; keep < COUNT(left); keep++) {
+        const char *folder = scratch(label("kept%zu", keep));
+        Options o = { .output_dir = folder };
+        Trainer t = { .o = &o, .state = { .best_step = 3 } };
+        Text found = {0};
+        size_t *steps;
+        for (int i = 1; i <= 5; i++) make_folders(name("%s/checkpoint-%d", folder, i));
+        remove_checkpoints(&t, keep);
+        for (size_t i = 0, n = list_checkpoints(folder, &steps); i < n; i++)
+            text_print(&found, "%s%zu", i ? " " : "", steps[i]);
+        check_true(label("%zu kept: %s", keep, found.s), !strcmp(found.s, left[keep]));
+    }
+}
+
+static void test_names_of_runs(void) {
+    static const char *const runs[] = { "build/lora.identity.1.1", "build/full.identity.1.1", "build/freeze.identity.1.1" };
+    check_true("names that differ", !strcmp(short_name(runs, 3, 0), "lora") && !strcmp(short_name(runs, 3, 2), "freeze"));
+    static const char *const plain[] = { "run-1", "run-10" };
+    check_true("names of one beginning", !strcmp(short_name(plain, 2, 0), "1") && !strcmp(short_name(plain, 2, 1), "10"));
+    check_true("one run has its whole name", !strcmp(short_name(plain, 1, 0), "run-1"));
+    static const char *const same[] = { "a/x", "a/x" };
+    check_true("two that are one", *short_name(same, 2, 0));
+    Point seen[] = { { 10, 100 }, { 20, 300 } }, losses[] = { { 0, 5 }, { 5, 4 }, { 20, 3 }, { 25, 2 } };
+    Curve tokens = { .points = seen, .n = 2 }, loss = { .points = losses, .n = 4, .best = { 20, 3 } };
+    Curve over = over_tokens(&loss, &tokens);
+    check_equal("points that have tokens", over.n, 3);
+    check_number("before the first", over.points[0].x, 0, 0);
+    check_number("between two", over.points[1].x, 50, 0);
+    check_number("the best of them", over.best.x, 300, 0);
+    free(over.points);
+}
+
+static void test_defaults(void) {
+    test_choices();
+    test_best();
+    test_kept_checkpoints();
+    test_names_of_runs();
+}
