@@ -7088,7 +7088,7 @@ static void choose_split(Options *o, const Dataset *set) {
 // less of it (but for a prefix, which must move by its own width): what they have is learned soon, and what large steps
 // break is not in them.
 static double default_rate(const Method *m, size_t hidden, size_t n) {
-    double few = m->prefix_forward ? 1 : fmin(1, (double)n / 100);
+    double few = m->prefix_forward ? 1 : fmin(1, fmax(35, (double)n) / 100);
     return m->learning_rate * pow(4096 / (double)hidden, m->narrower > 0 ? m->narrower : 0.5) * few;
 }
 
@@ -7249,6 +7249,15 @@ static void print_start(Trainer *t) {
             "samples\n", log((double)t->base.model->config.vocab_size), t->state.first_loss, few.n);
 }
 
+// Whether validation has not got better for as long as the user is willing to wait, or is as good as it need be, and
+// training too, for a few samples may be right by chance.
+static bool is_enough(const Trainer *t) {
+    const Options *o = t->o;
+    const RunState *s = &t->state;
+    return (o->early_stopping_patience && s->worse_since >= (double)o->early_stopping_patience) ||
+           (s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= o->early_stopping_loss);
+}
+
 // What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower
 // by more than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too as long as it
 // is below that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be that of n
@@ -7260,13 +7269,14 @@ static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char *
     double as_good = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
     bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - margin;
     bool candidate = first || loss < s->best_metric - margin || (enough > 0 && loss <= as_good && loss < s->base_loss);
-    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after;
-    *words = !step ? "" : candidate && due ? "; the best so far" : candidate ? "; better, too soon to save again"
+    s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
+    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || is_enough(t);
+    *words = !step ? "" : candidate && due ? "; the best so far"
+           : candidate ? "; as good, not saved: the last save is too near"
            : s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "";
     if (candidate && due) s->best_step = (double)step, s->best_metric = loss;
     if (!step) s->base_loss = loss;
     s->lowest = first ? loss : fmin(s->lowest, loss);
-    s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
     return candidate && due;
 }
 
@@ -7583,15 +7593,6 @@ static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
     free_batch(&b);
 }
 
-// Whether validation has not got better for as long as the user is willing to wait, or is as good as it need be, and
-// training too, for a few samples may be right by chance.
-static bool is_enough(const Trainer *t) {
-    const Options *o = t->o;
-    const RunState *s = &t->state;
-    return (o->early_stopping_patience && s->worse_since >= (double)o->early_stopping_patience) ||
-           (s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= o->early_stopping_loss);
-}
-
 static void train_loop(Trainer *t) {
     const Options *o = t->o;
     size_t *chosen = take((size_t)((1 + t->replay_ratio) * (double)t->samples_per_step) + 2, sizeof *chosen);
@@ -7642,8 +7643,9 @@ static void open_log(Trainer *t, const char *from) {
     size_t *steps, n = list_checkpoints(folder, &steps), later = 0;     // they are the first
     while (later < n && (!goes_on || (double)steps[later] > t->state.step)) later++;
     if (later && !t->o->force)
-        fail("%s: holds %s; choose another --output_dir, or --force to remove them", folder,
-             goes_on ? name("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run");
+        fail("%s: holds %s; choose another --output_dir, %sor --force to remove them", folder,
+             goes_on ? name("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run",
+             goes_on || t->from ? "" : "--resume_from_checkpoint yes to go on with it, ");
     t->base.folder = outside_of(t->base.folder, folder);
     if (t->base.adapter) outside_of(t->base.adapter, folder);
     for (size_t i = 0; i < later; i++) remove_checkpoint(folder, steps[i]);
@@ -7898,8 +7900,9 @@ static void end_run(const Trainer *t) {
     else if (o->load_best_model_at_end && s->best_step > 0)
         progress(true, "warning: the best step, %.0f, lies in the folder that the run went on from", s->best_step);
     if (is_enough(t) && s->worse_since > 0)
-        progress(true, "stopped early: %.0f validations in a row were no better than %.4f at step %.0f "
-                 "(--early_stopping_patience)", s->worse_since, s->best_metric, s->best_step);
+        progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best that is saved has "
+                 "%.4f, at step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric,
+                 s->best_step);
     else if (is_enough(t))
         progress(true, "stopped early: learned, the losses of validation, %.4f, and training, %.4f, are below %g "
                  "(--early_stopping_loss)", s->best_metric, s->train_loss, o->early_stopping_loss);
@@ -9274,7 +9277,7 @@ static void option_help(const Option *x) {
 }
 
 static void method_help(const Method *m) {
-    const char *few = m->prefix_forward ? "" : ", times n / 100 where there are n < 100 samples";
+    const char *few = m->prefix_forward ? "" : ", times n / 100 for n = 35 to 100 samples";
     printf("--method %s: %s\n    learning rate %g at hidden size 4096, times (4096 / hidden)^%g%s, unless "
            "--learning_rate says otherwise; \"peft_type\" %s\n", m->name, m->help, m->learning_rate,
            m->narrower > 0 ? m->narrower : 0.5, few, m->peft_type);
