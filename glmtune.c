@@ -7258,17 +7258,18 @@ static bool is_enough(const Trainer *t) {
            (s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= o->early_stopping_loss);
 }
 
-// What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower
-// by more than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too as long as it
-// is below that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be that of n
-// losses that spread as wide as their mean: so few samples tell no more. Before step 1 stands the first candidate, the
-// base. What comes too soon after the last checkpoint to be worth another is none, so the best is always on the disk.
+// What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower;
+// for patience, by more than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too
+// as long as it is below that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be
+// that of n losses that spread as wide as their mean: so few samples tell no more. Before step 1 stands the first
+// candidate, the base. What comes too soon after the last checkpoint to be worth another is none, so the best is always
+// on the disk.
 static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char **words) {
     RunState *s = &t->state;
     double margin = t->o->early_stopping_threshold, enough = t->o->early_stopping_loss;
     double as_good = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
     bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - margin;
-    bool candidate = first || loss < s->best_metric - margin || (enough > 0 && loss <= as_good && loss < s->base_loss);
+    bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= as_good && loss < s->base_loss);
     s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
     bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || is_enough(t);
     *words = !step ? "" : candidate && due ? "; the best so far"
@@ -7525,7 +7526,8 @@ static void compare_settings(const Trainer *t, const char *folder, const char *s
         *value++ = 0;
         if (list_has(may_change, line)) continue;
         const char *was = line_value(stored, line);
-        if (!was || !strcmp(was, value)) continue;
+        double a = was ? strtod(was, NULL) : 0, b = strtod(value, NULL);       // older ones kept nine digits
+        if (!was || !strcmp(was, value) || (a != b && fabs(a - b) <= 1e-8 * fabs(a))) continue;
         const char *differs = name("%s was %s, now it is %s", line, was, value);
         if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", folder, differs);
         fprintf(stderr, "warning: %s\n", differs);
@@ -7796,8 +7798,8 @@ static void print_advice(const Trainer *t, const char *result) {
         progress(true, "the samples were learned by heart: take --learning_rate %.3g, or more samples in more varied "
                  "words", t->o->learning_rate / 3);
     if (t->n_new == t->train.n)
-        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: --replay FILE:1 made a "
-                 "loss of 8 points in 100 one of 2 on the bundled model (README, Replay)");
+        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the bundled one lost 8 "
+                 "answers in 100, and less than one with --replay FILE:1 (README, Replay)");
     progress(true, "done in %s; the result is %s; try: %s chat %s", time_text(seconds() - t->began), result,
              program_invocation_name, result);
 }
@@ -7880,8 +7882,8 @@ static void begin_run(Trainer *t) {
     if (from) resume(t, from);
     open_log(t, from);
     if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
-    const char *disk = disk_plan(t), *time = from ? "see the first line" : time_plan(t);
-    fprintf(stderr, "time: %s; disk: %s\n", time, disk);
+    const char *disk = disk_plan(t);        // before any time is spent
+    fprintf(stderr, "%sdisk: %s\n", from ? "" : name("time: %s; ", time_plan(t)), disk);
     write_facts(t);
 }
 
@@ -8993,7 +8995,7 @@ static const Option options[] = {
     { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", "share of the steps in which the rate rises from 0", 0, 1 },
     { FIELD(warmup_steps), INTEGER, TRAIN, "0", "the same in steps; above 0 it counts instead", 0, 1e9 },
     { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", "how often each sample is seen", 1e-6, 1e6,
-      .rule = "by the number of samples: 3, and up to 60 that make 700 steps" },
+      .rule = "by the number of samples: 3, and up to 60 that make 1400 steps" },
     { FIELD(max_steps), INTEGER, TRAIN, "0", "optimizer steps; above 0 it counts instead of epochs", 0, 1e9 },
     { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0",
       "pull of matrices towards 0, times the rate; gains and biases feel none", 0, 1e3 },
@@ -9011,11 +9013,11 @@ static const Option options[] = {
       "share of a target spread over the whole vocabulary", 0, 0.99 },
     { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO | BENCH, "1",
       "samples computed together; activations grow with it", 1, 1e6,
-      .rule = "by their length: up to 8 that are 1024 tokens at most" },
+      .rule = "by their length: up to 4 that are 1024 tokens at most" },
     { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO | BENCH, "false",
       "compute first norm and inside of the MLP twice rather than keep them: more time, less memory" },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", "batches that make one step; costs no memory",
-      1, 1e6, .rule = "as many as make a step of 8 samples" },
+      1, 1e6, .rule = "as many as make a step of 4 samples" },
     { FIELD(max_input_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512",
       "a sample may have max_input_length + max_output_length + 1 tokens", 1, 1e7 },
     { FIELD(max_output_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512", "see max_input_length", 1, 1e7 },
@@ -9043,7 +9045,7 @@ static const Option options[] = {
       "stop after so many validations in a row without a new best loss; 0: never", 0, 1e9,
       .rule = "by the number of samples: a sixth of more than 3 epochs, else 0" },
     { FIELD(early_stopping_threshold), REAL_NUMBER, TRAIN, "0",
-      "a validation loss is better when it is lower by more than this", 0, 1e3, .rule = "0.01" },
+      "for patience a validation loss is better when it is lower by more than this", 0, 1e3, .rule = "0.01" },
     { FIELD(early_stopping_loss), REAL_NUMBER, TRAIN, "0",
       "stop when validation and training loss are no more than this: from there on more is forgotten than learned", 0,
       1e3, .rule = "0.03 where the number of samples lets a run stop early and nothing is replayed" },
@@ -9209,7 +9211,7 @@ static const char *settings_of(const Options *o) {
         if (!(x->commands & TRAIN) || list_has(not_kept, x->name)) continue;
         text_print(&t, "%s=", x->name);
         if (x->type == INTEGER) text_print(&t, "%lld", (long long)*(const int64_t *)field);
-        if (x->type == REAL_NUMBER) text_print(&t, "%.9g", *(const double *)field);
+        if (x->type == REAL_NUMBER) text_print(&t, "%s", number_text(*(const double *)field));     // to the bit
         if (x->type == FLAG) text_print(&t, *(const bool *)field ? "true" : "false");
         const char *const *words = field;
         if (x->type >= STRING) text_print(&t, "%s", *words ? *words : "(none)");

@@ -37,6 +37,12 @@ works 'goes on from parts/checkpoint-3|done' train data.jsonl f --output_dir par
 check 'with none of them named again, to the same bits' cmp whole/checkpoint-6/adapter_model.safetensors \
     parts/checkpoint-6/adapter_model.safetensors
 check 'and to the same log' test "$(grep -o '"loss": [0-9.]*' whole/log.jsonl)" = "$(grep -o '"loss": [0-9.]*' parts/log.jsonl)"
+# a rate that is no short number comes back to the bit
+works 'done' train data.jsonl f --output_dir chosen --max_steps 4
+works 'stopped after step 2' train data.jsonl f --output_dir chosen_parts --max_steps 4 --stop_at_step 2
+works 'done' train data.jsonl f --output_dir chosen_parts --resume_from_checkpoint yes
+check 'chosen rates too' cmp chosen/checkpoint-4/adapter_model.safetensors chosen_parts/checkpoint-4/adapter_model.safetensors
+rm -rf chosen chosen_parts
 refuse 'seed was 7, now it is 8' train data.jsonl f --output_dir parts --resume_from_checkpoint 6 --seed 8
 
 # ---- The loss of a line is the mean since the one before ---------------------------------------------------------

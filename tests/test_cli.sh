@@ -79,7 +79,7 @@ expect_error() {
     tail -n 1 stderr >last
     [ "$status" = "$expected" ] || want "exit status $expected"
     [ "$(grep -c '^glmtune: ' stderr)" = 1 ] && grep -q '^glmtune: ' last || want "one line of error, as the last"
-    ! grep -qvE '^(glmtune: |data: |training: |time: |replay: |settings: |model: |memory: |labels as |warning: |note: |step [0-9]|[a-z0-9]*[.]yaml: )' \
+    ! grep -qvE '^(glmtune: |data: |training: |time: |disk: |replay: |settings: |model: |memory: |labels as |warning: |note: |step [0-9]|[a-z0-9]*[.]yaml: )' \
         stderr || want "no other lines"
     [ ! -s stdout ] || want "nothing on stdout"
     want_words last "$words"

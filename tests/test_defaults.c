@@ -92,7 +92,7 @@ static void test_best(void) {
     o.early_stopping_threshold = 0.1;
     static const Validation strict[] = {
         { 0, 2, true, "" }, { 1, 2.5, false, "no better than before training" }, { 2, 1.5, false, "too near" },
-        { 3, 1.45, true, "the best so far" }, { 4, 1.3, false, "too near" }, { 6, 1.4, false, "" },
+        { 3, 1.45, true, "the best so far" }, { 4, 1.3, false, "too near" }, { 6, 1.46, false, "" },
         { 8, 0.95, true, "the best so far" }, { 9, 0.8, false, "too near" }, { 100, 0.6, true, "the best so far" } };
     check_turns(&t, strict, COUNT(strict));
     check_number("the best", t.state.best_metric, 0.6, 0);
