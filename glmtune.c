@@ -9294,7 +9294,7 @@ static void print_wrapped(size_t indent, size_t at, const char *text) {
         while (n > columns - indent && n > fits && memrchr(p, ',', n - 1))      // a long list may break at a comma
             n = (size_t)((const char *)memrchr(p, ',', n - 1) - p) + 1;
         if (at > indent && n > fits) printf("\n%*s", (int)indent, ""), at = indent;
-        at += (size_t)printf("%*s%.*s", at > indent && p[-1] == ' ', "", (int)n, p);
+        at += (size_t)printf("%*s%.*s", at > indent && p > text && p[-1] == ' ', "", (int)n, p);
         p += n;
     }
     putchar('\n');
