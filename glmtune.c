@@ -80,6 +80,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 // What C leaves out: errors that say what to do, memory that is checked, and files that are whole or not there.
 
 #define GLMTUNE_VERSION "1.0"
+static const char *program_name = "glmtune";    // as it was called, for commands that messages suggest
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
@@ -3655,7 +3656,7 @@ _Static_assert(offsetof(Options, given) <= 1024, "each field has its place in `g
 
 // Of section 14: all settings of a run as "name=value" lines, and the way back, for what was not given.
 static const char *settings_of(const Options *o);
-static void restore_settings(Options *o, const char *lines);
+static void restore_settings(Options *o, const char *lines, const char *folder);
 // Those that may differ when a run goes on.
 static const char may_change[] =
     "logging_steps,save_steps,save_total_limit,gradient_checkpointing,keep_trunk,max_new_tokens,eval_file,probe,"
@@ -7107,7 +7108,7 @@ static void choose_defaults(Options *o, const Method *method, const Config *c, c
     double epochs = fmin(fmax(ceil(ENOUGH_STEPS / steps_per_epoch), LEAST_EPOCHS), MOST_EPOCHS);
     bool undecided = !GIVEN(o, num_train_epochs) && !GIVEN(o, max_steps);
     if (undecided) o->num_train_epochs = epochs;
-    bool stops = undecided && epochs > LEAST_EPOCHS && !GIVEN(o, early_stopping_patience);
+    bool stops = undecided && validates && epochs > LEAST_EPOCHS && !GIVEN(o, early_stopping_patience);
     if (stops) o->early_stopping_patience = (int64_t)ceil(fmax(3, epochs / 6));
     if (stops && !o->replay && !GIVEN(o, early_stopping_loss)) o->early_stopping_loss = 0.03;
     if (!GIVEN(o, early_stopping_threshold)) o->early_stopping_threshold = 0.01;
@@ -7251,11 +7252,15 @@ static void print_start(Trainer *t) {
 
 // Whether validation has not got better for as long as the user is willing to wait, or is as good as it need be, and
 // training too, for a few samples may be right by chance.
+static bool waited_enough(const Trainer *t) {
+    int64_t patience = t->o->early_stopping_patience;
+    return patience && t->state.worse_since >= (double)patience;
+}
+
 static bool is_enough(const Trainer *t) {
-    const Options *o = t->o;
     const RunState *s = &t->state;
-    return (o->early_stopping_patience && s->worse_since >= (double)o->early_stopping_patience) ||
-           (s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= o->early_stopping_loss);
+    bool learned = s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= t->o->early_stopping_loss;
+    return learned || waited_enough(t);
 }
 
 // What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower;
@@ -7271,7 +7276,7 @@ static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char *
     bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - margin;
     bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= as_good && loss < s->base_loss);
     s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
-    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || is_enough(t);
+    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || waited_enough(t);
     *words = !step ? "" : candidate && due ? "; the best so far"
            : candidate ? "; as good, not saved: the last save is too near"
            : s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "";
@@ -7519,6 +7524,13 @@ static const char *stored_settings(const char *folder) {
     return set.metadata.s;
 }
 
+// Whether two texts are one number; older checkpoints kept nine digits of it.
+static bool same_number(const char *a, const char *b) {
+    char *end_a, *end_b;
+    double x = strtod(a, &end_a), y = strtod(b, &end_b);
+    return end_a > a && end_b > b && !*end_a && !*end_b && fabs(x - y) <= 1e-8 * fabs(x);
+}
+
 static void compare_settings(const Trainer *t, const char *folder, const char *stored) {
     Text lines = run_settings(t);
     for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
@@ -7526,8 +7538,7 @@ static void compare_settings(const Trainer *t, const char *folder, const char *s
         *value++ = 0;
         if (list_has(may_change, line)) continue;
         const char *was = line_value(stored, line);
-        double a = was ? strtod(was, NULL) : 0, b = strtod(value, NULL);       // older ones kept nine digits
-        if (!was || !strcmp(was, value) || (a != b && fabs(a - b) <= 1e-8 * fabs(a))) continue;
+        if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
         const char *differs = name("%s was %s, now it is %s", line, was, value);
         if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", folder, differs);
         fprintf(stderr, "warning: %s\n", differs);
@@ -7801,7 +7812,7 @@ static void print_advice(const Trainer *t, const char *result) {
         progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the bundled one lost 8 "
                  "answers in 100, and less than one with --replay FILE:1 (README, Replay)");
     progress(true, "done in %s; the result is %s; try: %s chat %s", time_text(seconds() - t->began), result,
-             program_invocation_name, result);
+             program_name, result);
 }
 
 // The settings of the run that are not what everybody gets, but for those that the lines beside it tell; a checkpoint
@@ -7901,7 +7912,7 @@ static void end_run(const Trainer *t) {
     if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
     else if (o->load_best_model_at_end && s->best_step > 0)
         progress(true, "warning: the best step, %.0f, lies in the folder that the run went on from", s->best_step);
-    if (is_enough(t) && s->worse_since > 0)
+    if (waited_enough(t))
         progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best that is saved has "
                  "%.4f, at step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric,
                  s->best_step);
@@ -7915,7 +7926,7 @@ static void end_run(const Trainer *t) {
 
 static void train(const char *data, const char *model, Options *o) {
     Trainer t = { .o = o, .from = choose_checkpoint(o) };
-    if (t.from) restore_settings(o, stored_settings(t.from));
+    if (t.from) restore_settings(o, stored_settings(t.from), t.from);
     t.base = open_model(model, o);
     struct sigaction on_stop = { .sa_handler = on_stop_signal };
     prepare(&t, data, o);
@@ -8542,24 +8553,31 @@ static Config shrunk(Config c) {
     size_t by = 1;
     while (c.hidden_size / by > 2048 && c.n_heads % (2 * by) == 0) by *= 2;
     c.n_layers = 1, c.vocab_size = min_size(c.vocab_size, 8192);
-    c.hidden_size /= by, c.ffn_dim /= by, c.n_heads /= by, c.n_kv_heads = min_size(c.n_kv_heads, c.n_heads);
+    c.hidden_size /= by, c.ffn_dim = max_size(1, c.ffn_dim / by), c.n_heads /= by;
+    c.n_kv_heads = min_size(c.n_kv_heads, c.n_heads);
     while (c.n_heads % c.n_kv_heads) c.n_kv_heads--;
     return c;
 }
 
 // What tuning costs on this machine, from a config alone: a step of a small model is measured, phase by phase, and
-// grows with the counted operations of the whole and with the numbers that train.
-static void print_speed_here(const Model *whole, const Method *method, const Options *options) {
+// grows with the counted operations of the whole and with the numbers that train. Nothing where even that takes much
+// memory.
+static void print_speed_here(Model *whole, const Method *method, const Options *options) {
     Options o = *options;
     Config c = shrunk(whole->config);
     double took[PHASES], flops[PHASES], all[PHASES];
     o.per_device_train_batch_size = 1, o.tokens = 256, o.target_share = 1, o.trainable_layers = o.trainable_layers > 0;
     size_t T = (size_t)o.tokens;
-    Model *m = random_model(c, &o);
+    Model *m = describe_model(c);
+    method->setup(m, &o);
+    m->n_moments = whole->n_moments;
+    size_t bytes = times(count_parameters(m->tensors, m->n_tensors), dtype_size(BF16)) + trainable_bytes(m, true);
+    if (bytes + run_bytes(m, method, KEEPS_ALL, T) > min_size(available_bytes() / 2, (size_t)4 << 30)) return;
+    m = random_model(c, &o);
     method->setup(m, &o);
     m->n_moments = whole->n_moments;
     Dataset set = bench_data(c.vocab_size, &o);
-    Run r = describe_run(m, method, KEEPS_ALL, T, T), counted = describe_run((Model *)whole, method, KEEPS_ALL, T, T);
+    Run r = describe_run(m, method, KEEPS_ALL, T, T), counted = describe_run(whole, method, KEEPS_ALL, T, T);
     start_trainables(m, (uint64_t)o.seed, true);
     take_run(&r);
     for (int64_t i = 0; i < 2; i++) bench_one_step(&r, &set, &o, 0, i, took, flops);
@@ -9222,11 +9240,12 @@ static const char *settings_of(const Options *o) {
 
 // What was not given now is as the run began with it; what it did not keep (an older one), as it was when nobody chose
 // by the number of samples.
-static void restore_settings(Options *o, const char *lines) {
+static void restore_settings(Options *o, const char *lines, const char *folder) {
     for (const Option *x = options; x < options + COUNT(options); x++) {
         if (!(x->commands & TRAIN) || o->given[x->offset] || list_has(not_kept, x->name)) continue;
         const char *value = line_value(lines, x->name);
-        if (value && strcmp(value, "(none)") && strcmp(value, "nan")) set_option(o, x, value);
+        const char *problem = value && strcmp(value, "(none)") && strcmp(value, "nan") ? set_option(o, x, value) : NULL;
+        if (problem) fail("%s: its settings are damaged: %s %s", folder, x->name, problem);
         o->given[x->offset] = true;
     }
 }
@@ -9542,6 +9561,7 @@ static void use_threads(int64_t threads) {
 #ifndef GLMTUNE_NO_MAIN
 int main(int argc, char **argv) {
     Options o = default_options();
+    program_name = argv[0];
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 1 << 20);     // large blocks go back to the system when they are given back: see the plan
 #endif

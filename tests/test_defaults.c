@@ -39,7 +39,7 @@ static void check_defaults(size_t n, size_t length, size_t held_out, double epoc
 }
 
 static void test_choices(void) {
-    check_defaults(4, 100, 0, 60, 4, 1, 10);
+    check_defaults(4, 100, 0, 60, 4, 1, 0);      // none to validate, so nothing to wait for
     check_defaults(40, 100, 5, 60, 4, 1, 10);
     check_defaults(40, 300, 5, 60, 2, 2, 10);
     check_defaults(40, 5000, 5, 60, 1, 4, 10);
