@@ -6991,8 +6991,9 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
 // What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
 // so that one loop writes and reads them; whole numbers stay exact up to 2^53.
 // best_metric: the validation loss of best_step, the best checkpoint, or before training (best_step 0), then base_loss
-// too; worse_since: validations after it that were no better; first_loss: of a few samples before training, last_loss:
-// of the last line of the log. Sums of losses are over the steps since the last line and since the last validation.
+// too; lowest: of all validations; worse_since: those in a row that were no better; first_loss: of a few samples before
+// training; last_loss, train_loss: the means of training up to the last line of the log and to the last validation.
+// Sums of losses are over the steps since then.
 static const char *const state_names[] = {
     "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss", "eval_loss", "last_loss", "base_loss",
     "saved_step", "line_sum", "line_steps", "eval_sum", "eval_steps", "train_loss",
@@ -7093,11 +7094,13 @@ static double default_rate(const Method *m, size_t hidden, size_t n) {
     return m->learning_rate * pow(4096 / (double)hidden, m->narrower > 0 ? m->narrower : 0.5) * few;
 }
 
-// A step has 4 samples, in batches of about 1024 tokens, from which on products reach their full speed. There are 3
-// epochs, and for few samples as many more as make 1400 steps, 60 at most, which end once validation says that they are
-// learned, or gets no better. Measured on models of width 128, 256 and 512: README, "What a run gets".
+enum { BATCH_TOKENS = 1024 };       // from about so many on products reach their full speed
+
+// A step has 4 samples, in batches of BATCH_TOKENS at most. There are 3 epochs, and for few samples as many more as
+// make 1400 steps, 60 at most, which end once validation says that they are learned, or gets no better. Measured on
+// models of width 128, 256 and 512: README, "What a run gets".
 static void choose_defaults(Options *o, const Method *method, const Config *c, const Dataset *train, bool validates) {
-    enum { STEP_SAMPLES = 4, BATCH_TOKENS = 1024, ENOUGH_STEPS = 1400, LEAST_EPOCHS = 3, MOST_EPOCHS = 60 };
+    enum { STEP_SAMPLES = 4, ENOUGH_STEPS = 1400, LEAST_EPOCHS = 3, MOST_EPOCHS = 60 };
     if (!(o->learning_rate >= 0)) o->learning_rate = default_rate(method, c->hidden_size, train->n);
     if (o->yaml) return;
     int64_t *batch = &o->per_device_train_batch_size, *batches = &o->gradient_accumulation_steps;
@@ -7173,13 +7176,13 @@ static int64_t eval_every(const Trainer *t) { return t->o->eval_steps > 0 ? t->o
 // How long work takes: forward and backward, and forward alone, for each token; the optimizer in each step.
 typedef struct { double both, forward, optimizer; } Pace;
 
-// Batches of samples drawn from the data, of 1024 tokens or a sample, are computed and thrown away, until it is half a
+// Batches of samples drawn from the data, of BATCH_TOKENS or a sample, are computed and thrown away, until it is half a
 // second; the first, which brings memory and caches in, counts only where one takes longer than that. A step at rate 0
 // on gradients of zero leaves weights and fresh moments as they are.
 static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Options *o) {
     Model *m = r->model;
     Pace p = {0};
-    size_t n = min_size(min_size(batch_size, set->n), max_size(1, 1024 / set->longest));
+    size_t n = min_size(min_size(batch_size, set->n), max_size(1, BATCH_TOKENS / set->longest));
     size_t *order = epoch_order(set->n, 0, 0), *chosen = take(n, sizeof *chosen);
     double tokens = 0, spent = 0, began, halfway;
     for (size_t i = 0; !i || (spent < 0.5 && i < 100); i++) {
@@ -7250,13 +7253,13 @@ static void print_start(Trainer *t) {
             "samples\n", log((double)t->base.model->config.vocab_size), t->state.first_loss, few.n);
 }
 
-// Whether validation has not got better for as long as the user is willing to wait, or is as good as it need be, and
-// training too, for a few samples may be right by chance.
+// Whether validation has not got better for as long as the user is willing to wait.
 static bool waited_enough(const Trainer *t) {
     int64_t patience = t->o->early_stopping_patience;
     return patience && t->state.worse_since >= (double)patience;
 }
 
+// That, or whether validation is as good as it need be, and training too, for a few samples may be right by chance.
 static bool is_enough(const Trainer *t) {
     const RunState *s = &t->state;
     bool learned = s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= t->o->early_stopping_loss;
@@ -7578,6 +7581,7 @@ static void resume(Trainer *t, const char *folder) {
         const char *value = line_value(set.metadata.s, name("state.%s", state_names[i]));
         if (value) t->state.numbers[i] = strtod(value, NULL);
     }
+    if (!(t->state.lowest > 0)) t->state.lowest = t->state.best_metric;        // a run begun before it was kept
     t->history = read_history(name("%s/trainer_state.json", folder));
     free(wanted);
 }
@@ -7788,8 +7792,9 @@ static void print_result(const Trainer *t) {
            t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
     printf("loss        %.4f before training, %.4f at its end\n", t->state.first_loss, t->state.last_loss);
     if (t->validation.n)
-        printf("validation  best %.4f at step %.0f, last %.4f, before training %.4f, on %zu samples\n",
-               t->state.best_metric, t->state.best_step, t->state.eval_loss, t->state.base_loss, t->validation.n);
+        printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n",
+               t->state.best_metric, t->state.best_step, t->state.eval_loss,
+               t->state.base_loss > 0 ? name("%.4f", t->state.base_loss) : "unknown", t->validation.n);
     if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
     printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(t->took - t->validating),
@@ -7911,7 +7916,8 @@ static void end_run(const Trainer *t) {
     const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
     if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
     else if (o->load_best_model_at_end && s->best_step > 0)
-        progress(true, "warning: the best step, %.0f, lies in the folder that the run went on from", s->best_step);
+        progress(true, "warning: the best step, %.0f, is not here: it lies in the folder that the run went on from, or "
+                 "the disk had no room for it", s->best_step);
     if (waited_enough(t))
         progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best that is saved has "
                  "%.4f, at step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric,
