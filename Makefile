@@ -25,7 +25,7 @@ glmtune-debug: glmtune.c        # the same under the address and undefined-behav
 
 debug: glmtune-debug
 
-# The same on one NVIDIA GPU: section 5 from glmtune.cu. CUDA_ARCHS takes other compute capabilities; the last one also
+# The same on one NVIDIA GPU: section 2 from glmtune.cu. CUDA_ARCHS takes other compute capabilities; the last one also
 # goes in as PTX, which newer GPUs translate.
 NVCC       = nvcc
 CUDA_ARCHS = 80 90

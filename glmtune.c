@@ -5,26 +5,34 @@
 // and libm; OpenMP if there is one. What it is not: an inference server, or a framework. It knows one family of models,
 // and knows it exactly.
 //
-// How to read it: from the top. Each section opens with what it does and why, and uses only what stands above it.
+// How to read it: from the top, as a book in three parts. Part One is the model: the mathematics, every line of it, and
+// one step of training. Part Two is the work: a training run from its data to its adapter. Part Three is the machine
+// room: what makes it fast and lets it read the world's files. Stop after the part that you came for: what a part needs
+// of a later one is declared where it is first used, with a line that says what it gives. Each section opens with what
+// it does and why, and otherwise uses only what stands above it.
 // Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch,
 // H the hidden size, V the vocabulary; a prefix d marks a gradient; x_t is row t of x. All numbers that are
 // computed with are `real`: float, or double when built with -DGLMTUNE_DOUBLE (`make glmtune64`), which is what the
 // float build is measured against.
 //
-//      1  Basics             errors, memory, progress, files, hashes
-//      2  JSON and YAML      one small parser each: configs, safetensors headers, data sets, the official yaml files
-//      3  Tensor files       safetensors: mapped to read, atomic to write
-//      4  Tokenizer          tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json
-//      5  Kernels            forward/backward pairs on raw arrays, random numbers; what a port to hardware replaces
-//      6  Model              config and weights by name, both released layouts
-//      7  Tuning methods     LoRA, full, P-tuning v2, adapters, freezing: what trains, and where it acts
-//      8  Forward, backward  the transformer layer by layer, and the memory it needs
-//      9  Optimizers         AdamW, SGD, Lion; schedules, clipping
-//     10  Data               chat layouts, loss mask, samples, batches
-//     11  Generation         key/value cache, sampling, several answers together
-//     12  Files of a run     adapters as PEFT and ChatGLM write them, fingerprints, merging, export
-//     13  Training           the memory plan, the loop, evaluation, checkpoints, curves, dump, gradient check, bench
-//     14  Commands           one table of commands, one of options, the official yaml files, main
+//   Part One: the model
+//      1  What C leaves out      errors, memory, hashes
+//      2  Kernels                forward/backward pairs on raw arrays, random numbers; what a port replaces
+//      3  Model                  config and weights by name, both released layouts; where a method may act
+//      4  Forward and backward   the transformer layer by layer, and the memory it needs
+//      5  Tuning methods         LoRA, full, P-tuning v2, adapters, freezing: what trains, and where it acts
+//      6  Optimizers, one step   AdamW, SGD, Lion; schedules, clipping
+//   Part Two: the work
+//      7  Text                   encoding and decoding, chat layouts, from a conversation to ids and labels
+//      8  Data                   samples, splits, batches
+//      9  Generation and scores  key/value cache, sampling, several answers together; ROUGE, BLEU
+//     10  Training               the loop, evaluation, checkpoints, resume
+//     11  Adapters               as PEFT and ChatGLM write them, fingerprints, merging, export
+//   Part Three: the machine room
+//     13  Files                  JSON, YAML, safetensors, config.json
+//     14  Tokenizer files        tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json, Unicode
+//     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison, bench
+//     16  Commands               one table of commands, one of options, the official yaml files, main
 #ifndef GLMTUNE_C
 #define GLMTUNE_C
 
@@ -43,7 +51,7 @@ typedef float real;
 // The types of numbers a weight file may hold. REAL is whichever of the first two `real` is.
 typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) == 8 ? F64 : F32 } Dtype;
 
-#ifndef GLMTUNE_KERNELS_ONLY    // section 5 closes this: a port sees the types above and the prototypes there
+#ifndef GLMTUNE_KERNELS_ONLY    // section 2 closes this: a port sees the types above and the prototypes there
 
 #include <ctype.h>
 #include <dirent.h>
@@ -75,9 +83,17 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 #endif
 
 // ================================================================================================================
-// 1  Basics
+// PART ONE: THE MODEL
 // ================================================================================================================
-// What C leaves out: errors that say what to do, memory that is checked, and files that are whole or not there.
+// What GLM fine-tuning is, from the loops that a product is made of to one step of an optimizer. Nothing here reads a
+// file: the numbers of a model are there, and so are the token ids of a batch. Who stops at the end of this part has
+// seen all of the mathematics.
+
+// ================================================================================================================
+//  1  What C leaves out
+// ================================================================================================================
+// Errors that say what to do, memory that is checked, and a hash. Files, progress and whatever else a program needs
+// beside its mathematics stand in Part Three.
 
 #define GLMTUNE_VERSION "1.0"
 static const char *program_name = "glmtune";    // as it was called, for commands that messages suggest
@@ -88,7 +104,7 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 // ---- 1.1 Errors --------------------------------------------------------------------------------------------------
 // Every error is one line: what failed, where, and what to do about it. Bad input ends the program with 1, bad usage
-// with 2. Whatever was being written at that moment is removed (1.4), so that nothing half-written stays.
+// with 2. Whatever was being written at that moment is removed (13.1), so that nothing half-written stays.
 
 static void discard_unfinished(void);
 static void end_passing_line(void);
@@ -115,22 +131,6 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail_usage(const cha
     va_list args;
     va_start(args, format);
     stop_with(2, format, args);
-}
-
-// Letters to insert, delete or change to turn a into b (Levenshtein), for "nearest: ..." in messages.
-static size_t edit_distance(const char *a, const char *b) {
-    size_t n = min_size(strlen(b), 63), row[64];
-    for (size_t j = 0; j <= n; j++) row[j] = j;
-    for (size_t i = 0; a[i]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (size_t j = 1; j <= n; j++) {
-            size_t substitute = diagonal + (a[i] != b[j-1]);
-            diagonal = row[j];
-            row[j] = min_size(substitute, 1 + min_size(row[j], row[j-1]));
-        }
-    }
-    return row[n];
 }
 
 // ---- 1.2 Memory --------------------------------------------------------------------------------------------------
@@ -229,192 +229,7 @@ static void *arena_take(Arena *a, size_t n, size_t size) {
     return a->block ? a->block + at : (void *)(uintptr_t)(64 + at);     // counting: a place that is never looked at
 }
 
-// ---- 1.3 Clock and progress --------------------------------------------------------------------------------------
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-// The width of the terminal that a descriptor is, in columns; 0: it is none.
-static size_t terminal_columns(int fd) {
-    struct winsize size;
-    if (!isatty(fd)) return 0;
-    return !ioctl(fd, TIOCGWINSZ, &size) && size.ws_col ? size.ws_col : 80;
-}
-
-static bool passing_line;       // a line that is to be rewritten stands on the terminal
-
-static void end_passing_line(void) {
-    if (passing_line) fputs("\r\033[K", stderr);
-    passing_line = false;
-}
-
-// Progress goes to stderr, a line each. Those with `keep` stay; the others are for a terminal alone, where they are cut
-// to its width, so that none wraps, and give way to the next.
-__attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...) {
-    size_t columns = terminal_columns(2);
-    if (!columns && !keep) return;
-    va_list args;
-    char *line = NULL;
-    va_start(args, format);
-    if (vasprintf(&line, format, args) < 0) fail("out of memory for a line");
-    va_end(args);
-    end_passing_line();
-    if (keep) fprintf(stderr, "%s\n", line);
-    else fprintf(stderr, "%.*s", (int)columns - 1, line), passing_line = true;
-    fflush(stderr);
-    free(line);
-}
-
-// ---- 1.4 Files ---------------------------------------------------------------------------------------------------
-// A file or folder is written under another name beside its own, synced, and renamed when it is complete. What was
-// begun and not finished is known here, and removed when the program stops with an error.
-
-#define TEMPORARY ".glmtune.tmp"    // how those other names end
-
-static char *unfinished[4];
-
-static void remove_inside(const char *folder, const char *ending);
-
-static void remove_tree(const char *path) {     // a file, a link, or a folder with all that is in it
-    struct stat s;
-    if (!lstat(path, &s) && S_ISDIR(s.st_mode)) remove_inside(path, "");
-    remove(path);
-}
-
-// Removes what stands in a folder under names that end so. "": all; TEMPORARY: what a killed run has left.
-static void remove_inside(const char *folder, const char *ending) {
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d)); ) {
-        size_t n = strlen(e->d_name), tail = strlen(ending);
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-        if (n <= tail || strcmp(e->d_name + n - tail, ending)) continue;
-        char *path = name("%s/%s", folder, e->d_name);
-        remove_tree(path);
-        free(path);
-    }
-    if (d) closedir(d);
-}
-
-static void discard_unfinished(void) {
-    for (size_t i = COUNT(unfinished); i-- > 0; ) if (unfinished[i]) remove_tree(unfinished[i]);
-}
-
-// The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
-// being written, as soon as that notices and has removed it.
-static volatile sig_atomic_t stop_signals;
-
-static void on_stop_signal(int signal_number) {
-    bool writing = false;
-    for (size_t i = 0; i < COUNT(unfinished); i++) writing |= unfinished[i] != NULL;
-    if (stop_signals++ && !writing) _exit(128 + signal_number);
-}
-
-// Returns the temporary name under which `path` is to be written.
-static const char *begin_output(const char *path) {
-    size_t n = strlen(path), i = 0;
-    if (!n) fail("the name of a file or folder to write is empty");
-    while (n > 1 && path[n-1] == '/') n--;
-    while (i < COUNT(unfinished) && unfinished[i]) i++;
-    if (i == COUNT(unfinished)) fail("internal error: more than %zu files are being written at once", i);
-    return unfinished[i] = name("%.*s" TEMPORARY, (int)n, path);
-}
-
-static void sync_path(const char *path) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return;
-    fsync(fd);
-    close(fd);
-}
-
-// Gives what was written under `temporary` its name.
-static void finish_output(const char *temporary) {
-    char *final = name("%.*s", (int)(strlen(temporary) - strlen(TEMPORARY)), temporary), *slash = strrchr(final, '/');
-    sync_path(temporary);
-    if (rename(temporary, final)) fail("%s: cannot be given its name: %s", final, strerror(errno));
-    if (slash) *slash = 0;
-    sync_path(slash ? final : ".");
-    free(final);
-    size_t i = 0;
-    while (unfinished[i] != temporary) i++;
-    free(unfinished[i]), unfinished[i] = NULL;
-}
-
-__attribute__((noreturn)) static void fail_writing(const char *path) {
-    fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
-}
-
-static FILE *open_to_write(const char *temporary) {
-    FILE *f = fopen(temporary, "wbe");
-    if (!f) fail("%s: cannot be written: %s", temporary, strerror(errno));
-    return f;
-}
-
-static void close_written(FILE *f, const char *path) {
-    bool bad = ferror(f) || fflush(f) || fsync(fileno(f));
-    if (fclose(f) || bad) fail_writing(path);
-}
-
-static void write_file(const char *path, const char *bytes, size_t n) {
-    const char *temporary = begin_output(path);
-    FILE *f = open_to_write(temporary);
-    if (n) fwrite(bytes, 1, n, f);
-    close_written(f, path);
-    finish_output(temporary);
-}
-
-static bool exists(const char *path) { return access(path, F_OK) == 0; }
-
-static bool is_folder(const char *path) {
-    struct stat s;
-    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
-}
-
-// Makes a folder and those above it.
-static void make_folders(const char *path) {
-    if (!*path) fail("the name of a folder to write to is empty");
-    char *p = name("%s", path);
-    for (char *end = p; *end; ) {
-        end += 1 + strcspn(end + 1, "/");
-        char kept = *end;
-        *end = 0;
-        if (mkdir(p, 0777) && errno != EEXIST) fail("%s: the folder cannot be made: %s", p, strerror(errno));
-        *end = kept;
-    }
-    if (!is_folder(path)) fail("%s: is a file, and a folder is needed", path);
-    free(p);
-}
-
-// Begins a folder that must not exist yet; files are written under the name returned, finish_output ends it.
-static const char *begin_folder(const char *path) {
-    const char *temporary = begin_output(path);
-    remove_tree(temporary);
-    make_folders(temporary);
-    return temporary;
-}
-
-// The whole of an open file; a NUL follows the last byte.
-static char *read_stream(FILE *f, const char *path, size_t *n) {
-    Text t = {0};
-    char block[1 << 16];
-    text_add(&t, "", 0);
-    for (size_t got; (got = fread(block, 1, sizeof block, f)) > 0; ) text_add(&t, block, got);
-    if (ferror(f)) fail("%s: cannot be read: %s", path, strerror(errno));
-    *n = t.n;
-    return t.s;
-}
-
-static char *read_file(const char *path, size_t *n) {
-    FILE *f = fopen(path, "rbe");
-    if (!f) fail("%s: cannot be opened: %s", path, strerror(errno));
-    char *bytes = read_stream(f, path, n);
-    fclose(f);
-    return bytes;
-}
-
-// ---- 1.5 Hashes --------------------------------------------------------------------------------------------------
+// ---- 1.3 Hashes --------------------------------------------------------------------------------------------------
 
 // FNV-1a: turns a name or a sample into a number.
 static uint64_t hash_bytes(const void *bytes, size_t n) {
@@ -425,521 +240,8 @@ static uint64_t hash_bytes(const void *bytes, size_t n) {
 
 static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 
-// ================================================================================================================
-// 2  JSON and YAML
-// ================================================================================================================
-// Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value
-// after another, so that it reads JSON lines and one big array alike, one sample at a time in memory. Values are trees
-// of nodes that live until the next value is asked for. Every node knows where it began: errors name file:line:column.
-
-// Writes code point c at s as UTF-8; returns the number of bytes.
-static size_t utf8_put(char *s, uint32_t c) {
-    if (c < 0x80) return s[0] = (char)c, 1;
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
-    s[0] = (char)((0xF00 >> n) | c);        // n ones and a zero, then the highest bits
-    return n;
-}
-
-#define INVALID UINT32_MAX      // what stands for a byte that is no UTF-8
-
-// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
-static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
-    const unsigned char *u = (const unsigned char *)s;
-    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
-    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-    *c = INVALID;
-    if (!length || length > n) return 1;
-    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
-    for (size_t i = 1; i < length; i++) {
-        if ((u[i] & 0xC0) != 0x80) return 1;
-        value = value << 6 | (u[i] & 0x3F);
-    }
-    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
-    *c = value;
-    return length;
-}
-
-// A text in quotes, for messages: 40 characters at most, to the end of its line or to a byte that is no UTF-8.
-static const char *excerpt(const char *s, size_t n) {
-    size_t at = 0, count = 0;
-    uint32_t c;
-    for (size_t length; at < n && count < 40; at += length, count++) {
-        length = utf8_get(s + at, n - at, &c);
-        if (c == INVALID || c < ' ') break;
-    }
-    return name("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
-}
-
-enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
-
-typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
-
-typedef struct Json Json;
-struct Json {
-    JsonType type;
-    size_t at;                  // where it begins in the source
-    const char *key;            // its name, when it stands in an object
-    double number;              // JSON_NUMBER; JSON_BOOL: 0 or 1
-    const char *text;           // JSON_STRING: unescaped, followed by a NUL that `count` does not count
-    size_t count;               // bytes of a string, members of an array or object
-    Json *first, *next;         // members
-};
-
-typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512]; } JsonBlock;
-
-typedef struct {
-    const char *file;           // for messages
-    const char *language;       // likewise
-    const char *source;
-    size_t n, at, began;        // began: where the present value begins
-    bool started, in_array;     // in_array: the file is one array, whose members are given one by one
-    char *strings;              // unescaped strings of the present value; never longer than the source
-    size_t strings_used;
-    JsonBlock *blocks, *block;  // nodes of the present value
-    char *own;                  // the source, where json_open_file has read it
-} JsonReader;
-
-static JsonReader json_open(const char *file, const char *source, size_t n) {
-    JsonReader r = { .file = file, .language = "JSON", .source = source, .n = n };
-    if (n >= 3 && !memcmp(source, "\xEF\xBB\xBF", 3)) r.at = 3;     // a byte order mark, as Windows editors leave it
-    r.strings = take(n + 1, 1);
-    r.blocks = r.block = take(1, sizeof(JsonBlock));
-    return r;
-}
-
-static JsonReader json_open_file(const char *path) {
-    size_t n;
-    char *own = read_file(path, &n);
-    JsonReader r = json_open(path, own, n);
-    r.own = own;
-    return r;
-}
-
-static void json_close(JsonReader *r) {
-    for (JsonBlock *b = r->blocks, *next; b; b = next) next = b->next, free(b);
-    free(r->strings), free(r->own);
-}
-
-// "file:line:column" of an offset; columns count characters, not bytes.
-static const char *json_where(const JsonReader *r, size_t at) {
-    size_t line = 1, column = 1;
-    for (size_t i = 0; i < at && i < r->n; i++) {
-        if (r->source[i] == '\n') line++, column = 1;
-        else if (((unsigned char)r->source[i] & 0xC0) != 0x80) column++;
-    }
-    return name("%s:%zu:%zu", r->file, line, column);
-}
-
-__attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
-    size_t lines = 0, at = min_size(r->at, r->n), near = at;
-    for (size_t i = r->began; i < at; i++) lines += r->source[i] == '\n';
-    while (near > r->began && at - near < 20 && (unsigned char)r->source[near-1] >= ' ') near--;
-    while (near < at && ((unsigned char)r->source[near] & 0xC0) == 0x80) near++;    // begin with a whole character
-    fail("%s: this is no %s: %s; near %s%s%s", json_where(r, r->at), r->language, problem,
-         excerpt(r->source + near, r->n - near), lines ? "; the value began at " : "",
-         lines ? json_where(r, r->began) : "");
-}
-
-static Json *json_node(JsonReader *r, JsonType type) {
-    if (r->block->used == COUNT(r->block->nodes)) {
-        if (!r->block->next) r->block->next = take(1, sizeof(JsonBlock));
-        r->block = r->block->next;
-        r->block->used = 0;
-    }
-    Json *j = &r->block->nodes[r->block->used++];
-    *j = (Json){ .type = type, .at = r->at };
-    return j;
-}
-
-// The byte so far ahead; the file ends as a line does.
-static char json_peek(const JsonReader *r, size_t ahead) {
-    return r->at + ahead < r->n ? r->source[r->at + ahead] : '\n';
-}
-
-static char json_skip_space(JsonReader *r) {
-    while (r->at < r->n && r->source[r->at] && strchr(" \t\r\n", r->source[r->at])) r->at++;
-    return json_peek(r, 0);
-}
-
-static bool json_accept(JsonReader *r, char c) {
-    bool there = json_skip_space(r) == c;
-    r->at += there;
-    return there;
-}
-
-static uint32_t json_hex4(JsonReader *r) {
-    uint32_t c = 0;
-    for (int i = 0; i < 4; i++, r->at++) {
-        int digit = tolower((unsigned char)json_peek(r, 0));
-        if (!isxdigit(digit)) json_fail(r, "\\u wants four hexadecimal digits");
-        c = c * 16 + (uint32_t)(isdigit(digit) ? digit - '0' : digit - 'a' + 10);
-    }
-    return c;
-}
-
-// The character after a backslash; a pair of surrogates is one character, half a pair becomes U+FFFD.
-static size_t json_escape(JsonReader *r, char *out) {
-    const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t", *f;
-    char c = r->at < r->n ? r->source[r->at++] : 0;
-    if (c && (f = strchr(from, c))) return *out = to[f - from], 1;
-    if (c != 'u') r->at--, json_fail(r, "a backslash must be followed by one of \" \\ / b f n r t u");
-    uint32_t high = json_hex4(r);
-    if (high >= 0xD800 && high < 0xDC00 && r->at + 6 <= r->n && !memcmp(r->source + r->at, "\\u", 2)) {
-        size_t back = r->at;
-        r->at += 2;
-        uint32_t low = json_hex4(r);
-        if (low >= 0xDC00 && low < 0xE000) return utf8_put(out, 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00));
-        r->at = back;
-    }
-    return utf8_put(out, high >= 0xD800 && high < 0xE000 ? 0xFFFD : high);
-}
-
-// A string whose opening quote is behind us.
-static const char *json_string(JsonReader *r, size_t *count) {
-    char *start = r->strings + r->strings_used, *out = start;
-    for (;;) {
-        if (r->at >= r->n) json_fail(r, "the file ends inside a string");
-        unsigned char c = (unsigned char)r->source[r->at];
-        if (c < 0x20) json_fail(r, "a line break or control character inside a string; write it as \\n or \\u00XX");
-        uint32_t character;
-        size_t n = utf8_get(r->source + r->at, r->n - r->at, &character);
-        if (character == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
-        if (c != '"' && c != '\\') memcpy(out, r->source + r->at, n), out += n;
-        r->at += n;
-        if (c == '"') break;
-        if (c == '\\') out += json_escape(r, out);
-    }
-    *out = 0;
-    *count = (size_t)(out - start);
-    r->strings_used += *count + 1;
-    return start;
-}
-
-// Where the digits end that begin n bytes ahead; there must be some.
-static size_t json_digits(const JsonReader *r, size_t n, const char *problem) {
-    if (!isdigit((unsigned char)json_peek(r, n))) json_fail(r, problem);
-    while (isdigit((unsigned char)json_peek(r, n))) n++;
-    return n;
-}
-
-static Json *json_number(JsonReader *r) {
-    Json *j = json_node(r, JSON_NUMBER);
-    size_t whole = json_peek(r, 0) == '-', n = json_digits(r, whole, "a value was expected here");
-    if (json_peek(r, whole) == '0' && n > whole + 1) json_fail(r, "a value was expected here");
-    if (json_peek(r, n) == '.') n = json_digits(r, n + 1, "digits must follow the decimal point");
-    if ((json_peek(r, n) | 32) == 'e') {
-        char sign = json_peek(r, ++n);
-        n = json_digits(r, n + (sign == '+' || sign == '-'), "digits must follow the exponent's e");
-    }
-    char *copy = strndup(r->source + r->at, n);
-    j->number = strtod(checked(copy, n), NULL);
-    free(copy);
-    r->at += n;
-    return j;
-}
-
-static Json *json_value(JsonReader *r, int depth);
-
-static Json *json_members(JsonReader *r, JsonType type, int depth) {
-    Json *j = json_node(r, type), **end = &j->first;
-    char closing = type == JSON_OBJECT ? '}' : ']';
-    r->at++;
-    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
-    if (json_accept(r, closing)) return j;
-    do {
-        const char *key = NULL;
-        size_t key_length;
-        if (type == JSON_OBJECT) {
-            if (!json_accept(r, '"')) json_fail(r, "a name in double quotes was expected here");
-            key = json_string(r, &key_length);
-            if (!json_accept(r, ':')) json_fail(r, "a colon was expected here");
-        }
-        *end = json_value(r, depth + 1);
-        (*end)->key = key;
-        end = &(*end)->next;
-        j->count++;
-    } while (json_accept(r, ','));
-    if (!json_accept(r, closing)) json_fail(r, name("a comma or %c was expected here", closing));
-    return j;
-}
-
-static Json *json_value(JsonReader *r, int depth) {
-    // the last three words are no JSON, but Python's json writes them
-    static const struct { const char *word; JsonType type; double number; } words[] = {
-        { "null", JSON_NULL, 0 }, { "true", JSON_BOOL, 1 }, { "false", JSON_BOOL, 0 },
-        { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }, { "-Infinity", JSON_NUMBER, -INFINITY }
-    };
-    char c = json_skip_space(r);
-    if (c == '{') return json_members(r, JSON_OBJECT, depth);
-    if (c == '[') return json_members(r, JSON_ARRAY, depth);
-    if (c == '"') {
-        Json *j = json_node(r, JSON_STRING);
-        r->at++;
-        j->text = json_string(r, &j->count);
-        return j;
-    }
-    for (size_t i = 0; i < COUNT(words); i++) {
-        size_t n = strlen(words[i].word);
-        if (r->n - r->at < n || memcmp(r->source + r->at, words[i].word, n)) continue;
-        Json *j = json_node(r, words[i].type);
-        j->number = words[i].number;
-        r->at += n;
-        return j;
-    }
-    if (r->at >= r->n) json_fail(r, "the file ends where a value was expected");
-    return json_number(r);
-}
-
-// The next value of the file, NULL at its end. The one before is gone.
-static Json *json_next(JsonReader *r) {
-    r->block = r->blocks;
-    r->block->used = r->strings_used = 0;
-    if (!r->started) {
-        r->started = true;
-        r->in_array = json_accept(r, '[') && !json_accept(r, ']');
-    } else if (r->in_array && !json_accept(r, ',')) {
-        if (!json_accept(r, ']')) json_fail(r, "a comma or ] was expected here");
-        json_skip_space(r);
-        if (r->at < r->n) json_fail(r, "something follows the end of the array");
-        r->in_array = false;
-    }
-    json_skip_space(r);
-    r->began = r->at;
-    if (r->at < r->n) return json_value(r, 0);
-    if (r->in_array) json_fail(r, "the file ends inside an array");
-    return NULL;
-}
-
-// The only value of a file.
-static Json *json_only(JsonReader *r) {
-    json_skip_space(r);
-    if (r->at >= r->n) json_fail(r, "the file is empty");
-    Json *j = json_value(r, 0);
-    json_skip_space(r);
-    if (r->at < r->n) json_fail(r, "something follows the end of the value");
-    return j;
-}
-
-static Json *json_get(const Json *object, const char *key) {
-    Json *found = NULL;
-    if (object && object->type == JSON_OBJECT)
-        for (Json *j = object->first; j; j = j->next) if (!strcmp(j->key, key)) found = j;     // the last one counts
-    return found;
-}
-
-static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
-
-static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON string, quotes included, as Python writes it
-    static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
-    text_add(t, "\"", 1);
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)s[i];
-        const char *escaped = c ? strchr(from, c) : NULL;
-        if (escaped) text_print(t, "\\%c", to[escaped - from]);
-        else if (c < 0x20) text_print(t, "\\u%04x", c);
-        else text_add(t, s + i, 1);
-    }
-    text_add(t, "\"", 1);
-}
-
-// ---- 2.1 YAML ----------------------------------------------------------------------------------------------------
-// The official fine-tuning configs are YAML. Read is what such files hold: mappings and lists, in blocks and in flow
-// ([a, b], {a: b}), comments, and scalars on one line, plain or quoted. Anchors, tags, block scalars and a second
-// document are refused. Types are those of YAML 1.2, as the official scripts read them: 5e-4 is a number, `no` a word.
-// The tree is JSON's; a number, truth value or null keeps its words as `text`.
-
-static bool yaml_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
-static bool yaml_flow_mark(char c) { return c && strchr(",[]{}", c); }
-static bool yaml_dash(const JsonReader *r) { return json_peek(r, 0) == '-' && yaml_blank(json_peek(r, 1)); }
-
-// Moves over spaces and a comment, with `lines` over line breaks as well; returns what comes then.
-static char yaml_skip(JsonReader *r, bool lines) {
-    for (r->began = r->at; r->at < r->n; r->began = ++r->at) {
-        char c = r->source[r->at];
-        if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (json_peek(r, 1) != '\n') r->at++;
-        else if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
-        else if (c != ' ' && !(lines && (c == '\r' || c == '\n'))) break;
-    }
-    return json_peek(r, 0);
-}
-
-static long yaml_column(const JsonReader *r) {
-    size_t n = 0;
-    while (n < r->at && r->source[r->at - n - 1] != '\n') n++;
-    return (long)n;
-}
-
-// Moves to the next line that says something; returns its indentation, -1 at the end of the file.
-static long yaml_next_line(JsonReader *r) {
-    yaml_skip(r, true);
-    return r->at < r->n ? yaml_column(r) : -1;
-}
-
-static void yaml_end_line(JsonReader *r) {
-    if (!yaml_blank(yaml_skip(r, false))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
-}
-
-// A string in single quotes, the opening one behind us; '' stands for one.
-static size_t yaml_quoted(JsonReader *r, char *out) {
-    char *start = out;
-    for (;; r->at++) {
-        char c = json_peek(r, 0);
-        if (c == '\n' || c == '\r') json_fail(r, "the line ends inside quotes; close them on the line they began on");
-        if (c == '\'' && json_peek(r, 1) != '\'') break;
-        if (c == '\'') r->at++;
-        *out++ = c;
-    }
-    r->at++;
-    return (size_t)(out - start);
-}
-
-static size_t yaml_plain(JsonReader *r, char *out, bool in_flow) {
-    size_t begin = r->at, n;
-    for (char c; (c = json_peek(r, 0)) != '\n' && c != '\r'; r->at++) {
-        char next = json_peek(r, 1);
-        if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
-        if (c == ':' && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))) break;
-        if ((in_flow && yaml_flow_mark(c)) || (c == '#' && r->source[r->at-1] == ' ')) break;
-    }
-    for (n = r->at - begin; n && r->source[begin + n - 1] == ' '; ) n--;
-    memcpy(out, r->source + begin, n);
-    return n;
-}
-
-static void yaml_plain_type(Json *j) {
-    static const struct { const char *words; JsonType type; double number; } types[] = {
-        { "~,null,Null,NULL", JSON_NULL, 0 }, { "true,True,TRUE", JSON_BOOL, 1 }, { "false,False,FALSE", JSON_BOOL, 0 }
-    };
-    char *end;
-    for (size_t i = 0; i < COUNT(types) && !strchr(j->text, ','); i++)
-        if (list_has(types[i].words, j->text)) j->type = types[i].type, j->number = types[i].number;
-    if (strspn(j->text, "0123456789+-.eE") != j->count) return;
-    double number = strtod(j->text, &end);
-    if (end > j->text && !*end) j->type = JSON_NUMBER, j->number = number;
-}
-
-static Json *yaml_scalar(JsonReader *r, bool in_flow) {
-    Json *j = json_node(r, JSON_STRING);
-    char c = json_peek(r, 0), next = json_peek(r, 1), *out = r->strings + r->strings_used;
-    j->text = out;
-    if (c == '"') return r->at++, j->text = json_string(r, &j->count), j;
-    if (strchr("&*!|>%@`", c))
-        json_fail(r, "anchors, tags and text over several lines are not read; write the value itself, on one line");
-    if (strchr("#\r\n", c) || yaml_flow_mark(c) ||
-        (strchr("-?:", c) && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))))
-        json_fail(r, "a value was expected here");
-    j->count = c == '\'' ? (r->at++, yaml_quoted(r, out)) : yaml_plain(r, out, in_flow);
-    out[j->count] = 0;
-    r->strings_used += j->count + 1;
-    if (c != '\'') yaml_plain_type(j);
-    return j;
-}
-
-// Puts a member at the end of a mapping or list; returns where the next one goes.
-static Json **yaml_append(JsonReader *r, Json *to, Json **end, const Json *key, Json *member) {
-    if (key && json_get(to, key->text)) r->at = r->began = key->at, json_fail(r, "this name stands here twice");
-    member->key = key ? key->text : NULL;
-    *end = member;
-    to->count++;
-    return &member->next;
-}
-
-static Json *yaml_collection(JsonReader *r, JsonType type, int depth) {
-    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
-    return json_node(r, type);
-}
-
-// A value in flow, or a scalar.
-static Json *yaml_flow(JsonReader *r, bool in_flow, int depth) {
-    char opening = json_peek(r, 0), closing = opening == '{' ? '}' : ']';
-    if (opening != '[' && opening != '{') return yaml_scalar(r, in_flow);
-    Json *j = yaml_collection(r, opening == '{' ? JSON_OBJECT : JSON_ARRAY, depth), **end = &j->first, *key = NULL;
-    r->at++;
-    while (yaml_skip(r, true) != closing) {
-        if (opening == '{') {
-            key = yaml_scalar(r, true);
-            if (yaml_skip(r, true) != ':') json_fail(r, "a colon and a space were expected here");
-            r->at++;
-            yaml_skip(r, true);
-        }
-        end = yaml_append(r, j, end, key, yaml_flow(r, true, depth + 1));
-        char after = yaml_skip(r, true);
-        if (after == ',') r->at++;
-        else if (after != closing) json_fail(r, name("a comma or %c was expected here", closing));
-    }
-    r->at++;
-    return j;
-}
-
-static Json *yaml_block(JsonReader *r, long indent, int depth);
-
-// What follows "name:" or the dash of a list at `indent`: on this line, or below it and further in.
-static Json *yaml_rest(JsonReader *r, long indent, bool in_list, int depth) {
-    Json *none = json_node(r, JSON_NULL), *j;
-    none->text = "";
-    if (!yaml_blank(yaml_skip(r, false))) {
-        if (in_list) return yaml_block(r, yaml_column(r), depth + 1);
-        j = yaml_flow(r, false, depth + 1);
-        yaml_end_line(r);
-        return j;
-    }
-    long next = yaml_next_line(r);
-    bool ours = next > indent || (next == indent && !in_list && yaml_dash(r));  // a list may stand under its name
-    return ours ? yaml_block(r, next, depth + 1) : none;
-}
-
-// A mapping or list whose members begin in column `indent`, or a single value.
-static Json *yaml_block(JsonReader *r, long indent, int depth) {
-    bool list = yaml_dash(r);
-    Json *j = yaml_collection(r, list ? JSON_ARRAY : JSON_OBJECT, depth), **end = &j->first, *key = NULL;
-    do {
-        if (!list) {
-            key = yaml_flow(r, false, depth);
-            bool colon = yaml_skip(r, false) == ':' && yaml_blank(json_peek(r, 1));
-            if (!colon && !j->count) return yaml_end_line(r), key;
-            if (!colon || key->type >= JSON_ARRAY) json_fail(r, "\"name: value\" was expected here");
-        }
-        r->at++;
-        end = yaml_append(r, j, end, key, yaml_rest(r, indent, list, depth));
-    } while (yaml_next_line(r) == indent && (!list || yaml_dash(r)));
-    if (r->at < r->n && yaml_column(r) > indent) json_fail(r, "this line is indented further than those it belongs to");
-    return j;
-}
-
-// The only value of a file.
-static Json *yaml_only(JsonReader *r) {
-    r->language = "YAML that glmtune reads";
-    r->source += r->at, r->n -= r->at;      // a byte order mark is no column
-    uint32_t c;
-    for (size_t n = r->at = 0; r->at < r->n; r->at += n) {
-        n = utf8_get(r->source + r->at, r->n - r->at, &c);
-        r->began = r->at;
-        if (c == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
-        if (c < ' ' && (!c || !strchr("\t\r\n", (int)c))) json_fail(r, "a control character; remove it");
-    }
-    r->at = r->began = 0;
-    yaml_skip(r, true);
-    if (r->n - r->at >= 3 && !memcmp(r->source + r->at, "---", 3)) r->at += 3, yaml_end_line(r);
-    long indent = yaml_next_line(r);
-    if (indent < 0) json_fail(r, "the file is empty");
-    Json *j = yaml_block(r, indent, 0);
-    if (yaml_next_line(r) >= 0) json_fail(r, "this does not belong to what stands above it; look at its indentation");
-    return j;
-}
-
-// ================================================================================================================
-// 3  Tensor files
-// ================================================================================================================
-// safetensors: eight bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, then the
-// numbers, little endian, without gaps. A model is one such file, or several with an index that says which tensor lies
-// where. Files are mapped, not read: weights that nothing changes are never copied, and the system may drop and fetch
-// their pages as it likes. (Only where a header leaves them off their boundary, as old libraries did, they are copied.)
-// Every length, offset and shape is checked against the file before it is used.
-
-enum { MAX_DIMS = 4 };
-#define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
-#define DAMAGED "the header is damaged, download the file again"
+// ---- 1.4 Types of numbers ----------------------------------------------------------------------------------------
+// The names are those of safetensors; the kernels know the first four.
 
 static const struct { const char *name; Dtype dtype; size_t size; } dtypes[] = {    // the first six stand by number
     { "F64", F64, 8 }, { "F32", F32, 4 }, { "F16", F16, 2 }, { "BF16", BF16, 2 }, { "I64", I64, 8 }, { "I32", I32, 4 },
@@ -949,1074 +251,23 @@ static const struct { const char *name; Dtype dtype; size_t size; } dtypes[] = {
 
 static size_t dtype_size(Dtype d) { return dtypes[d].size; }
 
-typedef struct {
-    char *name;
-    const char *dtype_name, *file;
-    Dtype dtype;
-    size_t n_dims, shape[MAX_DIMS], n;      // n: number of elements
-    size_t begin, bytes;                    // in the file, behind the header
-    const void *data;
-} StoredTensor;
-
-typedef struct { StoredTensor *tensors; size_t n, capacity; Text metadata; } TensorSet;     // metadata: "key=value\n"
-
-static const char *shape_text(const size_t *shape, size_t n_dims) {
-    Text t = {0};
-    text_print(&t, "[");
-    for (size_t i = 0; i < n_dims; i++) text_print(&t, "%s%zu", i ? ", " : "", shape[i]);
-    text_print(&t, "]");
-    return t.s;
-}
-
-static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted) {
-    for (size_t i = 0; i < s->n; i++) if (!strcmp(s->tensors[i].name, wanted)) return &s->tensors[i];
-    return NULL;
-}
-
-// The value of a key in "key=value" lines, such as a file's metadata; NULL: there is none.
-static const char *line_value(const char *lines, const char *key) {
-    size_t n = strlen(key);
-    for (const char *p = lines; p && *p; p = strchr(p, '\n'), p += p ? 1 : 0)
-        if (!strncmp(p, key, n) && p[n] == '=') return name("%.*s", (int)strcspn(p + n + 1, "\n"), p + n + 1);
-    return NULL;
-}
-
-// ---- 3.1 Reading -------------------------------------------------------------------------------------------------
-
-// A JSON number that counts something.
-static bool json_size(const Json *j, size_t *out) {
-    if (!json_is(j, JSON_NUMBER) || !(j->number >= 0 && j->number <= 0x1p53)) return false;
-    *out = (size_t)j->number;
-    return (double)*out == j->number;
-}
-
-static StoredTensor read_tensor_entry(const char *file, const Json *j) {
-    StoredTensor t = { .file = file, .name = name("%s", j->key), .n = 1 };
-    const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
-    size_t end = 0, known = 0;
-    if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
-        fail("%s: '%s' lacks dtype, shape or data_offsets: " DAMAGED, file, t.name);
-    while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
-    if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
-    t.dtype = dtypes[known].dtype;
-    t.dtype_name = dtypes[known].name;
-    if (shape->count > MAX_DIMS)
-        fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
-    bool sound = true;
-    for (const Json *d = shape->first; d; d = d->next) {
-        size_t *size = &t.shape[t.n_dims++];
-        sound &= json_size(d, size) && !__builtin_mul_overflow(t.n, *size, &t.n);
-    }
-    if (!sound || __builtin_mul_overflow(t.n, dtypes[known].size, &t.bytes))
-        fail("%s: '%s' has a shape that no tensor can have: the header is damaged", file, t.name);
-    if (!json_size(range->first, &t.begin) || !json_size(range->first->next, &end) || end < t.begin ||
-        end - t.begin != t.bytes)
-        fail("%s: '%s' is %s of %s, %zu bytes, but its data_offsets say otherwise: download the file again", file,
-             t.name, shape_text(t.shape, t.n_dims), t.dtype_name, t.bytes);
-    return t;
-}
-
-static int by_begin(const void *a, const void *b) {
-    const StoredTensor *x = a, *y = b;
-    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
-}
-
-// The tensors t [n] of one file must fill its data_bytes without gap or overlap. Sorts them by place.
-static void check_layout(const char *file, StoredTensor *t, size_t n, size_t data_bytes) {
-    size_t at = 0;
-    if (n) qsort(t, n, sizeof *t, by_begin);
-    for (size_t i = 0; i < n; i++) {
-        if (t[i].begin < at) fail("%s: '%s' and '%s' overlap: " DAMAGED, file, t[i-1].name, t[i].name);
-        if (t[i].begin > at) fail("%s: there is a hole before '%s': " DAMAGED, file, t[i].name);
-        at += t[i].bytes;
-        if (at > data_bytes)
-            fail("%s: is cut off: '%s' ends %zu bytes past the end of the file; download it again", file, t[i].name,
-                 at - data_bytes);
-    }
-    if (at < data_bytes) fail("%s: %zu bytes follow the last tensor: the header is damaged", file, data_bytes - at);
-}
-
-static const uint8_t *map_file(const char *path, size_t *n) {
-    struct stat s;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &s)) fail("%s: cannot be opened: %s", path, strerror(errno));
-    if (S_ISDIR(s.st_mode)) fail("%s: is a folder, a file was expected", path);
-    *n = (size_t)s.st_size;
-    void *p = *n ? mmap(NULL, *n, PROT_READ, MAP_SHARED, fd, 0) : NULL;
-    if (p == MAP_FAILED) fail("%s: cannot be mapped: %s", path, strerror(errno));
-    close(fd);
-    return p;
-}
-
-// Adds the tensors of one file to the set.
-static void read_tensor_file(TensorSet *set, const char *path) {
-    size_t n, first = set->n;
-    const char *file = name("%s", path);
-    const uint8_t *bytes = map_file(path, &n);
-    uint64_t header = 0;
-    for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
-    if (n < 8 || header > n - 8 || header > MAX_HEADER)
-        fail("%s: is no whole safetensors file: its header would be %llu bytes long, the file is %zu; download it "
-             "again", path, (unsigned long long)header, n);
-    JsonReader r = json_open(file, (const char *)bytes + 8, header);
-    const Json *root = json_only(&r);
-    if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
-    set->tensors = grow(set->tensors, &set->capacity, set->n + root->count + 1, sizeof *set->tensors);
-    for (const Json *j = root->first; j; j = j->next) {
-        if (strcmp(j->key, "__metadata__")) set->tensors[set->n++] = read_tensor_entry(file, j);
-        else for (const Json *m = j->first; m; m = m->next)
-            if (m->key && m->type == JSON_STRING) text_print(&set->metadata, "%s=%s\n", m->key, m->text);
-    }
-    json_close(&r);
-    check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
-    for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
-        t->data = bytes + 8 + header + t->begin;
-        if (t->n && (uintptr_t)t->data % (t->bytes / t->n))     // old libraries did not put numbers on their boundary
-            t->data = memcpy(take(t->bytes, 1), t->data, t->bytes);
-    }
-}
-
-static int by_name(const void *a, const void *b) {
-    return strcmp(((const StoredTensor *)a)->name, ((const StoredTensor *)b)->name);
-}
-
-static void check_duplicates(const TensorSet *s) {
-    StoredTensor *sorted = take(s->n, sizeof *sorted);
-    for (size_t i = 0; i < s->n; i++) sorted[i] = s->tensors[i];
-    qsort(sorted, s->n, sizeof *sorted, by_name);
-    for (size_t i = 1; i < s->n; i++)
-        if (!strcmp(sorted[i-1].name, sorted[i].name))
-            fail("'%s' stands twice, in %s and in %s", sorted[i].name, sorted[i-1].file, sorted[i].file);
-    free(sorted);
-}
-
-// Reads the shards that an index names, each once.
-static void read_shards(TensorSet *set, const char *folder, const char *index) {
-    JsonReader r = json_open_file(index);
-    const Json *map = json_get(json_only(&r), "weight_map");
-    if (!json_is(map, JSON_OBJECT)) fail("%s: has no \"weight_map\"", index);
-    for (const Json *j = map->first; j; j = j->next) {
-        bool seen = false;
-        if (j->type != JSON_STRING || strchr(j->text, '/'))
-            fail("%s: '%s' names no file of this folder", index, j->key);
-        char *path = name("%s/%s", folder, j->text);
-        for (size_t i = 0; i < set->n && !seen; i++) seen = !strcmp(set->tensors[i].file, path);
-        if (!seen && !exists(path)) fail("%s: is missing, %s names it: download it again", path, index);
-        if (!seen) read_tensor_file(set, path);
-        if (!find_tensor(set, j->key)) fail("%s: '%s' is in none of its files", index, j->key);
-        free(path);
-    }
-    json_close(&r);
-}
-
-// The tensors of a model folder, from model.safetensors or from the shards of its index.
-static TensorSet read_model_tensors(const char *folder) {
-    TensorSet set = {0};
-    const char *single = name("%s/model.safetensors", folder), *index = name("%s.index.json", single);
-    if (exists(index)) read_shards(&set, folder, index);
-    else if (exists(single)) read_tensor_file(&set, single);
-    else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
-              "pytorch_model.bin files must be converted to safetensors first", folder);
-    check_duplicates(&set);
-    return set;
-}
-
-// ---- 3.2 Writing -------------------------------------------------------------------------------------------------
-// The header is written first, from the names, types and shapes; the numbers follow tensor by tensor, in that order, so
-// that a file may be larger than memory.
-
-typedef struct { FILE *f; const char *path, *temporary; size_t expected, written; } TensorWriter;
-
-// `metadata` is the inside of a JSON object, such as "\"format\": \"pt\"".
-static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata) {
-    Text h = {0};
-    TensorWriter w = { .path = path, .temporary = begin_output(path) };
-    text_print(&h, "{\"__metadata__\":{%s}", metadata);
-    for (size_t i = 0; i < n; i++) {
-        size_t bytes = times(t[i].n, dtype_size(t[i].dtype));
-        text_print(&h, ",");
-        text_json(&h, t[i].name, strlen(t[i].name));
-        text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", dtypes[t[i].dtype].name,
-                   shape_text(t[i].shape, t[i].n_dims), w.expected, w.expected + bytes);
-        w.expected += bytes;
-    }
-    text_print(&h, "}");
-    while (h.n % 8) text_add(&h, " ", 1);
-    w.f = open_to_write(w.temporary);
-    for (int i = 0; i < 8; i++) fputc((int)(h.n >> (8 * i) & 255), w.f);
-    fwrite(h.s, 1, h.n, w.f);
-    free(h.s);
-    return w;
-}
-
-static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n) {
-    if (stop_signals > 1) fail("%s: stopped by a second signal; what was being written is removed", w->path);
-    if (fwrite(bytes, 1, n, w->f) != n) fail_writing(w->path);
-    w->written += n;
-}
-
-static void finish_tensor_file(TensorWriter *w) {
-    if (w->written != w->expected) fail("internal error: %s: %zu bytes of %zu", w->path, w->written, w->expected);
-    close_written(w->f, w->path);
-    finish_output(w->temporary);
-}
-
-// ================================================================================================================
-// 4  Tokenizer
-// ================================================================================================================
-// Two kinds of byte pair encoding. ChatGLM2/3 (SentencePiece): the text is one sequence of characters, blanks become
-// U+2581 and one is put in front, and the neighbours whose joined piece has the best score are merged until none is in
-// the vocabulary; characters without a piece fall back to their bytes. GLM-4 and later (tiktoken): the text is split
-// into chunks by a pattern, and in each chunk bytes are merged, lowest rank first. Either way the priority of a merge
-// is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n). Hugging
-// Face's tokenizer.json lists the merges instead: a piece is made only from two parts that are listed, each pair with a
-// rank of its own; the pairs of a piece differ by the length of the left part.
-//
-// Role tokens such as <|user|> are no text: they have ids and names here, and text never turns into them, for a user
-// who types "<|user|>" must not open a turn.
-//
-// Each importer turns a released file into the bytes of a tokenizer.bin, and only those are parsed further:
-//     "GLMTOKEN", then as uint32: version, kind, flags, pieces, specials, bytes of text, lengths of the three class
-//     tables; length of each piece; rank of each piece; ids of specials; lengths of specials; the class tables (run
-//     lengths outside, inside, outside, ... the Unicode classes that the pattern needs); the text of all in order;
-//     with LISTED_MERGES: their number, and in the order of their ranks the piece that each makes and the bytes of its
-//     left part.
-
-enum { TOKENIZER_VERSION = 1 };
-enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
-enum { WHOLE_CHUNKS = 1,                        // flags: a chunk that is a piece is taken whole, without merging
-       LISTED_MERGES = 2 };                     // only listed pairs merge, by their own ranks
-enum { REMEMBERED = 1 << 14 };                  // chunks: 1 MiB, which stays in a core's cache
-enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
-
-#define BLANK "\xE2\x96\x81"           // U+2581, which SentencePiece writes for a blank
-#define RANK_NEVER UINT32_MAX           // a control piece such as </s>: text never becomes it
-#define RANK_BYTE (UINT32_MAX - 1)      // SentencePiece's <0x0A>: the byte itself, for what has no piece
-
-typedef struct { const char *text; uint32_t n, rank; } Piece;
-typedef struct { const char *name; int32_t id; } Special;
-// A run of bytes up to `next`, which is this piece or none (-1); with the one there it may become `made`, by `rank`.
-typedef struct { uint32_t previous, next, rank; int32_t piece, made; } Symbol;
-typedef struct { char text[30]; uint8_t n, n_ids; int32_t ids[8]; } Remembered;         // a chunk and its ids: 64 bytes
-typedef struct { uint32_t left_n, rank; } ListedMerge;          // of a piece whose left part has so many bytes
-
-typedef struct {
-    const char *file;                   // where it came from
-    char *image;                        // the bytes of tokenizer.bin
-    size_t image_bytes;
-    uint32_t kind, flags, n_pieces, n_specials;
-    Piece *pieces;
-    Special *specials;
-    uint64_t *slots; uint32_t slot_mask;    // hash table: upper half of the hash, piece + 1
-    int32_t *two;                       // the pieces of two bytes, by these: -1: none
-    uint8_t known[1 << 17];             // a bit for 20 bits of each piece's hash
-    bool alone[256];                    // SentencePiece: this byte is ASCII, and part of no longer piece
-    bool inner_blank;                   // SentencePiece: some piece has U+2581 after another character
-    ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
-    uint32_t *first_listed;
-    int32_t byte_ids[256];
-    uint8_t *class_of;                  // of every code point
-    Symbol *symbols; size_t symbols_capacity;
-    uint64_t *heap; size_t heap_n, heap_capacity;       // what may be merged: rank, place of the left symbol
-    Remembered *remembered;             // chunks seen before
-} Tokenizer;
-
-typedef struct { int32_t *ids; size_t n, capacity; } Ids;
-
-static void ids_add(Ids *v, int32_t id) {
-    v->ids = grow(v->ids, &v->capacity, v->n + 1, sizeof *v->ids);
-    v->ids[v->n++] = id;
-}
-
-// ---- 4.1 Unicode -------------------------------------------------------------------------------------------------
-// What \p{L}, \p{N} and \s mean, from tests/make_unicode.py. A tokenizer.bin carries the tables it was made with.
-
-// Unicode 18.0.0: run lengths outside, inside, outside, ... each class, from U+0000 on
-static const uint32_t letter_runs[] = {
-    65,26,6,26,47,1,10,1,4,1,5,23,1,31,1,458,4,12,14,5,7,1,1,1,129,5,1,2,2,4,1,1,6,1,1,3,1,1,1,20,1,83,1,139,8,166,1,38,
-    1,2,6,41,2,2,67,27,4,4,45,43,35,2,1,99,1,1,15,2,7,2,10,3,2,1,16,1,1,30,29,89,11,1,24,33,9,2,4,1,5,22,4,1,9,1,3,1,23,
-    25,7,11,5,24,1,7,16,42,58,54,3,1,18,1,7,10,15,16,4,8,2,2,2,22,1,7,1,1,3,4,3,1,16,1,13,2,1,3,14,2,10,1,8,6,4,2,2,22,
-    1,7,1,2,1,2,1,2,31,4,1,1,19,3,16,9,1,3,1,22,1,7,1,2,1,5,3,1,18,1,15,2,23,1,11,8,2,2,2,22,1,7,1,2,1,5,3,1,30,2,1,3,
-    15,1,17,1,1,6,3,3,1,4,3,2,1,1,1,2,3,2,3,3,3,12,22,1,52,8,1,3,1,23,1,16,3,1,26,3,1,2,2,2,30,1,4,8,1,3,1,23,1,10,1,5,
-    3,1,30,3,1,2,15,2,17,9,1,3,1,41,2,1,16,1,5,3,8,3,24,6,5,18,3,24,1,9,1,1,2,7,58,48,1,2,12,7,58,2,1,1,1,5,1,24,1,1,1,
-    10,1,2,9,1,2,5,1,1,21,4,32,1,63,8,1,36,27,5,115,43,20,1,16,6,4,4,3,1,3,2,7,3,4,13,12,1,17,38,1,1,5,1,2,43,1,333,1,4,
-    2,7,1,1,1,4,2,41,1,4,2,33,1,4,2,7,1,1,1,4,2,15,1,57,1,4,2,67,37,16,16,86,2,6,3,620,2,17,1,26,5,75,6,8,7,18,13,19,14,
-    18,14,13,1,3,15,52,35,1,4,1,67,89,7,5,2,34,1,1,5,70,10,31,49,30,2,5,11,44,4,26,54,23,9,53,82,1,93,47,17,8,54,30,13,
-    2,10,44,26,36,41,3,10,36,2,11,5,43,2,3,41,4,1,6,1,2,3,1,5,192,64,278,2,6,2,38,2,6,2,8,1,1,1,1,1,1,1,31,2,53,1,7,1,1,
-    3,3,1,7,3,4,2,6,4,13,5,3,1,7,116,1,13,1,15,17,98,1,4,1,2,10,1,1,3,5,6,1,1,1,1,1,1,4,1,11,2,4,5,5,4,1,52,2,2683,229,
-    6,4,3,2,12,38,1,1,5,1,2,56,7,1,16,23,9,7,1,7,1,7,1,7,1,7,1,7,1,7,1,7,80,1,469,2,42,5,5,2,4,86,6,3,1,90,1,4,5,43,1,
-    94,17,32,48,16,512,6592,64,22157,67,46,2,269,3,16,10,2,20,47,16,31,2,70,49,9,2,103,2,83,4,1,14,17,1,3,1,4,1,23,29,
-    52,14,50,62,6,3,1,1,2,11,28,10,23,25,29,7,47,28,1,16,5,1,10,10,5,1,41,23,3,1,8,20,23,3,1,3,50,1,1,3,2,2,5,2,1,1,1,
-    24,3,2,11,7,3,12,6,2,6,2,6,9,7,1,7,1,43,1,14,2,2,2,115,29,11172,12,23,4,49,8452,366,2,106,38,7,12,5,5,1,1,10,1,13,1,
-    5,1,1,1,2,1,2,1,108,33,363,18,64,2,54,40,12,116,5,1,135,36,26,6,26,11,89,3,6,2,6,2,6,2,3,35,12,1,26,1,19,1,2,1,15,2,
-    14,34,123,389,29,3,49,47,32,13,20,1,8,6,38,10,30,2,36,4,8,48,158,18,36,4,36,4,40,8,52,12,11,1,15,1,7,1,2,1,11,1,15,
-    1,7,1,2,3,52,12,311,9,22,10,8,24,6,1,42,1,14,64,6,2,1,1,44,1,2,3,1,2,23,10,23,9,31,65,19,1,2,10,22,10,26,6,26,38,56,
-    6,2,64,1,15,4,1,3,1,29,42,29,3,29,35,8,1,28,27,54,10,22,10,19,13,18,110,73,55,51,13,51,13,36,38,28,9,23,250,42,6,2,
-    16,6,17,22,17,29,10,1,8,22,42,18,46,21,27,23,12,53,57,2,2,1,13,45,32,25,26,36,29,1,2,1,8,35,3,1,12,48,14,4,21,1,1,1,
-    35,18,1,25,19,2,63,7,1,1,1,4,1,15,1,10,7,47,38,8,2,2,2,22,1,7,1,2,1,5,3,1,18,1,12,5,30,10,1,1,2,1,1,38,1,1,25,1,1,1,
-    44,53,18,4,20,3,30,48,20,2,1,1,184,47,41,4,36,48,20,1,59,43,13,1,71,27,37,7,185,44,116,64,31,8,2,1,2,8,1,2,1,24,15,
-    1,1,1,94,8,2,39,16,1,1,1,28,1,10,40,7,1,21,1,11,46,19,1,18,73,17,1,181,33,31,9,1,37,17,1,49,30,112,7,1,2,1,38,21,1,
-    25,6,1,2,1,32,14,1,23,44,21,1,238,19,15,1,1,13,1,34,124,1,79,922,230,196,2636,97,15,1072,17,6,25,3995,5,583,6841,30,
-    1762,569,7,31,17,79,17,30,18,48,16,4,31,21,5,19,432,45,211,64,32,25,2,25,44,75,5,1,66,13,64,2,1,1,14,2,12,7387,36,
-    34,95,115,13,914,14,51,7709,4,1,7,1,2,1,297,9,1,29,3,2,1,14,5,7,396,2308,107,5,13,3,9,7,10,5990,85,1,71,1,2,2,1,2,2,
-    2,4,1,12,1,1,1,7,1,65,1,4,2,8,1,7,1,28,1,4,1,5,1,1,3,7,1,341,1,25,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,8,
-    1844,130,14,7,54,51,48,62,146,45,10,7,16,1,321,30,18,44,484,28,228,30,2,1,207,31,1,3,1,2,1,7,2,5,9,2,224,7,1,4,1,2,
-    1,15,1,197,59,68,7,1,1204,4,1,27,1,2,1,1,2,1,1,10,1,4,1,1,1,1,6,1,4,1,1,1,1,1,1,3,1,2,1,1,2,1,1,1,1,1,1,1,1,1,1,2,1,
-    1,2,4,1,7,1,4,1,4,1,1,1,10,1,17,5,3,1,5,1,17,4420,42720,32,4383,1,5774,2,7473,15,622,2466,542,1506,4939,5,8490,
-    39814,11328
-};
-static const uint32_t number_runs[] = {
-    48,10,120,2,5,1,2,3,1441,10,134,10,198,10,412,10,118,10,4,6,108,10,118,10,118,10,2,6,110,13,115,10,8,7,103,10,104,7,
-    7,19,109,10,96,10,118,10,70,20,268,10,70,10,719,20,881,3,239,10,6,10,22,10,300,10,128,11,165,10,6,10,182,10,86,10,
-    134,10,6,10,1046,1,3,6,6,10,198,51,2,5,726,60,78,22,630,30,1385,1,777,1,25,9,14,3,343,4,138,10,30,8,1,15,32,10,39,
-    15,29536,10,188,10,320,6,154,10,38,10,198,10,22,10,86,10,406,10,21270,10,493,45,12,57,17,2,341,27,36,4,29,1,8,1,134,
-    5,202,10,942,8,25,7,39,9,75,5,22,6,160,2,2,16,2,46,64,9,52,2,30,3,75,5,104,8,24,8,41,7,330,6,48,10,6,10,278,31,158,
-    10,42,4,112,7,134,30,128,10,60,10,144,10,7,20,251,10,342,10,118,10,374,10,102,10,6,20,76,12,420,19,93,10,662,10,86,
-    29,227,10,70,10,54,10,358,10,102,21,1067,112,5,11,208,311,15017,10,2342,10,86,10,134,10,1,7,526,10,262,23,349,3,
-    23801,10,1478,20,12,20,108,25,1109,50,2368,10,422,10,502,10,247,10,716,9,128,10,791,59,1,3,1,4,76,45,1,15,962,13,
-    2787,10
-};
-static const uint32_t space_runs[] = {
-    9,5,18,1,100,1,26,1,5599,1,2431,11,29,2,5,1,47,1,4000,1
-};
-
-static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length) {
-    uint32_t c;
-    *length = 1;
-    if ((unsigned char)*s < 0x80) return t->class_of[(int)*s];
-    *length = utf8_get(s, n, &c);
-    return c == INVALID ? CLASS_OTHER : t->class_of[c];
-}
-
-static bool at_blank(const char *s, size_t n) { return n >= 3 && !memcmp(s, BLANK, 3); }
-
-// ---- 4.2 tokenizer.bin -------------------------------------------------------------------------------------------
-
-static void image_add(Text *t, uint32_t v) { text_add(t, (const char *)&v, 4); }    // little endian, as this machine is
-
-// The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
-static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s,
-                            size_t n_special) {
-    Text t = {0}, text = {0};
-    for (size_t i = 0; i < n; i++) text_add(&text, p[i].text, p[i].n);
-    for (size_t i = 0; i < n_special; i++) text_add(&text, s[i].name, strlen(s[i].name));
-    if (text.n > UINT32_MAX || n > INT32_MAX) fail("a tokenizer of %zu pieces is too large", n);
-    text_add(&t, "GLMTOKEN", 8);
-    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_special, text.n,
-                              COUNT(letter_runs), COUNT(number_runs), COUNT(space_runs) };
-    for (size_t i = 0; i < COUNT(header); i++) image_add(&t, (uint32_t)header[i]);
-    for (size_t i = 0; i < n; i++) image_add(&t, p[i].n);
-    for (size_t i = 0; i < n; i++) image_add(&t, p[i].rank);
-    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)s[i].id);
-    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)strlen(s[i].name));
-    for (size_t i = 0; i < COUNT(letter_runs); i++) image_add(&t, letter_runs[i]);
-    for (size_t i = 0; i < COUNT(number_runs); i++) image_add(&t, number_runs[i]);
-    for (size_t i = 0; i < COUNT(space_runs); i++) image_add(&t, space_runs[i]);
-    text_add(&t, text.s, text.n);
-    free(text.s);
-    return t;
-}
-
-// A number of the listed merges, which follow the text, on no boundary.
-static uint32_t image_get(const char *p) {
-    const unsigned char *u = (const unsigned char *)p;
-    return u[0] | (uint32_t)u[1] << 8 | (uint32_t)u[2] << 16 | (uint32_t)u[3] << 24;
-}
-
-// Eight bytes at a time, the last eight overlapping: FNV-1a takes one, and half of the time of encoding.
-static uint64_t piece_hash(const char *s, size_t n) {
-    const unsigned char *u = (const unsigned char *)s;
-    uint64_t h = n * 0x9E3779B97F4A7C15u, w = 0;
-    uint32_t a, b;
-    for (size_t i = 0; i + 8 < n; i += 8) {
-        memcpy(&w, s + i, 8);
-        h = (h ^ w) * 0xD6E8FEB86659FD93u;
-        h ^= h >> 32;
-    }
-    if (n >= 8) memcpy(&w, s + n - 8, 8);
-    else if (n >= 4) memcpy(&a, s, 4), memcpy(&b, s + n - 4, 4), w = a | (uint64_t)b << 32;
-    else if (n) w = u[0] | (uint64_t)u[n/2] << 8 | (uint64_t)u[n-1] << 16;
-    h = (h ^ w) * 0xD6E8FEB86659FD93u;
-    return h ^ h >> 32;
-}
-
-// The piece of exactly these bytes, or -1. Most questions are about what is no piece: a bit says so without a look at
-// the slots (Chinese: from 9.7 to 12.2 MB/s), and pairs of bytes have a table of their own (from 8.9 to 9.7).
-static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
-    if (n == 2) return t->two[(unsigned char)s[0] << 8 | (unsigned char)s[1]];
-    uint64_t h = piece_hash(s, n), slot;
-    if (!(t->known[h >> 47] >> (h >> 44 & 7) & 1)) return -1;
-    for (uint32_t i = (uint32_t)h & t->slot_mask; (slot = t->slots[i]); i = (i + 1) & t->slot_mask) {
-        if ((slot ^ h) >> 32) continue;
-        const Piece *p = &t->pieces[(uint32_t)slot - 1];
-        if (p->n == n && !memcmp(p->text, s, n)) return (uint32_t)slot - 1;
-    }
-    return -1;
-}
-
-static void place_piece(Tokenizer *t, uint32_t piece) {
-    const Piece *p = &t->pieces[piece];
-    if (p->n == 2) t->two[(unsigned char)p->text[0] << 8 | (unsigned char)p->text[1]] = (int32_t)piece;
-    uint64_t h = piece_hash(p->text, p->n);
-    t->known[h >> 47] |= (uint8_t)(1 << (h >> 44 & 7));
-    uint32_t i = (uint32_t)h & t->slot_mask;
-    while (t->slots[i]) i = (i + 1) & t->slot_mask;
-    t->slots[i] = (h & ~(uint64_t)UINT32_MAX) | (piece + 1);
-}
-
-static void index_pieces(Tokenizer *t, const char *file) {
-    uint32_t size = 16;
-    while (size < 2 * t->n_pieces) size *= 2;
-    t->slots = take(size, sizeof *t->slots);
-    t->slot_mask = size - 1;
-    for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
-    memset(t->alone, 1, 128);
-    t->two = memset(take(1 << 16, sizeof *t->two), 0xFF, (1 << 16) * sizeof *t->two);       // -1 everywhere
-    for (uint32_t i = 0; i < t->n_pieces; i++) {
-        const Piece *p = &t->pieces[i];
-        bool is_byte = p->n == 1 && (t->kind == BYTE_BPE ? p->rank < RANK_BYTE : p->rank == RANK_BYTE);
-        if (is_byte) t->byte_ids[(unsigned char)p->text[0]] = (int32_t)i;
-        if (p->rank >= RANK_BYTE) continue;
-        if (!p->n || find_piece(t, p->text, p->n) >= 0) fail("%s: piece %u is empty or stands twice", file, i);
-        place_piece(t, i);
-        for (uint32_t k = 0; k < p->n && p->n > 1; k++) {
-            t->alone[(unsigned char)p->text[k]] = false;
-            t->inner_blank |= k >= 3 && at_blank(p->text + k, p->n - k) && !at_blank(p->text + k - 3, 3);
-        }
-    }
-    for (int b = 0; b < 256; b++)
-        if (t->byte_ids[b] < 0) fail("%s: has no piece for the byte %d, so it cannot encode every text", file, b);
-}
-
-static const uint32_t *read_runs(Tokenizer *t, const char *file, const uint32_t *runs, uint32_t n, uint8_t class) {
-    for (uint32_t i = 0, c = 0; i < n; c += runs[i++]) {
-        if (runs[i] > 0x110000 - c) fail("%s: a table of Unicode classes is damaged", file);
-        if (i % 2) memset(t->class_of + c, class, runs[i]);
-    }
-    return runs + n;
-}
-
-// Sorts the listed merges at p by the piece that they make.
-static void read_merges(Tokenizer *t, const char *file, const char *p, uint32_t n) {
-    uint32_t *place = take((size_t)t->n_pieces + 2, sizeof *place);
-    t->listed = take(n, sizeof *t->listed);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t piece = image_get(p + 8*(size_t)i);
-        if (piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
-        place[piece + 2]++;
-    }
-    for (uint32_t i = 2; i < t->n_pieces + 2; i++) place[i] += place[i-1];
-    for (uint32_t i = 0; i < n; i++, p += 8)
-        t->listed[place[image_get(p) + 1]++] = (ListedMerge){ image_get(p + 4), i };
-    t->first_listed = place;
-}
-
-// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps: from the heap, so that the numbers lie on their
-// boundary. `file` is for messages.
-static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
-    enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
-    if (bytes < 8 + 4*FIELDS || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
-    const uint32_t *h = (const uint32_t *)(image + 8), *lengths = h + FIELDS;
-    if (h[VERSION] != TOKENIZER_VERSION)
-        fail("%s: has format version %u, this program reads %d", file, h[VERSION], TOKENIZER_VERSION);
-    uint64_t merges = 8 + 4*FIELDS + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
-                      4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES], want = merges;
-    uint32_t n_merges = h[FLAGS] & LISTED_MERGES && want + 4 <= bytes ? image_get(image + merges) : 0;
-    if (h[FLAGS] & LISTED_MERGES) want += 4 + 8 * (uint64_t)n_merges;
-    if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
-    if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
-    Tokenizer *t = take(1, sizeof *t);
-    *t = (Tokenizer){ .file = name("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
-                      .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
-                      .pieces = take(h[PIECES], sizeof *t->pieces), .class_of = take(0x110000, 1),
-                      .specials = take(h[SPECIALS], sizeof *t->specials),
-                      .remembered = take(REMEMBERED, sizeof *t->remembered) };
-    const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
-    const uint32_t *special_lengths = ids + t->n_specials, *runs = special_lengths + t->n_specials;
-    runs = read_runs(t, file, runs, h[LETTERS], CLASS_LETTER);
-    runs = read_runs(t, file, runs, h[NUMBERS], CLASS_NUMBER);
-    runs = read_runs(t, file, runs, h[SPACES], CLASS_SPACE);
-    for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
-        if (t->class_of[(int)*s] != CLASS_SPACE) fail("%s: a table of Unicode classes is damaged", file);
-    const char *text = (const char *)runs;
-    uint64_t sum = 0;
-    for (size_t i = 0; i < t->n_pieces; i++) sum += lengths[i];
-    for (size_t i = 0; i < t->n_specials; i++) sum += special_lengths[i];
-    if (sum > h[TEXT_BYTES]) fail("%s: its pieces are longer than its text", file);
-    for (size_t i = 0; i < t->n_pieces; text += lengths[i++]) t->pieces[i] = (Piece){ text, lengths[i], ranks[i] };
-    for (size_t i = 0; i < t->n_specials; text += special_lengths[i++])
-        t->specials[i] = (Special){ strndup(text, special_lengths[i]), (int32_t)ids[i] };
-    index_pieces(t, file);
-    if (t->flags & LISTED_MERGES) read_merges(t, file, image + merges + 4, n_merges);
-    return t;
-}
-
-static int32_t special_id(const Tokenizer *t, const char *wanted) {     // -1: there is none of that name
-    for (uint32_t i = 0; i < t->n_specials; i++) if (!strcmp(t->specials[i].name, wanted)) return t->specials[i].id;
-    return -1;
-}
-
-static int32_t largest_id(const Tokenizer *t) {
-    int32_t largest = (int32_t)t->n_pieces - 1;
-    for (uint32_t i = 0; i < t->n_specials; i++) if (t->specials[i].id > largest) largest = t->specials[i].id;
-    return largest;
-}
-
-// ---- 4.3 Import: SentencePiece -----------------------------------------------------------------------------------
-// tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2
-// bytes with their length, 5 four bytes (sentencepiece_model.proto). Of its many fields we need the pieces (1: text
-// 1, score 2, type 3), the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4
-// extra blanks).
-
-typedef struct { const char *file; const unsigned char *p, *end; } Wire;
-typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: of a varint; inside: of the others
-
-static uint64_t wire_varint(Wire *w) {
-    uint64_t v = 0;
-    for (int shift = 0; shift < 64 && w->p < w->end; shift += 7) {
-        v |= (uint64_t)(*w->p & 127) << shift;
-        if (*w->p++ < 128) return v;
-    }
-    fail("%s: is cut off or no SentencePiece model", w->file);
-}
-
-static bool wire_next(Wire *w, Field *f) {
-    if (w->p >= w->end) return false;
-    uint64_t tag = wire_varint(w), type = tag & 7;
-    if (type > 2 && type != 5) fail("%s: is no SentencePiece model", w->file);
-    uint64_t value = type == 0 || type == 2 ? wire_varint(w) : 0;
-    uint64_t n = type == 2 ? value : type == 1 ? 8 : type == 5 ? 4 : 0;
-    if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
-    *f = (Field){ tag >> 3, type, type ? 0 : value, { w->file, w->p, w->p + n } };
-    w->p += n;
-    return true;
-}
-
-typedef struct { Piece piece; float score; uint64_t type; uint32_t id; } ScoredPiece;
-enum { SP_NORMAL = 1, SP_UNKNOWN, SP_CONTROL, SP_USER, SP_UNUSED, SP_BYTE };
-
-static ScoredPiece read_piece(Wire w, uint32_t id) {
-    ScoredPiece s = { .type = SP_NORMAL, .id = id, .piece = { .text = "" } };
-    for (Field f; wire_next(&w, &f); ) {
-        size_t n = (size_t)(f.inside.end - f.inside.p);
-        if (f.number == 1 && f.type == 2) s.piece = (Piece){ (const char *)f.inside.p, (uint32_t)n, 0 };
-        if (f.number == 2 && f.type == 5) memcpy(&s.score, f.inside.p, sizeof s.score);
-        if (f.number == 3) s.type = f.value;
-    }
-    return s;
-}
-
-static void check_sentencepiece(Wire w) {
-    uint64_t model_type = 1, dummy_prefix = 1, strip_blanks = 1;
-    bool charsmap = false;
-    for (Field f, g; wire_next(&w, &f); )
-        while (f.type == 2 && (f.number == 2 || f.number == 3) && wire_next(&f.inside, &g)) {
-            if (f.number == 2 && g.number == 3) model_type = g.value;
-            if (f.number == 3 && g.number == 2) charsmap = g.inside.end > g.inside.p;
-            if (f.number == 3 && g.number == 3) dummy_prefix = g.value;
-            if (f.number == 3 && g.number == 4) strip_blanks = g.value;
-        }
-    if (model_type != 2 || charsmap || !dummy_prefix || strip_blanks)
-        fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", w.file);
-}
-
-static int by_score(const void *a, const void *b) {
-    const ScoredPiece *x = a, *y = b;
-    if (x->score != y->score) return x->score > y->score ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-static Text import_sentencepiece(const char *file, const char *bytes, size_t n) {
-    static const char *const added[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
-                                         "<|assistant|>", "<|observation|>" };      // as the models' tokenizer does
-    Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n };
-    ScoredPiece *scored = NULL;
-    size_t capacity = 0;
-    uint32_t count = 0, n_specials = 0;
-    check_sentencepiece(w);
-    for (Field f; wire_next(&w, &f); ) {
-        if (f.number != 1 || f.type != 2) continue;
-        scored = grow(scored, &capacity, (size_t)count + 1, sizeof *scored);
-        scored[count] = read_piece(f.inside, count);
-        count++;
-    }
-    Piece *pieces = take(count, sizeof *pieces);
-    Special *specials = take(count + COUNT(added), sizeof *specials);
-    qsort(scored, count, sizeof *scored, by_score);
-    for (uint32_t rank = 0; rank < count; rank++) {
-        ScoredPiece *s = &scored[rank];
-        unsigned byte;
-        s->piece.rank = s->type == SP_NORMAL ? rank : RANK_NEVER;
-        if (s->type == SP_BYTE && s->piece.n == 6 && sscanf(s->piece.text, "<0x%2X>", &byte) == 1) {
-            char c = (char)byte;
-            s->piece = (Piece){ strndup(&c, 1), 1, RANK_BYTE };
-        }
-        if (s->type == SP_UNKNOWN || s->type == SP_CONTROL)
-            specials[n_specials++] = (Special){ strndup(s->piece.text, s->piece.n), (int32_t)s->id };
-        pieces[s->id] = s->piece;
-    }
-    for (size_t i = 0; i < COUNT(added); i++) specials[n_specials++] = (Special){ added[i], (int32_t)(count + i) };
-    Text image = tokenizer_image(SENTENCEPIECE, 0, pieces, count, specials, n_specials);
-    free(scored), free(pieces), free(specials);
-    return image;
-}
-
-// ---- 4.4 Import: tiktoken ----------------------------------------------------------------------------------------
-// tokenizer.model of GLM-4: lines "base64 rank", the ranks in order; the special tokens follow the last.
-
-static uint32_t base64_decode(const char *s, const char *end, char *out) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    uint32_t bits = 0, n = 0, held = 0;
-    for (; s < end && *s != '='; s++) {
-        const char *d = *s ? strchr(digits, *s) : NULL;
-        if (!d) return 0;
-        bits = bits << 6 | (uint32_t)(d - digits);
-        held += 6;
-        if (held >= 8) out[n++] = (char)(bits >> (held -= 8));
-    }
-    return n;
-}
-
-static Text import_tiktoken(const char *file, const char *bytes, size_t n) {
-    static const char *const added[] = {
-        "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
-        "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>" };
-    Special specials[COUNT(added)];
-    Piece *pieces = NULL;
-    size_t capacity = 0, count = 0;
-    char *text = take(n, 1), *out = text;
-    for (const char *p = bytes, *end = bytes + n; p < end; ) {
-        const char *line = memchr(p, '\n', (size_t)(end - p)), *blank = memchr(p, ' ', (size_t)(end - p));
-        if (!line) line = end;
-        uint32_t length = blank && blank < line ? base64_decode(p, blank, out) : 0;
-        if (!length || strtoull(blank + 1, NULL, 10) != count)
-            fail("%s:%zu: is no line of a tiktoken vocabulary (base64, blank, rank in order)", file, count + 1);
-        pieces = grow(pieces, &capacity, count + 1, sizeof *pieces);
-        pieces[count] = (Piece){ out, length, (uint32_t)count };
-        count++;
-        out += length;
-        p = line + 1;
-    }
-    for (size_t i = 0; i < COUNT(added); i++) specials[i] = (Special){ added[i], (int32_t)(count + i) };
-    Text image = tokenizer_image(BYTE_BPE, WHOLE_CHUNKS, pieces, count, specials, COUNT(added));
-    free(pieces), free(text);
-    return image;
-}
-
-// ---- 4.5 Import: tokenizer.json ----------------------------------------------------------------------------------
-// Hugging Face's file of a byte-level BPE, as GLM-4's "hf" releases, GLM-4-0414 and GLM-Edge have it. Its texts are
-// written in an alphabet of 256 visible characters, one for each byte. What glmtune does not do, it refuses here.
-// Added tokens are never found in text, whatever the file says: see the head of this section.
-
-enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
-
-static const char *const split_patterns[] = {       // two spellings of the pattern that next_chunk follows
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
-    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+" };
-
-static const Json *json_need(const JsonReader *r, const Json *object, const char *key, JsonType type,
-                             const char *what) {
-    const Json *j = json_get(object, key);
-    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", json_where(r, j ? j->at : object->at), key, what);
-    return j;
-}
-
-// That the text is split and merged as 4.7 does it. Null, false, 0, "" and a setting left out are the same; an object
-// stands for its "type".
-static void check_tokenizer_json(const JsonReader *r, const Json *root, const Json *model) {
-    const Json *before = json_need(r, root, "pre_tokenizer", JSON_OBJECT, "a Sequence of Split and ByteLevel");
-    const Json *parts = json_need(r, before, "pretokenizers", JSON_ARRAY, "an array of Split and ByteLevel");
-    if (parts->count != 2) fail("%s: \"pretokenizers\" must be Split and ByteLevel", json_where(r, parts->at));
-    const Json *split = parts->first, *bytes = split->next;
-    const struct { const Json *in; const char *key, *known; } settings[] = {
-        { root, "normalizer", "" }, { model, "type", "BPE" }, { model, "dropout", "" }, { model, "unk_token", "" },
-        { model, "continuing_subword_prefix", "" }, { model, "end_of_word_suffix", "" }, { model, "byte_fallback", "" },
-        { split, "type", "Split" }, { split, "behavior", "Isolated" }, { split, "invert", "" },
-        { bytes, "type", "ByteLevel" }, { bytes, "add_prefix_space", "" }, { bytes, "use_regex", "" } };
-    for (size_t i = 0; i < COUNT(settings); i++) {
-        const Json *j = json_get(settings[i].in, settings[i].key);
-        const Json *of = json_is(j, JSON_OBJECT) ? json_get(j, "type") : j;
-        const char *is = json_is(of, JSON_STRING) ? of->text :
-                         j && (j->type > JSON_NUMBER || j->number != 0) ? "set" : "";
-        if (strcmp(is, settings[i].known))
-            fail("%s: \"%s\" is '%s', but glmtune reads only byte-level BPE that has '%s' there",
-                 json_where(r, j ? j->at : settings[i].in->at), settings[i].key, is, settings[i].known);
-    }
-    json_need(r, bytes, "use_regex", JSON_BOOL, "false");
-    const Json *pattern = json_need(r, split, "pattern", JSON_OBJECT, "an object with a \"Regex\"");
-    pattern = json_need(r, pattern, "Regex", JSON_STRING, "a regular expression");
-    for (size_t i = 0; i < COUNT(split_patterns); i++) if (!strcmp(pattern->text, split_patterns[i])) return;
-    fail("%s: text is split by '%s', and glmtune knows only GLM-4's pattern", json_where(r, pattern->at),
-         pattern->text);
-}
-
-// The byte for which a character of the alphabet stands: visible Latin-1 for itself, then U+0100 on for the others in
-// order. -1: it is none of the alphabet's.
-static int alphabet_byte(uint32_t c) {
-    uint32_t next = 256;
-    for (uint32_t b = 0; b < 256; b++) {
-        bool visible = (b > ' ' && b < 127) || (b > 160 && b != 173);
-        if (c == (visible ? b : next)) return (int)b;
-        next += !visible;
-    }
-    return -1;
-}
-
-// Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's).
-static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
-    uint32_t c, written = 0;
-    for (size_t at = 0; at < n; ) {
-        at += utf8_get(s + at, n - at, &c);
-        int byte = alphabet_byte(c);
-        if (byte < 0) return 0;
-        out[written++] = (char)byte;
-    }
-    return written;
-}
-
-static uint32_t json_id(const JsonReader *r, const Json *j) {
-    size_t id;
-    if (!json_size(j, &id) || id >= MOST_IDS)
-        fail("%s: \"%s\" must be a token id, 0 to %d", json_where(r, j->at), j->key, MOST_IDS - 1);
-    return (uint32_t)id;
-}
-
-// The pieces of "vocab", and a hash table of them. Ids that it leaves out are empty pieces which nothing becomes.
-static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *text) {
-    Tokenizer t = { .kind = BYTE_BPE };
-    for (const Json *j = vocab->first; j; j = j->next) {
-        uint32_t id = json_id(r, j);
-        if (id >= t.n_pieces) t.n_pieces = id + 1;
-    }
-    t.pieces = take(t.n_pieces, sizeof *t.pieces);
-    for (uint32_t i = 0; i < t.n_pieces; i++) t.pieces[i] = (Piece){ "", 0, RANK_NEVER };
-    for (const Json *j = vocab->first; j; j = j->next) {
-        Piece *p = &t.pieces[json_id(r, j)];
-        if (p->n) fail("%s: the id of '%s' stands twice", json_where(r, j->at), j->key);
-        *p = (Piece){ text, alphabet_decode(j->key, strlen(j->key), text), 0 };
-        if (!p->n) *p = (Piece){ j->key, (uint32_t)strlen(j->key), RANK_NEVER };
-        else text += p->n;
-    }
-    index_pieces(&t, r->file);
-    return t;
-}
-
-// Adds the piece that a merge makes and the bytes of its left part: "a b" or ["a", "b"].
-static void json_merge(const JsonReader *r, const Json *j, const Tokenizer *t, char *scratch, Text *listed) {
-    bool pair = j->type == JSON_ARRAY && j->count == 2;
-    const char *a = pair ? j->first->text : j->text, *blank = a && !pair ? strchr(a, ' ') : NULL;
-    const char *b = pair ? j->first->next->text : blank ? blank + 1 : NULL;
-    uint32_t left_n = a && b ? alphabet_decode(a, blank ? (size_t)(blank - a) : strlen(a), scratch) : 0;
-    uint32_t right_n = b ? alphabet_decode(b, strlen(b), scratch + left_n) : 0;
-    int64_t made = find_piece(t, scratch, left_n + right_n);
-    if (!left_n || !right_n || made < 0 || find_piece(t, scratch, left_n) < 0 ||
-        find_piece(t, scratch + left_n, right_n) < 0)
-        fail("%s: a merge must be \"a b\" or [\"a\", \"b\"], with a, b and ab in \"vocab\"", json_where(r, j->at));
-    image_add(listed, (uint32_t)made), image_add(listed, left_n);
-}
-
-static Text import_tokenizer_json(const char *file, const char *bytes, size_t n) {
-    JsonReader r = json_open(file, bytes, n);
-    const Json *root = json_only(&r), *model = json_need(&r, root, "model", JSON_OBJECT, "an object");
-    const Json *merges = json_need(&r, model, "merges", JSON_ARRAY, "an array of merges");
-    const Json *added = json_need(&r, root, "added_tokens", JSON_ARRAY, "an array of tokens");
-    const Json *whole = json_get(model, "ignore_merges");
-    check_tokenizer_json(&r, root, model);
-    char *text = take(3*n, 1);          // of the pieces, and behind it of one merge
-    Tokenizer t = json_vocabulary(&r, json_need(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
-    Special *specials = take(added->count, sizeof *specials), *s = specials;
-    Text listed = {0};
-    image_add(&listed, (uint32_t)merges->count);
-    for (const Json *j = merges->first; j; j = j->next) json_merge(&r, j, &t, text + n, &listed);
-    for (const Json *j = added->first; j; j = j->next, s++) {
-        const Json *content = json_need(&r, j, "content", JSON_STRING, "the token's text");
-        *s = (Special){ content->text, (int32_t)json_id(&r, json_need(&r, j, "id", JSON_NUMBER, "a token id")) };
-        if ((uint32_t)s->id < t.n_pieces) t.pieces[s->id].rank = RANK_NEVER;
-    }
-    uint32_t flags = LISTED_MERGES | (json_is(whole, JSON_BOOL) && whole->number != 0 ? WHOLE_CHUNKS : 0);
-    Text image = tokenizer_image(BYTE_BPE, flags, t.pieces, t.n_pieces, specials, added->count);
-    text_add(&image, listed.s, listed.n);
-    json_close(&r);
-    free(t.pieces), free(t.slots), free(t.two), free(specials), free(listed.s), free(text);
-    return image;
-}
-
-// ---- 4.6 Finding the tokenizer of a model ------------------------------------------------------------------------
-
-static const char *beside_program(const char *file) {
-    char path[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    char *slash = n > 0 ? memrchr(path, '/', (size_t)n) : NULL;
-    return slash ? name("%.*s/%s", (int)(slash - path), path, file) : file;
-}
-
-// A tokenizer from its file, whichever of the known kinds it is.
-static Tokenizer *load_tokenizer_file(const char *path) {
-    size_t n;
-    char *bytes = read_file(path, &n);
-    if (n >= 8 && !memcmp(bytes, "GLMTOKEN", 8)) return parse_tokenizer(path, bytes, n);
-    if (!n) fail("%s: the file is empty", path);
-    const char *ending = strrchr(path, '.');
-    // a SentencePiece model begins with the tag of its first field (1, bytes), which is a line break
-    Text image = bytes[0] == '{' || (ending && !strcmp(ending, ".json")) ? import_tokenizer_json(path, bytes, n) :
-                 bytes[0] == '\n' ? import_sentencepiece(path, bytes, n) : import_tiktoken(path, bytes, n);
-    free(bytes);
-    return parse_tokenizer(path, image.s, image.n);
-}
-
-// The tokenizer of a folder, else the one beside the program if its ids are below `room`. NULL where only ready
-// input_ids can be used, which `why` then explains.
-static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why) {
-    static const char *const files[] = { "tokenizer.bin", "tokenizer.model", "tokenizer.json" };
-    for (size_t i = 0; i < COUNT(files); i++) {
-        const char *path = name("%s/%s", folder, files[i]);
-        if (exists(path)) return load_tokenizer_file(path);
-    }
-    const char *own = beside_program("tokenizer.bin");
-    Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
-    *why = name("%s: has no tokenizer (tokenizer.bin, tokenizer.model or tokenizer.json), and %s %s", folder, own,
-                t ? "is not for this model" : "is missing");
-    return t && (size_t)largest_id(t) < room ? t : NULL;
-}
-
-// ---- 4.7 Encoding ------------------------------------------------------------------------------------------------
-// Measured with tests/bench_tokenizers.py on one busy core of an AMD EPYC, in MB/s of English, code, Chinese: GLM-4's
-// vocabulary 65, 73, 12; ChatGLM3's 28, 20, 29.
-
-static void heap_push(Tokenizer *t, uint64_t merge) {
-    t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
-    size_t i = t->heap_n++;
-    for (; i > 0 && merge < t->heap[(i-1)/2]; i = (i-1)/2) t->heap[i] = t->heap[(i-1)/2];
-    t->heap[i] = merge;
-}
-
-static uint64_t heap_pop(Tokenizer *t) {
-    uint64_t top = t->heap[0], last = t->heap[--t->heap_n];
-    size_t i = 0;
-    for (size_t child; (child = 2*i + 1) < t->heap_n; i = child) {
-        if (child + 1 < t->heap_n && t->heap[child+1] < t->heap[child]) child++;
-        if (t->heap[child] >= last) break;
-        t->heap[i] = t->heap[child];
-    }
-    if (t->heap_n) t->heap[i] = last;
-    return top;
-}
-
-// The rank with which a piece is made of its first left_n bytes and the rest. Of a pair listed twice the last counts.
-static uint32_t pair_rank(const Tokenizer *t, int64_t piece, uint32_t left_n) {
-    if (!(t->flags & LISTED_MERGES)) return t->pieces[piece].rank;
-    for (uint32_t i = t->first_listed[piece+1]; i-- > t->first_listed[piece]; )
-        if (t->listed[i].left_n == left_n) return t->listed[i].rank;
-    return RANK_NEVER;
-}
-
-// Notes whether the symbol at `left` and the one after it may be merged: together they must be a piece.
-static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
-    Symbol *l = &t->symbols[left];
-    l->rank = RANK_NEVER;
-    if (l->next >= end) return;
-    int64_t piece = find_piece(t, s + left, t->symbols[l->next].next - left);
-    l->made = (int32_t)piece;
-    if (piece >= 0) l->rank = pair_rank(t, piece, l->next - left);
-}
-
-// Puts the merge at a symbol on the heap if it comes before those at both neighbours; else it has to wait for theirs,
-// which may undo it. So the first of all is on the heap, few others are, and a run of one letter takes linear time.
-static void enqueue(Tokenizer *t, uint32_t at, uint32_t end) {
-    if (at >= end) return;
-    const Symbol *l = &t->symbols[at];
-    if (l->rank == RANK_NEVER || (l->previous < end && t->symbols[l->previous].rank <= l->rank) ||
-        (l->next < end && t->symbols[l->next].rank < l->rank)) return;
-    heap_push(t, (uint64_t)l->rank << 32 | at);
-}
-
-// Merges the n bytes at s and adds the ids. A symbol stands at the place of its first byte.
-static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
-    if (n >= UINT32_MAX) fail("a text of %zu bytes is too long for one piece of work", n);
-    uint32_t end = (uint32_t)n, unused;
-    t->symbols = grow(t->symbols, &t->symbols_capacity, n, sizeof *t->symbols);
-    t->heap_n = 0;
-    for (uint32_t at = 0, previous = end, length; at < end; previous = at, at += length) {
-        length = t->kind == BYTE_BPE ? 1 : (uint32_t)utf8_get(s + at, n - at, &unused);
-        int64_t piece = t->kind == BYTE_BPE ? t->byte_ids[(unsigned char)s[at]] : find_piece(t, s + at, length);
-        t->symbols[at] = (Symbol){ previous, at + length, RANK_NEVER, (int32_t)piece, -1 };
-    }
-    for (uint32_t at = 0; at < end; at = t->symbols[at].next) propose(t, s, at, end);
-    for (uint32_t at = 0; at < end; at = t->symbols[at].next) enqueue(t, at, end);
-    while (t->heap_n) {
-        uint64_t merge = heap_pop(t);
-        uint32_t at = (uint32_t)merge;
-        Symbol *left = &t->symbols[at];
-        if (left->rank != merge >> 32) continue;        // out of date: one of the two has been merged since
-        Symbol *right = &t->symbols[left->next];
-        left->piece = left->made;
-        left->next = right->next;
-        right->rank = RANK_NEVER;
-        if (left->next < end) t->symbols[left->next].previous = at;
-        propose(t, s, at, end);
-        if (left->previous < end) {
-            propose(t, s, left->previous, end);
-            enqueue(t, left->previous, end);
-            enqueue(t, t->symbols[left->previous].previous, end);
-        }
-        enqueue(t, at, end);
-        enqueue(t, left->next, end);
-    }
-    for (uint32_t at = 0, next; at < end; at = next) {
-        next = t->symbols[at].next;
-        if (t->symbols[at].piece >= 0) ids_add(out, t->symbols[at].piece);
-        else for (uint32_t i = at; i < next; i++) ids_add(out, t->byte_ids[(unsigned char)s[i]]);
-    }
-}
-
-// The bytes of the run of at most `at_most` characters of one class that begins at s.
-static size_t class_run(const Tokenizer *t, const char *s, size_t n, int class, size_t at_most) {
-    size_t at = 0, length;
-    while (at < n && at_most-- && class_at(t, s + at, n - at, &length) == class) at += length;
-    return at;
-}
-
-static size_t newline_run(const char *s, size_t n) {
-    size_t at = 0;
-    while (at < n && (s[at] == '\r' || s[at] == '\n')) at++;
-    return at;
-}
-
-// 's 't 're 've 'm 'll 'd in either case. U+017F, the long s, is another case of s.
-static size_t contraction(const char *s, size_t n) {
-    static const char *const suffixes[] = { "s", "t", "re", "ve", "m", "ll", "d", "\xC5\xBF" };
-    for (size_t i = 0; *s == '\'' && i < COUNT(suffixes); i++) {
-        size_t length = strlen(suffixes[i]);
-        if (length < n && !strncasecmp(s + 1, suffixes[i], length)) return 1 + length;
-    }
-    return 0;
-}
-
-// GLM-4's split pattern; each alternative is tried in this order:
-//     (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,3} |  ?[^\s\p{L}\p{N}]+[\r\n]* |
-//     \s*[\r\n]+ | \s+(?!\S) | \s+
-// Returns the length of the first chunk of the n > 0 bytes at s.
-static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
-    size_t first, run, length = contraction(s, n), last_newline = 0;
-    if (length) return length;
-    int class = class_at(t, s, n, &first);
-    if (class == CLASS_LETTER) return class_run(t, s, n, CLASS_LETTER, n);
-    if (class == CLASS_NUMBER) return class_run(t, s, n, CLASS_NUMBER, 3);
-    if (!newline_run(s, 1) && (run = class_run(t, s + first, n - first, CLASS_LETTER, n))) return first + run;
-    size_t blank = *s == ' ';
-    if ((run = class_run(t, s + blank, n - blank, CLASS_OTHER, n)))
-        return blank + run + newline_run(s + blank + run, n - blank - run);
-    run = class_run(t, s, n, CLASS_SPACE, n);
-    for (size_t i = 0; i < run; i++) if (newline_run(s + i, 1)) last_newline = i + 1;
-    if (last_newline) return last_newline;
-    if (run == n || run == first) return run;
-    // leave the last space to what follows
-    for (length = run - 1; ((unsigned char)s[length] & 0xC0) == 0x80; ) length--;
-    return length;
-}
-
-// The ids of a chunk, as they were before if it was seen lately: words come again and again. (GLM-4: English from 44 to
-// 65 MB/s, Chinese from 11 to 12; ChatGLM3: English from 15 to 28.)
-static void encode_remembered(Tokenizer *t, const char *s, size_t n, Ids *out) {
-    Remembered *r = &t->remembered[piece_hash(s, n) % REMEMBERED];
-    size_t first = out->n;
-    if (n <= sizeof r->text && r->n == n && !memcmp(r->text, s, n)) {
-        for (int i = 0; i < r->n_ids; i++) ids_add(out, r->ids[i]);
-        return;
-    }
-    int64_t whole = t->flags & WHOLE_CHUNKS ? find_piece(t, s, n) : -1;
-    if (whole >= 0) ids_add(out, (int32_t)whole);
-    else encode_chunk(t, s, n, out);
-    size_t n_ids = out->n - first;
-    if (n > sizeof r->text || n_ids > COUNT(r->ids)) return;
-    r->n = (uint8_t)n, r->n_ids = (uint8_t)n_ids;
-    memcpy(r->text, s, n);
-    memcpy(r->ids, out->ids + first, n_ids * sizeof *r->ids);
-}
-
-// The part of SentencePiece's text s that no merge leaves: it ends before a blank that no piece has inside, and before
-// and after a character that no longer piece holds, such as a line break. (English: from 0.5 to 15 MB/s.)
-static size_t next_word(const Tokenizer *t, const char *s, size_t n) {
-    size_t at = 0;
-    if (t->alone[(unsigned char)*s]) return 1;
-    while (at_blank(s + at, n - at)) at += 3;
-    while (at < n && !t->alone[(unsigned char)s[at]] && (t->inner_blank || !at_blank(s + at, n - at))) at++;
-    return at;
-}
-
-// Adds the ids of a text. No special token is added and no text becomes one; SentencePiece's own blank goes in front.
-static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
-    bool words = t->kind == SENTENCEPIECE;
-    Text escaped = {0};
-    if (words && n) {
-        text_add(&escaped, BLANK, 3);
-        for (size_t i = 0; i < n; i++) text_add(&escaped, s[i] == ' ' ? BLANK : s + i, s[i] == ' ' ? 3 : 1);
-        s = escaped.s, n = escaped.n;
-    }
-    for (size_t at = 0, length; at < n; at += length) {
-        length = words ? next_word(t, s + at, n - at) : next_chunk(t, s + at, n - at);
-        encode_remembered(t, s + at, length, out);
-    }
-    free(escaped.s);
-}
-
-// ---- 4.8 Decoding ------------------------------------------------------------------------------------------------
-
-// Adds the text of one id; a special token gives its name.
-static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
-    for (uint32_t i = 0; i < t->n_specials; i++)
-        if (t->specials[i].id == id) { text_print(out, "%s", t->specials[i].name); return; }
-    if (id < 0 || (uint32_t)id >= t->n_pieces) return;
-    const Piece *p = &t->pieces[id];
-    bool in_words = t->kind == SENTENCEPIECE && p->rank < RANK_BYTE;
-    for (uint32_t i = 0; i < p->n; i++) {
-        bool blank = in_words && at_blank(p->text + i, p->n - i);
-        text_add(out, blank ? " " : p->text + i, 1);
-        if (blank) i += 2;
-    }
-}
-
-static bool is_special(const Tokenizer *t, int32_t id) {
-    for (uint32_t i = 0; i < t->n_specials; i++) if (t->specials[i].id == id) return true;
-    return false;
-}
-
-// The text of n ids. SentencePiece's blank in front of a text is its own addition and is taken off, after each special
-// token too, where a text of its own begins.
-static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
-    Text out = {0};
-    text_add(&out, "", 0);
-    for (size_t i = 0; i < n; i++) {
-        size_t at = out.n;
-        decode_one(t, ids[i], &out);
-        bool begins = t->kind == SENTENCEPIECE && (i == 0 || is_special(t, ids[i-1]));
-        if (!begins || at == out.n || out.s[at] != ' ') continue;
-        memmove(out.s + at, out.s + at + 1, out.n - at);        // the NUL moves too
-        out.n--;
-    }
-    return out;
-}
-
 #endif  // GLMTUNE_KERNELS_ONLY
 
 // ================================================================================================================
-// 5  Kernels
+//  2  Kernels
 // ================================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
 // X_backward stands under X_forward, takes what the forward saved, and adds to its gradients (rope turns its gradient
 // in place; cross_entropy leaves it in the logits). A kernel never prints, never allocates, and knows no model. A
-// port to other hardware replaces the bodies of this section, behind the prototypes of 5.1, and is done when
-// tests/test_kernels.c passes on it (glmtune.cu is one); sections 6 to 14 hold model memory only as pointers that they
+// port to other hardware replaces the bodies of this section, behind the prototypes of 2.1, and is done when
+// tests/test_kernels.c passes on it (glmtune.cu is one); sections 3 to 16 hold model memory only as pointers that they
 // hand back to a kernel.
 //
 // On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it,
 // in an order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast,
-// the matrix product (5.3), for that is where the time goes; attention (5.7) is made of it.
+// the matrix product (2.3), for that is where the time goes; attention (2.7) is made of it.
 
-// ---- 5.1 Prototypes ----------------------------------------------------------------------------------------------
+// ---- 2.1 Prototypes ----------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just these. T tokens, H features.
 // The numbers of a Dtype are F64, F32, F16 or BF16 here; anything else has no meaning to a kernel. `starts`
 // [n_sequences+1] are the rows at which the sequences of a ragged batch begin, the last entry being T.
@@ -2061,7 +312,7 @@ void memory_copy_in(void *device, const void *host, size_t bytes);
 void memory_copy_out(void *host, const void *device, size_t bytes);
 const void *memory_mapped(const void *host, size_t bytes);      // a weight in a mapped file, where kernels can read it
 void memory_unmap(const void *mapped);                          // what memory_mapped gave is read no more
-size_t memory_left(void);           // that memory_take can still give; SIZE_MAX: main memory, see section 13.1
+size_t memory_left(void);           // that memory_take can still give; SIZE_MAX: main memory, see section 15.1
 void finish_kernels(void);          // returns when all kernels so far have ended, where they run beside the caller
 void set_precision(int bf16);       // of the operands of products, where a port has a choice
 __attribute__((noreturn)) void kernel_failed(const char *what);     // ends the program; for ports, not theirs to write
@@ -2136,9 +387,9 @@ real read_through(const real *x, size_t n);
 #endif
 
 #ifndef GLMTUNE_KERNELS_ONLY    // the end of the file closes this
-#ifndef GLMTUNE_CUDA            // the end of section 5 closes this
+#ifndef GLMTUNE_CUDA            // the end of section 2 closes this
 
-// ---- 5.2 Vectors and memory --------------------------------------------------------------------------------------
+// ---- 2.2 Vectors and memory --------------------------------------------------------------------------------------
 // GCC's and Clang's vector types, as wide as the machine that is compiled for. A loop whose iterations are independent
 // is vectorized by the compiler as it stands; a sum is not, since that would change its order, so sums say their order:
 // LANES partial sums, joined by halves.
@@ -2156,7 +407,7 @@ typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), m
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 // Lane numbers for __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the
-// upper (the transposition in 5.3).
+// upper (the transposition in 2.3).
 #ifdef GLMTUNE_DOUBLE
 #define LANE_COUNT (VECTOR_BYTES / 8)
 #else
@@ -2360,7 +611,7 @@ void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) 
     }
 }
 
-// ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
+// ---- 2.3 Matrix product ------------------------------------------------------------------------------------------
 // One routine for the three products of training, C [M,N] += scale A B:
 //     forward  Y = X W^T          backward  dX = dY W          dW = dY^T X
 // A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column
@@ -2655,7 +906,7 @@ void linear_backward_weight(real *dw, const real *dy, const real *x, real scale,
     product(dw, (View){ dy, REAL, 1, n_out }, (View){ x, REAL, 1, n_in }, scale, n_out, n_in, T);
 }
 
-// ---- 5.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
+// ---- 2.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
 
 enum { FEATURES = 64 };     // features that one thread owns when rows are added up: every sum then has one order
 
@@ -2702,7 +953,7 @@ void add(real *out, const real *a, const real *b, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
-// ---- 5.5 RMSNorm -------------------------------------------------------------------------------------------------
+// ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
 // Scales each token to unit root mean square, then by a learned gain (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4):
 //     r_t = 1 / sqrt(mean_i x_ti^2 + eps)        y_ti = x_ti r_t g_i
 // GLM uses it before attention, before the MLP and at the end; GLM-4-0414 also after each of the two.
@@ -2737,7 +988,7 @@ void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, cons
             for (size_t i = block0; i < H && i < block0 + FEATURES; i++) dgain[i] += dy[t*H + i] * x[t*H + i] * rms[t];
 }
 
-// ---- 5.6 Rotary positions ----------------------------------------------------------------------------------------
+// ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
 // The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
 // (Su et al. 2021, arXiv:2104.09864):
 //     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
@@ -2784,7 +1035,7 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
     rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
 }
 
-// ---- 5.7 Attention -----------------------------------------------------------------------------------------------
+// ---- 2.7 Attention -----------------------------------------------------------------------------------------------
 // Causal attention with grouped heads: query head h reads key/value head h / (n_heads / n_kv_heads).
 //     s_ij = q_i . k_j / sqrt(head_dim)      p_ij = exp(s_ij - lse_i)      out_i = sum_j p_ij v_j
 // over the keys j <= i of i's own sequence and all prefix keys. No T x T array is kept: queries and keys are taken in
@@ -2965,7 +1216,7 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
     add_heads(dprefix_k, prefix_at, s.n_prefix, s), add_heads(dprefix_v, prefix_at + n_all, s.n_prefix, s);
 }
 
-// ---- 5.8 SwiGLU --------------------------------------------------------------------------------------------------
+// ---- 2.8 SwiGLU --------------------------------------------------------------------------------------------------
 // The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the
 // value u come from one map, the gate's F rows first.
 
@@ -2992,7 +1243,7 @@ void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t
     }
 }
 
-// ---- 5.9 What tuning methods are made of -------------------------------------------------------------------------
+// ---- 2.9 What tuning methods are made of -------------------------------------------------------------------------
 // Activations by name (what a bottleneck or a projection bends its numbers with), and a gain for each feature.
 
 static real relu(real x) { return x < 0 ? 0 : x; }      // NaN stays NaN
@@ -3031,7 +1282,7 @@ void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t 
             for (size_t i = i0; i < n && i < i0 + FEATURES; i++) dgain[i] += dy[t*n + i] * x[t*n + i];
 }
 
-// ---- 5.10 Dropout ------------------------------------------------------------------------------------------------
+// ---- 2.10 Dropout ------------------------------------------------------------------------------------------------
 // Sets each number to zero with probability p and scales the others by 1/(1-p) (Srivastava et al. 2014). The mask is a
 // function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
 // feature, so it is never stored: the backward asks for it again.
@@ -3053,7 +1304,7 @@ void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_
     dropout_backward(y, x, token_keys, site, p, T, n);
 }
 
-// ---- 5.11 Cross-entropy ------------------------------------------------------------------------------------------
+// ---- 2.11 Cross-entropy ------------------------------------------------------------------------------------------
 // loss_r = (1-e) (-log p_r,target) + e mean_v (-log p_rv), p = softmax(logits), e the label smoothing (Szegedy et al.
 // 2016). Forward and backward in one pass, because the logits of a row are needed for both and never again:
 //     dlogits_rv = scale (p_rv - (1-e) [v = target] - e/V)
@@ -3073,7 +1324,7 @@ void cross_entropy(real *loss, real *logits, const int32_t *targets, real smooth
     }
 }
 
-// ---- 5.12 Optimizer steps ----------------------------------------------------------------------------------------
+// ---- 2.12 Optimizer steps ----------------------------------------------------------------------------------------
 
 // AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory; all arrays [n]:
 //     w *= decay      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
@@ -3137,7 +1388,7 @@ size_t first_not_finite(const real *x, size_t n) {
     return i;
 }
 
-// ---- 5.13 What the machine can do --------------------------------------------------------------------------------
+// ---- 2.13 What the machine can do --------------------------------------------------------------------------------
 // The two limits that `glmtune bench` holds everything else against. They see the same threads, vectors and compiler.
 
 enum { CHAINS = 12, READ_BLOCK = 1 << 16 };
@@ -3192,7 +1443,7 @@ real read_through(const real *x, size_t n) {
 void kernel_failed(const char *what) { fail("%s", what); }
 
 // ================================================================================================================
-// 6  Model
+//  3  Model
 // ================================================================================================================
 // A GLM is a stack of equal layers: x + attention(norm(x)), then x + mlp(norm(x)), between an embedding and a head.
 // Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
@@ -3200,7 +1451,7 @@ void kernel_failed(const char *what) { fail("%s", what); }
 // glm4 has two more norms a layer). The computation knows neither: it sees maps that have parts, and both give
 // the same bits. Only the defaults of LoRA and P-tuning, the choice of a chat layout and the names in files ask.
 
-// ---- 6.1 Config --------------------------------------------------------------------------------------------------
+// ---- 3.1 Config --------------------------------------------------------------------------------------------------
 
 typedef struct {
     size_t vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, max_positions;
@@ -3216,133 +1467,7 @@ typedef struct {
 static size_t q_width(const Config *c) { return c->n_heads * c->head_dim; }
 static size_t kv_width(const Config *c) { return c->n_kv_heads * c->head_dim; }
 
-// The sizes, each under two names. Either is read, that of the config's own set first; where a remote config has
-// neither, `remote_default` stands, which is ChatGLM's own (configuration_chatglm.py).
-enum { REQUIRED = 0 };
-static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
-    { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
-    { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED },
-    { "num_layers", "num_hidden_layers", offsetof(Config, n_layers), 1 << 12, REQUIRED },
-    { "num_attention_heads", "num_attention_heads", offsetof(Config, n_heads), 1 << 12, REQUIRED },
-    { "multi_query_group_num", "num_key_value_heads", offsetof(Config, n_kv_heads), 1 << 12, 1 },
-    { "kv_channels", "head_dim", offsetof(Config, head_dim), 512, 128 },
-    { "ffn_hidden_size", "intermediate_size", offsetof(Config, ffn_dim), 1 << 20, REQUIRED },
-    { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
-};
-
-// A number, a flag, a text of a config; where it says nothing they are `missing`, and NULL.
-static double config_number(const char *path, const Json *root, const char *key, double least, double most,
-                            double missing) {
-    const Json *j = json_get(root, key);
-    if (!j || j->type == JSON_NULL) return missing;
-    if (j->type != JSON_NUMBER || !(j->number >= least && j->number <= most))
-        fail("%s: \"%s\" must be a number from %g to %g", path, key, least, most);
-    return j->number;
-}
-
-static bool config_flag(const Json *root, const char *key, bool missing) {
-    const Json *j = json_get(root, key);
-    return !j || j->type == JSON_NULL ? missing : j->type == JSON_BOOL && j->number != 0;
-}
-
-static const char *config_text(const Json *root, const char *key) {
-    const Json *j = json_get(root, key);
-    return json_is(j, JSON_STRING) ? name("%s", j->text) : NULL;
-}
-
-static void read_sizes(Config *c, const Json *root) {
-    for (size_t i = 0; i < COUNT(config_sizes); i++) {
-        const char *first = c->remote ? config_sizes[i].remote : config_sizes[i].hf;
-        const char *second = c->remote ? config_sizes[i].hf : config_sizes[i].remote;
-        const char *key = json_get(root, first) || !json_get(root, second) ? first : second;
-        const Json *j = json_get(root, key);
-        size_t value = c->remote ? config_sizes[i].remote_default : REQUIRED;
-        if (!j && value == REQUIRED) fail("%s: \"%s\" is missing; is this the config.json of a GLM?", c->file, key);
-        if (j && (!json_size(j, &value) || !value || value > config_sizes[i].most))
-            fail("%s: \"%s\" must be a whole number from 1 to %zu", c->file, key, config_sizes[i].most);
-        memcpy((char *)c + config_sizes[i].offset, &value, sizeof value);
-    }
-}
-
-// What a remote config may set otherwise than any release does: refused rather than computed wrongly.
-static void check_remote_flags(const Config *c, const Json *root) {
-    static const struct { const char *key; bool missing, wanted; } flags[] = {
-        { "multi_query_attention", false, true }, { "rmsnorm", true, true }, { "post_layer_norm", true, true },
-        { "add_bias_linear", false, false }, { "apply_residual_connection_post_layernorm", false, false },
-        { "original_rope", true, true },
-    };
-    if (json_get(root, "inner_hidden_size") || json_get(root, "position_encoding_2d"))
-        fail("%s: is the first ChatGLM-6B, which is another architecture; take ChatGLM2-6B or later", c->file);
-    for (size_t i = 0; i < COUNT(flags); i++)
-        if (config_flag(root, flags[i].key, flags[i].missing) != flags[i].wanted)
-            fail("%s: \"%s\" is %s, which no released GLM has and glmtune does not compute", c->file, flags[i].key,
-                 flags[i].wanted ? "false" : "true");
-}
-
-// Rotary positions may be described in either of two objects, with their type under either of two names.
-static bool is_plain_rotary(const Json *rope) {
-    const Json *type = json_get(rope, "rope_type") ? json_get(rope, "rope_type") : json_get(rope, "type");
-    return !json_is(rope, JSON_OBJECT) || !type || (type->type == JSON_STRING && !strcmp(type->text, "default"));
-}
-
-static const char no_quantised[] = ", which cannot be tuned yet; download the release in fp16 or bf16";
-
-static void check_supported(const Config *c, const Json *root) {
-    const Json *bits = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
-    if ((json_is(bits, JSON_NUMBER) && bits->number != 0) ||
-        json_is(json_get(root, "quantization_config"), JSON_OBJECT))
-        fail("%s: these weights are quantised%s", c->file, no_quantised);
-    if (!is_plain_rotary(json_get(root, "rope_scaling")) || !is_plain_rotary(json_get(root, "rope_parameters")))
-        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones",
-             c->file);
-    if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
-        fail("%s: \"hidden_act\" is '%s', a GLM has silu", c->file, act->text);
-    if (c->n_heads % c->n_kv_heads)
-        fail("%s: %zu attention heads cannot share %zu key/value heads evenly", c->file, c->n_heads, c->n_kv_heads);
-    if (c->n_rotated % 2 || c->n_rotated > c->head_dim)
-        fail("%s: %zu rotary features do not fit a head of %zu in pairs", c->file, c->n_rotated, c->head_dim);
-}
-
-// Reads the text of a config.json; `path` is for messages.
-static Config parse_config(const char *path, const char *source) {
-    JsonReader r = json_open(path, source, strlen(source));
-    const Json *root = json_only(&r), *rope = json_get(root, "rope_parameters");
-    Config c = { .file = name("%s", path), .source = source };
-    c.model_type = config_text(root, "model_type");
-    const char *t = c.model_type ? c.model_type : "";
-    if (strcmp(t, "chatglm") && strcmp(t, "glm") && strcmp(t, "glm4"))
-        fail("%s: model_type is '%s'; glmtune tunes chatglm, glm and glm4", path, t);
-    c.remote = !strcmp(t, "chatglm");
-    c.post_norms = !strcmp(t, "glm4");
-    if (c.remote) check_remote_flags(&c, root);
-    read_sizes(&c, root);
-    double theta = config_number(path, root, "rope_theta", 1, 1e12, 10000);
-    double partial = config_number(path, root, "partial_rotary_factor", 0, 1, 0.5);
-    if (json_is(rope, JSON_OBJECT)) {           // the newer place; what stands there counts
-        theta = config_number(path, rope, "rope_theta", 1, 1e12, theta);
-        partial = config_number(path, rope, "partial_rotary_factor", 0, 1, partial);
-    }
-    c.rope_theta = c.remote ? 10000 * config_number(path, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
-    c.n_rotated = c.remote ? c.head_dim / 2 : (size_t)((double)c.head_dim * partial);
-    c.rms_norm_eps = config_number(path, root, c.remote ? "layernorm_epsilon" : "rms_norm_eps", 0, 1,
-                                   c.remote ? 1e-5 : 1.5625e-7);
-    c.qkv_bias = config_flag(root, c.remote ? "add_qkv_bias" : "attention_bias", !c.remote);
-    c.tied = config_flag(root, "tie_word_embeddings", false);
-    c.layout = config_text(root, "glmtune.layout");
-    c.name_or_path = config_text(root, "_name_or_path");
-    c.torch_dtype = config_text(root, json_get(root, "torch_dtype") ? "torch_dtype" : "dtype");
-    check_supported(&c, root);
-    json_close(&r);
-    return c;
-}
-
-static Config read_config(const char *path) {
-    size_t n;
-    if (!exists(path)) fail("%s: is missing; a model folder has config.json, weights and a tokenizer", path);
-    return parse_config(path, read_file(path, &n));
-}
-
-// ---- 6.2 Tensors, maps, layers -----------------------------------------------------------------------------------
+// ---- 3.2 Tensors, maps, layers -----------------------------------------------------------------------------------
 
 // How far up the model something acts: the embedding at depth 0, then the stages of each layer in the order in which
 // they act, then the last norm and the head. Gradients flow down to the lowest depth that trains, and no further.
@@ -3368,7 +1493,7 @@ typedef struct {
     Dtype dtype, file_dtype;
     const void *file_data;          // in the mapped file; NULL where there is none
     const char *file;               // the name of that file in its folder
-    real *value, *grad, *moments[2];    // of what trains (7.8): data is value then; otherwise NULL
+    real *value, *grad, *moments[2];    // of what trains (4.2): data is value then; otherwise NULL
 } Tensor;
 
 // What a method puts beside a map, behind a half of a layer or before all keys: its tensors (NULL: none) and numbers.
@@ -3384,7 +1509,7 @@ typedef struct {
     size_t depth;
     size_t index;                   // in the layer's maps
     uint64_t site;                  // for dropout: one number per map of the model
-    Added added;                    // section 7
+    Added added;                    // section 5
 } Map;
 
 enum { ATTENTION, MLP, HALVES };    // the two halves of a layer
@@ -3394,7 +1519,7 @@ typedef struct {
     Map maps[MAX_MAPS];             // one map of q, k and v or one for each (n_qkv), then o, gate_up, down
     size_t n_maps, n_qkv;
     Map *o, *gate_up, *down;        // where they stand in maps
-    Added branch[HALVES];           // section 7: behind attention, behind the MLP
+    Added branch[HALVES];           // section 5: behind attention, behind the MLP
 } Layer;
 
 typedef struct {
@@ -3405,8 +1530,8 @@ typedef struct {
     Tensor **trained; size_t n_trained, trained_capacity;   // some of these, and what a method adds
     size_t lowest;                                  // depth of the lowest trained tensor; SIZE_MAX: nothing trains
     size_t n_moments;                               // that the optimizer keeps of each trained number
-    const char *fingerprint;                        // of what it was made of (12.2); NULL: not asked for
-    Added added;                                    // section 7: of a prefix of n_prefix keys and values, which every
+    const char *fingerprint;                        // of what it was made of (11.2); NULL: not asked for
+    Added added;                                    // section 5: of a prefix of n_prefix keys and values, which every
     size_t n_prefix, first_position;                // token sees; the position of the first token of a text
     Arena trainables;
 } Model;
@@ -3512,107 +1637,14 @@ static size_t count_parameters(Tensor *const *t, size_t n) {
     return sum;
 }
 
-// ---- 6.3 Numbers -------------------------------------------------------------------------------------------------
-
 static void *device_take(size_t n, size_t size, const char *what) {
     void *p = memory_take(times(n, size));
     if (!p) fail("out of memory: %.3f GiB for %s are not to be had", (double)times(n, size) / (1 << 30), what);
     return p;
 }
 
-// Points a tensor at its numbers, in model memory; vectors are widened into memory of their own.
-static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
-    t->data = data;
-    t->file_dtype = t->dtype = dtype;
-    if (!t->vector || dtype == REAL) return;
-    real *copy = device_take(t->n, sizeof *copy, t->name);
-    widen(copy, t->data, dtype, t->n);
-    t->data = copy;
-    t->dtype = REAL;
-}
-
-// Copies numbers of a file that are not to be read again; those that stay in use are bound.
-static void widen_stored(real *out, const StoredTensor *s) {
-    const void *mapped = memory_mapped(s->data, s->bytes);
-    widen(out, mapped, s->dtype, s->n);
-    memory_unmap(mapped);
-}
-
-static bool has_shape(const StoredTensor *s, const Tensor *t) {
-    return s->n_dims == t->n_dims && !memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape);
-}
-
-static void check_stored(const Tensor *t, const StoredTensor *s) {
-    if (s->dtype > BF16)
-        fail("%s: '%s' is %s: quantised weights%s", s->file, t->name, s->dtype_name, no_quantised);
-    if (!has_shape(s, t))
-        fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
-             t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
-}
-
-// Tensors that releases carry and that hold nothing: a table of rotary frequencies, the head of a tied model once more.
-static bool may_be_ignored(const Model *m, const char *tensor_name) {
-    size_t n = strlen(tensor_name), tail = strlen("inv_freq");
-    if (n >= tail && !strcmp(tensor_name + n - tail, "inv_freq")) return true;
-    return m->config.tied && !strcmp(tensor_name, name("%s.weight", path_of(m, N_HEAD, 0)));
-}
-
-static void bind_files(Model *m, const char *folder) {
-    TensorSet set = read_model_tensors(folder);
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        Tensor *t = m->tensors[i];
-        const StoredTensor *s = find_tensor(&set, t->name);
-        if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, t->name);
-        check_stored(t, s);
-        bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
-        t->file_data = s->data;
-        t->file = strrchr(s->file, '/') + 1;
-    }
-    for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
-        size_t k = 0;
-        while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
-        if (k == m->n_tensors && !may_be_ignored(m, s->name))
-            fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
-    }
-    free(set.tensors);
-}
-
-static Model *load_model(const char *folder) {
-    Model *m = describe_model(read_config(name("%s/config.json", folder)));
-    bind_files(m, folder);
-    return m;
-}
-
-// First numbers of a model trained from scratch: matrices uniform with this standard deviation, gains 1, biases 0. With
-// `rough`, gains and biases are random around that, so that a gradient check sees them all; it fills what a method adds
-// in the same way, around the center of its start.
-static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
-    float spread = (float)(std * 1.7320508075688772);
-    float center = t->vector && strstr(t->name, "norm") ? 1 : t->start.center;
-    fill_uniform(out, rng_key(seed, hash_name(t->name)), center, t->vector && !rough ? 0 : spread, t->n);
-}
-
-static void bind_random(Model *m, uint64_t seed, double std) {
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        Tensor *t = m->tensors[i];
-        real *numbers = device_take(t->n, sizeof *numbers, t->name);
-        random_tensor(numbers, t, seed, std, true);
-        bind_tensor(t, numbers, REAL);
-    }
-}
-
-// ================================================================================================================
-// 7  Tuning methods
-// ================================================================================================================
-// A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
-// in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
-// beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
-// one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
-// one, write a block and give it a row in the table of 7.7; no more is needed. (Only export, dump, bench and the yaml
-// files know some of the methods by name.)
-
-// ---- 7.1 What the user may set -----------------------------------------------------------------------------------
-// The table in section 14 says what each means, its default and its limits. Names are Hugging Face's where it has one.
+// ---- 3.3 What the user may set -----------------------------------------------------------------------------------
+// The table in section 16 says what each means, its default and its limits. Names are Hugging Face's where it has one.
 
 typedef struct Options {
     const struct Options *defaults; // what each was before the command line
@@ -3654,14 +1686,7 @@ _Static_assert(offsetof(Options, given) <= 1024, "each field has its place in `g
 
 #define GIVEN(options, field) ((options)->given[offsetof(Options, field)])
 
-// Of section 14: all settings of a run as "name=value" lines, and the way back, for what was not given.
-static const char *settings_of(const Options *o);
-static void restore_settings(Options *o, const char *lines, const char *folder);
-// Those that may differ when a run goes on.
-static const char may_change[] =
-    "logging_steps,save_steps,save_total_limit,gradient_checkpointing,keep_trunk,max_new_tokens,eval_file,probe,"
-    "predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,load_best_model_at_end,"
-    "temperature,top_p,per_device_eval_batch_size";
+// ---- 3.4 What a method may hook into -----------------------------------------------------------------------------
 
 // What a method sees of the pass that is under way.
 typedef struct {
@@ -3671,6 +1696,8 @@ typedef struct {
     real *beside_scratch;           // [T, the largest number that map_keeps and branch_keeps give], the same
     const int32_t *prefix_rows;     // see prefix_forward
 } Pass;
+
+typedef struct Json Json;       // a value of a JSON file: 5.1
 
 // Functions that a method has no use for are NULL. `kept` is what a forward keeps for its backward; X_keeps says how
 // many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share a map's. Gradients are
@@ -3711,559 +1738,8 @@ typedef struct {
     void (*merge)(real *weight, const Map *);   // adds what the method does to W [out,in]
 } Method;
 
-// Marks a tensor as trained; its memory is taken when all are known.
-static void train_tensor(Model *m, Tensor *t) {
-    t->trained = true;
-    m->lowest = min_size(m->lowest, t->depth);
-    m->trained = grow(m->trained, &m->trained_capacity, m->n_trained + 1, sizeof *m->trained);
-    m->trained[m->n_trained++] = t;
-}
-
-// A tensor that a method adds and trains; columns 0: a vector.
-static Tensor *add_tensor(Model *m, const char *tensor_name, size_t rows, size_t columns, size_t depth, Start start) {
-    Tensor *t = describe_tensor(tensor_name, rows, columns, depth);
-    t->start = start;
-    train_tensor(m, t);
-    return t;
-}
-
-// y [T,out] = W x + b, of tensors that a method added
-static void affine_forward(real *y, const real *x, const Tensor *w, const Tensor *b, size_t T) {
-    zero(y, T * w->shape[0]);
-    linear_forward(y, x, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
-    bias_forward(y, b->data, T, w->shape[0]);
-}
-
-// dx [T,in] is added to; NULL: nobody asks for it
-static void affine_backward(real *dx, const real *dy, const real *x, const Tensor *w, const Tensor *b, size_t T) {
-    bias_backward(b->grad, dy, T, w->shape[0]);
-    linear_backward_weight(w->grad, dy, x, 1, T, w->shape[0], w->shape[1]);
-    if (dx) linear_backward_input(dx, dy, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
-}
-
-// A number, flag or text that adapter_config.json fixes: the user may have given that value, and no other. A number's
-// `usual` is what a file without the key means; NAN: it must have one.
-static void fix_number(const char *path, const Json *root, const char *key, double *value, bool given, double least,
-                       double most, double usual) {
-    double fixed = config_number(path, root, key, least, most, usual);
-    if (given && *value != fixed) fail("%s: the adapter has %s %g; leave the option out", path, key, fixed);
-    *value = fixed;
-}
-
-static void fix_integer(const char *path, const Json *root, const char *key, int64_t *value, bool given, double least,
-                        double most, double usual) {
-    double number = (double)*value;
-    fix_number(path, root, key, &number, given, least, most, usual);
-    if (!(floor(number) == number)) fail("%s: \"%s\" must be a whole number", path, key);
-    *value = (int64_t)number;
-}
-
-static void fix_flag(const char *path, const Json *root, const char *key, bool *value, bool given) {
-    bool fixed = config_flag(root, key, false);
-    if (given && *value != fixed)
-        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? "true" : "false");
-    *value = fixed;
-}
-
-static void fix_text(const char *path, const Json *root, const char *key, const char **text, bool given) {
-    const char *fixed = config_text(root, key);
-    if (given && (!*text || !fixed || strcmp(*text, fixed)))
-        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? fixed : "unset");
-    *text = fixed;
-}
-
-// Ends the program where a list names a linear map that a layer does not have.
-static void check_modules(const Model *m, const char *targets) {
-    Text known = {0};
-    const Layer *l = &m->layers[0];
-    for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
-    for (char *copy = name("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one;
-         one = strtok_r(NULL, ",", &rest))
-        if (!list_has(known.s, one)) fail("target module '%s' is not in this model; it has %s", one, known.s);
-    free(known.s);
-}
-
-// ---- 7.2 LoRA ----------------------------------------------------------------------------------------------------
-// Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
-//     y = W x + s B A dropout(x)    A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
-// B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
-// query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
-// Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
-
-enum { LORA_A, LORA_B };
-
-static void lora_setup(Model *m, const Options *o) {
-    const char *peft = o->yaml ? m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj" : NULL;
-    const char *targets = o->target_modules ? o->target_modules : peft;     // NULL: every map
-    double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
-    if (targets) check_modules(m, targets);
-    for (size_t i = 0; i < m->config.n_layers; i++)
-        for (Map *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
-            if (targets && !list_has(targets, w->short_name)) continue;
-            Start uniform = { .spread = (float)(1 / sqrt((double)w->n_in)) }, zeros = {0};
-            const char *a = name("base_model.model.%s.lora_A.weight", w->path);
-            const char *b = name("base_model.model.%s.lora_B.weight", w->path);
-            w->added = (Added){ .scale = (real)scale, .dropout = (real)o->lora_dropout };
-            w->added.t[LORA_A] = add_tensor(m, a, (size_t)o->r, w->n_in, w->depth, uniform);
-            w->added.t[LORA_B] = add_tensor(m, b, w->n_out, (size_t)o->r, w->depth, zeros);
-        }
-    if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets ? targets : "");
-}
-
-static size_t lora_rank(const Map *w) { return w->added.t[LORA_A] ? w->added.t[LORA_A]->shape[0] : 0; }
-
-// The input of A: x, or x with some of it dropped.
-static const real *lora_input(const Map *w, const real *x, Pass p) {
-    if (!p.token_keys || !(w->added.dropout > 0)) return x;
-    dropout_forward(p.scratch, x, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
-    return p.scratch;
-}
-
-// y[part] [T,rows of the part] are added to, x [T,in]; keeps z = A dropout(x) [T,r]
-static void lora_forward(const Map *w, real *const *y, const real *x, real *z, Pass p) {
-    size_t r = lora_rank(w);
-    if (!r) return;
-    zero(z, p.T * r);
-    linear_forward(z, lora_input(w, x, p), w->added.t[LORA_A]->data, REAL, 1, p.T, r, w->n_in);
-    const real *b = w->added.t[LORA_B]->data;
-    for (size_t i = 0; i < w->n_parts; b += w->part_rows[i++] * r)
-        linear_forward(y[i], z, b, REAL, w->added.scale, p.T, w->part_rows[i], r);
-}
-
-// dx [T,in] is added to, NULL: nothing below trains; dy[part] [T,rows of the part]
-//     dz = s B^T dy,  dB += s dy z^T,  dA += dz dropout(x)^T,  dx += dropout'(A^T dz)
-static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x, const real *z, Pass p) {
-    size_t r = lora_rank(w), at = 0;
-    if (!r) return;
-    const Tensor *a = w->added.t[LORA_A], *b = w->added.t[LORA_B];
-    real *dz = p.beside_scratch;
-    zero(dz, p.T * r);
-    for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r) {
-        linear_backward_input(dz, dy[i], b->value + at, REAL, w->added.scale, p.T, w->part_rows[i], r);
-        linear_backward_weight(b->grad + at, dy[i], z, w->added.scale, p.T, w->part_rows[i], r);
-    }
-    const real *dropped = lora_input(w, x, p);
-    linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
-    if (!dx) return;
-    real *ddropped = dropped == x ? dx : p.scratch;         // in the place of dropout(x), which has been used
-    if (ddropped != dx) zero(ddropped, p.T * w->n_in);
-    linear_backward_input(ddropped, dz, a->data, REAL, 1, p.T, r, w->n_in);
-    if (ddropped != dx) dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
-}
-
-static void lora_write_config(Text *t, const Model *m, const Options *o) {
-    const Layer *l = &m->layers[0];
-    const char *comma = "";
-    text_print(t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %s,\n  \"lora_dropout\": %s,\n  \"use_rslora\": %s",
-               (long long)o->r, number_text(o->lora_alpha), number_text(o->lora_dropout),
-               o->use_rslora ? "true" : "false");
-    text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
-    text_print(t, ",\n  \"target_modules\": [");
-    for (const Map *w = l->maps; w < l->maps + l->n_maps; w++)
-        if (lora_rank(w)) text_print(t, "%s\"%s\"", comma, w->short_name), comma = ", ";
-    text_print(t, "]");
-}
-
-// What PEFT can do to LoRA and glmtune does not: each must be absent, null, false or empty.
-static void lora_check_config(const char *path, const Json *root) {
-    static const char *const unwanted[] = {
-        "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern",
-        "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters", "trainable_token_indices",
-        "alora_invocation_tokens", "arrow_config", "kasa_config", "use_bdlora", "velora_config", "monteclora_config" };
-    // others (pissa) change the base as well
-    static const char *const starts[] = { "gaussian", "eva", "orthogonal" };
-    const Json *bias = json_get(root, "bias"), *start = json_get(root, "init_lora_weights");
-    bool known = !json_is(start, JSON_STRING);
-    for (size_t i = 0; i < COUNT(starts) && !known; i++) known = !strcmp(start->text, starts[i]);
-    if (!known)
-        fail("%s: \"init_lora_weights\" is '%s', which changes the base as well; not supported", path, start->text);
-    for (size_t i = 0; i < COUNT(unwanted); i++) {
-        const Json *j = json_get(root, unwanted[i]);
-        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
-                     (j->type >= JSON_ARRAY && !j->count);
-        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
-    }
-    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
-        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
-}
-
-static void lora_read_config(const char *path, const Json *root, Options *o) {
-    const Json *targets = json_get(root, "target_modules");
-    Text list = {0};
-    lora_check_config(path, root);
-    fix_integer(path, root, "r", &o->r, GIVEN(o, r), 1, 65536, 8);
-    fix_number(path, root, "lora_alpha", &o->lora_alpha, GIVEN(o, lora_alpha), 0, 1e6, 8);
-    fix_flag(path, root, "use_rslora", &o->use_rslora, GIVEN(o, use_rslora));
-    double dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
-    if (!GIVEN(o, lora_dropout)) o->lora_dropout = dropout;
-    if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
-    for (const Json *j = targets->first; j; j = j->next) {
-        if (j->type != JSON_STRING) fail("%s: \"target_modules\" must be a list of names", path);
-        const char *dot = strrchr(j->text, '.');
-        text_print(&list, "%s%s", list.n ? "," : "", dot ? dot + 1 : j->text);
-    }
-    if (GIVEN(o, target_modules) && !(names_in(o->target_modules, list.s) && names_in(list.s, o->target_modules)))
-        fail("%s: the adapter has target_modules %s; leave the option out", path, list.s);
-    o->target_modules = list.s;
-}
-
-static void lora_merge(real *weight, const Map *w) {
-    // weight [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
-    if (lora_rank(w))
-        linear_backward_input(weight, w->added.t[LORA_B]->value, w->added.t[LORA_A]->value, REAL, w->added.scale,
-                              w->n_out, lora_rank(w), w->n_in);
-}
-
-// ---- 7.3 Full tuning ---------------------------------------------------------------------------------------------
-// Every tensor of the base trains. Four numbers of 4 bytes per parameter (weight, gradient, two moments).
-// Learning rate 5e-5: the official `sft` recipes; every weight moves, so each must move little.
-
-static void full_setup(Model *m, const Options *o) {
-    (void)o;
-    for (size_t i = 0; i < m->n_tensors; i++) train_tensor(m, m->tensors[i]);
-}
-
-// ---- 7.4 P-tuning v2 ---------------------------------------------------------------------------------------------
-// Leaves the model as it is and learns the keys and values of P tokens that are not there: in every layer every token
-// of every sequence sees them before its own (Li & Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602).
-//     u [P,2Lgd] = E,  or, with a projection,  W2 tanh(W1 E + b1) + b2        column ((2 layer + kv) g + head) d + c
-// These keys are not rotated. Two conventions: `chatglm`, of ChatGLM2/3's own code, counts the text's positions from 0,
-// drops out 0.1 of u, and its E is as wide as u even where it is projected; `peft` counts them from P, and a projected
-// E is g d wide. A prefix of zeros is not the base: exp(q 0) = 1, so P keys take their share of every softmax.
-// E starts N(0,1), the rest uniform on +-1/sqrt(in), as torch does. Cost: 2 L g d P parameters, and P keys more for
-// every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide; a projection
-// multiplies every step, and bears a quarter of that.
-// What it can do, on the bundled model (tests/report, and trials made for it). Rate: AdamW moves a number by at most
-// the rate in a step, and u must move by about its own width, 1. A role is held with 1e-1 in 600 steps as with LoRA;
-// the gradient is not what is small, its norm is 0.07 at the start where LoRA's is 0.3. Start and shape: real tokens'
-// keys and values instead of N(0,1), a projection, 128 tokens instead of 64, either convention end within a few points
-// of each other; 16 tokens hold a role less long. New facts: the samples are learned by heart (99 %), but of other
-// wordings one in ten is answered, at any rate, length and start tried. A prefix is looked up by queries that do not
-// train, so it answers a sentence; what a new name stands for would have to change in the maps.
-// One dropout mask serves an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix,
-// so how they are cut into batches must not matter.
-
-enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };     // E, W1, b1, W2, b2; in PEFT's files, ChatGLM's:
-static const char *const prefix_names[][5] = {
-    { "prompt_encoder.embedding.weight", "prompt_encoder.transform.0.weight", "prompt_encoder.transform.0.bias",
-      "prompt_encoder.transform.2.weight", "prompt_encoder.transform.2.bias" },
-    { "transformer.prefix_encoder.embedding.weight", "transformer.prefix_encoder.trans.0.weight",
-      "transformer.prefix_encoder.trans.0.bias", "transformer.prefix_encoder.trans.2.weight",
-      "transformer.prefix_encoder.trans.2.bias" },
-};
-
-static size_t prefix_width(const Model *m) { return 2 * m->config.n_layers * kv_width(&m->config); }
-
-static void ptuning_setup(Model *m, const Options *o) {
-    const Config *c = &m->config;
-    bool chatglm = o->ptuning_positions ? !strcmp(o->ptuning_positions, "chatglm") : c->remote;
-    bool projects = o->prefix_projection;
-    size_t P = (size_t)o->num_virtual_tokens, W = prefix_width(m), depth = depth_of(0, AT_QKV);
-    size_t in = projects && !chatglm ? kv_width(c) : W, hidden = chatglm ? c->hidden_size : kv_width(c);
-    const char *const *names = prefix_names[chatglm];
-    Tensor **t = m->added.t;
-    if (o->encoder_hidden_size) hidden = (size_t)o->encoder_hidden_size;
-    m->n_prefix = P, m->first_position = chatglm ? 0 : P;
-    m->added.dropout = (real)(o->prefix_dropout >= 0 ? o->prefix_dropout : chatglm ? 0.1 : 0);
-    t[PREFIX_TABLE] = add_tensor(m, chatglm || projects ? names[PREFIX_TABLE] : "prompt_embeddings", P, in, depth,
-                                 (Start){ .spread = 1, .normal = true });
-    if (!projects) t[PREFIX_TABLE]->other_name = "prompt_embeddings";       // ChatGLM3's scripts by way of PEFT
-    for (int i = PREFIX_W1; projects && i <= PREFIX_B2; i++) {
-        size_t n_in = i < PREFIX_W2 ? in : hidden, n_out = i < PREFIX_W2 ? hidden : W;
-        bool bias = i == PREFIX_B1 || i == PREFIX_B2;
-        t[i] = add_tensor(m, names[i], n_out, bias ? 0 : n_in, depth, (Start){ .spread = 1 / sqrtf((float)n_in) });
-    }
-}
-
-static size_t prefix_hidden(const Model *m) { return m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0; }
-
-// Where in `kept` things lie: u and u dropped [P,W]; what the tanh reads, what it gives, a gradient of that [P,hidden].
-// The backward reads neither u nor u dropped, and collects their gradients in each other's places.
-typedef struct { real *u, *dropped, *a, *h, *dh; } PrefixParts;
-
-static PrefixParts prefix_parts(const Model *m, real *kept) {
-    size_t n = m->n_prefix * prefix_width(m), inner = m->n_prefix * prefix_hidden(m);
-    return (PrefixParts){ kept, kept + n, kept + 2*n, kept + 2*n + inner, kept + 2*n + 2*inner };
-}
-
-static size_t ptuning_keeps(const Model *m) { return m->n_prefix * (2 * prefix_width(m) + 3 * prefix_hidden(m)); }
-
-static const real *prefix_table(const Model *m, real *kept) {       // u before dropout
-    Tensor *const *t = m->added.t;
-    PrefixParts k = prefix_parts(m, kept);
-    if (!t[PREFIX_W1]) return t[PREFIX_TABLE]->data;
-    affine_forward(k.a, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], m->n_prefix);
-    activation_forward(k.h, k.a, TANH, m->n_prefix * prefix_hidden(m));
-    affine_forward(k.u, k.h, t[PREFIX_W2], t[PREFIX_B2], m->n_prefix);
-    return k.u;
-}
-
-static void ptuning_forward(const Model *m, real *kv, real *kept, Pass p) {
-    const real *u = prefix_table(m, kept);
-    PrefixParts k = prefix_parts(m, kept);
-    if (p.token_keys && m->added.dropout > 0) {
-        dropout_forward(k.dropped, u, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, prefix_width(m));
-        u = k.dropped;
-    }
-    gather_forward(kv, u, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
-}
-
-static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p) {
-    Tensor *const *t = m->added.t;
-    size_t W = prefix_width(m), inner = p.T * prefix_hidden(m);
-    PrefixParts k = prefix_parts(m, kept);
-    real *du = k.dropped, *da = k.h;
-    zero(du, p.T * W);
-    gather_backward(du, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
-    if (p.token_keys && m->added.dropout > 0) {
-        zero(k.u, p.T * W);
-        dropout_backward(k.u, du, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);
-        du = k.u;
-    }
-    if (!t[PREFIX_W1]) {
-        add(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, du, p.T * W);
-        return;
-    }
-    zero(k.dh, inner);
-    affine_backward(k.dh, du, k.h, t[PREFIX_W2], t[PREFIX_B2], p.T);
-    zero(da, inner);                                            // h is read no more
-    activation_backward(da, k.dh, k.a, TANH, inner);
-    affine_backward(t[PREFIX_TABLE]->grad, da, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], p.T);
-}
-
-static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->config.remote; }
-
-// PEFT's files hold u itself, and lose the projection.
-static Tensor *ptuning_projected(const Model *m) {
-    if (!m->added.t[PREFIX_W1] || !m->first_position) return NULL;
-    real *kept = device_take(ptuning_keeps(m), sizeof *kept, "a prefix");
-    Tensor *t = describe_tensor("prompt_embeddings", m->n_prefix, prefix_width(m), 0);
-    prefix_table(m, kept);
-    t->value = prefix_parts(m, kept).u;         // u stands first: memory_give(value) gives all of it back
-    return t;
-}
-
-static void ptuning_write_config(Text *t, const Model *m, const Options *o) {
-    const Config *c = &m->config;
-    const Tensor *w1 = m->added.t[PREFIX_W1];
-    size_t kvd = kv_width(c);
-    (void)o;
-    text_print(t, ",\n  \"num_virtual_tokens\": %zu,\n  \"token_dim\": %zu,\n  \"num_transformer_submodules\": 1"
-               ",\n  \"num_attention_heads\": %zu,\n  \"num_layers\": %zu,\n  \"encoder_hidden_size\": %zu"
-               ",\n  \"prefix_projection\": %s", m->n_prefix, kvd, c->n_kv_heads, c->n_layers,
-               w1 ? w1->shape[0] : kvd, w1 ? "true" : "false");
-    if (!ptuning_is_pefts(m))
-        text_print(t, ",\n  \"ptuning_positions\": \"%s\",\n  \"prefix_dropout\": %.9g",
-                   m->first_position ? "peft" : "chatglm", (double)m->added.dropout);
-}
-
-// PEFT's PREFIX_TUNING says nothing of positions: it runs the model's own code, so they are those of the layout.
-static void ptuning_read_config(const char *path, const Json *root, Options *o) {
-    const char *projection = name("%.*s/prefix_projection.safetensors", (int)(strrchr(path, '/') - path), path);
-    bool own = json_get(root, "ptuning_positions"), projects = config_flag(root, "prefix_projection", false);
-    fix_integer(path, root, "num_virtual_tokens", &o->num_virtual_tokens, GIVEN(o, num_virtual_tokens), 1, 1e6, NAN);
-    if (own) fix_text(path, root, "ptuning_positions", &o->ptuning_positions, GIVEN(o, ptuning_positions));
-    bool official = o->ptuning_positions && !strcmp(o->ptuning_positions, "chatglm");
-    projects &= official || exists(projection);
-    if (GIVEN(o, prefix_projection) && o->prefix_projection != projects)
-        fail("%s: the adapter has prefix_projection %s; leave the option out", path, projects ? "true" : "false");
-    if ((o->prefix_projection = projects))
-        fix_integer(path, root, "encoder_hidden_size", &o->encoder_hidden_size, GIVEN(o, encoder_hidden_size), 1, 1e6,
-                    NAN);
-    if (!(o->prefix_dropout >= 0)) o->prefix_dropout = config_number(path, root, "prefix_dropout", 0, 0.99, NAN);
-}
-
-// ---- 7.5 Bottleneck adapters -------------------------------------------------------------------------------------
-// Puts a small network behind a half of a layer, s being what the half gives to the residual stream x (after the post
-// norm, where there is one):
-//     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor, 128 at least unless given
-//     houlsby    out = x + s + A(s) behind both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
-//     pfeiffer   out = x + s + A(x + s) behind the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
-// as the `adapters` library places and names them in its Llama. W_down starts N(0,0.02), all else at zero: the library
-// draws W_up as well, but with zero the first step sees the base exactly, as with LoRA. Cost: 2 H B + B + H numbers a
-// place, and two small products that stay. Learning rate 7e-4: W_up has its way to go from zero, behind small numbers.
-
-enum { ADAPTER_DOWN, ADAPTER_DOWN_BIAS, ADAPTER_UP, ADAPTER_UP_BIAS };
-enum { HOULSBY, PFEIFFER };
-
-static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
-    static const char *const parts[] = { "down.0.weight", "down.0.bias", "up.weight", "up.bias" };
-    size_t H = m->config.hidden_size, r = (size_t)o->reduction_factor;
-    size_t B = r ? max_size(1, H / r) : max_size(H / 16, min_size(H, 128));
-    size_t rows[] = { B, B, H, H }, columns[] = { H, 0, B, 0 };
-    size_t depth = depth_of(l, half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH);
-    const char *path = m->layers[l].o->path, *place = half == MLP ? "output" : "attention";
-    int n = (int)(strstr(path, ".self_att") - path);            // as far as the layer's number
-    Added *a = &m->layers[l].branch[half];
-    a->kind = strcmp(o->adapter_type, "houlsby") ? PFEIFFER : HOULSBY;
-    for (size_t i = 0; i < COUNT(parts); i++)
-        a->t[i] = add_tensor(m, name("%.*s.%s_adapters.adapters.glmtune.adapter_%s", n, path, place, parts[i]), rows[i],
-                             columns[i], depth, (Start){ .spread = i == ADAPTER_DOWN ? 0.02f : 0, .normal = true });
-}
-
-static void adapter_setup(Model *m, const Options *o) {
-    for (size_t l = 0; l < m->config.n_layers; l++) {
-        if (!strcmp(o->adapter_type, "houlsby")) adapter_add(m, l, ATTENTION, o);
-        adapter_add(m, l, MLP, o);
-    }
-}
-
-static size_t adapter_width(const Added *a) { return a->t[ADAPTER_DOWN] ? a->t[ADAPTER_DOWN]->shape[0] : 0; }
-
-// z [T,H], then W_down z + b_down and f of it [T,B]
-static size_t adapter_keeps(const Added *a, size_t H) { return adapter_width(a) ? H + 2 * adapter_width(a) : 0; }
-
-static void adapter_forward(const Added *a, real *x, const real *s, real *z, size_t H, Pass p) {
-    size_t B = adapter_width(a);
-    real *down = z + p.T * H, *bent = down + p.T * B;
-    if (!B) return;
-    widen(z, a->kind == HOULSBY ? s : x, REAL, p.T * H);        // a copy
-    affine_forward(down, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
-    activation_forward(bent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
-    linear_forward(x, bent, a->t[ADAPTER_UP]->data, REAL, 1, p.T, H, B);
-    bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
-}
-
-// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; without A both would be dx, that of out.
-static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
-    size_t B = adapter_width(a);
-    const real *down = z + p.T * H, *bent = down + p.T * B;
-    real *dbent = p.beside_scratch, *ddown = dbent + p.T * B, *dz = a->kind == HOULSBY ? ds : dx;
-    if (!B) return dx;
-    zero(dbent, p.T * B), zero(ddown, p.T * B);
-    affine_backward(dbent, dx, bent, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
-    activation_backward(ddown, dbent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
-    if (dz != dx) widen(dz, dx, REAL, p.T * H);
-    affine_backward(below ? dz : NULL, ddown, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
-    return dz;
-}
-
-static void adapter_write_config(Text *t, const Model *m, const Options *o) {
-    size_t r = m->config.hidden_size / adapter_width(&m->layers[0].branch[MLP]);
-    text_print(t, ",\n  \"adapter_type\": \"%s\",\n  \"reduction_factor\": %zu", o->adapter_type,
-               o->reduction_factor ? (size_t)o->reduction_factor : r);
-}
-
-static void adapter_read_config(const char *path, const Json *root, Options *o) {
-    const char *type = config_text(root, "adapter_type");
-    if (!type || (strcmp(type, "houlsby") && strcmp(type, "pfeiffer")))
-        fail("%s: \"adapter_type\" must be houlsby or pfeiffer", path);
-    fix_text(path, root, "adapter_type", &o->adapter_type, GIVEN(o, adapter_type));
-    fix_integer(path, root, "reduction_factor", &o->reduction_factor, GIVEN(o, reduction_factor), 1, 1e6, NAN);
-}
-
-// ---- 7.6 Freezing ------------------------------------------------------------------------------------------------
-// The last layers of the base train with the last norm, or the maps of them that are named; embedding and head where
-// asked for. What lies below is the same for a sample in every epoch, so its output is computed once and kept (8.5).
-// Cost: 16 bytes for each number that trains. Learning rate 2e-4: as full tuning moves weights themselves, but few of
-// them (1e-3 did best on the bundled model, whose weights are larger).
-
-static bool freeze_trains(const Model *m, const Tensor *t, const Options *o) {
-    size_t layers = (size_t)o->trainable_layers;
-    if (t == m->embedding) return o->trainable_embedding || (m->config.tied && o->trainable_head);
-    if (t == m->head) return o->trainable_head;
-    if (!layers || t->depth < depth_of(m->config.n_layers - layers, 0)) return false;
-    const char *dot = strrchr(t->name, '.'), *owner = dot;      // of PATH.q_proj.weight: q_proj
-    while (owner > t->name && owner[-1] != '.') owner--;
-    return !o->trainable_modules || list_has(o->trainable_modules, name("%.*s", (int)(dot - owner), owner));
-}
-
-static void freeze_setup(Model *m, const Options *o) {
-    if ((size_t)o->trainable_layers > m->config.n_layers)
-        fail("--trainable_layers %lld: the model has %zu", (long long)o->trainable_layers, m->config.n_layers);
-    if (o->trainable_modules) check_modules(m, o->trainable_modules);
-    for (size_t i = 0; i < m->n_tensors; i++)
-        if (freeze_trains(m, m->tensors[i], o)) train_tensor(m, m->tensors[i]);
-    if (!m->n_trained) fail("nothing would train: set --trainable_layers, --trainable_embedding or --trainable_head");
-}
-
-static void freeze_write_config(Text *t, const Model *m, const Options *o) {
-    (void)m;
-    text_print(t, ",\n  \"trainable_layers\": %lld,\n  \"trainable_embedding\": %s,\n  \"trainable_head\": %s",
-               (long long)o->trainable_layers, o->trainable_embedding ? "true" : "false",
-               o->trainable_head ? "true" : "false");
-    if (o->trainable_modules) text_print(t, ",\n  \"trainable_modules\": \"%s\"", o->trainable_modules);
-}
-
-static void freeze_read_config(const char *path, const Json *root, Options *o) {
-    fix_integer(path, root, "trainable_layers", &o->trainable_layers, GIVEN(o, trainable_layers), 0, 1e6, NAN);
-    fix_text(path, root, "trainable_modules", &o->trainable_modules, GIVEN(o, trainable_modules));
-    fix_flag(path, root, "trainable_embedding", &o->trainable_embedding, GIVEN(o, trainable_embedding));
-    fix_flag(path, root, "trainable_head", &o->trainable_head, GIVEN(o, trainable_head));
-}
-
-// ---- 7.7 The table -----------------------------------------------------------------------------------------------
-
-static const Method methods[] = {
-    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .narrower = 0.45, .setup = lora_setup,
-      .map_keeps = lora_rank,
-      .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
-      .read_config = lora_read_config, .merge = lora_merge,
-      .help = "a change of low rank beside some linear maps; r (in + out) numbers each, nothing once merged" },
-    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .narrower = 0.75, .setup = full_setup,
-      .help = "every weight of the model; 16 bytes for each: weight, gradient, two moments" },
-    { .name = "ptuning", .peft_type = "PREFIX_TUNING", .own_type = "GLMTUNE_PREFIX_TUNING", .learning_rate = 2e-2,
-      .setup = ptuning_setup, .prefix_keeps = ptuning_keeps, .prefix_forward = ptuning_forward,
-      .prefix_backward = ptuning_backward, .write_config = ptuning_write_config, .read_config = ptuning_read_config,
-      .is_pefts = ptuning_is_pefts, .projected = ptuning_projected,
-      .help = "keys and values of tokens that are not there; 2 x layers x kv_heads x head_dim numbers each",
-      .no_merge = "a prefix is keys and values, no change of a weight" },
-    { .name = "adapter", .peft_type = "GLMTUNE_ADAPTER", .learning_rate = 7e-4, .setup = adapter_setup,
-      .branch_keeps = adapter_keeps, .branch_forward = adapter_forward, .branch_backward = adapter_backward,
-      .write_config = adapter_write_config, .read_config = adapter_read_config,
-      .help = "small networks behind the halves of layers; 2 hidden^2 / reduction_factor numbers each, and their time",
-      .no_merge = "an adapter is a network of its own behind the layers, no change of a weight" },
-    { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .narrower = 0.66, .setup = freeze_setup,
-      .write_config = freeze_write_config, .read_config = freeze_read_config,
-      .help = "the last layers; 16 bytes for each number that trains, and what is frozen below is computed once" },
-};
-
-static const char *method_names(void) {
-    static Text names;
-    if (names.n) return names.s;
-    for (size_t i = 0; i < COUNT(methods); i++) text_print(&names, "%s%s", i ? "," : "", methods[i].name);
-    return names.s;
-}
-
-static const Method *find_method(const char *wanted) {
-    for (size_t i = 0; i < COUNT(methods); i++) if (!strcmp(methods[i].name, wanted)) return &methods[i];
-    fail_usage("--method is one of %s, not '%s'", method_names(), wanted);
-}
-
-// ---- 7.8 Memory of what trains -----------------------------------------------------------------------------------
-
-// Gives a tensor its places in an arena: weight, and where it is to be trained, not just loaded, gradient and moments.
-static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
-    real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
-    for (size_t k = 0; k < (trains ? 2 + n_moments : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
-}
-
-static size_t trainable_bytes(const Model *m, bool trains) {
-    Arena count = {0};
-    for (size_t i = 0; i < m->n_trained; i++) {
-        Tensor copy = *m->trained[i];
-        lay_out_tensor(&copy, &count, trains, m->n_moments);
-    }
-    return count.used;
-}
-
-// Takes the memory and sets the first values: of the base those that it has, of new tensors random ones from the seed.
-static void start_trainables(Model *m, uint64_t seed, bool trains) {
-    m->trainables.size = trainable_bytes(m, trains);
-    m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
-    for (size_t i = 0; i < m->n_trained; i++) {
-        Tensor *t = m->trained[i];
-        lay_out_tensor(t, &m->trainables, trains, m->n_moments);
-        if (t->data) widen(t->value, t->data, t->dtype, t->n);
-        else (t->start.normal ? fill_normal : fill_uniform)(t->value, rng_key(seed, hash_name(t->name)),
-                                                            t->start.center, t->start.spread, t->n);
-        t->data = t->value;
-        t->dtype = REAL;
-    }
-}
-
 // ================================================================================================================
-// 8  Forward and backward
+//  4  Forward and backward
 // ================================================================================================================
 // A batch is ragged: sequences one after another, with the rows at which they start; there is no padding anywhere. The
 // forward goes through a layer in nine numbered steps and keeps what the backward needs; the backward undoes them by
@@ -4345,7 +1821,7 @@ typedef struct {
     real *dkv_heads;                                // [2,P + T,heads,d] dk and dv of each query head
 } Run;
 
-// ---- 8.1 The memory of a run -------------------------------------------------------------------------------------
+// ---- 4.1 The memory of a run -------------------------------------------------------------------------------------
 
 // How many numbers the method keeps for each token beside a map, or behind a half of a layer.
 static size_t map_keeps(const Run *r, const Map *w) { return r->method->map_keeps ? r->method->map_keeps(w) : 0; }
@@ -4523,7 +1999,41 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
     }
 }
 
-// ---- 8.2 A linear map with what stands beside it -----------------------------------------------------------------
+static size_t bytes_of(const Run *r) { return r->kept_arena.used + r->scratch_arena.used; }
+
+// ---- 4.2 Memory of what trains -----------------------------------------------------------------------------------
+
+// Gives a tensor its places in an arena: weight, and where it is to be trained, not just loaded, gradient and moments.
+static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
+    real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
+    for (size_t k = 0; k < (trains ? 2 + n_moments : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
+}
+
+static size_t trainable_bytes(const Model *m, bool trains) {
+    Arena count = {0};
+    for (size_t i = 0; i < m->n_trained; i++) {
+        Tensor copy = *m->trained[i];
+        lay_out_tensor(&copy, &count, trains, m->n_moments);
+    }
+    return count.used;
+}
+
+// Takes the memory and sets the first values: of the base those that it has, of new tensors random ones from the seed.
+static void start_trainables(Model *m, uint64_t seed, bool trains) {
+    m->trainables.size = trainable_bytes(m, trains);
+    m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
+    for (size_t i = 0; i < m->n_trained; i++) {
+        Tensor *t = m->trained[i];
+        lay_out_tensor(t, &m->trainables, trains, m->n_moments);
+        if (t->data) widen(t->value, t->data, t->dtype, t->n);
+        else (t->start.normal ? fill_normal : fill_uniform)(t->value, rng_key(seed, hash_name(t->name)),
+                                                            t->start.center, t->start.spread, t->n);
+        t->data = t->value;
+        t->dtype = REAL;
+    }
+}
+
+// ---- 4.3 A linear map with what stands beside it -----------------------------------------------------------------
 
 static Pass pass_of(const Run *r) {
     const uint64_t *keys = r->n_rows == r->T ? r->token_keys : r->row_keys;
@@ -4575,7 +2085,7 @@ static void norm_backward(const Run *r, real *dx, const real *dy, const real *x,
     rmsnorm_backward(dx, gain->grad, dy, x, gain->data, rms, r->n_rows, r->model->config.hidden_size);
 }
 
-// ---- 8.3 A layer -------------------------------------------------------------------------------------------------
+// ---- 4.4 A layer -------------------------------------------------------------------------------------------------
 
 static AttentionShape attention_shape(const Run *r) {
     const Config *c = &r->model->config;
@@ -4749,7 +2259,7 @@ static bool self_attention_backward(Run *r, size_t l) {
     return flows_below(r, l, AT_INPUT_NORM);
 }
 
-// ---- 8.4 Head and loss -------------------------------------------------------------------------------------------
+// ---- 4.5 Head and loss -------------------------------------------------------------------------------------------
 
 static void head_forward(const Run *r, const real *final, size_t n) {       // r->logits [n,V], n <= HEAD_ROWS
     const Tensor *head = r->model->head;
@@ -4782,7 +2292,7 @@ static double head_loss(Run *r, real smoothing, real scale) {
     return sum;
 }
 
-// ---- 8.5 The whole model -----------------------------------------------------------------------------------------
+// ---- 4.6 The whole model -----------------------------------------------------------------------------------------
 
 // Whether the keys and values of a prefix are still to be computed: where a cache has tokens, they are there.
 static bool needs_prefix(const Run *r, const Batch *b) {
@@ -4871,7 +2381,561 @@ static void zero_gradients(Model *m) {
 }
 
 // ================================================================================================================
-// 9  Optimizers
+//  5  Tuning methods
+// ================================================================================================================
+// A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
+// in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
+// beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
+// one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
+// one, write a block and give it a row in the table of 5.7; no more is needed. (Only export, dump, bench and the yaml
+// files know some of the methods by name.)
+
+// ---- 5.1 What methods are made of --------------------------------------------------------------------------------
+
+// What reading and writing adapter_config.json takes from Part Three (13.1, 13.3, 13.7).
+
+typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
+
+struct Json {
+    JsonType type;
+    size_t at;                  // where it begins in the source
+    const char *key;            // its name, when it stands in an object
+    double number;              // JSON_NUMBER; JSON_BOOL: 0 or 1
+    const char *text;           // JSON_STRING: unescaped, followed by a NUL that `count` does not count
+    size_t count;               // bytes of a string, members of an array or object
+    Json *first, *next;         // members
+};
+
+static Json *json_get(const Json *object, const char *key);     // the member of an object; NULL: none
+static bool json_is(const Json *j, JsonType type);          // also for NULL
+static bool exists(const char *path);
+// a number, a flag, a text of a config; where it says nothing they are `missing`, and NULL
+static double config_number(const char *path, const Json *root, const char *key, double least, double most,
+                            double missing);
+static bool config_flag(const Json *root, const char *key, bool missing);
+static const char *config_text(const Json *root, const char *key);
+
+// Marks a tensor as trained; its memory is taken when all are known.
+static void train_tensor(Model *m, Tensor *t) {
+    t->trained = true;
+    m->lowest = min_size(m->lowest, t->depth);
+    m->trained = grow(m->trained, &m->trained_capacity, m->n_trained + 1, sizeof *m->trained);
+    m->trained[m->n_trained++] = t;
+}
+
+// A tensor that a method adds and trains; columns 0: a vector.
+static Tensor *add_tensor(Model *m, const char *tensor_name, size_t rows, size_t columns, size_t depth, Start start) {
+    Tensor *t = describe_tensor(tensor_name, rows, columns, depth);
+    t->start = start;
+    train_tensor(m, t);
+    return t;
+}
+
+// y [T,out] = W x + b, of tensors that a method added
+static void affine_forward(real *y, const real *x, const Tensor *w, const Tensor *b, size_t T) {
+    zero(y, T * w->shape[0]);
+    linear_forward(y, x, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
+    bias_forward(y, b->data, T, w->shape[0]);
+}
+
+// dx [T,in] is added to; NULL: nobody asks for it
+static void affine_backward(real *dx, const real *dy, const real *x, const Tensor *w, const Tensor *b, size_t T) {
+    bias_backward(b->grad, dy, T, w->shape[0]);
+    linear_backward_weight(w->grad, dy, x, 1, T, w->shape[0], w->shape[1]);
+    if (dx) linear_backward_input(dx, dy, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
+}
+
+// A number, flag or text that adapter_config.json fixes: the user may have given that value, and no other. A number's
+// `usual` is what a file without the key means; NAN: it must have one.
+static void fix_number(const char *path, const Json *root, const char *key, double *value, bool given, double least,
+                       double most, double usual) {
+    double fixed = config_number(path, root, key, least, most, usual);
+    if (given && *value != fixed) fail("%s: the adapter has %s %g; leave the option out", path, key, fixed);
+    *value = fixed;
+}
+
+static void fix_integer(const char *path, const Json *root, const char *key, int64_t *value, bool given, double least,
+                        double most, double usual) {
+    double number = (double)*value;
+    fix_number(path, root, key, &number, given, least, most, usual);
+    if (!(floor(number) == number)) fail("%s: \"%s\" must be a whole number", path, key);
+    *value = (int64_t)number;
+}
+
+static void fix_flag(const char *path, const Json *root, const char *key, bool *value, bool given) {
+    bool fixed = config_flag(root, key, false);
+    if (given && *value != fixed)
+        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? "true" : "false");
+    *value = fixed;
+}
+
+static void fix_text(const char *path, const Json *root, const char *key, const char **text, bool given) {
+    const char *fixed = config_text(root, key);
+    if (given && (!*text || !fixed || strcmp(*text, fixed)))
+        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? fixed : "unset");
+    *text = fixed;
+}
+
+// Ends the program where a list names a linear map that a layer does not have.
+static void check_modules(const Model *m, const char *targets) {
+    Text known = {0};
+    const Layer *l = &m->layers[0];
+    for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
+    for (char *copy = name("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one;
+         one = strtok_r(NULL, ",", &rest))
+        if (!list_has(known.s, one)) fail("target module '%s' is not in this model; it has %s", one, known.s);
+    free(known.s);
+}
+
+// ---- 5.2 LoRA ----------------------------------------------------------------------------------------------------
+// Leaves a linear map W [out,in] as it is and learns a low-rank change beside it (Hu et al. 2021, arXiv:2106.09685):
+//     y = W x + s B A dropout(x)    A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
+// B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
+// query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
+// Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
+
+enum { LORA_A, LORA_B };
+
+static void lora_setup(Model *m, const Options *o) {
+    const char *peft = o->yaml ? m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj" : NULL;
+    const char *targets = o->target_modules ? o->target_modules : peft;     // NULL: every map
+    double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
+    if (targets) check_modules(m, targets);
+    for (size_t i = 0; i < m->config.n_layers; i++)
+        for (Map *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
+            if (targets && !list_has(targets, w->short_name)) continue;
+            Start uniform = { .spread = (float)(1 / sqrt((double)w->n_in)) }, zeros = {0};
+            const char *a = name("base_model.model.%s.lora_A.weight", w->path);
+            const char *b = name("base_model.model.%s.lora_B.weight", w->path);
+            w->added = (Added){ .scale = (real)scale, .dropout = (real)o->lora_dropout };
+            w->added.t[LORA_A] = add_tensor(m, a, (size_t)o->r, w->n_in, w->depth, uniform);
+            w->added.t[LORA_B] = add_tensor(m, b, w->n_out, (size_t)o->r, w->depth, zeros);
+        }
+    if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets ? targets : "");
+}
+
+static size_t lora_rank(const Map *w) { return w->added.t[LORA_A] ? w->added.t[LORA_A]->shape[0] : 0; }
+
+// The input of A: x, or x with some of it dropped.
+static const real *lora_input(const Map *w, const real *x, Pass p) {
+    if (!p.token_keys || !(w->added.dropout > 0)) return x;
+    dropout_forward(p.scratch, x, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
+    return p.scratch;
+}
+
+// y[part] [T,rows of the part] are added to, x [T,in]; keeps z = A dropout(x) [T,r]
+static void lora_forward(const Map *w, real *const *y, const real *x, real *z, Pass p) {
+    size_t r = lora_rank(w);
+    if (!r) return;
+    zero(z, p.T * r);
+    linear_forward(z, lora_input(w, x, p), w->added.t[LORA_A]->data, REAL, 1, p.T, r, w->n_in);
+    const real *b = w->added.t[LORA_B]->data;
+    for (size_t i = 0; i < w->n_parts; b += w->part_rows[i++] * r)
+        linear_forward(y[i], z, b, REAL, w->added.scale, p.T, w->part_rows[i], r);
+}
+
+// dx [T,in] is added to, NULL: nothing below trains; dy[part] [T,rows of the part]
+//     dz = s B^T dy,  dB += s dy z^T,  dA += dz dropout(x)^T,  dx += dropout'(A^T dz)
+static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x, const real *z, Pass p) {
+    size_t r = lora_rank(w), at = 0;
+    if (!r) return;
+    const Tensor *a = w->added.t[LORA_A], *b = w->added.t[LORA_B];
+    real *dz = p.beside_scratch;
+    zero(dz, p.T * r);
+    for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r) {
+        linear_backward_input(dz, dy[i], b->value + at, REAL, w->added.scale, p.T, w->part_rows[i], r);
+        linear_backward_weight(b->grad + at, dy[i], z, w->added.scale, p.T, w->part_rows[i], r);
+    }
+    const real *dropped = lora_input(w, x, p);
+    linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
+    if (!dx) return;
+    real *ddropped = dropped == x ? dx : p.scratch;         // in the place of dropout(x), which has been used
+    if (ddropped != dx) zero(ddropped, p.T * w->n_in);
+    linear_backward_input(ddropped, dz, a->data, REAL, 1, p.T, r, w->n_in);
+    if (ddropped != dx) dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
+}
+
+static void lora_write_config(Text *t, const Model *m, const Options *o) {
+    const Layer *l = &m->layers[0];
+    const char *comma = "";
+    text_print(t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %s,\n  \"lora_dropout\": %s,\n  \"use_rslora\": %s",
+               (long long)o->r, number_text(o->lora_alpha), number_text(o->lora_dropout),
+               o->use_rslora ? "true" : "false");
+    text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
+    text_print(t, ",\n  \"target_modules\": [");
+    for (const Map *w = l->maps; w < l->maps + l->n_maps; w++)
+        if (lora_rank(w)) text_print(t, "%s\"%s\"", comma, w->short_name), comma = ", ";
+    text_print(t, "]");
+}
+
+// What PEFT can do to LoRA and glmtune does not: each must be absent, null, false or empty.
+static void lora_check_config(const char *path, const Json *root) {
+    static const char *const unwanted[] = {
+        "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern",
+        "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters", "trainable_token_indices",
+        "alora_invocation_tokens", "arrow_config", "kasa_config", "use_bdlora", "velora_config", "monteclora_config" };
+    // others (pissa) change the base as well
+    static const char *const starts[] = { "gaussian", "eva", "orthogonal" };
+    const Json *bias = json_get(root, "bias"), *start = json_get(root, "init_lora_weights");
+    bool known = !json_is(start, JSON_STRING);
+    for (size_t i = 0; i < COUNT(starts) && !known; i++) known = !strcmp(start->text, starts[i]);
+    if (!known)
+        fail("%s: \"init_lora_weights\" is '%s', which changes the base as well; not supported", path, start->text);
+    for (size_t i = 0; i < COUNT(unwanted); i++) {
+        const Json *j = json_get(root, unwanted[i]);
+        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
+                     (j->type >= JSON_ARRAY && !j->count);
+        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
+    }
+    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
+        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
+}
+
+static void lora_read_config(const char *path, const Json *root, Options *o) {
+    const Json *targets = json_get(root, "target_modules");
+    Text list = {0};
+    lora_check_config(path, root);
+    fix_integer(path, root, "r", &o->r, GIVEN(o, r), 1, 65536, 8);
+    fix_number(path, root, "lora_alpha", &o->lora_alpha, GIVEN(o, lora_alpha), 0, 1e6, 8);
+    fix_flag(path, root, "use_rslora", &o->use_rslora, GIVEN(o, use_rslora));
+    double dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
+    if (!GIVEN(o, lora_dropout)) o->lora_dropout = dropout;
+    if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
+    for (const Json *j = targets->first; j; j = j->next) {
+        if (j->type != JSON_STRING) fail("%s: \"target_modules\" must be a list of names", path);
+        const char *dot = strrchr(j->text, '.');
+        text_print(&list, "%s%s", list.n ? "," : "", dot ? dot + 1 : j->text);
+    }
+    if (GIVEN(o, target_modules) && !(names_in(o->target_modules, list.s) && names_in(list.s, o->target_modules)))
+        fail("%s: the adapter has target_modules %s; leave the option out", path, list.s);
+    o->target_modules = list.s;
+}
+
+static void lora_merge(real *weight, const Map *w) {
+    // weight [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
+    if (lora_rank(w))
+        linear_backward_input(weight, w->added.t[LORA_B]->value, w->added.t[LORA_A]->value, REAL, w->added.scale,
+                              w->n_out, lora_rank(w), w->n_in);
+}
+
+// ---- 5.3 Full tuning ---------------------------------------------------------------------------------------------
+// Every tensor of the base trains. Four numbers of 4 bytes per parameter (weight, gradient, two moments).
+// Learning rate 5e-5: the official `sft` recipes; every weight moves, so each must move little.
+
+static void full_setup(Model *m, const Options *o) {
+    (void)o;
+    for (size_t i = 0; i < m->n_tensors; i++) train_tensor(m, m->tensors[i]);
+}
+
+// ---- 5.4 P-tuning v2 ---------------------------------------------------------------------------------------------
+// Leaves the model as it is and learns the keys and values of P tokens that are not there: in every layer every token
+// of every sequence sees them before its own (Li & Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602).
+//     u [P,2Lgd] = E,  or, with a projection,  W2 tanh(W1 E + b1) + b2        column ((2 layer + kv) g + head) d + c
+// These keys are not rotated. Two conventions: `chatglm`, of ChatGLM2/3's own code, counts the text's positions from 0,
+// drops out 0.1 of u, and its E is as wide as u even where it is projected; `peft` counts them from P, and a projected
+// E is g d wide. A prefix of zeros is not the base: exp(q 0) = 1, so P keys take their share of every softmax.
+// E starts N(0,1), the rest uniform on +-1/sqrt(in), as torch does. Cost: 2 L g d P parameters, and P keys more for
+// every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide; a projection
+// multiplies every step, and bears a quarter of that.
+// What it can do, on the bundled model (tests/report, and trials made for it). Rate: AdamW moves a number by at most
+// the rate in a step, and u must move by about its own width, 1. A role is held with 1e-1 in 600 steps as with LoRA;
+// the gradient is not what is small, its norm is 0.07 at the start where LoRA's is 0.3. Start and shape: real tokens'
+// keys and values instead of N(0,1), a projection, 128 tokens instead of 64, either convention end within a few points
+// of each other; 16 tokens hold a role less long. New facts: the samples are learned by heart (99 %), but of other
+// wordings one in ten is answered, at any rate, length and start tried. A prefix is looked up by queries that do not
+// train, so it answers a sentence; what a new name stands for would have to change in the maps.
+// One dropout mask serves an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix,
+// so how they are cut into batches must not matter.
+
+enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };     // E, W1, b1, W2, b2; in PEFT's files, ChatGLM's:
+static const char *const prefix_names[][5] = {
+    { "prompt_encoder.embedding.weight", "prompt_encoder.transform.0.weight", "prompt_encoder.transform.0.bias",
+      "prompt_encoder.transform.2.weight", "prompt_encoder.transform.2.bias" },
+    { "transformer.prefix_encoder.embedding.weight", "transformer.prefix_encoder.trans.0.weight",
+      "transformer.prefix_encoder.trans.0.bias", "transformer.prefix_encoder.trans.2.weight",
+      "transformer.prefix_encoder.trans.2.bias" },
+};
+
+static size_t prefix_width(const Model *m) { return 2 * m->config.n_layers * kv_width(&m->config); }
+
+static void ptuning_setup(Model *m, const Options *o) {
+    const Config *c = &m->config;
+    bool chatglm = o->ptuning_positions ? !strcmp(o->ptuning_positions, "chatglm") : c->remote;
+    bool projects = o->prefix_projection;
+    size_t P = (size_t)o->num_virtual_tokens, W = prefix_width(m), depth = depth_of(0, AT_QKV);
+    size_t in = projects && !chatglm ? kv_width(c) : W, hidden = chatglm ? c->hidden_size : kv_width(c);
+    const char *const *names = prefix_names[chatglm];
+    Tensor **t = m->added.t;
+    if (o->encoder_hidden_size) hidden = (size_t)o->encoder_hidden_size;
+    m->n_prefix = P, m->first_position = chatglm ? 0 : P;
+    m->added.dropout = (real)(o->prefix_dropout >= 0 ? o->prefix_dropout : chatglm ? 0.1 : 0);
+    t[PREFIX_TABLE] = add_tensor(m, chatglm || projects ? names[PREFIX_TABLE] : "prompt_embeddings", P, in, depth,
+                                 (Start){ .spread = 1, .normal = true });
+    if (!projects) t[PREFIX_TABLE]->other_name = "prompt_embeddings";       // ChatGLM3's scripts by way of PEFT
+    for (int i = PREFIX_W1; projects && i <= PREFIX_B2; i++) {
+        size_t n_in = i < PREFIX_W2 ? in : hidden, n_out = i < PREFIX_W2 ? hidden : W;
+        bool bias = i == PREFIX_B1 || i == PREFIX_B2;
+        t[i] = add_tensor(m, names[i], n_out, bias ? 0 : n_in, depth, (Start){ .spread = 1 / sqrtf((float)n_in) });
+    }
+}
+
+static size_t prefix_hidden(const Model *m) { return m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0; }
+
+// Where in `kept` things lie: u and u dropped [P,W]; what the tanh reads, what it gives, a gradient of that [P,hidden].
+// The backward reads neither u nor u dropped, and collects their gradients in each other's places.
+typedef struct { real *u, *dropped, *a, *h, *dh; } PrefixParts;
+
+static PrefixParts prefix_parts(const Model *m, real *kept) {
+    size_t n = m->n_prefix * prefix_width(m), inner = m->n_prefix * prefix_hidden(m);
+    return (PrefixParts){ kept, kept + n, kept + 2*n, kept + 2*n + inner, kept + 2*n + 2*inner };
+}
+
+static size_t ptuning_keeps(const Model *m) { return m->n_prefix * (2 * prefix_width(m) + 3 * prefix_hidden(m)); }
+
+static const real *prefix_table(const Model *m, real *kept) {       // u before dropout
+    Tensor *const *t = m->added.t;
+    PrefixParts k = prefix_parts(m, kept);
+    if (!t[PREFIX_W1]) return t[PREFIX_TABLE]->data;
+    affine_forward(k.a, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], m->n_prefix);
+    activation_forward(k.h, k.a, TANH, m->n_prefix * prefix_hidden(m));
+    affine_forward(k.u, k.h, t[PREFIX_W2], t[PREFIX_B2], m->n_prefix);
+    return k.u;
+}
+
+static void ptuning_forward(const Model *m, real *kv, real *kept, Pass p) {
+    const real *u = prefix_table(m, kept);
+    PrefixParts k = prefix_parts(m, kept);
+    if (p.token_keys && m->added.dropout > 0) {
+        dropout_forward(k.dropped, u, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, prefix_width(m));
+        u = k.dropped;
+    }
+    gather_forward(kv, u, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
+}
+
+static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p) {
+    Tensor *const *t = m->added.t;
+    size_t W = prefix_width(m), inner = p.T * prefix_hidden(m);
+    PrefixParts k = prefix_parts(m, kept);
+    real *du = k.dropped, *da = k.h;
+    zero(du, p.T * W);
+    gather_backward(du, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
+    if (p.token_keys && m->added.dropout > 0) {
+        zero(k.u, p.T * W);
+        dropout_backward(k.u, du, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);
+        du = k.u;
+    }
+    if (!t[PREFIX_W1]) {
+        add(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, du, p.T * W);
+        return;
+    }
+    zero(k.dh, inner);
+    affine_backward(k.dh, du, k.h, t[PREFIX_W2], t[PREFIX_B2], p.T);
+    zero(da, inner);                                            // h is read no more
+    activation_backward(da, k.dh, k.a, TANH, inner);
+    affine_backward(t[PREFIX_TABLE]->grad, da, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], p.T);
+}
+
+static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->config.remote; }
+
+// PEFT's files hold u itself, and lose the projection.
+static Tensor *ptuning_projected(const Model *m) {
+    if (!m->added.t[PREFIX_W1] || !m->first_position) return NULL;
+    real *kept = device_take(ptuning_keeps(m), sizeof *kept, "a prefix");
+    Tensor *t = describe_tensor("prompt_embeddings", m->n_prefix, prefix_width(m), 0);
+    prefix_table(m, kept);
+    t->value = prefix_parts(m, kept).u;         // u stands first: memory_give(value) gives all of it back
+    return t;
+}
+
+static void ptuning_write_config(Text *t, const Model *m, const Options *o) {
+    const Config *c = &m->config;
+    const Tensor *w1 = m->added.t[PREFIX_W1];
+    size_t kvd = kv_width(c);
+    (void)o;
+    text_print(t, ",\n  \"num_virtual_tokens\": %zu,\n  \"token_dim\": %zu,\n  \"num_transformer_submodules\": 1"
+               ",\n  \"num_attention_heads\": %zu,\n  \"num_layers\": %zu,\n  \"encoder_hidden_size\": %zu"
+               ",\n  \"prefix_projection\": %s", m->n_prefix, kvd, c->n_kv_heads, c->n_layers,
+               w1 ? w1->shape[0] : kvd, w1 ? "true" : "false");
+    if (!ptuning_is_pefts(m))
+        text_print(t, ",\n  \"ptuning_positions\": \"%s\",\n  \"prefix_dropout\": %.9g",
+                   m->first_position ? "peft" : "chatglm", (double)m->added.dropout);
+}
+
+// PEFT's PREFIX_TUNING says nothing of positions: it runs the model's own code, so they are those of the layout.
+static void ptuning_read_config(const char *path, const Json *root, Options *o) {
+    const char *projection = name("%.*s/prefix_projection.safetensors", (int)(strrchr(path, '/') - path), path);
+    bool own = json_get(root, "ptuning_positions"), projects = config_flag(root, "prefix_projection", false);
+    fix_integer(path, root, "num_virtual_tokens", &o->num_virtual_tokens, GIVEN(o, num_virtual_tokens), 1, 1e6, NAN);
+    if (own) fix_text(path, root, "ptuning_positions", &o->ptuning_positions, GIVEN(o, ptuning_positions));
+    bool official = o->ptuning_positions && !strcmp(o->ptuning_positions, "chatglm");
+    projects &= official || exists(projection);
+    if (GIVEN(o, prefix_projection) && o->prefix_projection != projects)
+        fail("%s: the adapter has prefix_projection %s; leave the option out", path, projects ? "true" : "false");
+    if ((o->prefix_projection = projects))
+        fix_integer(path, root, "encoder_hidden_size", &o->encoder_hidden_size, GIVEN(o, encoder_hidden_size), 1, 1e6,
+                    NAN);
+    if (!(o->prefix_dropout >= 0)) o->prefix_dropout = config_number(path, root, "prefix_dropout", 0, 0.99, NAN);
+}
+
+// ---- 5.5 Bottleneck adapters -------------------------------------------------------------------------------------
+// Puts a small network behind a half of a layer, s being what the half gives to the residual stream x (after the post
+// norm, where there is one):
+//     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor, 128 at least unless given
+//     houlsby    out = x + s + A(s) behind both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
+//     pfeiffer   out = x + s + A(x + s) behind the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
+// as the `adapters` library places and names them in its Llama. W_down starts N(0,0.02), all else at zero: the library
+// draws W_up as well, but with zero the first step sees the base exactly, as with LoRA. Cost: 2 H B + B + H numbers a
+// place, and two small products that stay. Learning rate 7e-4: W_up has its way to go from zero, behind small numbers.
+
+enum { ADAPTER_DOWN, ADAPTER_DOWN_BIAS, ADAPTER_UP, ADAPTER_UP_BIAS };
+enum { HOULSBY, PFEIFFER };
+
+static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
+    static const char *const parts[] = { "down.0.weight", "down.0.bias", "up.weight", "up.bias" };
+    size_t H = m->config.hidden_size, r = (size_t)o->reduction_factor;
+    size_t B = r ? max_size(1, H / r) : max_size(H / 16, min_size(H, 128));
+    size_t rows[] = { B, B, H, H }, columns[] = { H, 0, B, 0 };
+    size_t depth = depth_of(l, half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH);
+    const char *path = m->layers[l].o->path, *place = half == MLP ? "output" : "attention";
+    int n = (int)(strstr(path, ".self_att") - path);            // as far as the layer's number
+    Added *a = &m->layers[l].branch[half];
+    a->kind = strcmp(o->adapter_type, "houlsby") ? PFEIFFER : HOULSBY;
+    for (size_t i = 0; i < COUNT(parts); i++)
+        a->t[i] = add_tensor(m, name("%.*s.%s_adapters.adapters.glmtune.adapter_%s", n, path, place, parts[i]), rows[i],
+                             columns[i], depth, (Start){ .spread = i == ADAPTER_DOWN ? 0.02f : 0, .normal = true });
+}
+
+static void adapter_setup(Model *m, const Options *o) {
+    for (size_t l = 0; l < m->config.n_layers; l++) {
+        if (!strcmp(o->adapter_type, "houlsby")) adapter_add(m, l, ATTENTION, o);
+        adapter_add(m, l, MLP, o);
+    }
+}
+
+static size_t adapter_width(const Added *a) { return a->t[ADAPTER_DOWN] ? a->t[ADAPTER_DOWN]->shape[0] : 0; }
+
+// z [T,H], then W_down z + b_down and f of it [T,B]
+static size_t adapter_keeps(const Added *a, size_t H) { return adapter_width(a) ? H + 2 * adapter_width(a) : 0; }
+
+static void adapter_forward(const Added *a, real *x, const real *s, real *z, size_t H, Pass p) {
+    size_t B = adapter_width(a);
+    real *down = z + p.T * H, *bent = down + p.T * B;
+    if (!B) return;
+    widen(z, a->kind == HOULSBY ? s : x, REAL, p.T * H);        // a copy
+    affine_forward(down, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
+    activation_forward(bent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
+    linear_forward(x, bent, a->t[ADAPTER_UP]->data, REAL, 1, p.T, H, B);
+    bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
+}
+
+// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; without A both would be dx, that of out.
+static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
+    size_t B = adapter_width(a);
+    const real *down = z + p.T * H, *bent = down + p.T * B;
+    real *dbent = p.beside_scratch, *ddown = dbent + p.T * B, *dz = a->kind == HOULSBY ? ds : dx;
+    if (!B) return dx;
+    zero(dbent, p.T * B), zero(ddown, p.T * B);
+    affine_backward(dbent, dx, bent, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
+    activation_backward(ddown, dbent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
+    if (dz != dx) widen(dz, dx, REAL, p.T * H);
+    affine_backward(below ? dz : NULL, ddown, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
+    return dz;
+}
+
+static void adapter_write_config(Text *t, const Model *m, const Options *o) {
+    size_t r = m->config.hidden_size / adapter_width(&m->layers[0].branch[MLP]);
+    text_print(t, ",\n  \"adapter_type\": \"%s\",\n  \"reduction_factor\": %zu", o->adapter_type,
+               o->reduction_factor ? (size_t)o->reduction_factor : r);
+}
+
+static void adapter_read_config(const char *path, const Json *root, Options *o) {
+    const char *type = config_text(root, "adapter_type");
+    if (!type || (strcmp(type, "houlsby") && strcmp(type, "pfeiffer")))
+        fail("%s: \"adapter_type\" must be houlsby or pfeiffer", path);
+    fix_text(path, root, "adapter_type", &o->adapter_type, GIVEN(o, adapter_type));
+    fix_integer(path, root, "reduction_factor", &o->reduction_factor, GIVEN(o, reduction_factor), 1, 1e6, NAN);
+}
+
+// ---- 5.6 Freezing ------------------------------------------------------------------------------------------------
+// The last layers of the base train with the last norm, or the maps of them that are named; embedding and head where
+// asked for. What lies below is the same for a sample in every epoch, so its output is computed once and kept (4.6).
+// Cost: 16 bytes for each number that trains. Learning rate 2e-4: as full tuning moves weights themselves, but few of
+// them (1e-3 did best on the bundled model, whose weights are larger).
+
+static bool freeze_trains(const Model *m, const Tensor *t, const Options *o) {
+    size_t layers = (size_t)o->trainable_layers;
+    if (t == m->embedding) return o->trainable_embedding || (m->config.tied && o->trainable_head);
+    if (t == m->head) return o->trainable_head;
+    if (!layers || t->depth < depth_of(m->config.n_layers - layers, 0)) return false;
+    const char *dot = strrchr(t->name, '.'), *owner = dot;      // of PATH.q_proj.weight: q_proj
+    while (owner > t->name && owner[-1] != '.') owner--;
+    return !o->trainable_modules || list_has(o->trainable_modules, name("%.*s", (int)(dot - owner), owner));
+}
+
+static void freeze_setup(Model *m, const Options *o) {
+    if ((size_t)o->trainable_layers > m->config.n_layers)
+        fail("--trainable_layers %lld: the model has %zu", (long long)o->trainable_layers, m->config.n_layers);
+    if (o->trainable_modules) check_modules(m, o->trainable_modules);
+    for (size_t i = 0; i < m->n_tensors; i++)
+        if (freeze_trains(m, m->tensors[i], o)) train_tensor(m, m->tensors[i]);
+    if (!m->n_trained) fail("nothing would train: set --trainable_layers, --trainable_embedding or --trainable_head");
+}
+
+static void freeze_write_config(Text *t, const Model *m, const Options *o) {
+    (void)m;
+    text_print(t, ",\n  \"trainable_layers\": %lld,\n  \"trainable_embedding\": %s,\n  \"trainable_head\": %s",
+               (long long)o->trainable_layers, o->trainable_embedding ? "true" : "false",
+               o->trainable_head ? "true" : "false");
+    if (o->trainable_modules) text_print(t, ",\n  \"trainable_modules\": \"%s\"", o->trainable_modules);
+}
+
+static void freeze_read_config(const char *path, const Json *root, Options *o) {
+    fix_integer(path, root, "trainable_layers", &o->trainable_layers, GIVEN(o, trainable_layers), 0, 1e6, NAN);
+    fix_text(path, root, "trainable_modules", &o->trainable_modules, GIVEN(o, trainable_modules));
+    fix_flag(path, root, "trainable_embedding", &o->trainable_embedding, GIVEN(o, trainable_embedding));
+    fix_flag(path, root, "trainable_head", &o->trainable_head, GIVEN(o, trainable_head));
+}
+
+// ---- 5.7 The table -----------------------------------------------------------------------------------------------
+
+static const Method methods[] = {
+    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .narrower = 0.45, .setup = lora_setup,
+      .map_keeps = lora_rank,
+      .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
+      .read_config = lora_read_config, .merge = lora_merge,
+      .help = "a change of low rank beside some linear maps; r (in + out) numbers each, nothing once merged" },
+    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .narrower = 0.75, .setup = full_setup,
+      .help = "every weight of the model; 16 bytes for each: weight, gradient, two moments" },
+    { .name = "ptuning", .peft_type = "PREFIX_TUNING", .own_type = "GLMTUNE_PREFIX_TUNING", .learning_rate = 2e-2,
+      .setup = ptuning_setup, .prefix_keeps = ptuning_keeps, .prefix_forward = ptuning_forward,
+      .prefix_backward = ptuning_backward, .write_config = ptuning_write_config, .read_config = ptuning_read_config,
+      .is_pefts = ptuning_is_pefts, .projected = ptuning_projected,
+      .help = "keys and values of tokens that are not there; 2 x layers x kv_heads x head_dim numbers each",
+      .no_merge = "a prefix is keys and values, no change of a weight" },
+    { .name = "adapter", .peft_type = "GLMTUNE_ADAPTER", .learning_rate = 7e-4, .setup = adapter_setup,
+      .branch_keeps = adapter_keeps, .branch_forward = adapter_forward, .branch_backward = adapter_backward,
+      .write_config = adapter_write_config, .read_config = adapter_read_config,
+      .help = "small networks behind the halves of layers; 2 hidden^2 / reduction_factor numbers each, and their time",
+      .no_merge = "an adapter is a network of its own behind the layers, no change of a weight" },
+    { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .narrower = 0.66, .setup = freeze_setup,
+      .write_config = freeze_write_config, .read_config = freeze_read_config,
+      .help = "the last layers; 16 bytes for each number that trains, and what is frozen below is computed once" },
+};
+
+static const char *method_names(void) {
+    static Text names;
+    if (names.n) return names.s;
+    for (size_t i = 0; i < COUNT(methods); i++) text_print(&names, "%s%s", i ? "," : "", methods[i].name);
+    return names.s;
+}
+
+static const Method *find_method(const char *wanted) {
+    for (size_t i = 0; i < COUNT(methods); i++) if (!strcmp(methods[i].name, wanted)) return &methods[i];
+    fail_usage("--method is one of %s, not '%s'", method_names(), wanted);
+}
+
+// ================================================================================================================
+//  6  Optimizers, and one step
 // ================================================================================================================
 // What turns gradients into steps: schedule, clipping, and a table of optimizers. Schedules are Hugging Face's, AdamW,
 // SGD and clipping PyTorch's, Lion its paper's.
@@ -4902,7 +2966,7 @@ static double clip_gradients(Model *m, double max_norm) {
 }
 
 // An optimizer: how many moments it keeps of each number, its betas unless the user set them, its step t = 1, 2, ... of
-// one tensor. The formulas stand in 5.12.
+// one tensor. The formulas stand in 2.12.
 typedef struct {
     const char *name;
     size_t n_moments;
@@ -4946,13 +3010,473 @@ static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
 }
 
 // ================================================================================================================
-// 10  Data
+// PART TWO: THE WORK
 // ================================================================================================================
-// A conversation becomes one row of token ids in the layout that the model was pretrained on, and labels that say
-// which of them it shall learn to produce. Training, evaluation and chat all use the encoder below, so that what is
-// learned is what is asked for later. Role tokens go in by id; what stands in a message is always plain text.
+// A training run from its data to its adapter: text becomes ids, conversations become samples, samples become steps,
+// and what was learned is written, read and merged. What this part takes from Part Three stands here, a
+// line each.
 
-// ---- 10.1 Chat layouts -------------------------------------------------------------------------------------------
+// files (13.1)
+#define TEMPORARY ".glmtune.tmp"    // how those other names end
+
+static void write_file(const char *path, const char *bytes, size_t n);     // a whole file, or none
+static char *read_file(const char *path, size_t *n);        // all of it, a NUL behind
+static bool is_folder(const char *path);
+static void make_folders(const char *path);                 // all of a path
+static void remove_tree(const char *path);                  // a file, or a folder with all that is in it
+static void remove_inside(const char *folder, const char *ending);     // what ends so, in a folder
+static const char *begin_output(const char *path);          // the temporary name under which a path is to be written
+static const char *begin_folder(const char *path);          // the same, and makes a folder of that name
+static void finish_output(const char *temporary);           // gives what was written there its own name
+static void close_written(FILE *f, const char *path);
+__attribute__((noreturn)) static void fail_writing(const char *path);
+static void on_stop_signal(int signal_number);              // counts SIGINT and SIGTERM in stop_signals
+
+// clock, progress (13.2) and characters (14.1)
+static double seconds(void);                                // on a clock that only runs forward
+// a line on stderr; without `keep` for a terminal alone, to be replaced by the next
+__attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...);
+static bool is_space_character(uint32_t c);
+
+// JSON (13.3): a reader gives one value of a file after another
+typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512]; } JsonBlock;
+
+typedef struct {
+    const char *file;           // for messages
+    const char *language;       // likewise
+    const char *source;
+    size_t n, at, began;        // began: where the present value begins
+    bool started, in_array;     // in_array: the file is one array, whose members are given one by one
+    char *strings;              // unescaped strings of the present value; never longer than the source
+    size_t strings_used;
+    JsonBlock *blocks, *block;  // nodes of the present value
+    char *own;                  // the source, where json_open_file has read it
+} JsonReader;
+
+static JsonReader json_open_file(const char *path);
+static JsonReader json_open(const char *file, const char *source, size_t n);     // of a text that is there
+static Json *json_next(JsonReader *r);                      // NULL: the end
+static Json *json_only(JsonReader *r);                      // where a file is one value
+static const char *json_where(const JsonReader *r, size_t at);     // "file:line:column"
+static void json_close(JsonReader *r);
+static void text_json(Text *t, const char *s, size_t n);     // adds a string in quotes
+
+// tensor files (13.5, 13.6)
+enum { MAX_DIMS = 4 };
+
+typedef struct {
+    char *name;
+    const char *dtype_name, *file;
+    Dtype dtype;
+    size_t n_dims, shape[MAX_DIMS], n;      // n: number of elements
+    size_t begin, bytes;                    // in the file, behind the header
+    const void *data;
+} StoredTensor;
+
+typedef struct { StoredTensor *tensors; size_t n, capacity; Text metadata; } TensorSet;     // metadata: "key=value\n"
+
+typedef struct { FILE *f; const char *path, *temporary; size_t expected, written; } TensorWriter;
+
+static void read_tensor_file(TensorSet *set, const char *path);
+static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted);     // NULL: none
+static const char *shape_text(const size_t *shape, size_t n_dims);
+// of a key in "key=value" lines, such as metadata; NULL: none
+static const char *line_value(const char *lines, const char *key);
+static void widen_stored(real *out, const StoredTensor *s);     // copies numbers that are not to be read again
+static bool has_shape(const StoredTensor *s, const Tensor *t);
+static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata);
+static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n);
+static void finish_tensor_file(TensorWriter *w);
+
+// models (13.8)
+static Config read_config(const char *path);                // of a path
+static Model *load_model(const char *folder);               // config.json read, tensors bound
+
+// plans and curves (15)
+static const char *size_text(size_t bytes);                 // "1.5 GiB"
+static size_t available_bytes(void);                        // of memory that may still be taken
+static void need_memory(size_t bytes, const char *lower);     // ends the program where there is not so much
+// prints what a run will take, and says how it shall work
+static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T);
+
+// ================================================================================================================
+//  7  Text
+// ================================================================================================================
+// What a model reads and writes: text as token ids and back, and a conversation as one row of ids in the layout that
+// the model was pretrained on, with labels that say which of them it shall learn to produce.
+
+// ---- 7.1 Characters ----------------------------------------------------------------------------------------------
+
+// Writes code point c at s as UTF-8; returns the number of bytes.
+static size_t utf8_put(char *s, uint32_t c) {
+    if (c < 0x80) return s[0] = (char)c, 1;
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
+    s[0] = (char)((0xF00 >> n) | c);        // n ones and a zero, then the highest bits
+    return n;
+}
+
+#define INVALID UINT32_MAX      // what stands for a byte that is no UTF-8
+
+// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
+static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
+    const unsigned char *u = (const unsigned char *)s;
+    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
+    static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+    *c = INVALID;
+    if (!length || length > n) return 1;
+    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((u[i] & 0xC0) != 0x80) return 1;
+        value = value << 6 | (u[i] & 0x3F);
+    }
+    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
+    *c = value;
+    return length;
+}
+
+// A text in quotes, for messages: 40 characters at most, to the end of its line or to a byte that is no UTF-8.
+static const char *excerpt(const char *s, size_t n) {
+    size_t at = 0, count = 0;
+    uint32_t c;
+    for (size_t length; at < n && count < 40; at += length, count++) {
+        length = utf8_get(s + at, n - at, &c);
+        if (c == INVALID || c < ' ') break;
+    }
+    return name("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
+}
+
+// ---- 7.2 Tokens --------------------------------------------------------------------------------------------------
+// Two kinds of byte pair encoding. ChatGLM2/3 (SentencePiece): the text is one sequence of characters, blanks become
+// U+2581 and one is put in front, and the neighbours whose joined piece has the best score are merged until none is in
+// the vocabulary; characters without a piece fall back to their bytes. GLM-4 and later (tiktoken): the text is split
+// into chunks by a pattern, and in each chunk bytes are merged, lowest rank first. Either way the priority of a merge
+// is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n). Hugging
+// Face's tokenizer.json lists the merges instead: a piece is made only from two parts that are listed, each pair with a
+// rank of its own; the pairs of a piece differ by the length of the left part.
+//
+// Role tokens such as <|user|> are no text: they have ids and names here, and text never turns into them, for a user
+// who types "<|user|>" must not open a turn.
+
+enum { TOKENIZER_VERSION = 1 };
+enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
+enum { WHOLE_CHUNKS = 1,                        // flags: a chunk that is a piece is taken whole, without merging
+       LISTED_MERGES = 2 };                     // only listed pairs merge, by their own ranks
+enum { REMEMBERED = 1 << 14 };                  // chunks: 1 MiB, which stays in a core's cache
+enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
+
+#define BLANK "\xE2\x96\x81"           // U+2581, which SentencePiece writes for a blank
+#define RANK_NEVER UINT32_MAX           // a control piece such as </s>: text never becomes it
+#define RANK_BYTE (UINT32_MAX - 1)      // SentencePiece's <0x0A>: the byte itself, for what has no piece
+
+typedef struct { const char *text; uint32_t n, rank; } Piece;
+typedef struct { const char *name; int32_t id; } Special;
+// A run of bytes up to `next`, which is this piece or none (-1); with the one there it may become `made`, by `rank`.
+typedef struct { uint32_t previous, next, rank; int32_t piece, made; } Symbol;
+typedef struct { char text[30]; uint8_t n, n_ids; int32_t ids[8]; } Remembered;         // a chunk and its ids: 64 bytes
+typedef struct { uint32_t left_n, rank; } ListedMerge;          // of a piece whose left part has so many bytes
+
+typedef struct {
+    const char *file;                   // where it came from
+    char *image;                        // the bytes of tokenizer.bin
+    size_t image_bytes;
+    uint32_t kind, flags, n_pieces, n_specials;
+    Piece *pieces;
+    Special *specials;
+    uint64_t *slots; uint32_t slot_mask;    // hash table: upper half of the hash, piece + 1
+    int32_t *two;                       // the pieces of two bytes, by these: -1: none
+    uint8_t known[1 << 17];             // a bit for 20 bits of each piece's hash
+    bool alone[256];                    // SentencePiece: this byte is ASCII, and part of no longer piece
+    bool inner_blank;                   // SentencePiece: some piece has U+2581 after another character
+    ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
+    uint32_t *first_listed;
+    int32_t byte_ids[256];
+    uint8_t *class_of;                  // of every code point
+    Symbol *symbols; size_t symbols_capacity;
+    uint64_t *heap; size_t heap_n, heap_capacity;       // what may be merged: rank, place of the left symbol
+    Remembered *remembered;             // chunks seen before
+} Tokenizer;
+
+typedef struct { int32_t *ids; size_t n, capacity; } Ids;
+
+static void ids_add(Ids *v, int32_t id) {
+    v->ids = grow(v->ids, &v->capacity, v->n + 1, sizeof *v->ids);
+    v->ids[v->n++] = id;
+}
+
+static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why);     // of a model folder: 14.6
+
+static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length) {
+    uint32_t c;
+    *length = 1;
+    if ((unsigned char)*s < 0x80) return t->class_of[(int)*s];
+    *length = utf8_get(s, n, &c);
+    return c == INVALID ? CLASS_OTHER : t->class_of[c];
+}
+
+static bool at_blank(const char *s, size_t n) { return n >= 3 && !memcmp(s, BLANK, 3); }
+
+// Eight bytes at a time, the last eight overlapping: FNV-1a takes one, and half of the time of encoding.
+static uint64_t piece_hash(const char *s, size_t n) {
+    const unsigned char *u = (const unsigned char *)s;
+    uint64_t h = n * 0x9E3779B97F4A7C15u, w = 0;
+    uint32_t a, b;
+    for (size_t i = 0; i + 8 < n; i += 8) {
+        memcpy(&w, s + i, 8);
+        h = (h ^ w) * 0xD6E8FEB86659FD93u;
+        h ^= h >> 32;
+    }
+    if (n >= 8) memcpy(&w, s + n - 8, 8);
+    else if (n >= 4) memcpy(&a, s, 4), memcpy(&b, s + n - 4, 4), w = a | (uint64_t)b << 32;
+    else if (n) w = u[0] | (uint64_t)u[n/2] << 8 | (uint64_t)u[n-1] << 16;
+    h = (h ^ w) * 0xD6E8FEB86659FD93u;
+    return h ^ h >> 32;
+}
+
+// The piece of exactly these bytes, or -1. Most questions are about what is no piece: a bit says so without a look at
+// the slots (Chinese: from 9.7 to 12.2 MB/s), and pairs of bytes have a table of their own (from 8.9 to 9.7).
+static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
+    if (n == 2) return t->two[(unsigned char)s[0] << 8 | (unsigned char)s[1]];
+    uint64_t h = piece_hash(s, n), slot;
+    if (!(t->known[h >> 47] >> (h >> 44 & 7) & 1)) return -1;
+    for (uint32_t i = (uint32_t)h & t->slot_mask; (slot = t->slots[i]); i = (i + 1) & t->slot_mask) {
+        if ((slot ^ h) >> 32) continue;
+        const Piece *p = &t->pieces[(uint32_t)slot - 1];
+        if (p->n == n && !memcmp(p->text, s, n)) return (uint32_t)slot - 1;
+    }
+    return -1;
+}
+
+static int32_t special_id(const Tokenizer *t, const char *wanted) {     // -1: there is none of that name
+    for (uint32_t i = 0; i < t->n_specials; i++) if (!strcmp(t->specials[i].name, wanted)) return t->specials[i].id;
+    return -1;
+}
+
+static int32_t largest_id(const Tokenizer *t) {
+    int32_t largest = (int32_t)t->n_pieces - 1;
+    for (uint32_t i = 0; i < t->n_specials; i++) if (t->specials[i].id > largest) largest = t->specials[i].id;
+    return largest;
+}
+
+// ---- 7.3 Encoding ------------------------------------------------------------------------------------------------
+// Measured with tests/bench_tokenizers.py on one busy core of an AMD EPYC, in MB/s of English, code, Chinese: GLM-4's
+// vocabulary 65, 73, 12; ChatGLM3's 28, 20, 29.
+
+static void heap_push(Tokenizer *t, uint64_t merge) {
+    t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
+    size_t i = t->heap_n++;
+    for (; i > 0 && merge < t->heap[(i-1)/2]; i = (i-1)/2) t->heap[i] = t->heap[(i-1)/2];
+    t->heap[i] = merge;
+}
+
+static uint64_t heap_pop(Tokenizer *t) {
+    uint64_t top = t->heap[0], last = t->heap[--t->heap_n];
+    size_t i = 0;
+    for (size_t child; (child = 2*i + 1) < t->heap_n; i = child) {
+        if (child + 1 < t->heap_n && t->heap[child+1] < t->heap[child]) child++;
+        if (t->heap[child] >= last) break;
+        t->heap[i] = t->heap[child];
+    }
+    if (t->heap_n) t->heap[i] = last;
+    return top;
+}
+
+// The rank with which a piece is made of its first left_n bytes and the rest. Of a pair listed twice the last counts.
+static uint32_t pair_rank(const Tokenizer *t, int64_t piece, uint32_t left_n) {
+    if (!(t->flags & LISTED_MERGES)) return t->pieces[piece].rank;
+    for (uint32_t i = t->first_listed[piece+1]; i-- > t->first_listed[piece]; )
+        if (t->listed[i].left_n == left_n) return t->listed[i].rank;
+    return RANK_NEVER;
+}
+
+// Notes whether the symbol at `left` and the one after it may be merged: together they must be a piece.
+static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
+    Symbol *l = &t->symbols[left];
+    l->rank = RANK_NEVER;
+    if (l->next >= end) return;
+    int64_t piece = find_piece(t, s + left, t->symbols[l->next].next - left);
+    l->made = (int32_t)piece;
+    if (piece >= 0) l->rank = pair_rank(t, piece, l->next - left);
+}
+
+// Puts the merge at a symbol on the heap if it comes before those at both neighbours; else it has to wait for theirs,
+// which may undo it. So the first of all is on the heap, few others are, and a run of one letter takes linear time.
+static void enqueue(Tokenizer *t, uint32_t at, uint32_t end) {
+    if (at >= end) return;
+    const Symbol *l = &t->symbols[at];
+    if (l->rank == RANK_NEVER || (l->previous < end && t->symbols[l->previous].rank <= l->rank) ||
+        (l->next < end && t->symbols[l->next].rank < l->rank)) return;
+    heap_push(t, (uint64_t)l->rank << 32 | at);
+}
+
+// Merges the n bytes at s and adds the ids. A symbol stands at the place of its first byte.
+static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
+    if (n >= UINT32_MAX) fail("a text of %zu bytes is too long for one piece of work", n);
+    uint32_t end = (uint32_t)n, unused;
+    t->symbols = grow(t->symbols, &t->symbols_capacity, n, sizeof *t->symbols);
+    t->heap_n = 0;
+    for (uint32_t at = 0, previous = end, length; at < end; previous = at, at += length) {
+        length = t->kind == BYTE_BPE ? 1 : (uint32_t)utf8_get(s + at, n - at, &unused);
+        int64_t piece = t->kind == BYTE_BPE ? t->byte_ids[(unsigned char)s[at]] : find_piece(t, s + at, length);
+        t->symbols[at] = (Symbol){ previous, at + length, RANK_NEVER, (int32_t)piece, -1 };
+    }
+    for (uint32_t at = 0; at < end; at = t->symbols[at].next) propose(t, s, at, end);
+    for (uint32_t at = 0; at < end; at = t->symbols[at].next) enqueue(t, at, end);
+    while (t->heap_n) {
+        uint64_t merge = heap_pop(t);
+        uint32_t at = (uint32_t)merge;
+        Symbol *left = &t->symbols[at];
+        if (left->rank != merge >> 32) continue;        // out of date: one of the two has been merged since
+        Symbol *right = &t->symbols[left->next];
+        left->piece = left->made;
+        left->next = right->next;
+        right->rank = RANK_NEVER;
+        if (left->next < end) t->symbols[left->next].previous = at;
+        propose(t, s, at, end);
+        if (left->previous < end) {
+            propose(t, s, left->previous, end);
+            enqueue(t, left->previous, end);
+            enqueue(t, t->symbols[left->previous].previous, end);
+        }
+        enqueue(t, at, end);
+        enqueue(t, left->next, end);
+    }
+    for (uint32_t at = 0, next; at < end; at = next) {
+        next = t->symbols[at].next;
+        if (t->symbols[at].piece >= 0) ids_add(out, t->symbols[at].piece);
+        else for (uint32_t i = at; i < next; i++) ids_add(out, t->byte_ids[(unsigned char)s[i]]);
+    }
+}
+
+// The bytes of the run of at most `at_most` characters of one class that begins at s.
+static size_t class_run(const Tokenizer *t, const char *s, size_t n, int class, size_t at_most) {
+    size_t at = 0, length;
+    while (at < n && at_most-- && class_at(t, s + at, n - at, &length) == class) at += length;
+    return at;
+}
+
+static size_t newline_run(const char *s, size_t n) {
+    size_t at = 0;
+    while (at < n && (s[at] == '\r' || s[at] == '\n')) at++;
+    return at;
+}
+
+// 's 't 're 've 'm 'll 'd in either case. U+017F, the long s, is another case of s.
+static size_t contraction(const char *s, size_t n) {
+    static const char *const suffixes[] = { "s", "t", "re", "ve", "m", "ll", "d", "\xC5\xBF" };
+    for (size_t i = 0; *s == '\'' && i < COUNT(suffixes); i++) {
+        size_t length = strlen(suffixes[i]);
+        if (length < n && !strncasecmp(s + 1, suffixes[i], length)) return 1 + length;
+    }
+    return 0;
+}
+
+// GLM-4's split pattern; each alternative is tried in this order:
+//     (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,3} |  ?[^\s\p{L}\p{N}]+[\r\n]* |
+//     \s*[\r\n]+ | \s+(?!\S) | \s+
+// Returns the length of the first chunk of the n > 0 bytes at s.
+static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
+    size_t first, run, length = contraction(s, n), last_newline = 0;
+    if (length) return length;
+    int class = class_at(t, s, n, &first);
+    if (class == CLASS_LETTER) return class_run(t, s, n, CLASS_LETTER, n);
+    if (class == CLASS_NUMBER) return class_run(t, s, n, CLASS_NUMBER, 3);
+    if (!newline_run(s, 1) && (run = class_run(t, s + first, n - first, CLASS_LETTER, n))) return first + run;
+    size_t blank = *s == ' ';
+    if ((run = class_run(t, s + blank, n - blank, CLASS_OTHER, n)))
+        return blank + run + newline_run(s + blank + run, n - blank - run);
+    run = class_run(t, s, n, CLASS_SPACE, n);
+    for (size_t i = 0; i < run; i++) if (newline_run(s + i, 1)) last_newline = i + 1;
+    if (last_newline) return last_newline;
+    if (run == n || run == first) return run;
+    // leave the last space to what follows
+    for (length = run - 1; ((unsigned char)s[length] & 0xC0) == 0x80; ) length--;
+    return length;
+}
+
+// The ids of a chunk, as they were before if it was seen lately: words come again and again. (GLM-4: English from 44 to
+// 65 MB/s, Chinese from 11 to 12; ChatGLM3: English from 15 to 28.)
+static void encode_remembered(Tokenizer *t, const char *s, size_t n, Ids *out) {
+    Remembered *r = &t->remembered[piece_hash(s, n) % REMEMBERED];
+    size_t first = out->n;
+    if (n <= sizeof r->text && r->n == n && !memcmp(r->text, s, n)) {
+        for (int i = 0; i < r->n_ids; i++) ids_add(out, r->ids[i]);
+        return;
+    }
+    int64_t whole = t->flags & WHOLE_CHUNKS ? find_piece(t, s, n) : -1;
+    if (whole >= 0) ids_add(out, (int32_t)whole);
+    else encode_chunk(t, s, n, out);
+    size_t n_ids = out->n - first;
+    if (n > sizeof r->text || n_ids > COUNT(r->ids)) return;
+    r->n = (uint8_t)n, r->n_ids = (uint8_t)n_ids;
+    memcpy(r->text, s, n);
+    memcpy(r->ids, out->ids + first, n_ids * sizeof *r->ids);
+}
+
+// The part of SentencePiece's text s that no merge leaves: it ends before a blank that no piece has inside, and before
+// and after a character that no longer piece holds, such as a line break. (English: from 0.5 to 15 MB/s.)
+static size_t next_word(const Tokenizer *t, const char *s, size_t n) {
+    size_t at = 0;
+    if (t->alone[(unsigned char)*s]) return 1;
+    while (at_blank(s + at, n - at)) at += 3;
+    while (at < n && !t->alone[(unsigned char)s[at]] && (t->inner_blank || !at_blank(s + at, n - at))) at++;
+    return at;
+}
+
+// Adds the ids of a text. No special token is added and no text becomes one; SentencePiece's own blank goes in front.
+static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
+    bool words = t->kind == SENTENCEPIECE;
+    Text escaped = {0};
+    if (words && n) {
+        text_add(&escaped, BLANK, 3);
+        for (size_t i = 0; i < n; i++) text_add(&escaped, s[i] == ' ' ? BLANK : s + i, s[i] == ' ' ? 3 : 1);
+        s = escaped.s, n = escaped.n;
+    }
+    for (size_t at = 0, length; at < n; at += length) {
+        length = words ? next_word(t, s + at, n - at) : next_chunk(t, s + at, n - at);
+        encode_remembered(t, s + at, length, out);
+    }
+    free(escaped.s);
+}
+
+// ---- 7.4 Decoding ------------------------------------------------------------------------------------------------
+
+// Adds the text of one id; a special token gives its name.
+static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
+    for (uint32_t i = 0; i < t->n_specials; i++)
+        if (t->specials[i].id == id) { text_print(out, "%s", t->specials[i].name); return; }
+    if (id < 0 || (uint32_t)id >= t->n_pieces) return;
+    const Piece *p = &t->pieces[id];
+    bool in_words = t->kind == SENTENCEPIECE && p->rank < RANK_BYTE;
+    for (uint32_t i = 0; i < p->n; i++) {
+        bool blank = in_words && at_blank(p->text + i, p->n - i);
+        text_add(out, blank ? " " : p->text + i, 1);
+        if (blank) i += 2;
+    }
+}
+
+static bool is_special(const Tokenizer *t, int32_t id) {
+    for (uint32_t i = 0; i < t->n_specials; i++) if (t->specials[i].id == id) return true;
+    return false;
+}
+
+// The text of n ids. SentencePiece's blank in front of a text is its own addition and is taken off, after each special
+// token too, where a text of its own begins.
+static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
+    Text out = {0};
+    text_add(&out, "", 0);
+    for (size_t i = 0; i < n; i++) {
+        size_t at = out.n;
+        decode_one(t, ids[i], &out);
+        bool begins = t->kind == SENTENCEPIECE && (i == 0 || is_special(t, ids[i-1]));
+        if (!begins || at == out.n || out.s[at] != ' ') continue;
+        memmove(out.s + at, out.s + at + 1, out.n - at);        // the NUL moves too
+        out.n--;
+    }
+    return out;
+}
+
+// ---- 7.5 Chat layouts --------------------------------------------------------------------------------------------
 
 enum { SYSTEM, USER, ASSISTANT, OBSERVATION, ROLES };
 static const char *const role_names[ROLES] = { "system", "user", "assistant", "observation" };
@@ -5057,7 +3581,7 @@ static bool is_stop(const ChatFormat *f, int32_t id) {
     return false;
 }
 
-// ---- 10.2 From a conversation to ids and labels ------------------------------------------------------------------
+// ---- 7.6 From a conversation to ids and labels -------------------------------------------------------------------
 // Each token comes with a flag, `teaches`: whether the one after it shall be learned. All tokens of an assistant's turn
 // have it, the role token included, so the targets are everything after the role token and the token that ends the
 // turn: the next role token, or the layout's end. That is how a model learns to stop.
@@ -5163,7 +3687,15 @@ static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t
     return row;
 }
 
-// ---- 10.3 Samples ------------------------------------------------------------------------------------------------
+// ================================================================================================================
+//  8  Data
+// ================================================================================================================
+// A conversation becomes one row of token ids in the layout that the model was pretrained on, and labels that say
+// which of them it shall learn to produce. Training, evaluation and chat all use the encoder below, so that what is
+// learned is what is asked for later. Role tokens go in by id; what stands in a message is always plain text.
+
+// ---- 8.1 Samples -------------------------------------------------------------------------------------------------
+
 // number: its place in the file, from 1; prompt_n: ids before the last answer, its role token included; 0: it has none
 typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; } Sample;
 
@@ -5508,7 +4040,7 @@ static const char *data_file(const char *data, const char *part) {
     return exists(json) ? json : exists(jsonl) ? jsonl : NULL;
 }
 
-// ---- 10.4 What was read ------------------------------------------------------------------------------------------
+// ---- 8.2 What was read -------------------------------------------------------------------------------------------
 
 // Which labels the official script sets, in words; NULL: the mask is ours.
 static const char *mask_words(const Options *o, const ChatFormat *f) {
@@ -5573,7 +4105,7 @@ static void print_summary(const Dataset *set, size_t held_out, const ChatFormat 
     fprintf(stderr, "\n");
 }
 
-// ---- 10.5 Splits and batches -------------------------------------------------------------------------------------
+// ---- 8.3 Splits and batches --------------------------------------------------------------------------------------
 
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -5669,11 +4201,13 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
 }
 
 // ================================================================================================================
-// 11  Generation
+//  9  Generation and scores
 // ================================================================================================================
 // A token at a time: the keys and values of all tokens so far are kept, so each new one costs one row of every product.
-// The run of section 8 does it, with rows of keys and values for the whole of one or several conversations and
+// The run of section 4 does it, with rows of keys and values for the whole of one or several conversations and
 // activations for a few tokens.
+
+// ---- 9.1 Answers -------------------------------------------------------------------------------------------------
 
 enum { PREFILL = 256 };             // tokens of a prompt that go through the model at once
 
@@ -5828,15 +4362,1211 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
     free(asked), free(ids);
 }
 
+// ---- 9.2 Scores of answers ---------------------------------------------------------------------------------------
+// All are means over the answers, from 0 to 100, on characters (no words are cut), without blanks at both ends.
+// ROUGE (Lin 2004) as the Python package rouge_chinese has it: over distinct characters or pairs, and blanks are none.
+// BLEU (Papineni et al. 2002) as NLTK's sentence_bleu with smoothing method 3, inner blanks too. Both: 0 for no answer.
+
+typedef enum { ROUGE_1, ROUGE_2, ROUGE_L, BLEU_4, ACCURACY, STOP_RATE, REPETITION_RATE, METRICS } Metric;
+static const struct { const char *name, *meaning; } metrics[METRICS] = {
+    { "rouge-1", "F1 of the distinct characters that answer and reference share" },
+    { "rouge-2", "the same of pairs of characters" },
+    { "rouge-l", "F1 of their longest common subsequence of characters" },
+    { "bleu-4", "runs of 1 to 4 characters that the reference has too, times a penalty for short answers" },
+    { "accuracy", "% of answers that are the reference to the letter" },
+    { "stop_rate", "% of answers that ended in a stop token, not at max_new_tokens" },
+    { "repetition_rate", "% of answers that end in a loop: up to 20 characters, 4 times or more, 20 or more in all" },
+};
+typedef struct { double sum[METRICS]; size_t n; } Scores;
+
+typedef struct { uint32_t *at; size_t n; } Characters;
+typedef struct { uint32_t c[4]; } Gram;         // a run of 1 to 4 characters, zeros behind
+
+// The characters of a text without the blanks at its ends, or without any.
+static Characters characters_of(const char *s, size_t n, bool any_blanks) {
+    Characters t = { take(n, sizeof *t.at), 0 };
+    for (size_t at = 0, end = 0; at < n; ) {
+        uint32_t c;
+        at += utf8_get(s + at, n - at, &c);
+        if (!is_space_character(c)) t.at[end] = c, t.n = ++end;
+        else if (any_blanks && end) t.at[end++] = c;
+    }
+    return t;
+}
+
+static int by_gram(const void *a, const void *b) { return memcmp(a, b, sizeof(Gram)); }
+
+static Gram *sorted_grams(Characters t, size_t order, size_t *n) {
+    *n = t.n < order ? 0 : t.n - order + 1;
+    Gram *grams = take(*n, sizeof *grams);
+    for (size_t i = 0; i < *n; i++) memcpy(grams[i].c, t.at + i, order * sizeof *t.at);
+    qsort(grams, *n, sizeof *grams, by_gram);
+    return grams;
+}
+
+// Of runs of `order` characters: how many a has, distinct ones in a and b, distinct ones in both, and those of a that
+// find a partner in b.
+typedef struct { size_t n, distinct_a, distinct_b, distinct_both, matched; } Overlap;
+
+static Overlap overlap(Characters a, Characters b, size_t order) {
+    size_t n_a, n_b;
+    Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
+    Overlap o = { .n = n_a };
+    for (size_t i = 0, j = 0; i < n_a || j < n_b; ) {
+        const Gram *least = i == n_a || (j < n_b && by_gram(in_b + j, in_a + i) < 0) ? in_b + j : in_a + i;
+        size_t of_a = 0, of_b = 0;
+        while (i < n_a && !by_gram(in_a + i, least)) i++, of_a++;
+        while (j < n_b && !by_gram(in_b + j, least)) j++, of_b++;
+        o.distinct_a += of_a > 0, o.distinct_b += of_b > 0, o.distinct_both += of_a && of_b;
+        o.matched += min_size(of_a, of_b);
+    }
+    free(in_a), free(in_b);
+    return o;
+}
+
+static double f1(size_t both, size_t a, size_t b) {
+    double precision = a ? (double)both / (double)a : 0, recall = b ? (double)both / (double)b : 0;
+    return 2 * precision * recall / (precision + recall + 1e-8);
+}
+
+static double rouge_n(Characters answer, Characters reference, size_t order) {
+    Overlap o = overlap(answer, reference, order);
+    return f1(o.distinct_both, o.distinct_a, o.distinct_b);
+}
+
+static double rouge_l(Characters a, Characters b) {
+    size_t *row = take(b.n + 1, sizeof *row);   // row[j]: of the first i characters of a and the first j of b
+    for (size_t i = 0; i < a.n; i++)
+        for (size_t j = 0, diagonal = 0; j < b.n; j++) {
+            size_t above = row[j+1];
+            row[j+1] = a.at[i] == b.at[j] ? diagonal + 1 : max_size(above, row[j]);
+            diagonal = above;
+        }
+    size_t longest = row[b.n];
+    free(row);
+    return f1(longest, a.n, b.n);
+}
+
+static double bleu_4(Characters answer, Characters reference) {
+    double sum = 0, halved = 1;
+    for (size_t order = 1; order <= 4; order++) {
+        Overlap o = overlap(answer, reference, order);
+        if (!o.matched && order == 1) return 0;
+        if (!o.matched) halved /= 2;
+        sum += log((o.matched ? (double)o.matched : halved) / (double)max_size(o.n, 1)) / 4;
+    }
+    double shortness = (double)reference.n / (double)answer.n;
+    return exp(sum + (answer.n > reference.n ? 0 : 1 - shortness));
+}
+
+static bool loops(Characters t) {
+    for (size_t period = 1; period <= 20 && period < t.n; period++) {
+        size_t n = period;
+        while (n < t.n && t.at[t.n-1-n] == t.at[t.n-1-n+period]) n++;
+        if (n >= 4 * period && n >= 20) return true;
+    }
+    return false;
+}
+
+static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
+    Characters a = characters_of(answer.s, answer.n, true), r = characters_of(reference.s, reference.n, true);
+    Characters a_dense = characters_of(answer.s, answer.n, false);
+    Characters r_dense = characters_of(reference.s, reference.n, false);
+    double of_this[METRICS] = {
+        rouge_n(a_dense, r_dense, 1), rouge_n(a_dense, r_dense, 2), rouge_l(a_dense, r_dense), bleu_4(a, r),
+        a.n == r.n && !memcmp(a.at, r.at, a.n * sizeof *a.at), stopped, loops(a) };
+    for (size_t i = 0; i < METRICS; i++) s->sum[i] += 100 * of_this[i];
+    s->n++;
+    free(a.at), free(r.at), free(a_dense.at), free(r_dense.at);
+}
+
+// ---- 9.3 Answers to a data set -----------------------------------------------------------------------------------
+
+// Text of n ids for people and JSON, without the blanks in front, which are the layout's: bytes that are no UTF-8 (a
+// character cut in the middle) become U+FFFD.
+static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
+    Text text = decode(t, ids, n), out = {0};
+    text_add(&out, "", 0);
+    for (size_t at = 0, length; at < text.n; at += length) {
+        uint32_t c;
+        length = utf8_get(text.s + at, text.n - at, &c);
+        if (c == INVALID) text_print(&out, "\xEF\xBF\xBD");
+        else if (out.n || !is_space_character(c)) text_add(&out, text.s + at, length);
+    }
+    free(text.s);
+    return out;
+}
+
+// Scores one answer; writes it to `out`, and the first one of all to *example.
+static void score_answer(Scores *scores, const Question *q, const ChatFormat *f, FILE *out, const char **example) {
+    const Sample *s = q->sample;
+    size_t end = s->prompt_n;
+    while (end < s->n && !is_stop(f, s->ids[end])) end++;       // of the answer that is known
+    Text texts[] = { readable(f->tokenizer, s->ids, s->prompt_n),
+                     readable(f->tokenizer, s->ids + s->prompt_n, end - s->prompt_n),
+                     readable(f->tokenizer, q->answer.ids, q->answer.n) };
+    static const char *const names[] = { "prompt", "reference", "answer" };
+    Text line = {0}, shown = {0};
+    add_scores(scores, texts[2], texts[1], q->stopped);
+    text_print(&line, "{\"sample\": %zu", s->number);
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        text_print(&line, ", \"%s\": ", names[i]);
+        text_json(&line, texts[i].s, texts[i].n);
+        text_print(&shown, "%s%-10s %s", i ? "\n" : "", names[i], texts[i].s);
+        free(texts[i].s);
+    }
+    text_print(&line, ", \"stopped\": %s}\n", q->stopped ? "true" : "false");
+    if (out) fwrite(line.s, 1, line.n, out);
+    if (*example) free(shown.s);
+    else *example = shown.s;
+    free(line.s);
+}
+
+// A generator for the answers to a data set.
+static Generator make_answerer(Model *m, const Method *method, const Dataset *set, const Options *o) {
+    size_t prompt = 0, n = min_size((size_t)o->per_device_eval_batch_size, set->n);
+    for (size_t i = 0; i < set->n; i++) prompt = max_size(prompt, set->samples[i].prompt_n);
+    size_t longest = max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, positions_left(m)));
+    Run r = generator_run(m, method, longest, n);
+    fprintf(stderr, "memory: %s to generate %zu answers together\n", size_text(bytes_of(&r)), n);
+    need_memory(bytes_of(&r), "--per_device_eval_batch_size or --max_new_tokens");
+    free(r.layers);
+    return make_generator(m, method, longest, n);
+}
+
+// Answers every sample that has a prompt, which never holds the answer, and scores what comes.
+static Scores score_answers(Generator *g, const ChatFormat *f, const Options *o, const Dataset *set, FILE *out,
+                            const char **example) {
+    Scores scores = {0};
+    Question *q = take(g->n_sequences, sizeof *q);
+    g->n_answers = 0;
+    for (size_t i = 0, n; i < set->n; ) {
+        for (n = 0; i < set->n && n < g->n_sequences; i++)
+            if (set->samples[i].prompt_n) q[n++] = (Question){ .sample = &set->samples[i] };
+        answer_together(g, f, o, q, n);
+        for (size_t k = 0; k < n; k++) score_answer(&scores, &q[k], f, out, example), free(q[k].answer.ids);
+        progress(false, "answers to %zu of %zu samples", i, set->n);
+    }
+    free(q);
+    return scores;
+}
+
+static double mean_score(const Scores *s, Metric m) { return s->n ? s->sum[m] / (double)s->n : 0; }
+
+static void print_scores(FILE *out, const Scores *s) {
+    for (Metric k = 0; k < METRICS; k++)
+        fprintf(out, "%-16s %10.4f  %s\n", metrics[k].name, mean_score(s, k), metrics[k].meaning);
+}
+
+static char *score_line(const Scores *s) {
+    Text t = {0};
+    for (Metric k = 0; k < METRICS; k++) text_print(&t, "%s%s %.2f", k ? ", " : "", metrics[k].name, mean_score(s, k));
+    return t.s;
+}
+
 // ================================================================================================================
-// 12  Files of a run
+// 10  Training
+// ================================================================================================================
+// The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
+// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
+// --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
+// Whatever is not finite stops the run at once. Before the loop stand the memory plan, scores and evaluation, behind it
+// what looks at a model or a run from outside: dump, gradient check, comparison, bench.
+
+// Of sections 11, 15 and 16.
+
+// A model as the command line names it: a model folder, or an adapter folder with its base.
+typedef struct { Model *model; const Method *method; const char *folder, *adapter; } Opened;    // folder: the base's
+
+static Opened open_model(const char *path, Options *o);     // a model folder, or an adapter with its base
+// sets a method up, and gives what it trains its memory
+static void start_method(const Opened *m, uint64_t seed, bool trains);
+static void read_adapter_tensors(const char *folder, Model *m, const Method *method);
+// warns where an adapter was made of another base
+static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o);
+static const char *fingerprint_of(const Model *m, const ChatFormat *f);     // of base, tokenizer and layout
+static StoredTensor stored_as(const Tensor *t, Dtype dtype);     // what a tensor is called and how it lies in a file
+// a tensor file of arrays in model memory
+static void write_reals(const char *path, const StoredTensor *s, size_t n, const char *metadata);
+static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base);
+static void draw_losses(const char *folder);                // loss.svg, of a log
+static const char *settings_of(const Options *o);           // all settings of a run as "name=value" lines
+// and the way back, for what was not given
+static void restore_settings(Options *o, const char *lines, const char *folder);
+
+// The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
+// being written, as soon as that notices and has removed it.
+static volatile sig_atomic_t stop_signals;
+
+// ---- 10.1 One step -----------------------------------------------------------------------------------------------
+
+static uint64_t key_of_step(const Options *o, int64_t step) {
+    return rng_key(rng_key((uint64_t)o->seed, KEY_STEP), (uint64_t)step);
+}
+
+// Gradients of the mean loss over all targets of the chosen samples, computed in batches; returns that loss.
+static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size,
+                         const Options *o, int64_t step) {
+    size_t targets = 0;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
+    zero_gradients(r->model);
+    for (size_t i = 0; i < n; i += batch_size) {
+        Batch b = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
+        b.samples = chosen + i;
+        sum += forward_backward(r, &b, targets, o->label_smoothing_factor, true);
+        free_batch(&b);
+    }
+    return sum / (double)targets;
+}
+
+// The place of the first number of a tensor, or of it in its file, that is not finite; t->n when all are finite.
+static size_t bad_number(const Tensor *t, bool in_file) {
+    enum { CHUNK = 1 << 16 };
+    Dtype dtype = in_file ? t->file_dtype : t->dtype;
+    const char *data = in_file ? memory_mapped(t->file_data, t->n * dtype_size(dtype)) : t->data;
+    real *numbers = device_take(CHUNK, sizeof *numbers, "a check");
+    size_t at = 0;
+    while (at < t->n) {
+        size_t n = min_size(CHUNK, t->n - at);
+        widen(numbers, data + at * dtype_size(dtype), dtype, n);
+        size_t good = first_not_finite(numbers, n);
+        at += good;
+        if (good < n) break;
+    }
+    memory_give(numbers);
+    return at;
+}
+
+static void refuse_bad(const Tensor *t, bool in_file, const char *head, const char *why) {
+    size_t bad = bad_number(t, in_file);
+    if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad, why);
+}
+
+// Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
+__attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen,
+                                                      size_t n, int64_t step, double loss, double norm) {
+    Text samples = {0};
+    for (size_t i = 0; i < n; i++)
+        text_print(&samples, "%s%zu", i ? ", " : "with samples ", set->samples[chosen[i]].number);
+    const char *head = name("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
+                            n ? samples.s : "in validation");
+    for (size_t i = 0; i < m->n_tensors; i++)
+        refuse_bad(m->tensors[i], true, head, "its file is damaged, download it again");
+    for (size_t i = 0; i < m->n_trained; i++)
+        refuse_bad(m->trained[i], false, head,
+                   step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged");
+    for (size_t i = 0; i < m->n_trained; i++)
+        if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
+            fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head,
+                 m->trained[i]->name);
+    fail("%s: the loss is not finite; lower --learning_rate", head);
+}
+
+// The mean loss over the targets of a data set, without dropout or smoothing.
+static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
+    double sum = 0;
+    for (size_t i = 0; i < set->n; i += batch_size) {
+        Batch b = make_batch(set, NULL, min_size(batch_size, set->n - i), 0, i);
+        sum += forward_loss(r, &b);
+        free_batch(&b);
+    }
+    return sum / (double)set->n_targets;
+}
+
+// ---- 10.2 State, data and log of a run ---------------------------------------------------------------------------
+
+// What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
+// so that one loop writes and reads them; whole numbers stay exact up to 2^53.
+// best_metric: the validation loss of best_step, the best checkpoint, or before training (best_step 0), then base_loss
+// too; lowest: of all validations; worse_since: those in a row that were no better; first_loss: of a few samples before
+// training; last_loss, train_loss: the means of training up to the last line of the log and to the last validation.
+// Sums of losses are over the steps since then.
+static const char *const state_names[] = {
+    "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss", "eval_loss", "last_loss", "base_loss",
+    "saved_step", "line_sum", "line_steps", "eval_sum", "eval_steps", "train_loss",
+    "lowest" };
+typedef union {
+    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss, base_loss,
+                    saved_step, line_sum, line_steps, eval_sum, eval_steps, train_loss,
+                    lowest; };
+    double numbers[COUNT(state_names)];     // the same, in the order of their names
+} RunState;
+_Static_assert(sizeof(RunState) == COUNT(state_names) * sizeof(double), "each number of a run has a name");
+
+typedef struct { size_t *places; uint64_t epoch; } Order;
+
+typedef struct {
+    Opened base;
+    const Options *o;
+    const char *from;                   // the checkpoint that it goes on from; NULL: it begins
+    bool saved_whole;                   // the last one written holds the optimizer's state
+    Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
+    Order order, old_order;             // of the new ones and of those to replay
+    Run run;
+    RunState state;
+    ChatFormat format;
+    Generator answers;              // with predict_with_generate
+    Scores scores;                  // of the last validation
+    double mean_norm, first_tokens; // running mean of the gradient norm; tokens seen before this run went on
+    FILE *log;
+    const char *log_path;
+    Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
+    int64_t steps, steps_per_epoch, first_step, saves_after;        // saves_after: see worth_steps
+    size_t batch_size, samples_per_step, n_new;
+    double replay_ratio, tokens_logged, began, logged_at, draw_at, took, validating;
+} Trainer;
+
+// Time and disk that a run will take (15.2).
+
+static const char *time_text(double s);                     // "2 h 5 min"
+static char *time_plan(Trainer *t);                         // prints how long it will be
+static size_t disk_left(const char *folder);                // bytes free where a folder stands; 0: unknown
+static char *disk_plan(const Trainer *t);     // prints what checkpoints will take, and refuses a disk that is too small
+
+// The order of n samples in an epoch, which is kept until another epoch is asked for.
+static const size_t *order_of(Order *o, size_t n, uint64_t seed, uint64_t epoch) {
+    if (!o->places || o->epoch != epoch) free(o->places), *o = (Order){ epoch_order(n, seed, epoch), epoch };
+    return o->places;
+}
+
+// Puts the samples of --replay FILE:RATIO behind the new ones.
+static void read_replay(Trainer *t, const char *replay) {
+    const char *colon = replay ? strrchr(replay, ':') : NULL;
+    char *end = NULL;
+    t->n_new = t->train.n;
+    if (!replay) return;
+    t->replay_ratio = colon ? strtod(colon + 1, &end) : 0;
+    if (!colon || end == colon + 1 || *end || !(t->replay_ratio > 0 && t->replay_ratio <= 1000))
+        fail_usage("--replay wants FILE:RATIO with a ratio above 0, up to 1000, not '%s'", replay);
+    Dataset old = read_data_file(name("%.*s", (int)(colon - replay), replay), &t->format, t->o,
+                                 t->base.model->config.vocab_size, true);
+    for (size_t i = 0; i < old.n; i++) dataset_add(&t->train, old.samples[i]);
+    fprintf(stderr, "replay: %zu samples, %g for each new one, added to the steps and their loss\n", old.n,
+            t->replay_ratio);
+    free(old.samples);
+}
+
+// The samples of a step: the next of the epoch's order, and the old ones whose turn it is. Old sample number j of the
+// whole run is the one that epoch j / n of their own order has at place j % n: no step need remember earlier ones.
+static size_t choose_samples(Trainer *t, int64_t step, size_t *chosen) {
+    uint64_t seed = (uint64_t)t->o->seed, epoch = (uint64_t)(step / t->steps_per_epoch);
+    size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
+    size_t n = min_size(t->samples_per_step, t->n_new - at);
+    size_t seen = (size_t)epoch * t->n_new + at, n_old = t->train.n - t->n_new;
+    memcpy(chosen, order_of(&t->order, t->n_new, seed, epoch) + at, n * sizeof *chosen);
+    size_t first = (size_t)(t->replay_ratio * (double)seen), end = (size_t)(t->replay_ratio * (double)(seen + n));
+    for (size_t j = first; j < end; j++)
+        chosen[n++] = t->n_new + order_of(&t->old_order, n_old, rng_key(seed, KEY_REPLAY), j / n_old)[j % n_old];
+    return n;
+}
+
+// The file of training samples that DATA is, or holds.
+static const char *training_file(const char *data) {
+    const char *file = is_folder(data) ? data_file(data, "train") : data;
+    if (!file) fail("%s: holds neither train.json nor train.jsonl", data);
+    if (!exists(file)) fail("%s: there is no such file", file);
+    return file;
+}
+
+// The file of validation samples; NULL: there is none.
+static const char *validation_file(const char *data, const Options *o) {
+    return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
+}
+
+// What nobody set, by the number of samples n, unless a yaml says how the official scripts have it. A dozen samples and
+// more hold out a twentieth, five at least where there are 25, 500 at most.
+static void choose_split(Options *o, const Dataset *set) {
+    size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
+    if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
+}
+
+// The rate of a method for n samples. It falls with the width, through the published ones at 4096, and few samples take
+// less of it (but for a prefix, which must move by its own width): what they have is learned soon, and what large steps
+// break is not in them.
+static double default_rate(const Method *m, size_t hidden, size_t n) {
+    double few = m->prefix_forward ? 1 : fmin(1, fmax(35, (double)n) / 100);
+    return m->learning_rate * pow(4096 / (double)hidden, m->narrower > 0 ? m->narrower : 0.5) * few;
+}
+
+enum { BATCH_TOKENS = 1024 };       // from about so many on products reach their full speed
+
+// A step has 4 samples, in batches of BATCH_TOKENS at most. There are 3 epochs, and for few samples as many more as
+// make 1400 steps, 60 at most, which end once validation says that they are learned, or gets no better. Measured on
+// models of width 128, 256 and 512: README, "What a run gets".
+static void choose_defaults(Options *o, const Method *method, const Config *c, const Dataset *train, bool validates) {
+    enum { STEP_SAMPLES = 4, ENOUGH_STEPS = 1400, LEAST_EPOCHS = 3, MOST_EPOCHS = 60 };
+    if (!(o->learning_rate >= 0)) o->learning_rate = default_rate(method, c->hidden_size, train->n);
+    if (o->yaml) return;
+    int64_t *batch = &o->per_device_train_batch_size, *batches = &o->gradient_accumulation_steps;
+    if (!GIVEN(o, per_device_train_batch_size) && !GIVEN(o, gradient_accumulation_steps))
+        while (*batch < STEP_SAMPLES && 2 * (size_t)*batch * train->longest <= BATCH_TOKENS) *batch *= 2;
+    if (!GIVEN(o, gradient_accumulation_steps)) *batches = *batch < STEP_SAMPLES ? STEP_SAMPLES / *batch : 1;
+    double steps_per_epoch = ceil((double)train->n / (double)(*batch * *batches));
+    double epochs = fmin(fmax(ceil(ENOUGH_STEPS / steps_per_epoch), LEAST_EPOCHS), MOST_EPOCHS);
+    bool undecided = !GIVEN(o, num_train_epochs) && !GIVEN(o, max_steps);
+    if (undecided) o->num_train_epochs = epochs;
+    bool stops = undecided && validates && epochs > LEAST_EPOCHS && !GIVEN(o, early_stopping_patience);
+    if (stops) o->early_stopping_patience = (int64_t)ceil(fmax(3, epochs / 6));
+    if (stops && !o->replay && !GIVEN(o, early_stopping_loss)) o->early_stopping_loss = 0.03;
+    if (!GIVEN(o, early_stopping_threshold)) o->early_stopping_threshold = 0.01;
+    if (!GIVEN(o, load_best_model_at_end)) o->load_best_model_at_end = validates;
+    if (!GIVEN(o, save_total_limit)) o->save_total_limit = 2;
+}
+
+static void read_data(Trainer *t, const char *data, Options *o) {
+    const ChatFormat *f = &t->format;
+    size_t V = t->base.model->config.vocab_size;
+    const char *dev = validation_file(data, o);
+    t->train = read_data_file(training_file(data), f, o, V, true);
+    if (dev) t->validation = read_data_file(dev, f, o, V, true);
+    else choose_split(o, &t->train), t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
+    choose_defaults(o, t->base.method, &t->base.model->config, &t->train, t->validation.n > 0);
+    print_summary(&t->train, t->validation.n, f);
+    print_findings(stderr, &t->train);
+    if (o->probe) t->probe = read_data_file(o->probe, f, o, V, true);
+    read_replay(t, o->replay);
+}
+
+// Bytes of a checkpoint: what trains and its moments, and a little text.
+static size_t checkpoint_bytes(const Model *m) {
+    return times(count_parameters(m->trained, m->n_trained), sizeof(real) * (1 + m->n_moments)) + (1 << 18);
+}
+
+// Steps that take ten times as long as writing a checkpoint, counted so that it depends on nothing but the model and
+// the data: two cores compute some 500 operations while a disk writes a byte, and a step has 4 for each weight and
+// token (forward, and backward for x).
+static int64_t worth_steps(const Trainer *t) {
+    const Model *m = t->base.model;
+    double tokens = (double)t->train.n_tokens / (double)t->train.n * (double)t->samples_per_step;
+    double operations = 4 * tokens * (double)count_parameters(m->tensors, m->n_tensors);
+    return (int64_t)ceil(10 * 500 * (double)checkpoint_bytes(m) / operations);
+}
+
+static void plan_steps(Trainer *t, Options *o) {
+    t->batch_size = (size_t)o->per_device_train_batch_size;
+    t->samples_per_step = t->batch_size * (size_t)o->gradient_accumulation_steps;
+    t->steps_per_epoch = (int64_t)((t->n_new + t->samples_per_step - 1) / t->samples_per_step);
+    t->steps = o->max_steps > 0 ? o->max_steps : (int64_t)ceil(o->num_train_epochs * (double)t->steps_per_epoch);
+    if (t->steps < 1) t->steps = 1;
+    t->saves_after = worth_steps(t);
+    if (!o->logging_steps) o->logging_steps = t->steps_per_epoch;
+    if (!o->yaml && !GIVEN(o, save_steps))
+        o->save_steps = t->saves_after > t->steps / 10 ? t->saves_after : (t->steps + 9) / 10;
+    if (!o->save_steps) o->save_steps = t->steps_per_epoch;
+    if (warmup_of(o, t->steps) >= t->steps)
+        fprintf(stderr, "warning: all %lld steps are warm-up, and the first has rate 0\n", (long long)t->steps);
+}
+
+static int64_t eval_every(const Trainer *t) { return t->o->eval_steps > 0 ? t->o->eval_steps : t->steps_per_epoch; }
+
+// The loss that is shown and logged is the mean over the steps since the last line.
+static void log_step(Trainer *t, int64_t step, double loss, double lr, double norm) {
+    RunState *s = &t->state;
+    double now = seconds(), speed = (s->tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
+    bool due = (step + 1) % t->o->logging_steps == 0 || step + 1 == t->steps;
+    s->eval_sum += loss, s->eval_steps++, s->line_sum += loss, s->line_steps++;
+    double mean = s->line_sum / s->line_steps;
+    progress(due, "step %lld/%lld  loss %.4f  lr %.2g  norm %.2g  %.0f tokens/s  %s left", (long long)step + 1,
+             (long long)t->steps, mean, lr, norm, speed,
+             time_text((now - t->began) / (double)(step + 1 - t->first_step) * (double)(t->steps - step - 1)));
+    if (!due) return;
+    fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %.0f, "
+            "\"tokens_per_s\": %.9g}\n", (long long)step + 1, mean, lr, norm, s->tokens, speed);
+    if (fflush(t->log)) fail_writing(t->log_path);
+    s->last_loss = mean, s->line_sum = s->line_steps = 0;
+    t->tokens_logged = s->tokens;
+    t->logged_at = now;
+}
+
+// At step 0, so that a broken start shows at once: what guessing costs, and what the model gives on a few samples. That
+// is the base's loss, unless training goes on with an adapter; a new prefix changes it a little.
+static void print_start(Trainer *t) {
+    Dataset few = { .samples = t->train.samples, .n = min_size(t->n_new, t->samples_per_step) };
+    for (size_t i = 0; i < few.n; i++) few.n_targets += few.samples[i].n_targets;
+    t->state.first_loss = evaluate(&t->run, &few, t->batch_size);
+    fprintf(stderr, "step 0: ln(vocabulary) %.4f; the model before training has loss %.4f on the first %zu training "
+            "samples\n", log((double)t->base.model->config.vocab_size), t->state.first_loss, few.n);
+}
+
+// Whether validation has not got better for as long as the user is willing to wait.
+static bool waited_enough(const Trainer *t) {
+    int64_t patience = t->o->early_stopping_patience;
+    return patience && t->state.worse_since >= (double)patience;
+}
+
+// That, or whether validation is as good as it need be, and training too, for a few samples may be right by chance.
+static bool is_enough(const Trainer *t) {
+    const RunState *s = &t->state;
+    bool learned = s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= t->o->early_stopping_loss;
+    return learned || waited_enough(t);
+}
+
+// What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower;
+// for patience, by more than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too
+// as long as it is below that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be
+// that of n losses that spread as wide as their mean: so few samples tell no more. Before step 1 stands the first
+// candidate, the base. What comes too soon after the last checkpoint to be worth another is none, so the best is always
+// on the disk.
+static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char **words) {
+    RunState *s = &t->state;
+    double margin = t->o->early_stopping_threshold, enough = t->o->early_stopping_loss;
+    double as_good = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
+    bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - margin;
+    bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= as_good && loss < s->base_loss);
+    s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
+    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || waited_enough(t);
+    *words = !step ? "" : candidate && due ? "; the best so far"
+           : candidate ? "; as good, not saved: the last save is too near"
+           : s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "";
+    if (candidate && due) s->best_step = (double)step, s->best_metric = loss;
+    if (!step) s->base_loss = loss;
+    s->lowest = first ? loss : fmin(s->lowest, loss);
+    return candidate && due;
+}
+
+// Validates, logs, and returns whether a checkpoint is to be written because this is the best step so far.
+static bool log_evaluation(Trainer *t, int64_t step) {
+    RunState *s = &t->state;
+    double start = seconds(), loss = s->eval_loss = evaluate(&t->run, &t->validation, t->batch_size);
+    const char *example = NULL, *words;
+    if (!isfinite(loss) && !step) return false;         // step 1 will say why
+    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->validation, NULL, 0, step - 1, loss, 0);
+    bool best = judge_evaluation(t, step, loss, &words);
+    if (s->eval_steps > 0) s->train_loss = s->eval_sum / s->eval_steps;
+    progress(true, "step %lld/%lld  validation loss %.4f%s%s", (long long)step, (long long)t->steps, loss,
+             s->eval_steps > 0 ? name(", training %.4f", s->train_loss) : "", words);
+    fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g, \"tokens\": %.0f, \"best\": %s",
+            (long long)step, loss, fmin(exp(loss), 1e300),      // JSON has no infinity
+            s->tokens, best ? "true" : "false");
+    if (t->answers.n_sequences) {
+        t->scores = score_answers(&t->answers, &t->format, t->o, &t->validation, NULL, &example);
+        for (Metric k = 0; k < METRICS; k++)
+            fprintf(t->log, ", \"eval_%s\": %.9g", metrics[k].name, mean_score(&t->scores, k));
+        if (!step) print_scores(stderr, &t->scores);        // with what each means
+        progress(true, "step %lld/%lld  %s; of %zu answers, the first:\n%s", (long long)step, (long long)t->steps,
+                 score_line(&t->scores), t->scores.n, example ? example : "none");
+    }
+    fprintf(t->log, "}\n");
+    if (fflush(t->log)) fail_writing(t->log_path);
+    s->eval_sum = s->eval_steps = 0;
+    double took = seconds() - start;
+    t->logged_at += took, t->validating += took;        // the speed in a line is that of training alone
+    return best && step;
+}
+
+// Draws loss.svg, at most every second, and so seldom that it takes no more than a fiftieth of the time.
+static void draw_progress(Trainer *t) {
+    double start = seconds();
+    if (start < t->draw_at) return;
+    draw_losses(t->o->output_dir);
+    t->draw_at = seconds() + fmax(1, 50 * (seconds() - start));
+}
+
+// run.json: what `compare` shows of a run besides its log.
+static void write_facts(const Trainer *t) {
+    size_t trained = count_parameters(t->base.model->trained, t->base.model->n_trained);
+    size_t own = trainable_bytes(t->base.model, true) + bytes_of(&t->run);
+    char *facts = name("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
+                       size_text(own));
+    write_file(name("%s/run.json", t->o->output_dir), facts, strlen(facts));
+}
+
+// The steps of the checkpoints in a folder, the newest first.
+static size_t list_checkpoints(const char *folder, size_t **steps) {
+    size_t n = 0, capacity = 0;
+    DIR *d = opendir(folder);
+    *steps = NULL;
+    for (struct dirent *e; d && (e = readdir(d)); ) {
+        int end = 0;
+        sscanf(e->d_name, "checkpoint-%*[0-9]%n", &end);
+        if (!end || e->d_name[end]) continue;
+        *steps = grow(*steps, &capacity, n + 1, sizeof **steps);
+        (*steps)[n++] = strtoull(strchr(e->d_name, '-') + 1, NULL, 10);
+    }
+    if (d) closedir(d);
+    if (n) qsort(*steps, n, sizeof **steps, by_size_down);
+    return n;
+}
+
+// It loses its name first, so that no checkpoint is ever seen half removed.
+static void remove_checkpoint(const char *folder, size_t step) {
+    const char *path = name("%s/checkpoint-%zu", folder, step), *gone = name("%s" TEMPORARY, path);
+    if (!rename(path, gone)) remove_tree(gone);
+}
+
+// Removes all checkpoints of a run but the newest and the best, and so many more that there are `keep`.
+static void remove_checkpoints(const Trainer *t, size_t keep) {
+    size_t *steps, n = list_checkpoints(t->o->output_dir, &steps), others = 0;
+    bool best = false;
+    for (size_t i = 1; i < n; i++) best |= (double)steps[i] == t->state.best_step;
+    for (size_t i = 1; i < n; i++)
+        if ((double)steps[i] != t->state.best_step && ++others + 1 + best > keep)
+            remove_checkpoint(t->o->output_dir, steps[i]);
+    free(steps);
+}
+
+// ---- 10.3 Checkpoints --------------------------------------------------------------------------------------------
+// checkpoint-N is an adapter's folder with what going on needs: optimizer.safetensors holds the moments and, as its
+// metadata, the state of the run and all settings that bear on the result; trainer_state.json is Hugging Face's
+// TrainerState, with the lines of the log. The order of the data, dropout and the learning rate are functions of seed
+// and step, so nothing more is needed for the same bits.
+
+// The settings that may differ when a run goes on.
+static const char may_change[] =
+    "logging_steps,save_steps,save_total_limit,gradient_checkpointing,keep_trunk,max_new_tokens,eval_file,probe,"
+    "predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,load_best_model_at_end,"
+    "temperature,top_p,per_device_eval_batch_size";
+
+static uint64_t hash_data(const Dataset *d, uint64_t h) {
+    for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
+        h = rng_key(rng_key(h, hash_bytes(s->ids, s->n * sizeof *s->ids)),
+                    hash_bytes(s->labels, s->n * sizeof *s->labels));
+    return h;
+}
+
+// All that must be the same when a run goes on, as "key=value" lines.
+static Text run_settings(const Trainer *t) {
+    Text lines = {0};
+    text_print(&lines, "%s", t->o->settings ? t->o->settings : "");
+    text_print(&lines, "trained parameters=%zu\n", count_parameters(t->base.model->trained, t->base.model->n_trained));
+    text_print(&lines, "hash of the training data=%016llx\n", (unsigned long long)hash_data(&t->train, 0));
+    text_print(&lines, "hash of the validation data=%016llx\n", (unsigned long long)hash_data(&t->validation, 0));
+    return lines;
+}
+
+// The moments by tensor name, s [n_moments x n_trained].
+static StoredTensor *list_moments(const Model *m) {
+    StoredTensor *s = take(times(m->n_moments, m->n_trained), sizeof *s);
+    for (size_t k = 0; k < m->n_moments; k++)
+        for (size_t i = 0; i < m->n_trained; i++) {
+            StoredTensor *one = &s[k * m->n_trained + i];
+            *one = stored_as(m->trained[i], REAL);
+            one->name = name("moment%zu.%s", k + 1, m->trained[i]->name);
+            one->data = m->trained[i]->moments[k];
+        }
+    return s;
+}
+
+static void write_optimizer(const Trainer *t, const char *path) {
+    const Model *m = t->base.model;
+    Text metadata = {0}, lines = run_settings(t);
+    StoredTensor *s = list_moments(m);
+    text_print(&metadata, "\"format\":\"pt\"");
+    for (size_t i = 0; i < COUNT(state_names); i++)
+        text_print(&lines, "state.%s=%.17g\n", state_names[i], t->state.numbers[i]);
+    for (const char *p = lines.s, *equals; *p; p = strchr(p, '\n') + 1) {
+        equals = strchr(p, '=');
+        text_print(&metadata, ",\"%.*s\":", (int)(equals - p), p);
+        text_json(&metadata, equals + 1, strcspn(equals + 1, "\n"));
+    }
+    write_reals(path, s, m->n_moments * m->n_trained, metadata.s);
+    free(s), free(metadata.s), free(lines.s);
+}
+
+static void write_trainer_state(const Trainer *t, const char *path) {
+    size_t n;
+    const RunState *s = &t->state;
+    const Options *o = t->o;
+    char *log = read_file(t->log_path, &n);
+    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+    Text out = {0};
+    text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": ",
+               s->best_step > 0 ? name("%.9g", s->best_metric) : "null");
+    if (s->best_step > 0) text_json(&out, best, strlen(best));
+    else text_print(&out, "null");
+    text_print(&out, ",\n  \"epoch\": %.9g,\n", s->step / (double)t->steps_per_epoch);
+    text_print(&out, "  \"eval_steps\": %lld,\n  \"global_step\": %.0f,\n  \"is_hyper_param_search\": false,\n",
+               (long long)(o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch), s->step);
+    text_print(&out, "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [");
+    for (const char *p = log, *end; p && (end = strchr(p, '\n')); p = end + 1)
+        text_print(&out, "%s\n    %.*s", p > log ? "," : "", (int)(end - p), p);
+    text_print(&out, "\n  ],\n  \"logging_steps\": %lld,\n  \"max_steps\": %lld,\n  \"num_train_epochs\": %.0f,\n",
+               (long long)o->logging_steps, (long long)t->steps, ceil((double)t->steps / (double)t->steps_per_epoch));
+    text_print(&out, "  \"save_steps\": %lld,\n  \"total_flos\": 0,\n  \"trial_name\": null,\n"
+               "  \"trial_params\": null\n}\n", (long long)o->save_steps);
+    write_file(path, out.s, out.n);
+    free(out.s), free(log);
+}
+
+// Where the disk has no room for the whole, a last one holds the adapter alone; another is left out, with a warning.
+static void save_checkpoint(Trainer *t, bool last) {
+    const Options *o = t->o;
+    size_t left = disk_left(o->output_dir);
+    bool whole = t->saved_whole = left > checkpoint_bytes(t->base.model);
+    if (!whole)
+        progress(true, "warning: step %.0f: %s, for %s are free in %s and a checkpoint takes %s", t->state.step,
+                 last ? "the adapter is saved without the optimizer's state, so nothing can go on from it"
+                      : "no checkpoint is saved", size_text(left), o->output_dir,
+                 size_text(checkpoint_bytes(t->base.model)));
+    if (!whole && !last) return;
+    const char *temporary = begin_output(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
+    remove_tree(temporary);
+    if (mkdir(temporary, 0777))     // not begin_folder: a new output_dir would lack the run's log
+        fail("%s: %s", o->output_dir, errno == ENOENT ? "the folder has vanished, and the run in it" : strerror(errno));
+    t->state.saved_step = t->state.step;
+    save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
+    if (whole) write_optimizer(t, name("%s/optimizer.safetensors", temporary));
+    write_trainer_state(t, name("%s/trainer_state.json", temporary));
+    finish_output(temporary);
+    if (o->save_total_limit > 0) remove_checkpoints(t, (size_t)o->save_total_limit);
+}
+
+// The checkpoint to go on from, as --resume_from_checkpoint names it; NULL: begin.
+static const char *choose_checkpoint(const Options *o) {
+    static const char *const parts[] = { "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors",
+                                         "trainer_state.json" };
+    const char *wanted = o->resume_from_checkpoint, *missing = NULL, *folder = wanted;
+    if (!wanted || !strcasecmp(wanted, "no") || !strcasecmp(wanted, "false")) return NULL;
+    bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
+    size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
+    for (size_t i = 0; i < n; i++) {
+        if (newest) folder = name("%s/checkpoint-%zu", o->output_dir, steps[i]);
+        else if (strspn(wanted, "0123456789") == strlen(wanted))
+            folder = name("%s/checkpoint-%s", o->output_dir, wanted);
+        missing = NULL;
+        for (size_t k = COUNT(parts); k-- > 0; ) if (!exists(name("%s/%s", folder, parts[k]))) missing = parts[k];
+        if (!missing) return folder;
+    }
+    if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, missing);
+    fprintf(stderr, "%s: holds no checkpoint: training begins at step 1\n", o->output_dir);
+    return NULL;
+}
+
+// The "key=value" lines of a checkpoint.
+static const char *stored_settings(const char *folder) {
+    TensorSet set = {0};
+    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
+    return set.metadata.s;
+}
+
+// Whether two texts are one number; older checkpoints kept nine digits of it.
+static bool same_number(const char *a, const char *b) {
+    char *end_a, *end_b;
+    double x = strtod(a, &end_a), y = strtod(b, &end_b);
+    return end_a > a && end_b > b && !*end_a && !*end_b && fabs(x - y) <= 1e-8 * fabs(x);
+}
+
+static void compare_settings(const Trainer *t, const char *folder, const char *stored) {
+    Text lines = run_settings(t);
+    for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        char *value = strchr(line, '=');
+        *value++ = 0;
+        if (list_has(may_change, line)) continue;
+        const char *was = line_value(stored, line);
+        if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
+        const char *differs = name("%s was %s, now it is %s", line, was, value);
+        if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", folder, differs);
+        fprintf(stderr, "warning: %s\n", differs);
+    }
+    free(lines.s);
+}
+
+static Text read_history(const char *path) {
+    Text lines = {0};
+    JsonReader r = json_open_file(path);
+    const Json *log = json_get(json_only(&r), "log_history");
+    text_add(&lines, "", 0);
+    for (const Json *j = json_is(log, JSON_ARRAY) ? log->first : NULL; j; j = j->next) {
+        const char *line = r.source + j->at;
+        size_t length = strcspn(line, "\n");
+        text_print(&lines, "%.*s\n", (int)(length - (line[length - 1] == ',')), line);
+    }
+    json_close(&r);
+    return lines;
+}
+
+// Takes weights, moments, state and log from a checkpoint.
+static void resume(Trainer *t, const char *folder) {
+    const Model *m = t->base.model;
+    TensorSet set = {0};
+    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
+    compare_settings(t, folder, set.metadata.s);
+    read_adapter_tensors(folder, t->base.model, t->base.method);
+    StoredTensor *wanted = list_moments(m);
+    for (size_t i = 0; i < m->n_moments * m->n_trained; i++) {
+        const StoredTensor *s = find_tensor(&set, wanted[i].name);
+        if (!s || s->dtype > BF16 || s->n != wanted[i].n)
+            fail("%s: its optimizer.safetensors has no '%s' of %zu numbers", folder, wanted[i].name, wanted[i].n);
+        widen_stored(m->trained[i % m->n_trained]->moments[i / m->n_trained], s);
+    }
+    for (size_t i = 0; i < COUNT(state_names); i++) {
+        const char *value = line_value(set.metadata.s, name("state.%s", state_names[i]));
+        if (value) t->state.numbers[i] = strtod(value, NULL);
+    }
+    if (!(t->state.lowest > 0)) t->state.lowest = t->state.best_metric;        // a run begun before it was kept
+    t->history = read_history(name("%s/trainer_state.json", folder));
+    free(wanted);
+}
+
+static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n) {
+    const Options *o = t->o;
+    Model *m = t->base.model;
+    double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, step, warmup_of(o, t->steps), t->steps);
+    double loss = accumulate(&t->run, &t->train, chosen, n, t->batch_size, o, step);
+    double norm = clip_gradients(m, o->max_grad_norm);
+    if (!isfinite(loss) || !isfinite(norm)) stop_not_finite(m, &t->train, chosen, n, step, loss, norm);
+    if (t->mean_norm > 0 && norm > 10 * t->mean_norm)
+        progress(true, "step %lld: the gradient norm %.3g is %.0f times its mean%s", (long long)step + 1, norm,
+                 norm / t->mean_norm, o->max_grad_norm > 0 ? "; it was cut to --max_grad_norm" : "");
+    t->mean_norm = t->mean_norm > 0 ? 0.9 * t->mean_norm + 0.1 * norm : norm;
+    optimizer_step(m, o, lr, step + 1);
+    for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
+    log_step(t, step, loss, lr, norm);
+}
+
+// Weights that give no finite loss are not worth a checkpoint: what was saved before them stays the last.
+static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
+    Batch b = make_batch(&t->train, chosen, n, 0, 0);
+    double loss = forward_loss(&t->run, &b);
+    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->train, chosen, n, (int64_t)t->state.step, loss, 0);
+    free_batch(&b);
+}
+
+static void train_loop(Trainer *t) {
+    const Options *o = t->o;
+    size_t *chosen = take((size_t)((1 + t->replay_ratio) * (double)t->samples_per_step) + 2, sizeof *chosen);
+    bool enough = is_enough(t);
+    if (!(t->state.step > 0)) print_start(t);
+    if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
+    t->began = t->logged_at = seconds(), t->first_tokens = t->tokens_logged = t->state.tokens;
+    for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps && !enough; step++) {
+        size_t n = choose_samples(t, step, chosen);
+        train_step(t, step, chosen, n);
+        t->state.step = (double)(step + 1);
+        bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
+        bool validates = t->validation.n && ((step + 1) % eval_every(t) == 0 || last);
+        bool best = validates && log_evaluation(t, step + 1);
+        enough = is_enough(t);
+        if ((step + 1) % o->save_steps == 0 || last || stops || best || enough) {
+            check_weights(t, chosen, min_size(t->batch_size, n));
+            save_checkpoint(t, last || stops || enough);
+        }
+        draw_progress(t);
+        if (stops) break;
+    }
+    t->took = seconds() - t->began;
+    free(chosen);
+}
+
+// ---- 10.4 From beginning to end ----------------------------------------------------------------------------------
+
+// What is being tuned must not lie where --force removes checkpoints.
+static const char *outside_of(const char *path, const char *output_dir) {
+    const char *real_path = realpath(path, NULL), *output = realpath(output_dir, NULL);
+    if (!real_path || !output) fail("%s: %s", real_path ? output_dir : path, strerror(errno));
+    size_t n = strlen(output);
+    if (!strncmp(real_path, output, n) && !strncmp(real_path + n, "/checkpoint-", 12))
+        fail("%s: lies in --output_dir, whose checkpoints --force removes; choose another --output_dir", path);
+    return real_path;
+}
+
+// Opens the log, with the lines up to the checkpoint that the run goes on from (NULL: it begins). What a run that was
+// killed left half-written is removed, and with --force the checkpoints of later steps, or all when it begins.
+static void open_log(Trainer *t, const char *from) {
+    const char *folder = t->o->output_dir;
+    make_folders(folder);
+    remove_inside(folder, TEMPORARY);
+    const char *resumed = from ? realpath(from, NULL) : NULL;
+    const char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
+    bool goes_on = resumed && inside && !strcmp(resumed, inside);
+    size_t *steps, n = list_checkpoints(folder, &steps), later = 0;     // they are the first
+    while (later < n && (!goes_on || (double)steps[later] > t->state.step)) later++;
+    if (later && !t->o->force)
+        fail("%s: holds %s; choose another --output_dir, %sor --force to remove them", folder,
+             goes_on ? name("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run",
+             goes_on || t->from ? "" : "--resume_from_checkpoint yes to go on with it, ");
+    t->base.folder = outside_of(t->base.folder, folder);
+    if (t->base.adapter) outside_of(t->base.adapter, folder);
+    for (size_t i = 0; i < later; i++) remove_checkpoint(folder, steps[i]);
+    if (list_checkpoints(folder, &steps) > n - later)
+        fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
+    t->log_path = name("%s/log.jsonl", folder);
+    write_file(t->log_path, t->history.s, t->history.n);
+    t->log = fopen(t->log_path, "ae");
+    if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
+}
+
+// Keeps what the frozen trunk gives for every sample (4.6), where something is frozen, more than one epoch comes, and
+// half of the memory that is left allows.
+static void take_trunk(Trainer *t) {
+    const Model *m = t->base.model;
+    static Trunk trunk;
+    size_t layer = m->lowest ? min_size((m->lowest - 1) / STAGES, m->config.n_layers - 1) : 0;
+    size_t bytes = times(times(t->train.n_tokens, m->config.hidden_size), sizeof(real));
+    if (!t->o->keep_trunk || !layer || t->steps <= t->steps_per_epoch || bytes > available_bytes() / 2) return;
+    trunk = (Trunk){ .layer = layer, .starts = take(t->train.n, sizeof *trunk.starts), .known = take(t->train.n, 1) };
+    for (size_t i = 1; i < t->train.n; i++) trunk.starts[i] = trunk.starts[i-1] + t->train.samples[i-1].n;
+    trunk.rows = device_take(bytes, 1, "the input of the lowest layer that trains (--keep_trunk false does without)");
+    t->run.trunk = &trunk;
+    fprintf(stderr, "memory: %s more for the input of layer %zu of every sample; the layers below run once for each\n",
+            size_text(bytes), trunk.layer);
+}
+
+// A checkpoint, opened as a user will.
+static Opened open_saved(const Trainer *t, const char *folder) {
+    Options fresh = *t->o->defaults;
+    fresh.defaults = t->o->defaults, fresh.base = t->base.folder;
+    Opened saved = open_model(folder, &fresh);
+    start_method(&saved, 0, false);
+    return saved;
+}
+
+// What was saved last is read back, and must give the logits of the model in memory, whose place it takes.
+static void verify_saved(Trainer *t) {
+    const Options *o = t->o;
+    const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
+    Batch b = probe_batch(t->base.model, min_size(PROBE_TOKENS, t->run.max_T));
+    RunKind kind = t->run.kind;
+    if (t->run.trunk) memory_give(t->run.trunk->rows), t->run.trunk = NULL;
+    real *want = all_logits(&t->run, &b);
+    give_run(&t->run), memory_give(t->base.model->trainables.block);
+    if (t->answers.n_sequences) give_generator(&t->answers);
+    Opened again = open_saved(t, folder);
+    Run r = describe_run(again.model, again.method, kind, b.T, b.T);
+    take_run(&r);
+    real *got = all_logits(&r, &b);
+    if (memcmp(got, want, b.T * again.model->config.vocab_size * sizeof *got))
+        fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted",
+             folder);
+    progress(true, "read back: %s gives the logits of the model in memory, bit for bit", folder);
+    give_run(&r), memory_give(again.model->trainables.block);
+    free_batch(&b), free(want), free(got);
+}
+
+// What the base gives and what the tuned model gives on the probe, row by row of logits: the sums of both losses and of
+// KL(base || tuned) = sum_v p_v (log p_v - log q_v). Memory for two rows, however long the probe is.
+typedef struct { double base, tuned, kl; } Drift;
+
+static double log_sum_exp(const real *logits, size_t V) {
+    double top = (double)logits[0], sum = 0;
+    for (size_t v = 1; v < V; v++) top = fmax(top, (double)logits[v]);
+    for (size_t v = 0; v < V; v++) sum += exp((double)logits[v] - top);
+    return top + log(sum);
+}
+
+static void add_drift(Drift *d, Run *base, Run *tuned, const Batch *b) {
+    size_t V = base->model->config.vocab_size, H = base->model->config.hidden_size;
+    real *p = take(V, sizeof *p), *q = take(V, sizeof *q);
+    forward(base, b, false), forward(tuned, b, false);
+    int32_t *targets = take(base->R, sizeof *targets);
+    memory_copy_out(targets, base->targets, base->R * sizeof *targets);
+    for (size_t row = 0; row < base->R; row++) {
+        size_t at = row % HEAD_ROWS, n = min_size(HEAD_ROWS, base->R - row);
+        if (!at) head_forward(base, base->final + row*H, n), head_forward(tuned, tuned->final + row*H, n);
+        memory_copy_out(p, base->logits + at*V, V * sizeof *p);
+        memory_copy_out(q, tuned->logits + at*V, V * sizeof *q);
+        double log_p = log_sum_exp(p, V), log_q = log_sum_exp(q, V);
+        d->base += log_p - (double)p[targets[row]], d->tuned += log_q - (double)q[targets[row]];
+        for (size_t v = 0; v < V; v++)
+            d->kl += exp((double)p[v] - log_p) * ((double)p[v] - log_p - (double)q[v] + log_q);
+    }
+    free(p), free(q), free(targets);
+}
+
+// What the model forgot: the probe's loss, the drift of its distributions and its answers, before and after. The base
+// is opened once more from its files, the result as a user will.
+static void print_probe(const Trainer *t, const char *result) {
+    Opened tuned = open_saved(t, result);
+    Model *base = load_model(t->base.folder);
+    size_t T = most_tokens(&t->probe, 1);
+    Run a = describe_run(base, NULL, FORWARD_ONLY, T, T);
+    Run b = describe_run(tuned.model, tuned.method, FORWARD_ONLY, T, T);
+    Drift d = {0};
+    take_run(&a), take_run(&b);
+    for (size_t i = 0; i < t->probe.n; i++) {
+        Batch batch = make_batch(&t->probe, NULL, 1, 0, i);
+        add_drift(&d, &a, &b, &batch);
+        free_batch(&batch);
+    }
+    give_run(&a), give_run(&b);
+    double n = (double)t->probe.n_targets;
+    printf("probe       %s: loss %.4f before, %.4f after; KL(base || tuned) %.4g per target token\n", t->o->probe,
+           d.base / n, d.tuned / n, d.kl / n);
+    if (!t->answers.n_sequences) return;
+    for (int after = 0; after < 2; after++) {
+        const char *example = "";
+        Generator g = make_answerer(after ? tuned.model : base, after ? tuned.method : NULL, &t->probe, t->o);
+        Scores s = score_answers(&g, &t->format, t->o, &t->probe, NULL, &example);
+        printf("            answers %s: %s\n", after ? "after" : "before", score_line(&s));
+        give_generator(&g);
+    }
+}
+
+// The closing table: what was trained, on how much, and what came of it.
+static void print_result(const Trainer *t) {
+    const Model *m = t->base.model;
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    printf("trained     %s: %zu parameters; the base has %zu\n", t->base.method->name,
+           count_parameters(m->trained, m->n_trained), count_parameters(m->tensors, m->n_tensors));
+    printf("data        %zu samples%s, %lld steps = %.3g epochs, %zu tokens\n", t->n_new,
+           t->n_new < t->train.n ? name(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
+           t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
+    printf("loss        %.4f before training, %.4f at its end\n", t->state.first_loss, t->state.last_loss);
+    if (t->validation.n)
+        printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n",
+               t->state.best_metric, t->state.best_step, t->state.eval_loss,
+               t->state.base_loss > 0 ? name("%.4f", t->state.base_loss) : "unknown", t->validation.n);
+    if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
+    printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
+    printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(t->took - t->validating),
+           (t->state.tokens - t->first_tokens) / fmax(t->took - t->validating, 1e-9), time_text(t->validating));
+}
+
+// What the user should do next: a run that did no good says so, and one that replayed nothing what it may have cost.
+static void print_advice(const Trainer *t, const char *result) {
+    const RunState *s = &t->state;
+    bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1;
+    if (s->base_loss > 0 && !(s->best_step > 0))
+        progress(true, "the result is NO BETTER than the model before training: validation never fell below %.4f",
+                 s->base_loss);
+    if (!learned)
+        progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * t->o->learning_rate);
+    else if (s->base_loss > 0 && !(s->best_step > 0))
+        progress(true, "the samples were learned by heart: take --learning_rate %.3g, or more samples in more varied "
+                 "words", t->o->learning_rate / 3);
+    if (t->n_new == t->train.n)
+        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the bundled one lost 8 "
+                 "answers in 100, and less than one with --replay FILE:1 (README, Replay)");
+    progress(true, "done in %s; the result is %s; try: %s chat %s", time_text(seconds() - t->began), result,
+             program_name, result);
+}
+
+// The settings of the run that are not what everybody gets, but for those that the lines beside it tell; a checkpoint
+// holds them all.
+static void print_settings(const Options *o) {
+    static const char told[] = "method,learning_rate,num_train_epochs,per_device_train_batch_size,"
+                               "gradient_accumulation_steps,val_size,early_stopping_patience,load_best_model_at_end,"
+                               "save_total_limit,save_steps,early_stopping_threshold,early_stopping_loss";
+    const char *usual = settings_of(o->defaults);
+    Text line = {0};
+    for (const char *p = o->settings, *end; p && (end = strchr(p, '\n')); p = end + 1) {
+        char *setting = name("%.*s", (int)(end - p), p), *key = name("%.*s", (int)strcspn(setting, "="), setting);
+        const char *was = line_value(usual, key);
+        if (!list_has(told, key) && was && strcmp(was, setting + strlen(key) + 1))
+            text_print(&line, "%s%s", line.n ? ", " : "settings: ", setting);
+    }
+    if (line.n) fprintf(stderr, "%s\n", line.s);
+    free(line.s);
+}
+
+// What tests/report found to cost most: a prefix that cannot move as far as it must (5.4).
+static void warn_of_settings(const Trainer *t) {
+    const Options *o = t->o;
+    double reach = o->learning_rate * (double)t->steps, needed = o->prefix_projection ? 0.5 : 5;
+    if (t->base.model->n_prefix && strcmp(o->optim, "sgd") && reach < needed)
+        fprintf(stderr, "warning: a prefix moves by at most learning rate x steps = %.3g, and must by %g or so: raise "
+                "--learning_rate (1e-2 to 1e-1, with --prefix_projection 1e-3 to 1e-2)\n", reach, needed);
+}
+
+// Model, data and steps, and what the user should know of them before any memory is taken.
+static void prepare(Trainer *t, const char *data, Options *o) {
+    Model *m = t->base.model;
+    const ChatFormat *f = &t->format;
+    t->format = choose_format(o, &m->config, t->base.folder);
+    check_fingerprint(&t->base, f, o);
+    m->fingerprint = fingerprint_of(m, f);
+    if (!t->base.method) t->base.method = find_method(o->method), t->base.method->setup(m, o);
+    const char *official = mask_words(o, f);
+    if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
+    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t->base.folder,
+            count_parameters(m->tensors, m->n_tensors), t->base.method->name,
+            count_parameters(m->trained, m->n_trained), f->layout ? f->layout->name : "none",
+            f->tokenizer ? f->tokenizer->file : "no tokenizer");
+    read_data(t, data, o);
+    if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t->validation.n)
+        fprintf(stderr, "warning: no samples are held out (--eval_file, --val_size), so early_stopping_patience, "
+                "load_best_model_at_end and predict_with_generate do nothing\n");
+    if (o->predict_with_generate && !(f->tokenizer && f->layout))
+        fprintf(stderr, "warning: no answers are generated: %s\n", f->why);
+    m->n_moments = find_optimizer(o->optim)->n_moments;
+    plan_steps(t, o);
+    o->settings = settings_of(o);
+    print_settings(o);
+    bool may_stop = o->early_stopping_patience && t->validation.n;
+    fprintf(stderr, "training: %lld steps of %zu samples (%lld at once) = %.3g epochs, learning rate %.3g%s\n",
+            (long long)t->steps, t->samples_per_step, (long long)o->per_device_train_batch_size,
+            (double)t->steps / (double)t->steps_per_epoch, o->learning_rate, !may_stop ? "" :
+            name("; stops after %lld validations that are no better", (long long)o->early_stopping_patience));
+    warn_of_settings(t);
+}
+
+// Memory, the checkpoint that the run goes on from, and its files.
+static void begin_run(Trainer *t) {
+    const Options *o = t->o;
+    Model *m = t->base.model;
+    bool replays = t->n_new < t->train.n;       // then a batch may hold a sample twice
+    size_t T = max_size(replays ? times(t->batch_size, t->train.longest) : most_tokens(&t->train, t->batch_size),
+                        t->validation.n ? most_tokens(&t->validation, t->batch_size) : 0);
+    RunKind kind = plan_memory(m, t->base.method, o->gradient_checkpointing, T);
+    start_method(&t->base, (uint64_t)o->seed, true);
+    t->run = describe_run(m, t->base.method, kind, T, T);
+    take_run(&t->run);
+    if (o->predict_with_generate && t->validation.n && t->format.tokenizer && t->format.layout)
+        t->answers = make_answerer(m, t->base.method, &t->validation, o);
+    take_trunk(t);
+    const char *from = t->from;
+    if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
+    if (from) resume(t, from);
+    open_log(t, from);
+    if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
+    const char *disk = disk_plan(t);        // before any time is spent
+    fprintf(stderr, "%sdisk: %s\n", from ? "" : name("time: %s; ", time_plan(t)), disk);
+    write_facts(t);
+}
+
+// Says how the run ended and what came of it.
+static void end_run(const Trainer *t) {
+    const Options *o = t->o;
+    const RunState *s = &t->state;
+    if ((int64_t)s->step < t->steps && !is_enough(t)) {
+        progress(true, "stopped after step %.0f of %lld, which is saved%s", s->step, (long long)t->steps,
+                 t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
+        return;
+    }
+    const char *result = name("%s/checkpoint-%.0f", o->output_dir, s->step);
+    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+    if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
+    else if (o->load_best_model_at_end && s->best_step > 0)
+        progress(true, "warning: the best step, %.0f, is not here: it lies in the folder that the run went on from, or "
+                 "the disk had no room for it", s->best_step);
+    if (waited_enough(t))
+        progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best that is saved has "
+                 "%.4f, at step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric,
+                 s->best_step);
+    else if (is_enough(t))
+        progress(true, "stopped early: learned, the losses of validation, %.4f, and training, %.4f, are below %g "
+                 "(--early_stopping_loss)", s->best_metric, s->train_loss, o->early_stopping_loss);
+    print_result(t);
+    if (o->probe) print_probe(t, result);
+    print_advice(t, result);
+}
+
+static void train(const char *data, const char *model, Options *o) {
+    Trainer t = { .o = o, .from = choose_checkpoint(o) };
+    if (t.from) restore_settings(o, stored_settings(t.from), t.from);
+    t.base = open_model(model, o);
+    struct sigaction on_stop = { .sa_handler = on_stop_signal };
+    prepare(&t, data, o);
+    begin_run(&t);
+    sigaction(SIGINT, &on_stop, NULL), sigaction(SIGTERM, &on_stop, NULL);
+    train_loop(&t);
+    close_written(t.log, t.log_path);
+    draw_losses(o->output_dir);
+    if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
+    end_run(&t);
+}
+
+// ================================================================================================================
+// 11  Adapters
 // ================================================================================================================
 // An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, as
 // Hugging Face's PEFT names them, so that either program reads the other's. What PEFT has not, or would compute
 // otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved so too, as "GLMTUNE_...". ChatGLM's own
 // prefix folders are read too. `merge` makes a model folder of base and adapter, `export` gives an adapter other names.
 
-// ---- 12.1 Model folders ------------------------------------------------------------------------------------------
+// ---- 11.1 Model folders ------------------------------------------------------------------------------------------
 
 // Gives the numbers of one tensor: out [t->n].
 typedef void (*TensorSource)(real *out, const Tensor *t, const void *context);
@@ -5929,7 +5659,7 @@ static void copy_if_there(const char *from, const char *to, const char *file) {
     free(bytes);
 }
 
-// ---- 12.2 Writing an adapter -------------------------------------------------------------------------------------
+// ---- 11.2 Writing an adapter -------------------------------------------------------------------------------------
 
 static Text adapter_config(const Model *m, const Method *method, const Options *o, const char *base) {
     Text t = {0};
@@ -5988,7 +5718,7 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
                 (unsigned long long)layout);
 }
 
-// ---- 12.3 Reading one --------------------------------------------------------------------------------------------
+// ---- 11.3 Reading one --------------------------------------------------------------------------------------------
 
 // The file of a folder that holds ChatGLM's own prefix encoder and nothing else, as its scripts save it; NULL: none.
 static const char *official_prefix(const char *folder) {
@@ -6107,9 +5837,6 @@ static void read_adapter_tensors(const char *folder, Model *m, const Method *met
         fprintf(stderr, "warning: %s: changes nothing, its numbers are those that training starts from\n", folder);
 }
 
-// A model as the command line names it: a model folder, or an adapter folder with its base.
-typedef struct { Model *model; const Method *method; const char *folder, *adapter; } Opened;    // folder: the base's
-
 static Opened open_model(const char *path, Options *o) {
     Opened m = { .folder = path };
     if (!is_folder(path))
@@ -6150,7 +5877,7 @@ static void check_fingerprint(const Opened *m, const ChatFormat *f, const Option
     }
 }
 
-// ---- 12.4 Merging ------------------------------------------------------------------------------------------------
+// ---- 11.4 Merging ------------------------------------------------------------------------------------------------
 
 // The numbers of a base tensor with what was tuned: its own when it trained, W + s B A beside LoRA.
 static void merged_tensor(real *out, const Tensor *t, const void *context) {
@@ -6226,7 +5953,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
 }
 
-// ---- 12.5 The same adapter under other names ---------------------------------------------------------------------
+// ---- 11.5 The same adapter under other names ---------------------------------------------------------------------
 
 // target_modules in the other layout; a fused map stands for three.
 static const char *other_targets(const char *targets, bool remote) {
@@ -6318,15 +6045,1574 @@ static void export_adapter(const char *adapter, const char *out, Options *o) {
 }
 
 // ================================================================================================================
-// 13  Training
+// PART THREE: THE MACHINE ROOM
 // ================================================================================================================
-// The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
-// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
-// --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
-// Whatever is not finite stops the run at once. Before the loop stand the memory plan, scores and evaluation, behind it
-// what looks at a model or a run from outside: dump, gradient check, comparison, bench.
+// What lets all of this read the world's files, and the program around it: files, tokenizers, instruments, commands.
 
-// ---- 13.1 The memory plan ----------------------------------------------------------------------------------------
+// ================================================================================================================
+// 13  Files
+// ================================================================================================================
+// Everything that is read or written: what is written is whole or not there, what is read is checked before it is used.
+// JSON and YAML have one small parser each, weights lie in safetensors, and config.json says what they are.
+
+// ---- 13.1 Whole or not there -------------------------------------------------------------------------------------
+// A file or folder is written under another name beside its own, synced, and renamed when it is complete. What was
+// begun and not finished is known here, and removed when the program stops with an error.
+
+static char *unfinished[4];
+
+static void remove_inside(const char *folder, const char *ending);
+
+static void remove_tree(const char *path) {     // a file, a link, or a folder with all that is in it
+    struct stat s;
+    if (!lstat(path, &s) && S_ISDIR(s.st_mode)) remove_inside(path, "");
+    remove(path);
+}
+
+// Removes what stands in a folder under names that end so. "": all; TEMPORARY: what a killed run has left.
+static void remove_inside(const char *folder, const char *ending) {
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d)); ) {
+        size_t n = strlen(e->d_name), tail = strlen(ending);
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
+        if (n <= tail || strcmp(e->d_name + n - tail, ending)) continue;
+        char *path = name("%s/%s", folder, e->d_name);
+        remove_tree(path);
+        free(path);
+    }
+    if (d) closedir(d);
+}
+
+static void discard_unfinished(void) {
+    for (size_t i = COUNT(unfinished); i-- > 0; ) if (unfinished[i]) remove_tree(unfinished[i]);
+}
+
+static void on_stop_signal(int signal_number) {
+    bool writing = false;
+    for (size_t i = 0; i < COUNT(unfinished); i++) writing |= unfinished[i] != NULL;
+    if (stop_signals++ && !writing) _exit(128 + signal_number);
+}
+
+// Returns the temporary name under which `path` is to be written.
+static const char *begin_output(const char *path) {
+    size_t n = strlen(path), i = 0;
+    if (!n) fail("the name of a file or folder to write is empty");
+    while (n > 1 && path[n-1] == '/') n--;
+    while (i < COUNT(unfinished) && unfinished[i]) i++;
+    if (i == COUNT(unfinished)) fail("internal error: more than %zu files are being written at once", i);
+    return unfinished[i] = name("%.*s" TEMPORARY, (int)n, path);
+}
+
+static void sync_path(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
+}
+
+// Gives what was written under `temporary` its name.
+static void finish_output(const char *temporary) {
+    char *final = name("%.*s", (int)(strlen(temporary) - strlen(TEMPORARY)), temporary), *slash = strrchr(final, '/');
+    sync_path(temporary);
+    if (rename(temporary, final)) fail("%s: cannot be given its name: %s", final, strerror(errno));
+    if (slash) *slash = 0;
+    sync_path(slash ? final : ".");
+    free(final);
+    size_t i = 0;
+    while (unfinished[i] != temporary) i++;
+    free(unfinished[i]), unfinished[i] = NULL;
+}
+
+__attribute__((noreturn)) static void fail_writing(const char *path) {
+    fail("%s: writing failed: %s; free some space or choose another folder", path, strerror(errno));
+}
+
+static FILE *open_to_write(const char *temporary) {
+    FILE *f = fopen(temporary, "wbe");
+    if (!f) fail("%s: cannot be written: %s", temporary, strerror(errno));
+    return f;
+}
+
+static void close_written(FILE *f, const char *path) {
+    bool bad = ferror(f) || fflush(f) || fsync(fileno(f));
+    if (fclose(f) || bad) fail_writing(path);
+}
+
+static void write_file(const char *path, const char *bytes, size_t n) {
+    const char *temporary = begin_output(path);
+    FILE *f = open_to_write(temporary);
+    if (n) fwrite(bytes, 1, n, f);
+    close_written(f, path);
+    finish_output(temporary);
+}
+
+static bool exists(const char *path) { return access(path, F_OK) == 0; }
+
+static bool is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+// Makes a folder and those above it.
+static void make_folders(const char *path) {
+    if (!*path) fail("the name of a folder to write to is empty");
+    char *p = name("%s", path);
+    for (char *end = p; *end; ) {
+        end += 1 + strcspn(end + 1, "/");
+        char kept = *end;
+        *end = 0;
+        if (mkdir(p, 0777) && errno != EEXIST) fail("%s: the folder cannot be made: %s", p, strerror(errno));
+        *end = kept;
+    }
+    if (!is_folder(path)) fail("%s: is a file, and a folder is needed", path);
+    free(p);
+}
+
+// Begins a folder that must not exist yet; files are written under the name returned, finish_output ends it.
+static const char *begin_folder(const char *path) {
+    const char *temporary = begin_output(path);
+    remove_tree(temporary);
+    make_folders(temporary);
+    return temporary;
+}
+
+// The whole of an open file; a NUL follows the last byte.
+static char *read_stream(FILE *f, const char *path, size_t *n) {
+    Text t = {0};
+    char block[1 << 16];
+    text_add(&t, "", 0);
+    for (size_t got; (got = fread(block, 1, sizeof block, f)) > 0; ) text_add(&t, block, got);
+    if (ferror(f)) fail("%s: cannot be read: %s", path, strerror(errno));
+    *n = t.n;
+    return t.s;
+}
+
+static char *read_file(const char *path, size_t *n) {
+    FILE *f = fopen(path, "rbe");
+    if (!f) fail("%s: cannot be opened: %s", path, strerror(errno));
+    char *bytes = read_stream(f, path, n);
+    fclose(f);
+    return bytes;
+}
+
+// ---- 13.2 Clock and progress -------------------------------------------------------------------------------------
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+// The width of the terminal that a descriptor is, in columns; 0: it is none.
+static size_t terminal_columns(int fd) {
+    struct winsize size;
+    if (!isatty(fd)) return 0;
+    return !ioctl(fd, TIOCGWINSZ, &size) && size.ws_col ? size.ws_col : 80;
+}
+
+static bool passing_line;       // a line that is to be rewritten stands on the terminal
+
+static void end_passing_line(void) {
+    if (passing_line) fputs("\r\033[K", stderr);
+    passing_line = false;
+}
+
+// Progress goes to stderr, a line each. Those with `keep` stay; the others are for a terminal alone, where they are cut
+// to its width, so that none wraps, and give way to the next.
+__attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...) {
+    size_t columns = terminal_columns(2);
+    if (!columns && !keep) return;
+    va_list args;
+    char *line = NULL;
+    va_start(args, format);
+    if (vasprintf(&line, format, args) < 0) fail("out of memory for a line");
+    va_end(args);
+    end_passing_line();
+    if (keep) fprintf(stderr, "%s\n", line);
+    else fprintf(stderr, "%.*s", (int)columns - 1, line), passing_line = true;
+    fflush(stderr);
+    free(line);
+}
+
+// ---- 13.3 JSON ---------------------------------------------------------------------------------------------------
+// Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value
+// after another, so that it reads JSON lines and one big array alike, one sample at a time in memory. Values are trees
+// of nodes that live until the next value is asked for. Every node knows where it began: errors name file:line:column.
+
+enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
+
+static JsonReader json_open(const char *file, const char *source, size_t n) {
+    JsonReader r = { .file = file, .language = "JSON", .source = source, .n = n };
+    if (n >= 3 && !memcmp(source, "\xEF\xBB\xBF", 3)) r.at = 3;     // a byte order mark, as Windows editors leave it
+    r.strings = take(n + 1, 1);
+    r.blocks = r.block = take(1, sizeof(JsonBlock));
+    return r;
+}
+
+static JsonReader json_open_file(const char *path) {
+    size_t n;
+    char *own = read_file(path, &n);
+    JsonReader r = json_open(path, own, n);
+    r.own = own;
+    return r;
+}
+
+static void json_close(JsonReader *r) {
+    for (JsonBlock *b = r->blocks, *next; b; b = next) next = b->next, free(b);
+    free(r->strings), free(r->own);
+}
+
+// "file:line:column" of an offset; columns count characters, not bytes.
+static const char *json_where(const JsonReader *r, size_t at) {
+    size_t line = 1, column = 1;
+    for (size_t i = 0; i < at && i < r->n; i++) {
+        if (r->source[i] == '\n') line++, column = 1;
+        else if (((unsigned char)r->source[i] & 0xC0) != 0x80) column++;
+    }
+    return name("%s:%zu:%zu", r->file, line, column);
+}
+
+__attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
+    size_t lines = 0, at = min_size(r->at, r->n), near = at;
+    for (size_t i = r->began; i < at; i++) lines += r->source[i] == '\n';
+    while (near > r->began && at - near < 20 && (unsigned char)r->source[near-1] >= ' ') near--;
+    while (near < at && ((unsigned char)r->source[near] & 0xC0) == 0x80) near++;    // begin with a whole character
+    fail("%s: this is no %s: %s; near %s%s%s", json_where(r, r->at), r->language, problem,
+         excerpt(r->source + near, r->n - near), lines ? "; the value began at " : "",
+         lines ? json_where(r, r->began) : "");
+}
+
+static Json *json_node(JsonReader *r, JsonType type) {
+    if (r->block->used == COUNT(r->block->nodes)) {
+        if (!r->block->next) r->block->next = take(1, sizeof(JsonBlock));
+        r->block = r->block->next;
+        r->block->used = 0;
+    }
+    Json *j = &r->block->nodes[r->block->used++];
+    *j = (Json){ .type = type, .at = r->at };
+    return j;
+}
+
+// The byte so far ahead; the file ends as a line does.
+static char json_peek(const JsonReader *r, size_t ahead) {
+    return r->at + ahead < r->n ? r->source[r->at + ahead] : '\n';
+}
+
+static char json_skip_space(JsonReader *r) {
+    while (r->at < r->n && r->source[r->at] && strchr(" \t\r\n", r->source[r->at])) r->at++;
+    return json_peek(r, 0);
+}
+
+static bool json_accept(JsonReader *r, char c) {
+    bool there = json_skip_space(r) == c;
+    r->at += there;
+    return there;
+}
+
+static uint32_t json_hex4(JsonReader *r) {
+    uint32_t c = 0;
+    for (int i = 0; i < 4; i++, r->at++) {
+        int digit = tolower((unsigned char)json_peek(r, 0));
+        if (!isxdigit(digit)) json_fail(r, "\\u wants four hexadecimal digits");
+        c = c * 16 + (uint32_t)(isdigit(digit) ? digit - '0' : digit - 'a' + 10);
+    }
+    return c;
+}
+
+// The character after a backslash; a pair of surrogates is one character, half a pair becomes U+FFFD.
+static size_t json_escape(JsonReader *r, char *out) {
+    const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t", *f;
+    char c = r->at < r->n ? r->source[r->at++] : 0;
+    if (c && (f = strchr(from, c))) return *out = to[f - from], 1;
+    if (c != 'u') r->at--, json_fail(r, "a backslash must be followed by one of \" \\ / b f n r t u");
+    uint32_t high = json_hex4(r);
+    if (high >= 0xD800 && high < 0xDC00 && r->at + 6 <= r->n && !memcmp(r->source + r->at, "\\u", 2)) {
+        size_t back = r->at;
+        r->at += 2;
+        uint32_t low = json_hex4(r);
+        if (low >= 0xDC00 && low < 0xE000) return utf8_put(out, 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00));
+        r->at = back;
+    }
+    return utf8_put(out, high >= 0xD800 && high < 0xE000 ? 0xFFFD : high);
+}
+
+// A string whose opening quote is behind us.
+static const char *json_string(JsonReader *r, size_t *count) {
+    char *start = r->strings + r->strings_used, *out = start;
+    for (;;) {
+        if (r->at >= r->n) json_fail(r, "the file ends inside a string");
+        unsigned char c = (unsigned char)r->source[r->at];
+        if (c < 0x20) json_fail(r, "a line break or control character inside a string; write it as \\n or \\u00XX");
+        uint32_t character;
+        size_t n = utf8_get(r->source + r->at, r->n - r->at, &character);
+        if (character == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
+        if (c != '"' && c != '\\') memcpy(out, r->source + r->at, n), out += n;
+        r->at += n;
+        if (c == '"') break;
+        if (c == '\\') out += json_escape(r, out);
+    }
+    *out = 0;
+    *count = (size_t)(out - start);
+    r->strings_used += *count + 1;
+    return start;
+}
+
+// Where the digits end that begin n bytes ahead; there must be some.
+static size_t json_digits(const JsonReader *r, size_t n, const char *problem) {
+    if (!isdigit((unsigned char)json_peek(r, n))) json_fail(r, problem);
+    while (isdigit((unsigned char)json_peek(r, n))) n++;
+    return n;
+}
+
+static Json *json_number(JsonReader *r) {
+    Json *j = json_node(r, JSON_NUMBER);
+    size_t whole = json_peek(r, 0) == '-', n = json_digits(r, whole, "a value was expected here");
+    if (json_peek(r, whole) == '0' && n > whole + 1) json_fail(r, "a value was expected here");
+    if (json_peek(r, n) == '.') n = json_digits(r, n + 1, "digits must follow the decimal point");
+    if ((json_peek(r, n) | 32) == 'e') {
+        char sign = json_peek(r, ++n);
+        n = json_digits(r, n + (sign == '+' || sign == '-'), "digits must follow the exponent's e");
+    }
+    char *copy = strndup(r->source + r->at, n);
+    j->number = strtod(checked(copy, n), NULL);
+    free(copy);
+    r->at += n;
+    return j;
+}
+
+static Json *json_value(JsonReader *r, int depth);
+
+static Json *json_members(JsonReader *r, JsonType type, int depth) {
+    Json *j = json_node(r, type), **end = &j->first;
+    char closing = type == JSON_OBJECT ? '}' : ']';
+    r->at++;
+    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
+    if (json_accept(r, closing)) return j;
+    do {
+        const char *key = NULL;
+        size_t key_length;
+        if (type == JSON_OBJECT) {
+            if (!json_accept(r, '"')) json_fail(r, "a name in double quotes was expected here");
+            key = json_string(r, &key_length);
+            if (!json_accept(r, ':')) json_fail(r, "a colon was expected here");
+        }
+        *end = json_value(r, depth + 1);
+        (*end)->key = key;
+        end = &(*end)->next;
+        j->count++;
+    } while (json_accept(r, ','));
+    if (!json_accept(r, closing)) json_fail(r, name("a comma or %c was expected here", closing));
+    return j;
+}
+
+static Json *json_value(JsonReader *r, int depth) {
+    // the last three words are no JSON, but Python's json writes them
+    static const struct { const char *word; JsonType type; double number; } words[] = {
+        { "null", JSON_NULL, 0 }, { "true", JSON_BOOL, 1 }, { "false", JSON_BOOL, 0 },
+        { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }, { "-Infinity", JSON_NUMBER, -INFINITY }
+    };
+    char c = json_skip_space(r);
+    if (c == '{') return json_members(r, JSON_OBJECT, depth);
+    if (c == '[') return json_members(r, JSON_ARRAY, depth);
+    if (c == '"') {
+        Json *j = json_node(r, JSON_STRING);
+        r->at++;
+        j->text = json_string(r, &j->count);
+        return j;
+    }
+    for (size_t i = 0; i < COUNT(words); i++) {
+        size_t n = strlen(words[i].word);
+        if (r->n - r->at < n || memcmp(r->source + r->at, words[i].word, n)) continue;
+        Json *j = json_node(r, words[i].type);
+        j->number = words[i].number;
+        r->at += n;
+        return j;
+    }
+    if (r->at >= r->n) json_fail(r, "the file ends where a value was expected");
+    return json_number(r);
+}
+
+// The next value of the file, NULL at its end. The one before is gone.
+static Json *json_next(JsonReader *r) {
+    r->block = r->blocks;
+    r->block->used = r->strings_used = 0;
+    if (!r->started) {
+        r->started = true;
+        r->in_array = json_accept(r, '[') && !json_accept(r, ']');
+    } else if (r->in_array && !json_accept(r, ',')) {
+        if (!json_accept(r, ']')) json_fail(r, "a comma or ] was expected here");
+        json_skip_space(r);
+        if (r->at < r->n) json_fail(r, "something follows the end of the array");
+        r->in_array = false;
+    }
+    json_skip_space(r);
+    r->began = r->at;
+    if (r->at < r->n) return json_value(r, 0);
+    if (r->in_array) json_fail(r, "the file ends inside an array");
+    return NULL;
+}
+
+// The only value of a file.
+static Json *json_only(JsonReader *r) {
+    json_skip_space(r);
+    if (r->at >= r->n) json_fail(r, "the file is empty");
+    Json *j = json_value(r, 0);
+    json_skip_space(r);
+    if (r->at < r->n) json_fail(r, "something follows the end of the value");
+    return j;
+}
+
+static Json *json_get(const Json *object, const char *key) {
+    Json *found = NULL;
+    if (object && object->type == JSON_OBJECT)
+        for (Json *j = object->first; j; j = j->next) if (!strcmp(j->key, key)) found = j;     // the last one counts
+    return found;
+}
+
+static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
+
+static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON string, quotes included, as Python writes it
+    static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
+    text_add(t, "\"", 1);
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)s[i];
+        const char *escaped = c ? strchr(from, c) : NULL;
+        if (escaped) text_print(t, "\\%c", to[escaped - from]);
+        else if (c < 0x20) text_print(t, "\\u%04x", c);
+        else text_add(t, s + i, 1);
+    }
+    text_add(t, "\"", 1);
+}
+
+// ---- 13.4 YAML ---------------------------------------------------------------------------------------------------
+// The official fine-tuning configs are YAML. Read is what such files hold: mappings and lists, in blocks and in flow
+// ([a, b], {a: b}), comments, and scalars on one line, plain or quoted. Anchors, tags, block scalars and a second
+// document are refused. Types are those of YAML 1.2, as the official scripts read them: 5e-4 is a number, `no` a word.
+// The tree is JSON's; a number, truth value or null keeps its words as `text`.
+
+static bool yaml_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+static bool yaml_flow_mark(char c) { return c && strchr(",[]{}", c); }
+static bool yaml_dash(const JsonReader *r) { return json_peek(r, 0) == '-' && yaml_blank(json_peek(r, 1)); }
+
+// Moves over spaces and a comment, with `lines` over line breaks as well; returns what comes then.
+static char yaml_skip(JsonReader *r, bool lines) {
+    for (r->began = r->at; r->at < r->n; r->began = ++r->at) {
+        char c = r->source[r->at];
+        if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (json_peek(r, 1) != '\n') r->at++;
+        else if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
+        else if (c != ' ' && !(lines && (c == '\r' || c == '\n'))) break;
+    }
+    return json_peek(r, 0);
+}
+
+static long yaml_column(const JsonReader *r) {
+    size_t n = 0;
+    while (n < r->at && r->source[r->at - n - 1] != '\n') n++;
+    return (long)n;
+}
+
+// Moves to the next line that says something; returns its indentation, -1 at the end of the file.
+static long yaml_next_line(JsonReader *r) {
+    yaml_skip(r, true);
+    return r->at < r->n ? yaml_column(r) : -1;
+}
+
+static void yaml_end_line(JsonReader *r) {
+    if (!yaml_blank(yaml_skip(r, false))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
+}
+
+// A string in single quotes, the opening one behind us; '' stands for one.
+static size_t yaml_quoted(JsonReader *r, char *out) {
+    char *start = out;
+    for (;; r->at++) {
+        char c = json_peek(r, 0);
+        if (c == '\n' || c == '\r') json_fail(r, "the line ends inside quotes; close them on the line they began on");
+        if (c == '\'' && json_peek(r, 1) != '\'') break;
+        if (c == '\'') r->at++;
+        *out++ = c;
+    }
+    r->at++;
+    return (size_t)(out - start);
+}
+
+static size_t yaml_plain(JsonReader *r, char *out, bool in_flow) {
+    size_t begin = r->at, n;
+    for (char c; (c = json_peek(r, 0)) != '\n' && c != '\r'; r->at++) {
+        char next = json_peek(r, 1);
+        if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
+        if (c == ':' && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))) break;
+        if ((in_flow && yaml_flow_mark(c)) || (c == '#' && r->source[r->at-1] == ' ')) break;
+    }
+    for (n = r->at - begin; n && r->source[begin + n - 1] == ' '; ) n--;
+    memcpy(out, r->source + begin, n);
+    return n;
+}
+
+static void yaml_plain_type(Json *j) {
+    static const struct { const char *words; JsonType type; double number; } types[] = {
+        { "~,null,Null,NULL", JSON_NULL, 0 }, { "true,True,TRUE", JSON_BOOL, 1 }, { "false,False,FALSE", JSON_BOOL, 0 }
+    };
+    char *end;
+    for (size_t i = 0; i < COUNT(types) && !strchr(j->text, ','); i++)
+        if (list_has(types[i].words, j->text)) j->type = types[i].type, j->number = types[i].number;
+    if (strspn(j->text, "0123456789+-.eE") != j->count) return;
+    double number = strtod(j->text, &end);
+    if (end > j->text && !*end) j->type = JSON_NUMBER, j->number = number;
+}
+
+static Json *yaml_scalar(JsonReader *r, bool in_flow) {
+    Json *j = json_node(r, JSON_STRING);
+    char c = json_peek(r, 0), next = json_peek(r, 1), *out = r->strings + r->strings_used;
+    j->text = out;
+    if (c == '"') return r->at++, j->text = json_string(r, &j->count), j;
+    if (strchr("&*!|>%@`", c))
+        json_fail(r, "anchors, tags and text over several lines are not read; write the value itself, on one line");
+    if (strchr("#\r\n", c) || yaml_flow_mark(c) ||
+        (strchr("-?:", c) && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))))
+        json_fail(r, "a value was expected here");
+    j->count = c == '\'' ? (r->at++, yaml_quoted(r, out)) : yaml_plain(r, out, in_flow);
+    out[j->count] = 0;
+    r->strings_used += j->count + 1;
+    if (c != '\'') yaml_plain_type(j);
+    return j;
+}
+
+// Puts a member at the end of a mapping or list; returns where the next one goes.
+static Json **yaml_append(JsonReader *r, Json *to, Json **end, const Json *key, Json *member) {
+    if (key && json_get(to, key->text)) r->at = r->began = key->at, json_fail(r, "this name stands here twice");
+    member->key = key ? key->text : NULL;
+    *end = member;
+    to->count++;
+    return &member->next;
+}
+
+static Json *yaml_collection(JsonReader *r, JsonType type, int depth) {
+    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
+    return json_node(r, type);
+}
+
+// A value in flow, or a scalar.
+static Json *yaml_flow(JsonReader *r, bool in_flow, int depth) {
+    char opening = json_peek(r, 0), closing = opening == '{' ? '}' : ']';
+    if (opening != '[' && opening != '{') return yaml_scalar(r, in_flow);
+    Json *j = yaml_collection(r, opening == '{' ? JSON_OBJECT : JSON_ARRAY, depth), **end = &j->first, *key = NULL;
+    r->at++;
+    while (yaml_skip(r, true) != closing) {
+        if (opening == '{') {
+            key = yaml_scalar(r, true);
+            if (yaml_skip(r, true) != ':') json_fail(r, "a colon and a space were expected here");
+            r->at++;
+            yaml_skip(r, true);
+        }
+        end = yaml_append(r, j, end, key, yaml_flow(r, true, depth + 1));
+        char after = yaml_skip(r, true);
+        if (after == ',') r->at++;
+        else if (after != closing) json_fail(r, name("a comma or %c was expected here", closing));
+    }
+    r->at++;
+    return j;
+}
+
+static Json *yaml_block(JsonReader *r, long indent, int depth);
+
+// What follows "name:" or the dash of a list at `indent`: on this line, or below it and further in.
+static Json *yaml_rest(JsonReader *r, long indent, bool in_list, int depth) {
+    Json *none = json_node(r, JSON_NULL), *j;
+    none->text = "";
+    if (!yaml_blank(yaml_skip(r, false))) {
+        if (in_list) return yaml_block(r, yaml_column(r), depth + 1);
+        j = yaml_flow(r, false, depth + 1);
+        yaml_end_line(r);
+        return j;
+    }
+    long next = yaml_next_line(r);
+    bool ours = next > indent || (next == indent && !in_list && yaml_dash(r));  // a list may stand under its name
+    return ours ? yaml_block(r, next, depth + 1) : none;
+}
+
+// A mapping or list whose members begin in column `indent`, or a single value.
+static Json *yaml_block(JsonReader *r, long indent, int depth) {
+    bool list = yaml_dash(r);
+    Json *j = yaml_collection(r, list ? JSON_ARRAY : JSON_OBJECT, depth), **end = &j->first, *key = NULL;
+    do {
+        if (!list) {
+            key = yaml_flow(r, false, depth);
+            bool colon = yaml_skip(r, false) == ':' && yaml_blank(json_peek(r, 1));
+            if (!colon && !j->count) return yaml_end_line(r), key;
+            if (!colon || key->type >= JSON_ARRAY) json_fail(r, "\"name: value\" was expected here");
+        }
+        r->at++;
+        end = yaml_append(r, j, end, key, yaml_rest(r, indent, list, depth));
+    } while (yaml_next_line(r) == indent && (!list || yaml_dash(r)));
+    if (r->at < r->n && yaml_column(r) > indent) json_fail(r, "this line is indented further than those it belongs to");
+    return j;
+}
+
+// The only value of a file.
+static Json *yaml_only(JsonReader *r) {
+    r->language = "YAML that glmtune reads";
+    r->source += r->at, r->n -= r->at;      // a byte order mark is no column
+    uint32_t c;
+    for (size_t n = r->at = 0; r->at < r->n; r->at += n) {
+        n = utf8_get(r->source + r->at, r->n - r->at, &c);
+        r->began = r->at;
+        if (c == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
+        if (c < ' ' && (!c || !strchr("\t\r\n", (int)c))) json_fail(r, "a control character; remove it");
+    }
+    r->at = r->began = 0;
+    yaml_skip(r, true);
+    if (r->n - r->at >= 3 && !memcmp(r->source + r->at, "---", 3)) r->at += 3, yaml_end_line(r);
+    long indent = yaml_next_line(r);
+    if (indent < 0) json_fail(r, "the file is empty");
+    Json *j = yaml_block(r, indent, 0);
+    if (yaml_next_line(r) >= 0) json_fail(r, "this does not belong to what stands above it; look at its indentation");
+    return j;
+}
+
+// ---- 13.5 Tensor files -------------------------------------------------------------------------------------------
+// safetensors: eight bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, then the
+// numbers, little endian, without gaps. A model is one such file, or several with an index that says which tensor lies
+// where. Files are mapped, not read: weights that nothing changes are never copied, and the system may drop and fetch
+// their pages as it likes. (Only where a header leaves them off their boundary, as old libraries did, they are copied.)
+// Every length, offset and shape is checked against the file before it is used.
+
+#define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
+#define DAMAGED "the header is damaged, download the file again"
+
+static const char *shape_text(const size_t *shape, size_t n_dims) {
+    Text t = {0};
+    text_print(&t, "[");
+    for (size_t i = 0; i < n_dims; i++) text_print(&t, "%s%zu", i ? ", " : "", shape[i]);
+    text_print(&t, "]");
+    return t.s;
+}
+
+static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted) {
+    for (size_t i = 0; i < s->n; i++) if (!strcmp(s->tensors[i].name, wanted)) return &s->tensors[i];
+    return NULL;
+}
+
+// The value of a key in "key=value" lines, such as a file's metadata; NULL: there is none.
+static const char *line_value(const char *lines, const char *key) {
+    size_t n = strlen(key);
+    for (const char *p = lines; p && *p; p = strchr(p, '\n'), p += p ? 1 : 0)
+        if (!strncmp(p, key, n) && p[n] == '=') return name("%.*s", (int)strcspn(p + n + 1, "\n"), p + n + 1);
+    return NULL;
+}
+
+// A JSON number that counts something.
+static bool json_size(const Json *j, size_t *out) {
+    if (!json_is(j, JSON_NUMBER) || !(j->number >= 0 && j->number <= 0x1p53)) return false;
+    *out = (size_t)j->number;
+    return (double)*out == j->number;
+}
+
+static StoredTensor read_tensor_entry(const char *file, const Json *j) {
+    StoredTensor t = { .file = file, .name = name("%s", j->key), .n = 1 };
+    const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
+    size_t end = 0, known = 0;
+    if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
+        fail("%s: '%s' lacks dtype, shape or data_offsets: " DAMAGED, file, t.name);
+    while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
+    if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
+    t.dtype = dtypes[known].dtype;
+    t.dtype_name = dtypes[known].name;
+    if (shape->count > MAX_DIMS)
+        fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
+    bool sound = true;
+    for (const Json *d = shape->first; d; d = d->next) {
+        size_t *size = &t.shape[t.n_dims++];
+        sound &= json_size(d, size) && !__builtin_mul_overflow(t.n, *size, &t.n);
+    }
+    if (!sound || __builtin_mul_overflow(t.n, dtypes[known].size, &t.bytes))
+        fail("%s: '%s' has a shape that no tensor can have: the header is damaged", file, t.name);
+    if (!json_size(range->first, &t.begin) || !json_size(range->first->next, &end) || end < t.begin ||
+        end - t.begin != t.bytes)
+        fail("%s: '%s' is %s of %s, %zu bytes, but its data_offsets say otherwise: download the file again", file,
+             t.name, shape_text(t.shape, t.n_dims), t.dtype_name, t.bytes);
+    return t;
+}
+
+static int by_begin(const void *a, const void *b) {
+    const StoredTensor *x = a, *y = b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
+}
+
+// The tensors t [n] of one file must fill its data_bytes without gap or overlap. Sorts them by place.
+static void check_layout(const char *file, StoredTensor *t, size_t n, size_t data_bytes) {
+    size_t at = 0;
+    if (n) qsort(t, n, sizeof *t, by_begin);
+    for (size_t i = 0; i < n; i++) {
+        if (t[i].begin < at) fail("%s: '%s' and '%s' overlap: " DAMAGED, file, t[i-1].name, t[i].name);
+        if (t[i].begin > at) fail("%s: there is a hole before '%s': " DAMAGED, file, t[i].name);
+        at += t[i].bytes;
+        if (at > data_bytes)
+            fail("%s: is cut off: '%s' ends %zu bytes past the end of the file; download it again", file, t[i].name,
+                 at - data_bytes);
+    }
+    if (at < data_bytes) fail("%s: %zu bytes follow the last tensor: the header is damaged", file, data_bytes - at);
+}
+
+static const uint8_t *map_file(const char *path, size_t *n) {
+    struct stat s;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &s)) fail("%s: cannot be opened: %s", path, strerror(errno));
+    if (S_ISDIR(s.st_mode)) fail("%s: is a folder, a file was expected", path);
+    *n = (size_t)s.st_size;
+    void *p = *n ? mmap(NULL, *n, PROT_READ, MAP_SHARED, fd, 0) : NULL;
+    if (p == MAP_FAILED) fail("%s: cannot be mapped: %s", path, strerror(errno));
+    close(fd);
+    return p;
+}
+
+// Adds the tensors of one file to the set.
+static void read_tensor_file(TensorSet *set, const char *path) {
+    size_t n, first = set->n;
+    const char *file = name("%s", path);
+    const uint8_t *bytes = map_file(path, &n);
+    uint64_t header = 0;
+    for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
+    if (n < 8 || header > n - 8 || header > MAX_HEADER)
+        fail("%s: is no whole safetensors file: its header would be %llu bytes long, the file is %zu; download it "
+             "again", path, (unsigned long long)header, n);
+    JsonReader r = json_open(file, (const char *)bytes + 8, header);
+    const Json *root = json_only(&r);
+    if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
+    set->tensors = grow(set->tensors, &set->capacity, set->n + root->count + 1, sizeof *set->tensors);
+    for (const Json *j = root->first; j; j = j->next) {
+        if (strcmp(j->key, "__metadata__")) set->tensors[set->n++] = read_tensor_entry(file, j);
+        else for (const Json *m = j->first; m; m = m->next)
+            if (m->key && m->type == JSON_STRING) text_print(&set->metadata, "%s=%s\n", m->key, m->text);
+    }
+    json_close(&r);
+    check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
+    for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
+        t->data = bytes + 8 + header + t->begin;
+        if (t->n && (uintptr_t)t->data % (t->bytes / t->n))     // old libraries did not put numbers on their boundary
+            t->data = memcpy(take(t->bytes, 1), t->data, t->bytes);
+    }
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const StoredTensor *)a)->name, ((const StoredTensor *)b)->name);
+}
+
+static void check_duplicates(const TensorSet *s) {
+    StoredTensor *sorted = take(s->n, sizeof *sorted);
+    for (size_t i = 0; i < s->n; i++) sorted[i] = s->tensors[i];
+    qsort(sorted, s->n, sizeof *sorted, by_name);
+    for (size_t i = 1; i < s->n; i++)
+        if (!strcmp(sorted[i-1].name, sorted[i].name))
+            fail("'%s' stands twice, in %s and in %s", sorted[i].name, sorted[i-1].file, sorted[i].file);
+    free(sorted);
+}
+
+// Reads the shards that an index names, each once.
+static void read_shards(TensorSet *set, const char *folder, const char *index) {
+    JsonReader r = json_open_file(index);
+    const Json *map = json_get(json_only(&r), "weight_map");
+    if (!json_is(map, JSON_OBJECT)) fail("%s: has no \"weight_map\"", index);
+    for (const Json *j = map->first; j; j = j->next) {
+        bool seen = false;
+        if (j->type != JSON_STRING || strchr(j->text, '/'))
+            fail("%s: '%s' names no file of this folder", index, j->key);
+        char *path = name("%s/%s", folder, j->text);
+        for (size_t i = 0; i < set->n && !seen; i++) seen = !strcmp(set->tensors[i].file, path);
+        if (!seen && !exists(path)) fail("%s: is missing, %s names it: download it again", path, index);
+        if (!seen) read_tensor_file(set, path);
+        if (!find_tensor(set, j->key)) fail("%s: '%s' is in none of its files", index, j->key);
+        free(path);
+    }
+    json_close(&r);
+}
+
+// The tensors of a model folder, from model.safetensors or from the shards of its index.
+static TensorSet read_model_tensors(const char *folder) {
+    TensorSet set = {0};
+    const char *single = name("%s/model.safetensors", folder), *index = name("%s.index.json", single);
+    if (exists(index)) read_shards(&set, folder, index);
+    else if (exists(single)) read_tensor_file(&set, single);
+    else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
+              "pytorch_model.bin files must be converted to safetensors first", folder);
+    check_duplicates(&set);
+    return set;
+}
+
+// ---- 13.6 Tensor files, written ----------------------------------------------------------------------------------
+// The header is written first, from the names, types and shapes; the numbers follow tensor by tensor, in that order, so
+// that a file may be larger than memory.
+
+// `metadata` is the inside of a JSON object, such as "\"format\": \"pt\"".
+static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata) {
+    Text h = {0};
+    TensorWriter w = { .path = path, .temporary = begin_output(path) };
+    text_print(&h, "{\"__metadata__\":{%s}", metadata);
+    for (size_t i = 0; i < n; i++) {
+        size_t bytes = times(t[i].n, dtype_size(t[i].dtype));
+        text_print(&h, ",");
+        text_json(&h, t[i].name, strlen(t[i].name));
+        text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", dtypes[t[i].dtype].name,
+                   shape_text(t[i].shape, t[i].n_dims), w.expected, w.expected + bytes);
+        w.expected += bytes;
+    }
+    text_print(&h, "}");
+    while (h.n % 8) text_add(&h, " ", 1);
+    w.f = open_to_write(w.temporary);
+    for (int i = 0; i < 8; i++) fputc((int)(h.n >> (8 * i) & 255), w.f);
+    fwrite(h.s, 1, h.n, w.f);
+    free(h.s);
+    return w;
+}
+
+static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n) {
+    if (stop_signals > 1) fail("%s: stopped by a second signal; what was being written is removed", w->path);
+    if (fwrite(bytes, 1, n, w->f) != n) fail_writing(w->path);
+    w->written += n;
+}
+
+static void finish_tensor_file(TensorWriter *w) {
+    if (w->written != w->expected) fail("internal error: %s: %zu bytes of %zu", w->path, w->written, w->expected);
+    close_written(w->f, w->path);
+    finish_output(w->temporary);
+}
+
+// ---- 13.7 config.json --------------------------------------------------------------------------------------------
+
+// The sizes, each under two names. Either is read, that of the config's own set first; where a remote config has
+// neither, `remote_default` stands, which is ChatGLM's own (configuration_chatglm.py).
+enum { REQUIRED = 0 };
+static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
+    { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
+    { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED },
+    { "num_layers", "num_hidden_layers", offsetof(Config, n_layers), 1 << 12, REQUIRED },
+    { "num_attention_heads", "num_attention_heads", offsetof(Config, n_heads), 1 << 12, REQUIRED },
+    { "multi_query_group_num", "num_key_value_heads", offsetof(Config, n_kv_heads), 1 << 12, 1 },
+    { "kv_channels", "head_dim", offsetof(Config, head_dim), 512, 128 },
+    { "ffn_hidden_size", "intermediate_size", offsetof(Config, ffn_dim), 1 << 20, REQUIRED },
+    { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
+};
+
+// A number, a flag, a text of a config; where it says nothing they are `missing`, and NULL.
+static double config_number(const char *path, const Json *root, const char *key, double least, double most,
+                            double missing) {
+    const Json *j = json_get(root, key);
+    if (!j || j->type == JSON_NULL) return missing;
+    if (j->type != JSON_NUMBER || !(j->number >= least && j->number <= most))
+        fail("%s: \"%s\" must be a number from %g to %g", path, key, least, most);
+    return j->number;
+}
+
+static bool config_flag(const Json *root, const char *key, bool missing) {
+    const Json *j = json_get(root, key);
+    return !j || j->type == JSON_NULL ? missing : j->type == JSON_BOOL && j->number != 0;
+}
+
+static const char *config_text(const Json *root, const char *key) {
+    const Json *j = json_get(root, key);
+    return json_is(j, JSON_STRING) ? name("%s", j->text) : NULL;
+}
+
+static void read_sizes(Config *c, const Json *root) {
+    for (size_t i = 0; i < COUNT(config_sizes); i++) {
+        const char *first = c->remote ? config_sizes[i].remote : config_sizes[i].hf;
+        const char *second = c->remote ? config_sizes[i].hf : config_sizes[i].remote;
+        const char *key = json_get(root, first) || !json_get(root, second) ? first : second;
+        const Json *j = json_get(root, key);
+        size_t value = c->remote ? config_sizes[i].remote_default : REQUIRED;
+        if (!j && value == REQUIRED) fail("%s: \"%s\" is missing; is this the config.json of a GLM?", c->file, key);
+        if (j && (!json_size(j, &value) || !value || value > config_sizes[i].most))
+            fail("%s: \"%s\" must be a whole number from 1 to %zu", c->file, key, config_sizes[i].most);
+        memcpy((char *)c + config_sizes[i].offset, &value, sizeof value);
+    }
+}
+
+// What a remote config may set otherwise than any release does: refused rather than computed wrongly.
+static void check_remote_flags(const Config *c, const Json *root) {
+    static const struct { const char *key; bool missing, wanted; } flags[] = {
+        { "multi_query_attention", false, true }, { "rmsnorm", true, true }, { "post_layer_norm", true, true },
+        { "add_bias_linear", false, false }, { "apply_residual_connection_post_layernorm", false, false },
+        { "original_rope", true, true },
+    };
+    if (json_get(root, "inner_hidden_size") || json_get(root, "position_encoding_2d"))
+        fail("%s: is the first ChatGLM-6B, which is another architecture; take ChatGLM2-6B or later", c->file);
+    for (size_t i = 0; i < COUNT(flags); i++)
+        if (config_flag(root, flags[i].key, flags[i].missing) != flags[i].wanted)
+            fail("%s: \"%s\" is %s, which no released GLM has and glmtune does not compute", c->file, flags[i].key,
+                 flags[i].wanted ? "false" : "true");
+}
+
+// Rotary positions may be described in either of two objects, with their type under either of two names.
+static bool is_plain_rotary(const Json *rope) {
+    const Json *type = json_get(rope, "rope_type") ? json_get(rope, "rope_type") : json_get(rope, "type");
+    return !json_is(rope, JSON_OBJECT) || !type || (type->type == JSON_STRING && !strcmp(type->text, "default"));
+}
+
+static const char no_quantised[] = ", which cannot be tuned yet; download the release in fp16 or bf16";
+
+static void check_supported(const Config *c, const Json *root) {
+    const Json *bits = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
+    if ((json_is(bits, JSON_NUMBER) && bits->number != 0) ||
+        json_is(json_get(root, "quantization_config"), JSON_OBJECT))
+        fail("%s: these weights are quantised%s", c->file, no_quantised);
+    if (!is_plain_rotary(json_get(root, "rope_scaling")) || !is_plain_rotary(json_get(root, "rope_parameters")))
+        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones",
+             c->file);
+    if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
+        fail("%s: \"hidden_act\" is '%s', a GLM has silu", c->file, act->text);
+    if (c->n_heads % c->n_kv_heads)
+        fail("%s: %zu attention heads cannot share %zu key/value heads evenly", c->file, c->n_heads, c->n_kv_heads);
+    if (c->n_rotated % 2 || c->n_rotated > c->head_dim)
+        fail("%s: %zu rotary features do not fit a head of %zu in pairs", c->file, c->n_rotated, c->head_dim);
+}
+
+// Reads the text of a config.json; `path` is for messages.
+static Config parse_config(const char *path, const char *source) {
+    JsonReader r = json_open(path, source, strlen(source));
+    const Json *root = json_only(&r), *rope = json_get(root, "rope_parameters");
+    Config c = { .file = name("%s", path), .source = source };
+    c.model_type = config_text(root, "model_type");
+    const char *t = c.model_type ? c.model_type : "";
+    if (strcmp(t, "chatglm") && strcmp(t, "glm") && strcmp(t, "glm4"))
+        fail("%s: model_type is '%s'; glmtune tunes chatglm, glm and glm4", path, t);
+    c.remote = !strcmp(t, "chatglm");
+    c.post_norms = !strcmp(t, "glm4");
+    if (c.remote) check_remote_flags(&c, root);
+    read_sizes(&c, root);
+    double theta = config_number(path, root, "rope_theta", 1, 1e12, 10000);
+    double partial = config_number(path, root, "partial_rotary_factor", 0, 1, 0.5);
+    if (json_is(rope, JSON_OBJECT)) {           // the newer place; what stands there counts
+        theta = config_number(path, rope, "rope_theta", 1, 1e12, theta);
+        partial = config_number(path, rope, "partial_rotary_factor", 0, 1, partial);
+    }
+    c.rope_theta = c.remote ? 10000 * config_number(path, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
+    c.n_rotated = c.remote ? c.head_dim / 2 : (size_t)((double)c.head_dim * partial);
+    c.rms_norm_eps = config_number(path, root, c.remote ? "layernorm_epsilon" : "rms_norm_eps", 0, 1,
+                                   c.remote ? 1e-5 : 1.5625e-7);
+    c.qkv_bias = config_flag(root, c.remote ? "add_qkv_bias" : "attention_bias", !c.remote);
+    c.tied = config_flag(root, "tie_word_embeddings", false);
+    c.layout = config_text(root, "glmtune.layout");
+    c.name_or_path = config_text(root, "_name_or_path");
+    c.torch_dtype = config_text(root, json_get(root, "torch_dtype") ? "torch_dtype" : "dtype");
+    check_supported(&c, root);
+    json_close(&r);
+    return c;
+}
+
+static Config read_config(const char *path) {
+    size_t n;
+    if (!exists(path)) fail("%s: is missing; a model folder has config.json, weights and a tokenizer", path);
+    return parse_config(path, read_file(path, &n));
+}
+
+// ---- 13.8 From files to the model --------------------------------------------------------------------------------
+
+// Points a tensor at its numbers, in model memory; vectors are widened into memory of their own.
+static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
+    t->data = data;
+    t->file_dtype = t->dtype = dtype;
+    if (!t->vector || dtype == REAL) return;
+    real *copy = device_take(t->n, sizeof *copy, t->name);
+    widen(copy, t->data, dtype, t->n);
+    t->data = copy;
+    t->dtype = REAL;
+}
+
+// Copies numbers of a file that are not to be read again; those that stay in use are bound.
+static void widen_stored(real *out, const StoredTensor *s) {
+    const void *mapped = memory_mapped(s->data, s->bytes);
+    widen(out, mapped, s->dtype, s->n);
+    memory_unmap(mapped);
+}
+
+static bool has_shape(const StoredTensor *s, const Tensor *t) {
+    return s->n_dims == t->n_dims && !memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape);
+}
+
+static void check_stored(const Tensor *t, const StoredTensor *s) {
+    if (s->dtype > BF16)
+        fail("%s: '%s' is %s: quantised weights%s", s->file, t->name, s->dtype_name, no_quantised);
+    if (!has_shape(s, t))
+        fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
+             t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
+}
+
+// Tensors that releases carry and that hold nothing: a table of rotary frequencies, the head of a tied model once more.
+static bool may_be_ignored(const Model *m, const char *tensor_name) {
+    size_t n = strlen(tensor_name), tail = strlen("inv_freq");
+    if (n >= tail && !strcmp(tensor_name + n - tail, "inv_freq")) return true;
+    return m->config.tied && !strcmp(tensor_name, name("%s.weight", path_of(m, N_HEAD, 0)));
+}
+
+static void bind_files(Model *m, const char *folder) {
+    TensorSet set = read_model_tensors(folder);
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        Tensor *t = m->tensors[i];
+        const StoredTensor *s = find_tensor(&set, t->name);
+        if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, t->name);
+        check_stored(t, s);
+        bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
+        t->file_data = s->data;
+        t->file = strrchr(s->file, '/') + 1;
+    }
+    for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
+        size_t k = 0;
+        while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
+        if (k == m->n_tensors && !may_be_ignored(m, s->name))
+            fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
+    }
+    free(set.tensors);
+}
+
+static Model *load_model(const char *folder) {
+    Model *m = describe_model(read_config(name("%s/config.json", folder)));
+    bind_files(m, folder);
+    return m;
+}
+
+// First numbers of a model trained from scratch: matrices uniform with this standard deviation, gains 1, biases 0. With
+// `rough`, gains and biases are random around that, so that a gradient check sees them all; it fills what a method adds
+// in the same way, around the center of its start.
+static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
+    float spread = (float)(std * 1.7320508075688772);
+    float center = t->vector && strstr(t->name, "norm") ? 1 : t->start.center;
+    fill_uniform(out, rng_key(seed, hash_name(t->name)), center, t->vector && !rough ? 0 : spread, t->n);
+}
+
+static void bind_random(Model *m, uint64_t seed, double std) {
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        Tensor *t = m->tensors[i];
+        real *numbers = device_take(t->n, sizeof *numbers, t->name);
+        random_tensor(numbers, t, seed, std, true);
+        bind_tensor(t, numbers, REAL);
+    }
+}
+
+// ================================================================================================================
+// 14  Tokenizer files
+// ================================================================================================================
+// Each importer turns a released file into the bytes of a tokenizer.bin, and only those are parsed further:
+//     "GLMTOKEN", then as uint32: version, kind, flags, pieces, specials, bytes of text, lengths of the three class
+//     tables; length of each piece; rank of each piece; ids of specials; lengths of specials; the class tables (run
+//     lengths outside, inside, outside, ... the Unicode classes that the pattern needs); the text of all in order;
+//     with LISTED_MERGES: their number, and in the order of their ranks the piece that each makes and the bytes of its
+//     left part.
+
+// ---- 14.1 Unicode ------------------------------------------------------------------------------------------------
+// What \p{L}, \p{N} and \s mean, from tests/make_unicode.py. A tokenizer.bin carries the tables it was made with.
+
+// Unicode 18.0.0: run lengths outside, inside, outside, ... each class, from U+0000 on
+static const uint32_t letter_runs[] = {
+    65,26,6,26,47,1,10,1,4,1,5,23,1,31,1,458,4,12,14,5,7,1,1,1,129,5,1,2,2,4,1,1,6,1,1,3,1,1,1,20,1,83,1,139,8,166,1,38,
+    1,2,6,41,2,2,67,27,4,4,45,43,35,2,1,99,1,1,15,2,7,2,10,3,2,1,16,1,1,30,29,89,11,1,24,33,9,2,4,1,5,22,4,1,9,1,3,1,23,
+    25,7,11,5,24,1,7,16,42,58,54,3,1,18,1,7,10,15,16,4,8,2,2,2,22,1,7,1,1,3,4,3,1,16,1,13,2,1,3,14,2,10,1,8,6,4,2,2,22,
+    1,7,1,2,1,2,1,2,31,4,1,1,19,3,16,9,1,3,1,22,1,7,1,2,1,5,3,1,18,1,15,2,23,1,11,8,2,2,2,22,1,7,1,2,1,5,3,1,30,2,1,3,
+    15,1,17,1,1,6,3,3,1,4,3,2,1,1,1,2,3,2,3,3,3,12,22,1,52,8,1,3,1,23,1,16,3,1,26,3,1,2,2,2,30,1,4,8,1,3,1,23,1,10,1,5,
+    3,1,30,3,1,2,15,2,17,9,1,3,1,41,2,1,16,1,5,3,8,3,24,6,5,18,3,24,1,9,1,1,2,7,58,48,1,2,12,7,58,2,1,1,1,5,1,24,1,1,1,
+    10,1,2,9,1,2,5,1,1,21,4,32,1,63,8,1,36,27,5,115,43,20,1,16,6,4,4,3,1,3,2,7,3,4,13,12,1,17,38,1,1,5,1,2,43,1,333,1,4,
+    2,7,1,1,1,4,2,41,1,4,2,33,1,4,2,7,1,1,1,4,2,15,1,57,1,4,2,67,37,16,16,86,2,6,3,620,2,17,1,26,5,75,6,8,7,18,13,19,14,
+    18,14,13,1,3,15,52,35,1,4,1,67,89,7,5,2,34,1,1,5,70,10,31,49,30,2,5,11,44,4,26,54,23,9,53,82,1,93,47,17,8,54,30,13,
+    2,10,44,26,36,41,3,10,36,2,11,5,43,2,3,41,4,1,6,1,2,3,1,5,192,64,278,2,6,2,38,2,6,2,8,1,1,1,1,1,1,1,31,2,53,1,7,1,1,
+    3,3,1,7,3,4,2,6,4,13,5,3,1,7,116,1,13,1,15,17,98,1,4,1,2,10,1,1,3,5,6,1,1,1,1,1,1,4,1,11,2,4,5,5,4,1,52,2,2683,229,
+    6,4,3,2,12,38,1,1,5,1,2,56,7,1,16,23,9,7,1,7,1,7,1,7,1,7,1,7,1,7,1,7,80,1,469,2,42,5,5,2,4,86,6,3,1,90,1,4,5,43,1,
+    94,17,32,48,16,512,6592,64,22157,67,46,2,269,3,16,10,2,20,47,16,31,2,70,49,9,2,103,2,83,4,1,14,17,1,3,1,4,1,23,29,
+    52,14,50,62,6,3,1,1,2,11,28,10,23,25,29,7,47,28,1,16,5,1,10,10,5,1,41,23,3,1,8,20,23,3,1,3,50,1,1,3,2,2,5,2,1,1,1,
+    24,3,2,11,7,3,12,6,2,6,2,6,9,7,1,7,1,43,1,14,2,2,2,115,29,11172,12,23,4,49,8452,366,2,106,38,7,12,5,5,1,1,10,1,13,1,
+    5,1,1,1,2,1,2,1,108,33,363,18,64,2,54,40,12,116,5,1,135,36,26,6,26,11,89,3,6,2,6,2,6,2,3,35,12,1,26,1,19,1,2,1,15,2,
+    14,34,123,389,29,3,49,47,32,13,20,1,8,6,38,10,30,2,36,4,8,48,158,18,36,4,36,4,40,8,52,12,11,1,15,1,7,1,2,1,11,1,15,
+    1,7,1,2,3,52,12,311,9,22,10,8,24,6,1,42,1,14,64,6,2,1,1,44,1,2,3,1,2,23,10,23,9,31,65,19,1,2,10,22,10,26,6,26,38,56,
+    6,2,64,1,15,4,1,3,1,29,42,29,3,29,35,8,1,28,27,54,10,22,10,19,13,18,110,73,55,51,13,51,13,36,38,28,9,23,250,42,6,2,
+    16,6,17,22,17,29,10,1,8,22,42,18,46,21,27,23,12,53,57,2,2,1,13,45,32,25,26,36,29,1,2,1,8,35,3,1,12,48,14,4,21,1,1,1,
+    35,18,1,25,19,2,63,7,1,1,1,4,1,15,1,10,7,47,38,8,2,2,2,22,1,7,1,2,1,5,3,1,18,1,12,5,30,10,1,1,2,1,1,38,1,1,25,1,1,1,
+    44,53,18,4,20,3,30,48,20,2,1,1,184,47,41,4,36,48,20,1,59,43,13,1,71,27,37,7,185,44,116,64,31,8,2,1,2,8,1,2,1,24,15,
+    1,1,1,94,8,2,39,16,1,1,1,28,1,10,40,7,1,21,1,11,46,19,1,18,73,17,1,181,33,31,9,1,37,17,1,49,30,112,7,1,2,1,38,21,1,
+    25,6,1,2,1,32,14,1,23,44,21,1,238,19,15,1,1,13,1,34,124,1,79,922,230,196,2636,97,15,1072,17,6,25,3995,5,583,6841,30,
+    1762,569,7,31,17,79,17,30,18,48,16,4,31,21,5,19,432,45,211,64,32,25,2,25,44,75,5,1,66,13,64,2,1,1,14,2,12,7387,36,
+    34,95,115,13,914,14,51,7709,4,1,7,1,2,1,297,9,1,29,3,2,1,14,5,7,396,2308,107,5,13,3,9,7,10,5990,85,1,71,1,2,2,1,2,2,
+    2,4,1,12,1,1,1,7,1,65,1,4,2,8,1,7,1,28,1,4,1,5,1,1,3,7,1,341,1,25,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,8,
+    1844,130,14,7,54,51,48,62,146,45,10,7,16,1,321,30,18,44,484,28,228,30,2,1,207,31,1,3,1,2,1,7,2,5,9,2,224,7,1,4,1,2,
+    1,15,1,197,59,68,7,1,1204,4,1,27,1,2,1,1,2,1,1,10,1,4,1,1,1,1,6,1,4,1,1,1,1,1,1,3,1,2,1,1,2,1,1,1,1,1,1,1,1,1,1,2,1,
+    1,2,4,1,7,1,4,1,4,1,1,1,10,1,17,5,3,1,5,1,17,4420,42720,32,4383,1,5774,2,7473,15,622,2466,542,1506,4939,5,8490,
+    39814,11328
+};
+static const uint32_t number_runs[] = {
+    48,10,120,2,5,1,2,3,1441,10,134,10,198,10,412,10,118,10,4,6,108,10,118,10,118,10,2,6,110,13,115,10,8,7,103,10,104,7,
+    7,19,109,10,96,10,118,10,70,20,268,10,70,10,719,20,881,3,239,10,6,10,22,10,300,10,128,11,165,10,6,10,182,10,86,10,
+    134,10,6,10,1046,1,3,6,6,10,198,51,2,5,726,60,78,22,630,30,1385,1,777,1,25,9,14,3,343,4,138,10,30,8,1,15,32,10,39,
+    15,29536,10,188,10,320,6,154,10,38,10,198,10,22,10,86,10,406,10,21270,10,493,45,12,57,17,2,341,27,36,4,29,1,8,1,134,
+    5,202,10,942,8,25,7,39,9,75,5,22,6,160,2,2,16,2,46,64,9,52,2,30,3,75,5,104,8,24,8,41,7,330,6,48,10,6,10,278,31,158,
+    10,42,4,112,7,134,30,128,10,60,10,144,10,7,20,251,10,342,10,118,10,374,10,102,10,6,20,76,12,420,19,93,10,662,10,86,
+    29,227,10,70,10,54,10,358,10,102,21,1067,112,5,11,208,311,15017,10,2342,10,86,10,134,10,1,7,526,10,262,23,349,3,
+    23801,10,1478,20,12,20,108,25,1109,50,2368,10,422,10,502,10,247,10,716,9,128,10,791,59,1,3,1,4,76,45,1,15,962,13,
+    2787,10
+};
+static const uint32_t space_runs[] = {
+    9,5,18,1,100,1,26,1,5599,1,2431,11,29,2,5,1,47,1,4000,1
+};
+
+static bool is_space_character(uint32_t c) {
+    uint32_t end = 0;
+    bool inside = false;
+    for (size_t i = 0; i < COUNT(space_runs); i++, inside = !inside) if (c < (end += space_runs[i])) return inside;
+    return false;
+}
+
+// ---- 14.2 tokenizer.bin ------------------------------------------------------------------------------------------
+
+static void image_add(Text *t, uint32_t v) { text_add(t, (const char *)&v, 4); }    // little endian, as this machine is
+
+// The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
+static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s,
+                            size_t n_special) {
+    Text t = {0}, text = {0};
+    for (size_t i = 0; i < n; i++) text_add(&text, p[i].text, p[i].n);
+    for (size_t i = 0; i < n_special; i++) text_add(&text, s[i].name, strlen(s[i].name));
+    if (text.n > UINT32_MAX || n > INT32_MAX) fail("a tokenizer of %zu pieces is too large", n);
+    text_add(&t, "GLMTOKEN", 8);
+    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_special, text.n,
+                              COUNT(letter_runs), COUNT(number_runs), COUNT(space_runs) };
+    for (size_t i = 0; i < COUNT(header); i++) image_add(&t, (uint32_t)header[i]);
+    for (size_t i = 0; i < n; i++) image_add(&t, p[i].n);
+    for (size_t i = 0; i < n; i++) image_add(&t, p[i].rank);
+    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)s[i].id);
+    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)strlen(s[i].name));
+    for (size_t i = 0; i < COUNT(letter_runs); i++) image_add(&t, letter_runs[i]);
+    for (size_t i = 0; i < COUNT(number_runs); i++) image_add(&t, number_runs[i]);
+    for (size_t i = 0; i < COUNT(space_runs); i++) image_add(&t, space_runs[i]);
+    text_add(&t, text.s, text.n);
+    free(text.s);
+    return t;
+}
+
+// A number of the listed merges, which follow the text, on no boundary.
+static uint32_t image_get(const char *p) {
+    const unsigned char *u = (const unsigned char *)p;
+    return u[0] | (uint32_t)u[1] << 8 | (uint32_t)u[2] << 16 | (uint32_t)u[3] << 24;
+}
+
+static void place_piece(Tokenizer *t, uint32_t piece) {
+    const Piece *p = &t->pieces[piece];
+    if (p->n == 2) t->two[(unsigned char)p->text[0] << 8 | (unsigned char)p->text[1]] = (int32_t)piece;
+    uint64_t h = piece_hash(p->text, p->n);
+    t->known[h >> 47] |= (uint8_t)(1 << (h >> 44 & 7));
+    uint32_t i = (uint32_t)h & t->slot_mask;
+    while (t->slots[i]) i = (i + 1) & t->slot_mask;
+    t->slots[i] = (h & ~(uint64_t)UINT32_MAX) | (piece + 1);
+}
+
+static void index_pieces(Tokenizer *t, const char *file) {
+    uint32_t size = 16;
+    while (size < 2 * t->n_pieces) size *= 2;
+    t->slots = take(size, sizeof *t->slots);
+    t->slot_mask = size - 1;
+    for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
+    memset(t->alone, 1, 128);
+    t->two = memset(take(1 << 16, sizeof *t->two), 0xFF, (1 << 16) * sizeof *t->two);       // -1 everywhere
+    for (uint32_t i = 0; i < t->n_pieces; i++) {
+        const Piece *p = &t->pieces[i];
+        bool is_byte = p->n == 1 && (t->kind == BYTE_BPE ? p->rank < RANK_BYTE : p->rank == RANK_BYTE);
+        if (is_byte) t->byte_ids[(unsigned char)p->text[0]] = (int32_t)i;
+        if (p->rank >= RANK_BYTE) continue;
+        if (!p->n || find_piece(t, p->text, p->n) >= 0) fail("%s: piece %u is empty or stands twice", file, i);
+        place_piece(t, i);
+        for (uint32_t k = 0; k < p->n && p->n > 1; k++) {
+            t->alone[(unsigned char)p->text[k]] = false;
+            t->inner_blank |= k >= 3 && at_blank(p->text + k, p->n - k) && !at_blank(p->text + k - 3, 3);
+        }
+    }
+    for (int b = 0; b < 256; b++)
+        if (t->byte_ids[b] < 0) fail("%s: has no piece for the byte %d, so it cannot encode every text", file, b);
+}
+
+static const uint32_t *read_runs(Tokenizer *t, const char *file, const uint32_t *runs, uint32_t n, uint8_t class) {
+    for (uint32_t i = 0, c = 0; i < n; c += runs[i++]) {
+        if (runs[i] > 0x110000 - c) fail("%s: a table of Unicode classes is damaged", file);
+        if (i % 2) memset(t->class_of + c, class, runs[i]);
+    }
+    return runs + n;
+}
+
+// Sorts the listed merges at p by the piece that they make.
+static void read_merges(Tokenizer *t, const char *file, const char *p, uint32_t n) {
+    uint32_t *place = take((size_t)t->n_pieces + 2, sizeof *place);
+    t->listed = take(n, sizeof *t->listed);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t piece = image_get(p + 8*(size_t)i);
+        if (piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
+        place[piece + 2]++;
+    }
+    for (uint32_t i = 2; i < t->n_pieces + 2; i++) place[i] += place[i-1];
+    for (uint32_t i = 0; i < n; i++, p += 8)
+        t->listed[place[image_get(p) + 1]++] = (ListedMerge){ image_get(p + 4), i };
+    t->first_listed = place;
+}
+
+// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps: from the heap, so that the numbers lie on their
+// boundary. `file` is for messages.
+static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
+    enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
+    if (bytes < 8 + 4*FIELDS || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
+    const uint32_t *h = (const uint32_t *)(image + 8), *lengths = h + FIELDS;
+    if (h[VERSION] != TOKENIZER_VERSION)
+        fail("%s: has format version %u, this program reads %d", file, h[VERSION], TOKENIZER_VERSION);
+    uint64_t merges = 8 + 4*FIELDS + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
+                      4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES], want = merges;
+    uint32_t n_merges = h[FLAGS] & LISTED_MERGES && want + 4 <= bytes ? image_get(image + merges) : 0;
+    if (h[FLAGS] & LISTED_MERGES) want += 4 + 8 * (uint64_t)n_merges;
+    if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
+    if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
+    Tokenizer *t = take(1, sizeof *t);
+    *t = (Tokenizer){ .file = name("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
+                      .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
+                      .pieces = take(h[PIECES], sizeof *t->pieces), .class_of = take(0x110000, 1),
+                      .specials = take(h[SPECIALS], sizeof *t->specials),
+                      .remembered = take(REMEMBERED, sizeof *t->remembered) };
+    const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
+    const uint32_t *special_lengths = ids + t->n_specials, *runs = special_lengths + t->n_specials;
+    runs = read_runs(t, file, runs, h[LETTERS], CLASS_LETTER);
+    runs = read_runs(t, file, runs, h[NUMBERS], CLASS_NUMBER);
+    runs = read_runs(t, file, runs, h[SPACES], CLASS_SPACE);
+    for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
+        if (t->class_of[(int)*s] != CLASS_SPACE) fail("%s: a table of Unicode classes is damaged", file);
+    const char *text = (const char *)runs;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < t->n_pieces; i++) sum += lengths[i];
+    for (size_t i = 0; i < t->n_specials; i++) sum += special_lengths[i];
+    if (sum > h[TEXT_BYTES]) fail("%s: its pieces are longer than its text", file);
+    for (size_t i = 0; i < t->n_pieces; text += lengths[i++]) t->pieces[i] = (Piece){ text, lengths[i], ranks[i] };
+    for (size_t i = 0; i < t->n_specials; text += special_lengths[i++])
+        t->specials[i] = (Special){ strndup(text, special_lengths[i]), (int32_t)ids[i] };
+    index_pieces(t, file);
+    if (t->flags & LISTED_MERGES) read_merges(t, file, image + merges + 4, n_merges);
+    return t;
+}
+
+// ---- 14.3 Import: SentencePiece ----------------------------------------------------------------------------------
+// tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2
+// bytes with their length, 5 four bytes (sentencepiece_model.proto). Of its many fields we need the pieces (1: text
+// 1, score 2, type 3), the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4
+// extra blanks).
+
+typedef struct { const char *file; const unsigned char *p, *end; } Wire;
+typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: of a varint; inside: of the others
+
+static uint64_t wire_varint(Wire *w) {
+    uint64_t v = 0;
+    for (int shift = 0; shift < 64 && w->p < w->end; shift += 7) {
+        v |= (uint64_t)(*w->p & 127) << shift;
+        if (*w->p++ < 128) return v;
+    }
+    fail("%s: is cut off or no SentencePiece model", w->file);
+}
+
+static bool wire_next(Wire *w, Field *f) {
+    if (w->p >= w->end) return false;
+    uint64_t tag = wire_varint(w), type = tag & 7;
+    if (type > 2 && type != 5) fail("%s: is no SentencePiece model", w->file);
+    uint64_t value = type == 0 || type == 2 ? wire_varint(w) : 0;
+    uint64_t n = type == 2 ? value : type == 1 ? 8 : type == 5 ? 4 : 0;
+    if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
+    *f = (Field){ tag >> 3, type, type ? 0 : value, { w->file, w->p, w->p + n } };
+    w->p += n;
+    return true;
+}
+
+typedef struct { Piece piece; float score; uint64_t type; uint32_t id; } ScoredPiece;
+enum { SP_NORMAL = 1, SP_UNKNOWN, SP_CONTROL, SP_USER, SP_UNUSED, SP_BYTE };
+
+static ScoredPiece read_piece(Wire w, uint32_t id) {
+    ScoredPiece s = { .type = SP_NORMAL, .id = id, .piece = { .text = "" } };
+    for (Field f; wire_next(&w, &f); ) {
+        size_t n = (size_t)(f.inside.end - f.inside.p);
+        if (f.number == 1 && f.type == 2) s.piece = (Piece){ (const char *)f.inside.p, (uint32_t)n, 0 };
+        if (f.number == 2 && f.type == 5) memcpy(&s.score, f.inside.p, sizeof s.score);
+        if (f.number == 3) s.type = f.value;
+    }
+    return s;
+}
+
+static void check_sentencepiece(Wire w) {
+    uint64_t model_type = 1, dummy_prefix = 1, strip_blanks = 1;
+    bool charsmap = false;
+    for (Field f, g; wire_next(&w, &f); )
+        while (f.type == 2 && (f.number == 2 || f.number == 3) && wire_next(&f.inside, &g)) {
+            if (f.number == 2 && g.number == 3) model_type = g.value;
+            if (f.number == 3 && g.number == 2) charsmap = g.inside.end > g.inside.p;
+            if (f.number == 3 && g.number == 3) dummy_prefix = g.value;
+            if (f.number == 3 && g.number == 4) strip_blanks = g.value;
+        }
+    if (model_type != 2 || charsmap || !dummy_prefix || strip_blanks)
+        fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", w.file);
+}
+
+static int by_score(const void *a, const void *b) {
+    const ScoredPiece *x = a, *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static Text import_sentencepiece(const char *file, const char *bytes, size_t n) {
+    static const char *const added[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
+                                         "<|assistant|>", "<|observation|>" };      // as the models' tokenizer does
+    Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n };
+    ScoredPiece *scored = NULL;
+    size_t capacity = 0;
+    uint32_t count = 0, n_specials = 0;
+    check_sentencepiece(w);
+    for (Field f; wire_next(&w, &f); ) {
+        if (f.number != 1 || f.type != 2) continue;
+        scored = grow(scored, &capacity, (size_t)count + 1, sizeof *scored);
+        scored[count] = read_piece(f.inside, count);
+        count++;
+    }
+    Piece *pieces = take(count, sizeof *pieces);
+    Special *specials = take(count + COUNT(added), sizeof *specials);
+    qsort(scored, count, sizeof *scored, by_score);
+    for (uint32_t rank = 0; rank < count; rank++) {
+        ScoredPiece *s = &scored[rank];
+        unsigned byte;
+        s->piece.rank = s->type == SP_NORMAL ? rank : RANK_NEVER;
+        if (s->type == SP_BYTE && s->piece.n == 6 && sscanf(s->piece.text, "<0x%2X>", &byte) == 1) {
+            char c = (char)byte;
+            s->piece = (Piece){ strndup(&c, 1), 1, RANK_BYTE };
+        }
+        if (s->type == SP_UNKNOWN || s->type == SP_CONTROL)
+            specials[n_specials++] = (Special){ strndup(s->piece.text, s->piece.n), (int32_t)s->id };
+        pieces[s->id] = s->piece;
+    }
+    for (size_t i = 0; i < COUNT(added); i++) specials[n_specials++] = (Special){ added[i], (int32_t)(count + i) };
+    Text image = tokenizer_image(SENTENCEPIECE, 0, pieces, count, specials, n_specials);
+    free(scored), free(pieces), free(specials);
+    return image;
+}
+
+// ---- 14.4 Import: tiktoken ---------------------------------------------------------------------------------------
+// tokenizer.model of GLM-4: lines "base64 rank", the ranks in order; the special tokens follow the last.
+
+static uint32_t base64_decode(const char *s, const char *end, char *out) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    uint32_t bits = 0, n = 0, held = 0;
+    for (; s < end && *s != '='; s++) {
+        const char *d = *s ? strchr(digits, *s) : NULL;
+        if (!d) return 0;
+        bits = bits << 6 | (uint32_t)(d - digits);
+        held += 6;
+        if (held >= 8) out[n++] = (char)(bits >> (held -= 8));
+    }
+    return n;
+}
+
+static Text import_tiktoken(const char *file, const char *bytes, size_t n) {
+    static const char *const added[] = {
+        "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
+        "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>" };
+    Special specials[COUNT(added)];
+    Piece *pieces = NULL;
+    size_t capacity = 0, count = 0;
+    char *text = take(n, 1), *out = text;
+    for (const char *p = bytes, *end = bytes + n; p < end; ) {
+        const char *line = memchr(p, '\n', (size_t)(end - p)), *blank = memchr(p, ' ', (size_t)(end - p));
+        if (!line) line = end;
+        uint32_t length = blank && blank < line ? base64_decode(p, blank, out) : 0;
+        if (!length || strtoull(blank + 1, NULL, 10) != count)
+            fail("%s:%zu: is no line of a tiktoken vocabulary (base64, blank, rank in order)", file, count + 1);
+        pieces = grow(pieces, &capacity, count + 1, sizeof *pieces);
+        pieces[count] = (Piece){ out, length, (uint32_t)count };
+        count++;
+        out += length;
+        p = line + 1;
+    }
+    for (size_t i = 0; i < COUNT(added); i++) specials[i] = (Special){ added[i], (int32_t)(count + i) };
+    Text image = tokenizer_image(BYTE_BPE, WHOLE_CHUNKS, pieces, count, specials, COUNT(added));
+    free(pieces), free(text);
+    return image;
+}
+
+// ---- 14.5 Import: tokenizer.json ---------------------------------------------------------------------------------
+// Hugging Face's file of a byte-level BPE, as GLM-4's "hf" releases, GLM-4-0414 and GLM-Edge have it. Its texts are
+// written in an alphabet of 256 visible characters, one for each byte. What glmtune does not do, it refuses here.
+// Added tokens are never found in text, whatever the file says: see 7.2.
+
+enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
+
+static const char *const split_patterns[] = {       // two spellings of the pattern that next_chunk follows
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+" };
+
+static const Json *json_need(const JsonReader *r, const Json *object, const char *key, JsonType type,
+                             const char *what) {
+    const Json *j = json_get(object, key);
+    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", json_where(r, j ? j->at : object->at), key, what);
+    return j;
+}
+
+// That the text is split and merged as 4.7 does it. Null, false, 0, "" and a setting left out are the same; an object
+// stands for its "type".
+static void check_tokenizer_json(const JsonReader *r, const Json *root, const Json *model) {
+    const Json *before = json_need(r, root, "pre_tokenizer", JSON_OBJECT, "a Sequence of Split and ByteLevel");
+    const Json *parts = json_need(r, before, "pretokenizers", JSON_ARRAY, "an array of Split and ByteLevel");
+    if (parts->count != 2) fail("%s: \"pretokenizers\" must be Split and ByteLevel", json_where(r, parts->at));
+    const Json *split = parts->first, *bytes = split->next;
+    const struct { const Json *in; const char *key, *known; } settings[] = {
+        { root, "normalizer", "" }, { model, "type", "BPE" }, { model, "dropout", "" }, { model, "unk_token", "" },
+        { model, "continuing_subword_prefix", "" }, { model, "end_of_word_suffix", "" }, { model, "byte_fallback", "" },
+        { split, "type", "Split" }, { split, "behavior", "Isolated" }, { split, "invert", "" },
+        { bytes, "type", "ByteLevel" }, { bytes, "add_prefix_space", "" }, { bytes, "use_regex", "" } };
+    for (size_t i = 0; i < COUNT(settings); i++) {
+        const Json *j = json_get(settings[i].in, settings[i].key);
+        const Json *of = json_is(j, JSON_OBJECT) ? json_get(j, "type") : j;
+        const char *is = json_is(of, JSON_STRING) ? of->text :
+                         j && (j->type > JSON_NUMBER || j->number != 0) ? "set" : "";
+        if (strcmp(is, settings[i].known))
+            fail("%s: \"%s\" is '%s', but glmtune reads only byte-level BPE that has '%s' there",
+                 json_where(r, j ? j->at : settings[i].in->at), settings[i].key, is, settings[i].known);
+    }
+    json_need(r, bytes, "use_regex", JSON_BOOL, "false");
+    const Json *pattern = json_need(r, split, "pattern", JSON_OBJECT, "an object with a \"Regex\"");
+    pattern = json_need(r, pattern, "Regex", JSON_STRING, "a regular expression");
+    for (size_t i = 0; i < COUNT(split_patterns); i++) if (!strcmp(pattern->text, split_patterns[i])) return;
+    fail("%s: text is split by '%s', and glmtune knows only GLM-4's pattern", json_where(r, pattern->at),
+         pattern->text);
+}
+
+// The byte for which a character of the alphabet stands: visible Latin-1 for itself, then U+0100 on for the others in
+// order. -1: it is none of the alphabet's.
+static int alphabet_byte(uint32_t c) {
+    uint32_t next = 256;
+    for (uint32_t b = 0; b < 256; b++) {
+        bool visible = (b > ' ' && b < 127) || (b > 160 && b != 173);
+        if (c == (visible ? b : next)) return (int)b;
+        next += !visible;
+    }
+    return -1;
+}
+
+// Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's).
+static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
+    uint32_t c, written = 0;
+    for (size_t at = 0; at < n; ) {
+        at += utf8_get(s + at, n - at, &c);
+        int byte = alphabet_byte(c);
+        if (byte < 0) return 0;
+        out[written++] = (char)byte;
+    }
+    return written;
+}
+
+static uint32_t json_id(const JsonReader *r, const Json *j) {
+    size_t id;
+    if (!json_size(j, &id) || id >= MOST_IDS)
+        fail("%s: \"%s\" must be a token id, 0 to %d", json_where(r, j->at), j->key, MOST_IDS - 1);
+    return (uint32_t)id;
+}
+
+// The pieces of "vocab", and a hash table of them. Ids that it leaves out are empty pieces which nothing becomes.
+static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *text) {
+    Tokenizer t = { .kind = BYTE_BPE };
+    for (const Json *j = vocab->first; j; j = j->next) {
+        uint32_t id = json_id(r, j);
+        if (id >= t.n_pieces) t.n_pieces = id + 1;
+    }
+    t.pieces = take(t.n_pieces, sizeof *t.pieces);
+    for (uint32_t i = 0; i < t.n_pieces; i++) t.pieces[i] = (Piece){ "", 0, RANK_NEVER };
+    for (const Json *j = vocab->first; j; j = j->next) {
+        Piece *p = &t.pieces[json_id(r, j)];
+        if (p->n) fail("%s: the id of '%s' stands twice", json_where(r, j->at), j->key);
+        *p = (Piece){ text, alphabet_decode(j->key, strlen(j->key), text), 0 };
+        if (!p->n) *p = (Piece){ j->key, (uint32_t)strlen(j->key), RANK_NEVER };
+        else text += p->n;
+    }
+    index_pieces(&t, r->file);
+    return t;
+}
+
+// Adds the piece that a merge makes and the bytes of its left part: "a b" or ["a", "b"].
+static void json_merge(const JsonReader *r, const Json *j, const Tokenizer *t, char *scratch, Text *listed) {
+    bool pair = j->type == JSON_ARRAY && j->count == 2;
+    const char *a = pair ? j->first->text : j->text, *blank = a && !pair ? strchr(a, ' ') : NULL;
+    const char *b = pair ? j->first->next->text : blank ? blank + 1 : NULL;
+    uint32_t left_n = a && b ? alphabet_decode(a, blank ? (size_t)(blank - a) : strlen(a), scratch) : 0;
+    uint32_t right_n = b ? alphabet_decode(b, strlen(b), scratch + left_n) : 0;
+    int64_t made = find_piece(t, scratch, left_n + right_n);
+    if (!left_n || !right_n || made < 0 || find_piece(t, scratch, left_n) < 0 ||
+        find_piece(t, scratch + left_n, right_n) < 0)
+        fail("%s: a merge must be \"a b\" or [\"a\", \"b\"], with a, b and ab in \"vocab\"", json_where(r, j->at));
+    image_add(listed, (uint32_t)made), image_add(listed, left_n);
+}
+
+static Text import_tokenizer_json(const char *file, const char *bytes, size_t n) {
+    JsonReader r = json_open(file, bytes, n);
+    const Json *root = json_only(&r), *model = json_need(&r, root, "model", JSON_OBJECT, "an object");
+    const Json *merges = json_need(&r, model, "merges", JSON_ARRAY, "an array of merges");
+    const Json *added = json_need(&r, root, "added_tokens", JSON_ARRAY, "an array of tokens");
+    const Json *whole = json_get(model, "ignore_merges");
+    check_tokenizer_json(&r, root, model);
+    char *text = take(3*n, 1);          // of the pieces, and behind it of one merge
+    Tokenizer t = json_vocabulary(&r, json_need(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
+    Special *specials = take(added->count, sizeof *specials), *s = specials;
+    Text listed = {0};
+    image_add(&listed, (uint32_t)merges->count);
+    for (const Json *j = merges->first; j; j = j->next) json_merge(&r, j, &t, text + n, &listed);
+    for (const Json *j = added->first; j; j = j->next, s++) {
+        const Json *content = json_need(&r, j, "content", JSON_STRING, "the token's text");
+        *s = (Special){ content->text, (int32_t)json_id(&r, json_need(&r, j, "id", JSON_NUMBER, "a token id")) };
+        if ((uint32_t)s->id < t.n_pieces) t.pieces[s->id].rank = RANK_NEVER;
+    }
+    uint32_t flags = LISTED_MERGES | (json_is(whole, JSON_BOOL) && whole->number != 0 ? WHOLE_CHUNKS : 0);
+    Text image = tokenizer_image(BYTE_BPE, flags, t.pieces, t.n_pieces, specials, added->count);
+    text_add(&image, listed.s, listed.n);
+    json_close(&r);
+    free(t.pieces), free(t.slots), free(t.two), free(specials), free(listed.s), free(text);
+    return image;
+}
+
+// ---- 14.6 Finding the tokenizer of a model -----------------------------------------------------------------------
+
+static const char *beside_program(const char *file) {
+    char path[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    char *slash = n > 0 ? memrchr(path, '/', (size_t)n) : NULL;
+    return slash ? name("%.*s/%s", (int)(slash - path), path, file) : file;
+}
+
+// A tokenizer from its file, whichever of the known kinds it is.
+static Tokenizer *load_tokenizer_file(const char *path) {
+    size_t n;
+    char *bytes = read_file(path, &n);
+    if (n >= 8 && !memcmp(bytes, "GLMTOKEN", 8)) return parse_tokenizer(path, bytes, n);
+    if (!n) fail("%s: the file is empty", path);
+    const char *ending = strrchr(path, '.');
+    // a SentencePiece model begins with the tag of its first field (1, bytes), which is a line break
+    Text image = bytes[0] == '{' || (ending && !strcmp(ending, ".json")) ? import_tokenizer_json(path, bytes, n) :
+                 bytes[0] == '\n' ? import_sentencepiece(path, bytes, n) : import_tiktoken(path, bytes, n);
+    free(bytes);
+    return parse_tokenizer(path, image.s, image.n);
+}
+
+// The tokenizer of a folder, else the one beside the program if its ids are below `room`. NULL where only ready
+// input_ids can be used, which `why` then explains.
+static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why) {
+    static const char *const files[] = { "tokenizer.bin", "tokenizer.model", "tokenizer.json" };
+    for (size_t i = 0; i < COUNT(files); i++) {
+        const char *path = name("%s/%s", folder, files[i]);
+        if (exists(path)) return load_tokenizer_file(path);
+    }
+    const char *own = beside_program("tokenizer.bin");
+    Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
+    *why = name("%s: has no tokenizer (tokenizer.bin, tokenizer.model or tokenizer.json), and %s %s", folder, own,
+                t ? "is not for this model" : "is missing");
+    return t && (size_t)largest_id(t) < room ? t : NULL;
+}
+
+// ================================================================================================================
+// 15  Instruments
+// ================================================================================================================
+// What looks at a model or a run from outside: what it will take, what it computes, whether its gradients are right,
+// what it learned and how fast.
+
+// ---- 15.1 The memory plan ----------------------------------------------------------------------------------------
 
 static const char *size_text(size_t bytes) {
     static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
@@ -6372,8 +7658,6 @@ static void need_memory(size_t bytes, const char *lower) {
              lower);
 }
 
-static size_t bytes_of(const Run *r) { return r->kept_arena.used + r->scratch_arena.used; }
-
 static size_t run_bytes(Model *m, const Method *method, RunKind kind, size_t T) {
     Run r = describe_run(m, method, kind, T, T);
     free(r.layers);
@@ -6410,322 +7694,346 @@ static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_
          "lower the number or the length of the samples in one", size_text(own), T, size_text(available), fits);
 }
 
-// ---- 13.2 One step -----------------------------------------------------------------------------------------------
+// ---- 15.2 Time and disk ------------------------------------------------------------------------------------------
 
-static uint64_t key_of_step(const Options *o, int64_t step) {
-    return rng_key(rng_key((uint64_t)o->seed, KEY_STEP), (uint64_t)step);
+static double seconds_when_done(void) { return finish_kernels(), seconds(); }
+
+static const char *time_text(double s) {
+    long long n = (long long)s;
+    if (s < 1) return name("%.0f ms", s * 1e3);
+    return n < 60 ? name("%.*f s", s < 10, s) : name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
 }
 
-// Gradients of the mean loss over all targets of the chosen samples, computed in batches; returns that loss.
-static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size,
-                         const Options *o, int64_t step) {
-    size_t targets = 0;
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
-    zero_gradients(r->model);
-    for (size_t i = 0; i < n; i += batch_size) {
-        Batch b = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
-        b.samples = chosen + i;
-        sum += forward_backward(r, &b, targets, o->label_smoothing_factor, true);
+// How long work takes: forward and backward, and forward alone, for each token; the optimizer in each step.
+typedef struct { double both, forward, optimizer; } Pace;
+
+// Batches of samples drawn from the data, of BATCH_TOKENS or a sample, are computed and thrown away, until it is half a
+// second; the first, which brings memory and caches in, counts only where one takes longer than that. A step at rate 0
+// on gradients of zero leaves weights and fresh moments as they are.
+static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Options *o) {
+    Model *m = r->model;
+    Pace p = {0};
+    size_t n = min_size(min_size(batch_size, set->n), max_size(1, BATCH_TOKENS / set->longest));
+    size_t *order = epoch_order(set->n, 0, 0), *chosen = take(n, sizeof *chosen);
+    double tokens = 0, spent = 0, began, halfway;
+    for (size_t i = 0; !i || (spent < 0.5 && i < 100); i++) {
+        if (i == 1 && spent < 0.5) p = (Pace){0}, tokens = 0;
+        for (size_t k = 0; k < n; k++) chosen[k] = order[(i * n + k) % set->n];
+        Batch b = make_batch(set, chosen, n, i, 0);
+        began = seconds_when_done(), forward_loss(r, &b);
+        halfway = seconds_when_done(), forward_backward(r, &b, b.T, o->label_smoothing_factor, true);
+        p.forward += halfway - began, p.both += seconds_when_done() - halfway;
+        tokens += (double)b.T, spent += seconds() - began;
         free_batch(&b);
     }
-    return sum / (double)targets;
-}
-
-// The place of the first number of a tensor, or of it in its file, that is not finite; t->n when all are finite.
-static size_t bad_number(const Tensor *t, bool in_file) {
-    enum { CHUNK = 1 << 16 };
-    Dtype dtype = in_file ? t->file_dtype : t->dtype;
-    const char *data = in_file ? memory_mapped(t->file_data, t->n * dtype_size(dtype)) : t->data;
-    real *numbers = device_take(CHUNK, sizeof *numbers, "a check");
-    size_t at = 0;
-    while (at < t->n) {
-        size_t n = min_size(CHUNK, t->n - at);
-        widen(numbers, data + at * dtype_size(dtype), dtype, n);
-        size_t good = first_not_finite(numbers, n);
-        at += good;
-        if (good < n) break;
+    for (size_t i = 0; !i || (i < 3 && p.optimizer < 0.5); i++) {
+        zero_gradients(m);
+        began = seconds_when_done(), clip_gradients(m, o->max_grad_norm), optimizer_step(m, o, 0, 1), zero_gradients(m);
+        p.optimizer = seconds_when_done() - began;
     }
-    memory_give(numbers);
-    return at;
+    free(order), free(chosen);
+    return (Pace){ p.both / tokens, p.forward / tokens, p.optimizer };
 }
 
-static void refuse_bad(const Tensor *t, bool in_file, const char *head, const char *why) {
-    size_t bad = bad_number(t, in_file);
-    if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad, why);
+// What the run will take, in words. Where a trunk is kept, its layers run in the first epoch alone. Of the validations
+// that are worth a checkpoint every second is taken to be the best; a checkpoint to take 50 ms and 5 ns a byte.
+static char *time_plan(Trainer *t) {
+    Pace p = measure_pace(&t->run, &t->train, t->batch_size, t->o);
+    const Trunk *trunk = t->run.trunk;
+    double epochs = (double)t->steps / (double)t->steps_per_epoch, n_old = (double)(t->train.n - t->n_new), tokens = 0;
+    double known = trunk ? p.forward * (double)trunk->layer / (double)t->run.model->config.n_layers : 0;
+    for (size_t i = 0; i < t->train.n; i++)
+        tokens += (double)t->train.samples[i].n * (i < t->n_new ? 1 : t->replay_ratio * (double)t->n_new / n_old);
+    double evaluation = p.forward * (double)t->validation.n_tokens;
+    double training = tokens * (p.both * epochs - known * fmax(epochs - 1, 0)) + p.optimizer * (double)t->steps;
+    double saves = (double)t->steps / (double)t->o->save_steps;
+    if (t->validation.n) saves += (double)t->steps / fmax((double)eval_every(t), (double)t->saves_after) / 2;
+    double all = training + evaluation * (double)(1 + t->steps / eval_every(t)) +
+                 saves * (0.05 + 5e-9 * (double)checkpoint_bytes(t->run.model));
+    bool may_stop = t->o->early_stopping_patience && t->validation.n;
+    return name("%s %s (a step %s, a validation %s)", may_stop ? "at most" : "about", time_text(all),
+                time_text(training / (double)t->steps), time_text(evaluation));
 }
 
-// Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
-__attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen,
-                                                      size_t n, int64_t step, double loss, double norm) {
-    Text samples = {0};
-    for (size_t i = 0; i < n; i++)
-        text_print(&samples, "%s%zu", i ? ", " : "with samples ", set->samples[chosen[i]].number);
-    const char *head = name("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
-                            n ? samples.s : "in validation");
-    for (size_t i = 0; i < m->n_tensors; i++)
-        refuse_bad(m->tensors[i], true, head, "its file is damaged, download it again");
-    for (size_t i = 0; i < m->n_trained; i++)
-        refuse_bad(m->trained[i], false, head,
-                   step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged");
-    for (size_t i = 0; i < m->n_trained; i++)
-        if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
-            fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head,
-                 m->trained[i]->name);
-    fail("%s: the loss is not finite; lower --learning_rate", head);
+// Bytes that may still be written where a folder lies; SIZE_MAX: nobody knows.
+static size_t disk_left(const char *folder) {
+    struct statvfs disk;
+    return statvfs(folder, &disk) ? SIZE_MAX : times(disk.f_bavail, disk.f_frsize);
 }
 
-// The mean loss over the targets of a data set, without dropout or smoothing.
-static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
-    double sum = 0;
-    for (size_t i = 0; i < set->n; i += batch_size) {
-        Batch b = make_batch(set, NULL, min_size(batch_size, set->n - i), 0, i);
-        sum += forward_loss(r, &b);
-        free_batch(&b);
+// How many checkpoints may stand side by side: those that are kept and the one that is being written. Where validation
+// decides as well, there may be many.
+static size_t most_checkpoints(const Trainer *t) {
+    size_t limit = (size_t)t->o->save_total_limit, all = (size_t)((t->steps + t->o->save_steps - 1) / t->o->save_steps);
+    bool validates = t->validation.n > 0;
+    return limit ? min_size(validates ? SIZE_MAX : all, max_size(limit, validates ? 2 : 1) + 1) : all;
+}
+
+// What checkpoints take, in words; where the disk has too little, that is said now and not met at the last save.
+static char *disk_plan(const Trainer *t) {
+    const char *folder = t->o->output_dir;
+    size_t *steps, there = list_checkpoints(folder, &steps), most = most_checkpoints(t);
+    size_t one = checkpoint_bytes(t->base.model), left = disk_left(folder);
+    size_t more = times(most - min_size(there, most), one);
+    free(steps);
+    if (more > left)
+        fail("%s: not enough disk: %s are needed for %zu checkpoints side by side, %s are free; free some, choose "
+             "another --output_dir, or keep fewer (--save_total_limit 1, --val_size 0)", folder, size_text(more), most,
+             size_text(left));
+    return name("a checkpoint takes %s, %s; %s are free", size_text(one),
+                t->o->save_total_limit ? "the newest and the best are kept" : "all are kept", size_text(left));
+}
+
+// ---- 15.3 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
+
+// All samples of a file as one batch, in order.
+static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
+    Options o = { .max_input_length = INT32_MAX, .max_output_length = INT32_MAX, .overlong = "error",
+                  .prompt_column = "prompt", .response_column = "response", .history_column = "history" };
+    ChatFormat none = { .why = "a batch must hold ready \"input_ids\" and \"labels\"" };
+    Dataset set = read_data_file(path, &none, &o, c->vocab_size, false);
+    if (!set.n_targets) fail("%s: has no target in any sample, so no loss", path);
+    *n_targets = set.n_targets;
+    return make_batch(&set, NULL, set.n, 0, 0);
+}
+
+typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // data: on the host
+
+static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t rows, size_t columns,
+                     const void *data) {
+    l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
+    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name, .dtype = dtype, .data = data,
+                                         .n_dims = columns ? 2 : 1, .shape = { rows, columns },
+                                         .n = rows * (columns ? columns : 1) };
+}
+
+static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, size_t columns, const real *device) {
+    size_t n = rows * (columns ? columns : 1);
+    real *host = take(n, sizeof *host);
+    memory_copy_out(host, device, n * sizeof *host);
+    list_add(l, tensor_name, REAL, rows, columns, host);
+}
+
+// The hidden states, the last norm and the logits at every position, not only at targets.
+static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
+    size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
+    real *logits = all_logits(r, b);
+    for (size_t i = 0; i <= L; i++) list_add_reals(l, name("hidden.%zu", i), T, H, i < L ? r->layers[i].x : r->x_final);
+    list_add_reals(l, "final_norm", T, H, r->final);
+    list_add(l, "logits", REAL, T, V, logits);
+}
+
+static void write_list(const char *path, const TensorList *l) {
+    TensorWriter w = begin_tensor_file(path, l->tensors, l->n, "\"format\":\"pt\"");
+    for (size_t i = 0; i < l->n; i++)
+        write_tensor_bytes(&w, l->tensors[i].data, l->tensors[i].n * dtype_size(l->tensors[i].dtype));
+    finish_tensor_file(&w);
+}
+
+static void dump(const char *model, const char *batch, const char *out, Options *o) {
+    Opened opened = open_model(model, o);
+    Model *m = opened.model;
+    check_fingerprint(&opened, NULL, o);
+    if (!opened.method) opened.method = find_method("full"), opened.method->setup(m, o);
+    size_t n_targets;
+    Batch b = read_batch(batch, &m->config, &n_targets);
+    m->n_moments = 0;
+    RunKind kind = plan_memory(m, opened.method, false, b.T);
+    start_method(&opened, 0, true);
+    Run r = describe_run(m, opened.method, kind, b.T, b.T);
+    take_run(&r);
+    double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
+    real mean = (real)loss;
+    TensorList l = {0};
+    if (!isfinite(loss)) fail("%s: the loss of this batch is not finite; the weights are damaged", model);
+    list_add(&l, "ids", I32, b.T, 0, b.ids);
+    list_add(&l, "labels", I32, b.T, 0, b.labels);
+    list_add(&l, "loss", REAL, 1, 0, &mean);
+    list_add_activations(&l, &r, &b);
+    for (size_t i = 0; i < m->n_trained; i++) {
+        const Tensor *t = m->trained[i];
+        list_add_reals(&l, name("grad.%s", t->name), t->shape[0], t->shape[1], t->grad);
     }
-    return sum / (double)set->n_targets;
+    write_list(out, &l);
+    printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
 }
 
-// ---- 13.3 Scores of answers --------------------------------------------------------------------------------------
-// All are means over the answers, from 0 to 100, on characters (no words are cut), without blanks at both ends.
-// ROUGE (Lin 2004) as the Python package rouge_chinese has it: over distinct characters or pairs, and blanks are none.
-// BLEU (Papineni et al. 2002) as NLTK's sentence_bleu with smoothing method 3, inner blanks too. Both: 0 for no answer.
+// ---- 15.4 Gradient check -----------------------------------------------------------------------------------------
+// Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
+//     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
+// error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
+// tensor are below 1e-12 (a key bias before a softmax that no position distinguishes), the slope itself must be below
+// 1e-10. Numbers whose differences meet a kink of a ReLU are skipped and counted.
+//
+// In single precision, so on a GPU too, a slope is too coarse to judge by. There all gradients are compared with those
+// of glmtune64, which found them right and wrote them: |g - truth| / max(|truth|, 0.001 of the largest such) must be at
+// most 1e-4, with 2-norms of a tensor. (A bias of one number may be a sum of which next to nothing is left.)
 
-typedef enum { ROUGE_1, ROUGE_2, ROUGE_L, BLEU_4, ACCURACY, STOP_RATE, REPETITION_RATE, METRICS } Metric;
-static const struct { const char *name, *meaning; } metrics[METRICS] = {
-    { "rouge-1", "F1 of the distinct characters that answer and reference share" },
-    { "rouge-2", "the same of pairs of characters" },
-    { "rouge-l", "F1 of their longest common subsequence of characters" },
-    { "bleu-4", "runs of 1 to 4 characters that the reference has too, times a penalty for short answers" },
-    { "accuracy", "% of answers that are the reference to the letter" },
-    { "stop_rate", "% of answers that ended in a stop token, not at max_new_tokens" },
-    { "repetition_rate", "% of answers that end in a loop: up to 20 characters, 4 times or more, 20 or more in all" },
+// small models of each kind: grouped heads, tied, post norms, odd sizes
+static const char *const gradcheck_configs[] = {
+    ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2,"
+     " \"kv_channels\": 8, \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2,"
+     " \"ffn_hidden_size\": 10, \"add_qkv_bias\": true, \"rope_ratio\": 50}"),
+    ("{\"model_type\": \"glm\", \"vocab_size\": 29, \"hidden_size\": 14, \"num_hidden_layers\": 2, \"head_dim\": 6,"
+     " \"num_attention_heads\": 3, \"num_key_value_heads\": 1, \"intermediate_size\": 9, \"attention_bias\": false,"
+     " \"partial_rotary_factor\": 1.0, \"tie_word_embeddings\": true, \"max_position_embeddings\": 64}"),
+    ("{\"model_type\": \"glm4\", \"vocab_size\": 23, \"hidden_size\": 26, \"num_hidden_layers\": 2, \"head_dim\": 12,"
+     " \"num_attention_heads\": 2, \"num_key_value_heads\": 2, \"intermediate_size\": 35, \"attention_bias\": true,"
+     " \"max_position_embeddings\": 64}"),
 };
-typedef struct { double sum[METRICS]; size_t n; } Scores;
 
-typedef struct { uint32_t *at; size_t n; } Characters;
-typedef struct { uint32_t c[4]; } Gram;         // a run of 1 to 4 characters, zeros behind
-
-static bool is_space_character(uint32_t c) {
-    uint32_t end = 0;
-    bool inside = false;
-    for (size_t i = 0; i < COUNT(space_runs); i++, inside = !inside) if (c < (end += space_runs[i])) return inside;
-    return false;
-}
-
-// The characters of a text without the blanks at its ends, or without any.
-static Characters characters_of(const char *s, size_t n, bool any_blanks) {
-    Characters t = { take(n, sizeof *t.at), 0 };
-    for (size_t at = 0, end = 0; at < n; ) {
-        uint32_t c;
-        at += utf8_get(s + at, n - at, &c);
-        if (!is_space_character(c)) t.at[end] = c, t.n = ++end;
-        else if (any_blanks && end) t.at[end++] = c;
+static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
+    static const size_t starts[] = { 0, 7, 8, 19, 21 };
+    enum { N = COUNT(starts) - 1, T = 21 };
+    Batch b = { .n = N, .T = T, .step_key = seed, .starts = take(N + 1, sizeof *b.starts),
+                .ids = take(T, sizeof *b.ids), .labels = take(T, sizeof *b.labels),
+                .token_keys = take(T, sizeof *b.token_keys) };
+    memcpy(b.starts, starts, sizeof starts);
+    *n_targets = 0;
+    for (size_t t = 0; t < T; t++) {
+        b.ids[t] = (int32_t)(rng_bits(seed, t) % V);
+        b.labels[t] = rng_bits(seed, T + t) % 4 ? b.ids[t] : NO_TARGET;
+        b.token_keys[t] = rng_bits(seed, 2*T + t);
     }
-    return t;
+    for (size_t s = 0; s < N; s++)
+        for (size_t t = starts[s] + 1; t < starts[s+1]; t++) *n_targets += b.labels[t] != NO_TARGET;
+    return b;
 }
 
-static int by_gram(const void *a, const void *b) { return memcmp(a, b, sizeof(Gram)); }
+typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;
 
-static Gram *sorted_grams(Characters t, size_t order, size_t *n) {
-    *n = t.n < order ? 0 : t.n - order + 1;
-    Gram *grams = take(*n, sizeof *grams);
-    for (size_t i = 0; i < *n; i++) memcpy(grams[i].c, t.at + i, order * sizeof *t.at);
-    qsort(grams, *n, sizeof *grams, by_gram);
-    return grams;
+// gradients: all that was checked, for --out; largest: 2-norm of a tensor of the truth
+typedef struct { const Options *o; TensorList gradients; TensorSet truth; double largest; } Gradcheck;
+
+static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
+    memory_copy_in(t->value + i, &value, sizeof value);
+    forward(s->run, s->batch, true);
+    return head_loss(s->run, (real)s->smoothing, 0) / (double)s->n_targets;
 }
 
-// Of runs of `order` characters: how many a has, distinct ones in a and b, distinct ones in both, and those of a that
-// find a partner in b.
-typedef struct { size_t n, distinct_a, distinct_b, distinct_both, matched; } Overlap;
-
-static Overlap overlap(Characters a, Characters b, size_t order) {
-    size_t n_a, n_b;
-    Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
-    Overlap o = { .n = n_a };
-    for (size_t i = 0, j = 0; i < n_a || j < n_b; ) {
-        const Gram *least = i == n_a || (j < n_b && by_gram(in_b + j, in_a + i) < 0) ? in_b + j : in_a + i;
-        size_t of_a = 0, of_b = 0;
-        while (i < n_a && !by_gram(in_a + i, least)) i++, of_a++;
-        while (j < n_b && !by_gram(in_b + j, least)) j++, of_b++;
-        o.distinct_a += of_a > 0, o.distinct_b += of_b > 0, o.distinct_both += of_a && of_b;
-        o.matched += min_size(of_a, of_b);
-    }
-    free(in_a), free(in_b);
-    return o;
+static double finite_difference(const Slope *s, const Tensor *t, size_t i, real h) {
+    static const double factor[] = { 1, -8, 8, -1 }, place[] = { -2, -1, 1, 2 };
+    real x;
+    double slope = 0;
+    memory_copy_out(&x, t->value + i, sizeof x);
+    for (size_t k = 0; k < COUNT(place); k++) slope += factor[k] * loss_at(s, t, i, x + (real)place[k] * h);
+    memory_copy_in(t->value + i, &x, sizeof x);
+    return slope / (12 * (double)h);
 }
 
-static double f1(size_t both, size_t a, size_t b) {
-    double precision = a ? (double)both / (double)a : 0, recall = b ? (double)both / (double)b : 0;
-    return 2 * precision * recall / (precision + recall + 1e-8);
+static bool print_check(const Tensor *t, double error, bool passed, const char *note) {
+    printf("%-75s %8zu %10.2e  %s%s\n", t->name, t->n, error, passed ? "ok" : "WRONG", note);
+    return passed;
 }
 
-static double rouge_n(Characters answer, Characters reference, size_t order) {
-    Overlap o = overlap(answer, reference, order);
-    return f1(o.distinct_both, o.distinct_a, o.distinct_b);
-}
-
-static double rouge_l(Characters a, Characters b) {
-    size_t *row = take(b.n + 1, sizeof *row);   // row[j]: of the first i characters of a and the first j of b
-    for (size_t i = 0; i < a.n; i++)
-        for (size_t j = 0, diagonal = 0; j < b.n; j++) {
-            size_t above = row[j+1];
-            row[j+1] = a.at[i] == b.at[j] ? diagonal + 1 : max_size(above, row[j]);
-            diagonal = above;
+// Checks up to `elements` numbers of a tensor's gradient g, spread over it, and prints its row; returns whether it
+// passed.
+static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t elements) {
+    double largest = 0, worst = 0;
+    size_t kinks = 0;
+    for (size_t i = 0; i < t->n; i++) largest = fmax(largest, fabs((double)g[i]));
+    size_t n = min_size(elements, t->n);
+    for (size_t k = 0; k < n; k++) {
+        size_t i = t->n * k / n;
+        double fd = finite_difference(s, t, i, (real)1e-3);
+        double scale = fmax(fmax(fabs(fd), fabs((double)g[i])), 0.01 * largest);
+        bool zero_slope = largest < 1e-12 && fabs(fd) < 1e-10;
+        double error = zero_slope ? 0 : fabs(fd - (double)g[i]) / scale;
+        // two widths that disagree have a kink between them; a wrong gradient disagrees with both
+        if (error > 1e-6 && fabs(finite_difference(s, t, i, (real)1.25e-4) - fd) > 1e-6 * scale) {
+            kinks++;
+            continue;
         }
-    size_t longest = row[b.n];
-    free(row);
-    return f1(longest, a.n, b.n);
-}
-
-static double bleu_4(Characters answer, Characters reference) {
-    double sum = 0, halved = 1;
-    for (size_t order = 1; order <= 4; order++) {
-        Overlap o = overlap(answer, reference, order);
-        if (!o.matched && order == 1) return 0;
-        if (!o.matched) halved /= 2;
-        sum += log((o.matched ? (double)o.matched : halved) / (double)max_size(o.n, 1)) / 4;
+        worst = isnan(worst) || error <= worst ? worst : error;
     }
-    double shortness = (double)reference.n / (double)answer.n;
-    return exp(sum + (answer.n > reference.n ? 0 : 1 - shortness));
+    return print_check(t, worst, worst <= 1e-6 && 2 * kinks <= n,
+                       kinks ? name(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
 }
 
-static bool loops(Characters t) {
-    for (size_t period = 1; period <= 20 && period < t.n; period++) {
-        size_t n = period;
-        while (n < t.n && t.at[t.n-1-n] == t.at[t.n-1-n+period]) n++;
-        if (n >= 4 * period && n >= 20) return true;
+static double norm_of(const StoredTensor *s) {      // of doubles
+    double squares = 0;
+    for (size_t i = 0; i < s->n; i++) squares += ((const double *)s->data)[i] * ((const double *)s->data)[i];
+    return sqrt(squares);
+}
+
+static void read_truth(Gradcheck *check) {
+    read_tensor_file(&check->truth, check->o->truth);
+    for (const StoredTensor *s = check->truth.tensors; s < check->truth.tensors + check->truth.n; s++) {
+        if (s->dtype != F64) fail("%s: '%s' is %s, not F64: write it by glmtune64", s->file, s->name, s->dtype_name);
+        check->largest = fmax(check->largest, norm_of(s));
     }
-    return false;
 }
 
-static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
-    Characters a = characters_of(answer.s, answer.n, true), r = characters_of(reference.s, reference.n, true);
-    Characters a_dense = characters_of(answer.s, answer.n, false);
-    Characters r_dense = characters_of(reference.s, reference.n, false);
-    double of_this[METRICS] = {
-        rouge_n(a_dense, r_dense, 1), rouge_n(a_dense, r_dense, 2), rouge_l(a_dense, r_dense), bleu_4(a, r),
-        a.n == r.n && !memcmp(a.at, r.at, a.n * sizeof *a.at), stopped, loops(a) };
-    for (size_t i = 0; i < METRICS; i++) s->sum[i] += 100 * of_this[i];
-    s->n++;
-    free(a.at), free(r.at), free(a_dense.at), free(r_dense.at);
+// The same in single precision: all numbers of g against those that the truth has under this name.
+static bool compare_tensor(const Gradcheck *check, const char *listed, const Tensor *t, const real *g) {
+    const StoredTensor *s = find_tensor(&check->truth, listed);
+    if (!s || !has_shape(s, t))
+        fail("%s: has no gradient '%s' of shape %s; write it with the same options: glmtune64 gradcheck --out FILE",
+             check->o->truth, listed, shape_text(t->shape, t->n_dims));
+    const double *want = s->data;
+    double squares = 0;
+    for (size_t i = 0; i < t->n; i++) squares += ((double)g[i] - want[i]) * ((double)g[i] - want[i]);
+    double error = sqrt(squares) / fmax(norm_of(s), 1e-3 * check->largest);
+    return print_check(t, error, error <= 1e-4, "");
 }
 
-// ---- 13.4 Evaluation ---------------------------------------------------------------------------------------------
+static bool check_gradient(Gradcheck *check, const Slope *s, const Tensor *t) {
+    const char *listed = name("%s: %s", s->run->model->config.model_type, t->name);
+    list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
+    const real *g = check->gradients.tensors[check->gradients.n - 1].data;
+    return sizeof(real) < 8 ? compare_tensor(check, listed, t, g) : check_tensor(s, t, g, (size_t)check->o->elements);
+}
 
-// Text of n ids for people and JSON, without the blanks in front, which are the layout's: bytes that are no UTF-8 (a
-// character cut in the middle) become U+FFFD.
-static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
-    Text text = decode(t, ids, n), out = {0};
-    text_add(&out, "", 0);
-    for (size_t at = 0, length; at < text.n; at += length) {
-        uint32_t c;
-        length = utf8_get(text.s + at, text.n - at, &c);
-        if (c == INVALID) text_print(&out, "\xEF\xBF\xBD");
-        else if (out.n || !is_space_character(c)) text_add(&out, text.s + at, length);
+// Returns the number of tensors that failed.
+static size_t gradcheck_model(Gradcheck *check, Model *m, const Method *method) {
+    const Options *o = check->o;
+    size_t n_targets, failed = 0;
+    Batch b = random_batch(m->config.vocab_size, (uint64_t)o->seed, &n_targets);
+    Run r = describe_run(m, method, KEEPS_ALL, b.T, b.T);
+    Slope slope = { &r, &b, n_targets, o->label_smoothing_factor };
+    take_run(&r);
+    zero_gradients(m);
+    forward_backward(&r, &b, n_targets, o->label_smoothing_factor, true);
+    for (size_t i = 0; i < m->n_trained; i++) failed += !check_gradient(check, &slope, m->trained[i]);
+    give_run(&r);
+    free_batch(&b);
+    return failed;
+}
+
+// A method on a model whose tensors are all random, those that the method adds included.
+static size_t gradcheck_method(Gradcheck *check, Model *m, const Method *method) {
+    const Options *o = check->o;
+    method->setup(m, o);
+    start_trainables(m, (uint64_t)o->seed, true);
+    for (size_t i = 0; i < m->n_trained; i++)
+        if (!m->trained[i]->of_base)
+            random_tensor(m->trained[i]->value, m->trained[i], (uint64_t)o->seed, o->std, true);
+    return gradcheck_model(check, m, method);
+}
+
+static int gradcheck(const char *folder, const Options *o) {
+    Gradcheck check = { .o = o };
+    size_t failed = 0;
+    const Method *method = find_method(o->method);
+    if ((sizeof(real) < 8) != (o->truth != NULL) || (o->out && o->truth))
+        fail("gradcheck takes slopes in double: glmtune64 gradcheck [--out FILE] (make glmtune64); in single precision "
+             "it compares with what that wrote: --truth FILE");
+    if (o->truth) read_truth(&check);
+    set_precision(false);       // what is checked are the kernels, not the rounding of their operands
+    if (folder) failed = gradcheck_method(&check, load_model(folder), method);
+    for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
+        Model *m = describe_model(parse_config(name("small model %zu", i + 1), gradcheck_configs[i]));
+        printf("%s, method %s\n", m->config.model_type, method->name);
+        bind_random(m, (uint64_t)o->seed, o->std);
+        failed += gradcheck_method(&check, m, method);
     }
-    free(text.s);
-    return out;
+    if (o->out && !failed) write_list(o->out, &check.gradients);
+    if (failed) printf("the gradients are WRONG\n");
+    else printf("all gradients agree with %s\n", o->truth ? o->truth : "finite differences");
+    return failed > 0;
 }
 
-// Scores one answer; writes it to `out`, and the first one of all to *example.
-static void score_answer(Scores *scores, const Question *q, const ChatFormat *f, FILE *out, const char **example) {
-    const Sample *s = q->sample;
-    size_t end = s->prompt_n;
-    while (end < s->n && !is_stop(f, s->ids[end])) end++;       // of the answer that is known
-    Text texts[] = { readable(f->tokenizer, s->ids, s->prompt_n),
-                     readable(f->tokenizer, s->ids + s->prompt_n, end - s->prompt_n),
-                     readable(f->tokenizer, q->answer.ids, q->answer.n) };
-    static const char *const names[] = { "prompt", "reference", "answer" };
-    Text line = {0}, shown = {0};
-    add_scores(scores, texts[2], texts[1], q->stopped);
-    text_print(&line, "{\"sample\": %zu", s->number);
-    for (size_t i = 0; i < COUNT(texts); i++) {
-        text_print(&line, ", \"%s\": ", names[i]);
-        text_json(&line, texts[i].s, texts[i].n);
-        text_print(&shown, "%s%-10s %s", i ? "\n" : "", names[i], texts[i].s);
-        free(texts[i].s);
-    }
-    text_print(&line, ", \"stopped\": %s}\n", q->stopped ? "true" : "false");
-    if (out) fwrite(line.s, 1, line.n, out);
-    if (*example) free(shown.s);
-    else *example = shown.s;
-    free(line.s);
-}
-
-// A generator for the answers to a data set.
-static Generator make_answerer(Model *m, const Method *method, const Dataset *set, const Options *o) {
-    size_t prompt = 0, n = min_size((size_t)o->per_device_eval_batch_size, set->n);
-    for (size_t i = 0; i < set->n; i++) prompt = max_size(prompt, set->samples[i].prompt_n);
-    size_t longest = max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, positions_left(m)));
-    Run r = generator_run(m, method, longest, n);
-    fprintf(stderr, "memory: %s to generate %zu answers together\n", size_text(bytes_of(&r)), n);
-    need_memory(bytes_of(&r), "--per_device_eval_batch_size or --max_new_tokens");
-    free(r.layers);
-    return make_generator(m, method, longest, n);
-}
-
-// Answers every sample that has a prompt, which never holds the answer, and scores what comes.
-static Scores score_answers(Generator *g, const ChatFormat *f, const Options *o, const Dataset *set, FILE *out,
-                            const char **example) {
-    Scores scores = {0};
-    Question *q = take(g->n_sequences, sizeof *q);
-    g->n_answers = 0;
-    for (size_t i = 0, n; i < set->n; ) {
-        for (n = 0; i < set->n && n < g->n_sequences; i++)
-            if (set->samples[i].prompt_n) q[n++] = (Question){ .sample = &set->samples[i] };
-        answer_together(g, f, o, q, n);
-        for (size_t k = 0; k < n; k++) score_answer(&scores, &q[k], f, out, example), free(q[k].answer.ids);
-        progress(false, "answers to %zu of %zu samples", i, set->n);
-    }
-    free(q);
-    return scores;
-}
-
-static double mean_score(const Scores *s, Metric m) { return s->n ? s->sum[m] / (double)s->n : 0; }
-
-static void print_scores(FILE *out, const Scores *s) {
-    for (Metric k = 0; k < METRICS; k++)
-        fprintf(out, "%-16s %10.4f  %s\n", metrics[k].name, mean_score(s, k), metrics[k].meaning);
-}
-
-static char *score_line(const Scores *s) {
-    Text t = {0};
-    for (Metric k = 0; k < METRICS; k++) text_print(&t, "%s%s %.2f", k ? ", " : "", metrics[k].name, mean_score(s, k));
-    return t.s;
-}
-
-// The command: loss, then the scores of the answers, of a model on a data file.
-static void eval(const char *data, const char *model, Options *o) {
-    Opened m = open_model(model, o);
-    ChatFormat f = choose_format(o, &m.model->config, m.folder);
-    check_fingerprint(&m, &f, o);
-    const char *file = is_folder(data) ? data_file(data, "dev") : data, *example = NULL;
-    if (!file) fail("%s: holds neither dev.json nor dev.jsonl; name the file to evaluate on", data);
-    Dataset set = read_data_file(file, &f, o, m.model->config.vocab_size, true);
-    size_t batch = (size_t)o->per_device_eval_batch_size, T = most_tokens(&set, batch);
-    start_method(&m, 0, false);
-    Run run = describe_run(m.model, m.method, FORWARD_ONLY, T, T);
-    need_memory(bytes_of(&run), "--per_device_eval_batch_size");
-    take_run(&run);
-    double loss = evaluate(&run, &set, batch);
-    give_run(&run);
-    if (!isfinite(loss)) fail("%s: the loss is not finite; the weights are damaged (glmtune info --check)", model);
-    printf("%-16s %10.4f  mean over the %zu target tokens of %zu samples; ln(vocabulary) is %.4f\n", "loss", loss,
-           set.n_targets, set.n, log((double)m.model->config.vocab_size));
-    printf("%-16s %10.4f  exp(loss)\n", "perplexity", exp(loss));
-    if (!f.tokenizer || !f.layout) { fprintf(stderr, "no answers are generated: %s\n", f.why); return; }
-    Generator g = make_answerer(m.model, m.method, &set, o);
-    const char *temporary = o->out ? begin_output(o->out) : NULL;
-    FILE *out = temporary ? open_to_write(temporary) : NULL;
-    Scores s = score_answers(&g, &f, o, &set, out, &example);
-    if (out) close_written(out, o->out), finish_output(temporary);
-    print_scores(stdout, &s);
-    if (example) printf("of %zu answers, the first:\n%s\n", s.n, example);
-    give_generator(&g);
-}
-
-// ---- 13.5 Curves -------------------------------------------------------------------------------------------------
+// ---- 15.5 Curves -------------------------------------------------------------------------------------------------
 // loss.svg, and the picture that `compare` makes. Both are drawn from log.jsonl alone, so a run that was resumed has
 // the same curves as one that was not. A style sheet in the file follows the reader's choice of light or dark.
 
@@ -6986,1215 +8294,7 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
     free_run(&log);
 }
 
-// ---- 13.6 State, data and log of a run --------------------------------------------------------------------------
-
-// What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
-// so that one loop writes and reads them; whole numbers stay exact up to 2^53.
-// best_metric: the validation loss of best_step, the best checkpoint, or before training (best_step 0), then base_loss
-// too; lowest: of all validations; worse_since: those in a row that were no better; first_loss: of a few samples before
-// training; last_loss, train_loss: the means of training up to the last line of the log and to the last validation.
-// Sums of losses are over the steps since then.
-static const char *const state_names[] = {
-    "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss", "eval_loss", "last_loss", "base_loss",
-    "saved_step", "line_sum", "line_steps", "eval_sum", "eval_steps", "train_loss",
-    "lowest" };
-typedef union {
-    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss, base_loss,
-                    saved_step, line_sum, line_steps, eval_sum, eval_steps, train_loss,
-                    lowest; };
-    double numbers[COUNT(state_names)];     // the same, in the order of their names
-} RunState;
-_Static_assert(sizeof(RunState) == COUNT(state_names) * sizeof(double), "each number of a run has a name");
-
-typedef struct { size_t *places; uint64_t epoch; } Order;
-
-typedef struct {
-    Opened base;
-    const Options *o;
-    const char *from;                   // the checkpoint that it goes on from; NULL: it begins
-    bool saved_whole;                   // the last one written holds the optimizer's state
-    Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
-    Order order, old_order;             // of the new ones and of those to replay
-    Run run;
-    RunState state;
-    ChatFormat format;
-    Generator answers;              // with predict_with_generate
-    Scores scores;                  // of the last validation
-    double mean_norm, first_tokens; // running mean of the gradient norm; tokens seen before this run went on
-    FILE *log;
-    const char *log_path;
-    Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
-    int64_t steps, steps_per_epoch, first_step, saves_after;        // saves_after: see worth_steps
-    size_t batch_size, samples_per_step, n_new;
-    double replay_ratio, tokens_logged, began, logged_at, draw_at, took, validating;
-} Trainer;
-
-// The order of n samples in an epoch, which is kept until another epoch is asked for.
-static const size_t *order_of(Order *o, size_t n, uint64_t seed, uint64_t epoch) {
-    if (!o->places || o->epoch != epoch) free(o->places), *o = (Order){ epoch_order(n, seed, epoch), epoch };
-    return o->places;
-}
-
-// Puts the samples of --replay FILE:RATIO behind the new ones.
-static void read_replay(Trainer *t, const char *replay) {
-    const char *colon = replay ? strrchr(replay, ':') : NULL;
-    char *end = NULL;
-    t->n_new = t->train.n;
-    if (!replay) return;
-    t->replay_ratio = colon ? strtod(colon + 1, &end) : 0;
-    if (!colon || end == colon + 1 || *end || !(t->replay_ratio > 0 && t->replay_ratio <= 1000))
-        fail_usage("--replay wants FILE:RATIO with a ratio above 0, up to 1000, not '%s'", replay);
-    Dataset old = read_data_file(name("%.*s", (int)(colon - replay), replay), &t->format, t->o,
-                                 t->base.model->config.vocab_size, true);
-    for (size_t i = 0; i < old.n; i++) dataset_add(&t->train, old.samples[i]);
-    fprintf(stderr, "replay: %zu samples, %g for each new one, added to the steps and their loss\n", old.n,
-            t->replay_ratio);
-    free(old.samples);
-}
-
-// The samples of a step: the next of the epoch's order, and the old ones whose turn it is. Old sample number j of the
-// whole run is the one that epoch j / n of their own order has at place j % n: no step need remember earlier ones.
-static size_t choose_samples(Trainer *t, int64_t step, size_t *chosen) {
-    uint64_t seed = (uint64_t)t->o->seed, epoch = (uint64_t)(step / t->steps_per_epoch);
-    size_t at = (size_t)(step % t->steps_per_epoch) * t->samples_per_step;
-    size_t n = min_size(t->samples_per_step, t->n_new - at);
-    size_t seen = (size_t)epoch * t->n_new + at, n_old = t->train.n - t->n_new;
-    memcpy(chosen, order_of(&t->order, t->n_new, seed, epoch) + at, n * sizeof *chosen);
-    size_t first = (size_t)(t->replay_ratio * (double)seen), end = (size_t)(t->replay_ratio * (double)(seen + n));
-    for (size_t j = first; j < end; j++)
-        chosen[n++] = t->n_new + order_of(&t->old_order, n_old, rng_key(seed, KEY_REPLAY), j / n_old)[j % n_old];
-    return n;
-}
-
-// The file of training samples that DATA is, or holds.
-static const char *training_file(const char *data) {
-    const char *file = is_folder(data) ? data_file(data, "train") : data;
-    if (!file) fail("%s: holds neither train.json nor train.jsonl", data);
-    if (!exists(file)) fail("%s: there is no such file", file);
-    return file;
-}
-
-// The file of validation samples; NULL: there is none.
-static const char *validation_file(const char *data, const Options *o) {
-    return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
-}
-
-// What nobody set, by the number of samples n, unless a yaml says how the official scripts have it. A dozen samples and
-// more hold out a twentieth, five at least where there are 25, 500 at most.
-static void choose_split(Options *o, const Dataset *set) {
-    size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
-    if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
-}
-
-// The rate of a method for n samples. It falls with the width, through the published ones at 4096, and few samples take
-// less of it (but for a prefix, which must move by its own width): what they have is learned soon, and what large steps
-// break is not in them.
-static double default_rate(const Method *m, size_t hidden, size_t n) {
-    double few = m->prefix_forward ? 1 : fmin(1, fmax(35, (double)n) / 100);
-    return m->learning_rate * pow(4096 / (double)hidden, m->narrower > 0 ? m->narrower : 0.5) * few;
-}
-
-enum { BATCH_TOKENS = 1024 };       // from about so many on products reach their full speed
-
-// A step has 4 samples, in batches of BATCH_TOKENS at most. There are 3 epochs, and for few samples as many more as
-// make 1400 steps, 60 at most, which end once validation says that they are learned, or gets no better. Measured on
-// models of width 128, 256 and 512: README, "What a run gets".
-static void choose_defaults(Options *o, const Method *method, const Config *c, const Dataset *train, bool validates) {
-    enum { STEP_SAMPLES = 4, ENOUGH_STEPS = 1400, LEAST_EPOCHS = 3, MOST_EPOCHS = 60 };
-    if (!(o->learning_rate >= 0)) o->learning_rate = default_rate(method, c->hidden_size, train->n);
-    if (o->yaml) return;
-    int64_t *batch = &o->per_device_train_batch_size, *batches = &o->gradient_accumulation_steps;
-    if (!GIVEN(o, per_device_train_batch_size) && !GIVEN(o, gradient_accumulation_steps))
-        while (*batch < STEP_SAMPLES && 2 * (size_t)*batch * train->longest <= BATCH_TOKENS) *batch *= 2;
-    if (!GIVEN(o, gradient_accumulation_steps)) *batches = *batch < STEP_SAMPLES ? STEP_SAMPLES / *batch : 1;
-    double steps_per_epoch = ceil((double)train->n / (double)(*batch * *batches));
-    double epochs = fmin(fmax(ceil(ENOUGH_STEPS / steps_per_epoch), LEAST_EPOCHS), MOST_EPOCHS);
-    bool undecided = !GIVEN(o, num_train_epochs) && !GIVEN(o, max_steps);
-    if (undecided) o->num_train_epochs = epochs;
-    bool stops = undecided && validates && epochs > LEAST_EPOCHS && !GIVEN(o, early_stopping_patience);
-    if (stops) o->early_stopping_patience = (int64_t)ceil(fmax(3, epochs / 6));
-    if (stops && !o->replay && !GIVEN(o, early_stopping_loss)) o->early_stopping_loss = 0.03;
-    if (!GIVEN(o, early_stopping_threshold)) o->early_stopping_threshold = 0.01;
-    if (!GIVEN(o, load_best_model_at_end)) o->load_best_model_at_end = validates;
-    if (!GIVEN(o, save_total_limit)) o->save_total_limit = 2;
-}
-
-static void read_data(Trainer *t, const char *data, Options *o) {
-    const ChatFormat *f = &t->format;
-    size_t V = t->base.model->config.vocab_size;
-    const char *dev = validation_file(data, o);
-    t->train = read_data_file(training_file(data), f, o, V, true);
-    if (dev) t->validation = read_data_file(dev, f, o, V, true);
-    else choose_split(o, &t->train), t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
-    choose_defaults(o, t->base.method, &t->base.model->config, &t->train, t->validation.n > 0);
-    print_summary(&t->train, t->validation.n, f);
-    print_findings(stderr, &t->train);
-    if (o->probe) t->probe = read_data_file(o->probe, f, o, V, true);
-    read_replay(t, o->replay);
-}
-
-// Bytes of a checkpoint: what trains and its moments, and a little text.
-static size_t checkpoint_bytes(const Model *m) {
-    return times(count_parameters(m->trained, m->n_trained), sizeof(real) * (1 + m->n_moments)) + (1 << 18);
-}
-
-// Steps that take ten times as long as writing a checkpoint, counted so that it depends on nothing but the model and
-// the data: two cores compute some 500 operations while a disk writes a byte, and a step has 4 for each weight and
-// token (forward, and backward for x).
-static int64_t worth_steps(const Trainer *t) {
-    const Model *m = t->base.model;
-    double tokens = (double)t->train.n_tokens / (double)t->train.n * (double)t->samples_per_step;
-    double operations = 4 * tokens * (double)count_parameters(m->tensors, m->n_tensors);
-    return (int64_t)ceil(10 * 500 * (double)checkpoint_bytes(m) / operations);
-}
-
-static void plan_steps(Trainer *t, Options *o) {
-    t->batch_size = (size_t)o->per_device_train_batch_size;
-    t->samples_per_step = t->batch_size * (size_t)o->gradient_accumulation_steps;
-    t->steps_per_epoch = (int64_t)((t->n_new + t->samples_per_step - 1) / t->samples_per_step);
-    t->steps = o->max_steps > 0 ? o->max_steps : (int64_t)ceil(o->num_train_epochs * (double)t->steps_per_epoch);
-    if (t->steps < 1) t->steps = 1;
-    t->saves_after = worth_steps(t);
-    if (!o->logging_steps) o->logging_steps = t->steps_per_epoch;
-    if (!o->yaml && !GIVEN(o, save_steps))
-        o->save_steps = t->saves_after > t->steps / 10 ? t->saves_after : (t->steps + 9) / 10;
-    if (!o->save_steps) o->save_steps = t->steps_per_epoch;
-    if (warmup_of(o, t->steps) >= t->steps)
-        fprintf(stderr, "warning: all %lld steps are warm-up, and the first has rate 0\n", (long long)t->steps);
-}
-
-static double seconds_when_done(void) { return finish_kernels(), seconds(); }
-
-static const char *time_text(double s) {
-    long long n = (long long)s;
-    if (s < 1) return name("%.0f ms", s * 1e3);
-    return n < 60 ? name("%.*f s", s < 10, s) : name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
-}
-
-static int64_t eval_every(const Trainer *t) { return t->o->eval_steps > 0 ? t->o->eval_steps : t->steps_per_epoch; }
-
-// How long work takes: forward and backward, and forward alone, for each token; the optimizer in each step.
-typedef struct { double both, forward, optimizer; } Pace;
-
-// Batches of samples drawn from the data, of BATCH_TOKENS or a sample, are computed and thrown away, until it is half a
-// second; the first, which brings memory and caches in, counts only where one takes longer than that. A step at rate 0
-// on gradients of zero leaves weights and fresh moments as they are.
-static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Options *o) {
-    Model *m = r->model;
-    Pace p = {0};
-    size_t n = min_size(min_size(batch_size, set->n), max_size(1, BATCH_TOKENS / set->longest));
-    size_t *order = epoch_order(set->n, 0, 0), *chosen = take(n, sizeof *chosen);
-    double tokens = 0, spent = 0, began, halfway;
-    for (size_t i = 0; !i || (spent < 0.5 && i < 100); i++) {
-        if (i == 1 && spent < 0.5) p = (Pace){0}, tokens = 0;
-        for (size_t k = 0; k < n; k++) chosen[k] = order[(i * n + k) % set->n];
-        Batch b = make_batch(set, chosen, n, i, 0);
-        began = seconds_when_done(), forward_loss(r, &b);
-        halfway = seconds_when_done(), forward_backward(r, &b, b.T, o->label_smoothing_factor, true);
-        p.forward += halfway - began, p.both += seconds_when_done() - halfway;
-        tokens += (double)b.T, spent += seconds() - began;
-        free_batch(&b);
-    }
-    for (size_t i = 0; !i || (i < 3 && p.optimizer < 0.5); i++) {
-        zero_gradients(m);
-        began = seconds_when_done(), clip_gradients(m, o->max_grad_norm), optimizer_step(m, o, 0, 1), zero_gradients(m);
-        p.optimizer = seconds_when_done() - began;
-    }
-    free(order), free(chosen);
-    return (Pace){ p.both / tokens, p.forward / tokens, p.optimizer };
-}
-
-// What the run will take, in words. Where a trunk is kept, its layers run in the first epoch alone. Of the validations
-// that are worth a checkpoint every second is taken to be the best; a checkpoint to take 50 ms and 5 ns a byte.
-static char *time_plan(Trainer *t) {
-    Pace p = measure_pace(&t->run, &t->train, t->batch_size, t->o);
-    const Trunk *trunk = t->run.trunk;
-    double epochs = (double)t->steps / (double)t->steps_per_epoch, n_old = (double)(t->train.n - t->n_new), tokens = 0;
-    double known = trunk ? p.forward * (double)trunk->layer / (double)t->run.model->config.n_layers : 0;
-    for (size_t i = 0; i < t->train.n; i++)
-        tokens += (double)t->train.samples[i].n * (i < t->n_new ? 1 : t->replay_ratio * (double)t->n_new / n_old);
-    double evaluation = p.forward * (double)t->validation.n_tokens;
-    double training = tokens * (p.both * epochs - known * fmax(epochs - 1, 0)) + p.optimizer * (double)t->steps;
-    double saves = (double)t->steps / (double)t->o->save_steps;
-    if (t->validation.n) saves += (double)t->steps / fmax((double)eval_every(t), (double)t->saves_after) / 2;
-    double all = training + evaluation * (double)(1 + t->steps / eval_every(t)) +
-                 saves * (0.05 + 5e-9 * (double)checkpoint_bytes(t->run.model));
-    bool may_stop = t->o->early_stopping_patience && t->validation.n;
-    return name("%s %s (a step %s, a validation %s)", may_stop ? "at most" : "about", time_text(all),
-                time_text(training / (double)t->steps), time_text(evaluation));
-}
-
-// The loss that is shown and logged is the mean over the steps since the last line.
-static void log_step(Trainer *t, int64_t step, double loss, double lr, double norm) {
-    RunState *s = &t->state;
-    double now = seconds(), speed = (s->tokens - t->tokens_logged) / fmax(now - t->logged_at, 1e-9);
-    bool due = (step + 1) % t->o->logging_steps == 0 || step + 1 == t->steps;
-    s->eval_sum += loss, s->eval_steps++, s->line_sum += loss, s->line_steps++;
-    double mean = s->line_sum / s->line_steps;
-    progress(due, "step %lld/%lld  loss %.4f  lr %.2g  norm %.2g  %.0f tokens/s  %s left", (long long)step + 1,
-             (long long)t->steps, mean, lr, norm, speed,
-             time_text((now - t->began) / (double)(step + 1 - t->first_step) * (double)(t->steps - step - 1)));
-    if (!due) return;
-    fprintf(t->log, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, \"grad_norm\": %.9g, \"tokens\": %.0f, "
-            "\"tokens_per_s\": %.9g}\n", (long long)step + 1, mean, lr, norm, s->tokens, speed);
-    if (fflush(t->log)) fail_writing(t->log_path);
-    s->last_loss = mean, s->line_sum = s->line_steps = 0;
-    t->tokens_logged = s->tokens;
-    t->logged_at = now;
-}
-
-// At step 0, so that a broken start shows at once: what guessing costs, and what the model gives on a few samples. That
-// is the base's loss, unless training goes on with an adapter; a new prefix changes it a little.
-static void print_start(Trainer *t) {
-    Dataset few = { .samples = t->train.samples, .n = min_size(t->n_new, t->samples_per_step) };
-    for (size_t i = 0; i < few.n; i++) few.n_targets += few.samples[i].n_targets;
-    t->state.first_loss = evaluate(&t->run, &few, t->batch_size);
-    fprintf(stderr, "step 0: ln(vocabulary) %.4f; the model before training has loss %.4f on the first %zu training "
-            "samples\n", log((double)t->base.model->config.vocab_size), t->state.first_loss, few.n);
-}
-
-// Whether validation has not got better for as long as the user is willing to wait.
-static bool waited_enough(const Trainer *t) {
-    int64_t patience = t->o->early_stopping_patience;
-    return patience && t->state.worse_since >= (double)patience;
-}
-
-// That, or whether validation is as good as it need be, and training too, for a few samples may be right by chance.
-static bool is_enough(const Trainer *t) {
-    const RunState *s = &t->state;
-    bool learned = s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= t->o->early_stopping_loss;
-    return learned || waited_enough(t);
-}
-
-// What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower;
-// for patience, by more than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too
-// as long as it is below that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be
-// that of n losses that spread as wide as their mean: so few samples tell no more. Before step 1 stands the first
-// candidate, the base. What comes too soon after the last checkpoint to be worth another is none, so the best is always
-// on the disk.
-static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char **words) {
-    RunState *s = &t->state;
-    double margin = t->o->early_stopping_threshold, enough = t->o->early_stopping_loss;
-    double as_good = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
-    bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - margin;
-    bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= as_good && loss < s->base_loss);
-    s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
-    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || waited_enough(t);
-    *words = !step ? "" : candidate && due ? "; the best so far"
-           : candidate ? "; as good, not saved: the last save is too near"
-           : s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "";
-    if (candidate && due) s->best_step = (double)step, s->best_metric = loss;
-    if (!step) s->base_loss = loss;
-    s->lowest = first ? loss : fmin(s->lowest, loss);
-    return candidate && due;
-}
-
-// Validates, logs, and returns whether a checkpoint is to be written because this is the best step so far.
-static bool log_evaluation(Trainer *t, int64_t step) {
-    RunState *s = &t->state;
-    double start = seconds(), loss = s->eval_loss = evaluate(&t->run, &t->validation, t->batch_size);
-    const char *example = NULL, *words;
-    if (!isfinite(loss) && !step) return false;         // step 1 will say why
-    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->validation, NULL, 0, step - 1, loss, 0);
-    bool best = judge_evaluation(t, step, loss, &words);
-    if (s->eval_steps > 0) s->train_loss = s->eval_sum / s->eval_steps;
-    progress(true, "step %lld/%lld  validation loss %.4f%s%s", (long long)step, (long long)t->steps, loss,
-             s->eval_steps > 0 ? name(", training %.4f", s->train_loss) : "", words);
-    fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g, \"tokens\": %.0f, \"best\": %s",
-            (long long)step, loss, fmin(exp(loss), 1e300),      // JSON has no infinity
-            s->tokens, best ? "true" : "false");
-    if (t->answers.n_sequences) {
-        t->scores = score_answers(&t->answers, &t->format, t->o, &t->validation, NULL, &example);
-        for (Metric k = 0; k < METRICS; k++)
-            fprintf(t->log, ", \"eval_%s\": %.9g", metrics[k].name, mean_score(&t->scores, k));
-        if (!step) print_scores(stderr, &t->scores);        // with what each means
-        progress(true, "step %lld/%lld  %s; of %zu answers, the first:\n%s", (long long)step, (long long)t->steps,
-                 score_line(&t->scores), t->scores.n, example ? example : "none");
-    }
-    fprintf(t->log, "}\n");
-    if (fflush(t->log)) fail_writing(t->log_path);
-    s->eval_sum = s->eval_steps = 0;
-    double took = seconds() - start;
-    t->logged_at += took, t->validating += took;        // the speed in a line is that of training alone
-    return best && step;
-}
-
-// Draws loss.svg, at most every second, and so seldom that it takes no more than a fiftieth of the time.
-static void draw_progress(Trainer *t) {
-    double start = seconds();
-    if (start < t->draw_at) return;
-    draw_losses(t->o->output_dir);
-    t->draw_at = seconds() + fmax(1, 50 * (seconds() - start));
-}
-
-// run.json: what `compare` shows of a run besides its log.
-static void write_facts(const Trainer *t) {
-    size_t trained = count_parameters(t->base.model->trained, t->base.model->n_trained);
-    size_t own = trainable_bytes(t->base.model, true) + bytes_of(&t->run);
-    char *facts = name("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
-                       size_text(own));
-    write_file(name("%s/run.json", t->o->output_dir), facts, strlen(facts));
-}
-
-// The steps of the checkpoints in a folder, the newest first.
-static size_t list_checkpoints(const char *folder, size_t **steps) {
-    size_t n = 0, capacity = 0;
-    DIR *d = opendir(folder);
-    *steps = NULL;
-    for (struct dirent *e; d && (e = readdir(d)); ) {
-        int end = 0;
-        sscanf(e->d_name, "checkpoint-%*[0-9]%n", &end);
-        if (!end || e->d_name[end]) continue;
-        *steps = grow(*steps, &capacity, n + 1, sizeof **steps);
-        (*steps)[n++] = strtoull(strchr(e->d_name, '-') + 1, NULL, 10);
-    }
-    if (d) closedir(d);
-    if (n) qsort(*steps, n, sizeof **steps, by_size_down);
-    return n;
-}
-
-// It loses its name first, so that no checkpoint is ever seen half removed.
-static void remove_checkpoint(const char *folder, size_t step) {
-    const char *path = name("%s/checkpoint-%zu", folder, step), *gone = name("%s" TEMPORARY, path);
-    if (!rename(path, gone)) remove_tree(gone);
-}
-
-// Removes all checkpoints of a run but the newest and the best, and so many more that there are `keep`.
-static void remove_checkpoints(const Trainer *t, size_t keep) {
-    size_t *steps, n = list_checkpoints(t->o->output_dir, &steps), others = 0;
-    bool best = false;
-    for (size_t i = 1; i < n; i++) best |= (double)steps[i] == t->state.best_step;
-    for (size_t i = 1; i < n; i++)
-        if ((double)steps[i] != t->state.best_step && ++others + 1 + best > keep)
-            remove_checkpoint(t->o->output_dir, steps[i]);
-    free(steps);
-}
-
-// Bytes that may still be written where a folder lies; SIZE_MAX: nobody knows.
-static size_t disk_left(const char *folder) {
-    struct statvfs disk;
-    return statvfs(folder, &disk) ? SIZE_MAX : times(disk.f_bavail, disk.f_frsize);
-}
-
-// How many checkpoints may stand side by side: those that are kept and the one that is being written. Where validation
-// decides as well, there may be many.
-static size_t most_checkpoints(const Trainer *t) {
-    size_t limit = (size_t)t->o->save_total_limit, all = (size_t)((t->steps + t->o->save_steps - 1) / t->o->save_steps);
-    bool validates = t->validation.n > 0;
-    return limit ? min_size(validates ? SIZE_MAX : all, max_size(limit, validates ? 2 : 1) + 1) : all;
-}
-
-// What checkpoints take, in words; where the disk has too little, that is said now and not met at the last save.
-static char *disk_plan(const Trainer *t) {
-    const char *folder = t->o->output_dir;
-    size_t *steps, there = list_checkpoints(folder, &steps), most = most_checkpoints(t);
-    size_t one = checkpoint_bytes(t->base.model), left = disk_left(folder);
-    size_t more = times(most - min_size(there, most), one);
-    free(steps);
-    if (more > left)
-        fail("%s: not enough disk: %s are needed for %zu checkpoints side by side, %s are free; free some, choose "
-             "another --output_dir, or keep fewer (--save_total_limit 1, --val_size 0)", folder, size_text(more), most,
-             size_text(left));
-    return name("a checkpoint takes %s, %s; %s are free", size_text(one),
-                t->o->save_total_limit ? "the newest and the best are kept" : "all are kept", size_text(left));
-}
-
-// ---- 13.7 Checkpoints --------------------------------------------------------------------------------------------
-// checkpoint-N is an adapter's folder with what going on needs: optimizer.safetensors holds the moments and, as its
-// metadata, the state of the run and all settings that bear on the result; trainer_state.json is Hugging Face's
-// TrainerState, with the lines of the log. The order of the data, dropout and the learning rate are functions of seed
-// and step, so nothing more is needed for the same bits.
-
-static uint64_t hash_data(const Dataset *d, uint64_t h) {
-    for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
-        h = rng_key(rng_key(h, hash_bytes(s->ids, s->n * sizeof *s->ids)),
-                    hash_bytes(s->labels, s->n * sizeof *s->labels));
-    return h;
-}
-
-// All that must be the same when a run goes on, as "key=value" lines.
-static Text run_settings(const Trainer *t) {
-    Text lines = {0};
-    text_print(&lines, "%s", t->o->settings ? t->o->settings : "");
-    text_print(&lines, "trained parameters=%zu\n", count_parameters(t->base.model->trained, t->base.model->n_trained));
-    text_print(&lines, "hash of the training data=%016llx\n", (unsigned long long)hash_data(&t->train, 0));
-    text_print(&lines, "hash of the validation data=%016llx\n", (unsigned long long)hash_data(&t->validation, 0));
-    return lines;
-}
-
-// The moments by tensor name, s [n_moments x n_trained].
-static StoredTensor *list_moments(const Model *m) {
-    StoredTensor *s = take(times(m->n_moments, m->n_trained), sizeof *s);
-    for (size_t k = 0; k < m->n_moments; k++)
-        for (size_t i = 0; i < m->n_trained; i++) {
-            StoredTensor *one = &s[k * m->n_trained + i];
-            *one = stored_as(m->trained[i], REAL);
-            one->name = name("moment%zu.%s", k + 1, m->trained[i]->name);
-            one->data = m->trained[i]->moments[k];
-        }
-    return s;
-}
-
-static void write_optimizer(const Trainer *t, const char *path) {
-    const Model *m = t->base.model;
-    Text metadata = {0}, lines = run_settings(t);
-    StoredTensor *s = list_moments(m);
-    text_print(&metadata, "\"format\":\"pt\"");
-    for (size_t i = 0; i < COUNT(state_names); i++)
-        text_print(&lines, "state.%s=%.17g\n", state_names[i], t->state.numbers[i]);
-    for (const char *p = lines.s, *equals; *p; p = strchr(p, '\n') + 1) {
-        equals = strchr(p, '=');
-        text_print(&metadata, ",\"%.*s\":", (int)(equals - p), p);
-        text_json(&metadata, equals + 1, strcspn(equals + 1, "\n"));
-    }
-    write_reals(path, s, m->n_moments * m->n_trained, metadata.s);
-    free(s), free(metadata.s), free(lines.s);
-}
-
-static void write_trainer_state(const Trainer *t, const char *path) {
-    size_t n;
-    const RunState *s = &t->state;
-    const Options *o = t->o;
-    char *log = read_file(t->log_path, &n);
-    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
-    Text out = {0};
-    text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": ",
-               s->best_step > 0 ? name("%.9g", s->best_metric) : "null");
-    if (s->best_step > 0) text_json(&out, best, strlen(best));
-    else text_print(&out, "null");
-    text_print(&out, ",\n  \"epoch\": %.9g,\n", s->step / (double)t->steps_per_epoch);
-    text_print(&out, "  \"eval_steps\": %lld,\n  \"global_step\": %.0f,\n  \"is_hyper_param_search\": false,\n",
-               (long long)(o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch), s->step);
-    text_print(&out, "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [");
-    for (const char *p = log, *end; p && (end = strchr(p, '\n')); p = end + 1)
-        text_print(&out, "%s\n    %.*s", p > log ? "," : "", (int)(end - p), p);
-    text_print(&out, "\n  ],\n  \"logging_steps\": %lld,\n  \"max_steps\": %lld,\n  \"num_train_epochs\": %.0f,\n",
-               (long long)o->logging_steps, (long long)t->steps, ceil((double)t->steps / (double)t->steps_per_epoch));
-    text_print(&out, "  \"save_steps\": %lld,\n  \"total_flos\": 0,\n  \"trial_name\": null,\n"
-               "  \"trial_params\": null\n}\n", (long long)o->save_steps);
-    write_file(path, out.s, out.n);
-    free(out.s), free(log);
-}
-
-// Where the disk has no room for the whole, a last one holds the adapter alone; another is left out, with a warning.
-static void save_checkpoint(Trainer *t, bool last) {
-    const Options *o = t->o;
-    size_t left = disk_left(o->output_dir);
-    bool whole = t->saved_whole = left > checkpoint_bytes(t->base.model);
-    if (!whole)
-        progress(true, "warning: step %.0f: %s, for %s are free in %s and a checkpoint takes %s", t->state.step,
-                 last ? "the adapter is saved without the optimizer's state, so nothing can go on from it"
-                      : "no checkpoint is saved", size_text(left), o->output_dir,
-                 size_text(checkpoint_bytes(t->base.model)));
-    if (!whole && !last) return;
-    const char *temporary = begin_output(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
-    remove_tree(temporary);
-    if (mkdir(temporary, 0777))     // not begin_folder: a new output_dir would lack the run's log
-        fail("%s: %s", o->output_dir, errno == ENOENT ? "the folder has vanished, and the run in it" : strerror(errno));
-    t->state.saved_step = t->state.step;
-    save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
-    if (whole) write_optimizer(t, name("%s/optimizer.safetensors", temporary));
-    write_trainer_state(t, name("%s/trainer_state.json", temporary));
-    finish_output(temporary);
-    if (o->save_total_limit > 0) remove_checkpoints(t, (size_t)o->save_total_limit);
-}
-
-// The checkpoint to go on from, as --resume_from_checkpoint names it; NULL: begin.
-static const char *choose_checkpoint(const Options *o) {
-    static const char *const parts[] = { "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors",
-                                         "trainer_state.json" };
-    const char *wanted = o->resume_from_checkpoint, *missing = NULL, *folder = wanted;
-    if (!wanted || !strcasecmp(wanted, "no") || !strcasecmp(wanted, "false")) return NULL;
-    bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
-    size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
-    for (size_t i = 0; i < n; i++) {
-        if (newest) folder = name("%s/checkpoint-%zu", o->output_dir, steps[i]);
-        else if (strspn(wanted, "0123456789") == strlen(wanted))
-            folder = name("%s/checkpoint-%s", o->output_dir, wanted);
-        missing = NULL;
-        for (size_t k = COUNT(parts); k-- > 0; ) if (!exists(name("%s/%s", folder, parts[k]))) missing = parts[k];
-        if (!missing) return folder;
-    }
-    if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, missing);
-    fprintf(stderr, "%s: holds no checkpoint: training begins at step 1\n", o->output_dir);
-    return NULL;
-}
-
-// The "key=value" lines of a checkpoint.
-static const char *stored_settings(const char *folder) {
-    TensorSet set = {0};
-    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
-    return set.metadata.s;
-}
-
-// Whether two texts are one number; older checkpoints kept nine digits of it.
-static bool same_number(const char *a, const char *b) {
-    char *end_a, *end_b;
-    double x = strtod(a, &end_a), y = strtod(b, &end_b);
-    return end_a > a && end_b > b && !*end_a && !*end_b && fabs(x - y) <= 1e-8 * fabs(x);
-}
-
-static void compare_settings(const Trainer *t, const char *folder, const char *stored) {
-    Text lines = run_settings(t);
-    for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-        char *value = strchr(line, '=');
-        *value++ = 0;
-        if (list_has(may_change, line)) continue;
-        const char *was = line_value(stored, line);
-        if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
-        const char *differs = name("%s was %s, now it is %s", line, was, value);
-        if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", folder, differs);
-        fprintf(stderr, "warning: %s\n", differs);
-    }
-    free(lines.s);
-}
-
-static Text read_history(const char *path) {
-    Text lines = {0};
-    JsonReader r = json_open_file(path);
-    const Json *log = json_get(json_only(&r), "log_history");
-    text_add(&lines, "", 0);
-    for (const Json *j = json_is(log, JSON_ARRAY) ? log->first : NULL; j; j = j->next) {
-        const char *line = r.source + j->at;
-        size_t length = strcspn(line, "\n");
-        text_print(&lines, "%.*s\n", (int)(length - (line[length - 1] == ',')), line);
-    }
-    json_close(&r);
-    return lines;
-}
-
-// Takes weights, moments, state and log from a checkpoint.
-static void resume(Trainer *t, const char *folder) {
-    const Model *m = t->base.model;
-    TensorSet set = {0};
-    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
-    compare_settings(t, folder, set.metadata.s);
-    read_adapter_tensors(folder, t->base.model, t->base.method);
-    StoredTensor *wanted = list_moments(m);
-    for (size_t i = 0; i < m->n_moments * m->n_trained; i++) {
-        const StoredTensor *s = find_tensor(&set, wanted[i].name);
-        if (!s || s->dtype > BF16 || s->n != wanted[i].n)
-            fail("%s: its optimizer.safetensors has no '%s' of %zu numbers", folder, wanted[i].name, wanted[i].n);
-        widen_stored(m->trained[i % m->n_trained]->moments[i / m->n_trained], s);
-    }
-    for (size_t i = 0; i < COUNT(state_names); i++) {
-        const char *value = line_value(set.metadata.s, name("state.%s", state_names[i]));
-        if (value) t->state.numbers[i] = strtod(value, NULL);
-    }
-    if (!(t->state.lowest > 0)) t->state.lowest = t->state.best_metric;        // a run begun before it was kept
-    t->history = read_history(name("%s/trainer_state.json", folder));
-    free(wanted);
-}
-
-static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n) {
-    const Options *o = t->o;
-    Model *m = t->base.model;
-    double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, step, warmup_of(o, t->steps), t->steps);
-    double loss = accumulate(&t->run, &t->train, chosen, n, t->batch_size, o, step);
-    double norm = clip_gradients(m, o->max_grad_norm);
-    if (!isfinite(loss) || !isfinite(norm)) stop_not_finite(m, &t->train, chosen, n, step, loss, norm);
-    if (t->mean_norm > 0 && norm > 10 * t->mean_norm)
-        progress(true, "step %lld: the gradient norm %.3g is %.0f times its mean%s", (long long)step + 1, norm,
-                 norm / t->mean_norm, o->max_grad_norm > 0 ? "; it was cut to --max_grad_norm" : "");
-    t->mean_norm = t->mean_norm > 0 ? 0.9 * t->mean_norm + 0.1 * norm : norm;
-    optimizer_step(m, o, lr, step + 1);
-    for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
-    log_step(t, step, loss, lr, norm);
-}
-
-// Weights that give no finite loss are not worth a checkpoint: what was saved before them stays the last.
-static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
-    Batch b = make_batch(&t->train, chosen, n, 0, 0);
-    double loss = forward_loss(&t->run, &b);
-    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->train, chosen, n, (int64_t)t->state.step, loss, 0);
-    free_batch(&b);
-}
-
-static void train_loop(Trainer *t) {
-    const Options *o = t->o;
-    size_t *chosen = take((size_t)((1 + t->replay_ratio) * (double)t->samples_per_step) + 2, sizeof *chosen);
-    bool enough = is_enough(t);
-    if (!(t->state.step > 0)) print_start(t);
-    if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
-    t->began = t->logged_at = seconds(), t->first_tokens = t->tokens_logged = t->state.tokens;
-    for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps && !enough; step++) {
-        size_t n = choose_samples(t, step, chosen);
-        train_step(t, step, chosen, n);
-        t->state.step = (double)(step + 1);
-        bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
-        bool validates = t->validation.n && ((step + 1) % eval_every(t) == 0 || last);
-        bool best = validates && log_evaluation(t, step + 1);
-        enough = is_enough(t);
-        if ((step + 1) % o->save_steps == 0 || last || stops || best || enough) {
-            check_weights(t, chosen, min_size(t->batch_size, n));
-            save_checkpoint(t, last || stops || enough);
-        }
-        draw_progress(t);
-        if (stops) break;
-    }
-    t->took = seconds() - t->began;
-    free(chosen);
-}
-
-// ---- 13.8 From beginning to end ---------------------------------------------------------------------------------
-
-// What is being tuned must not lie where --force removes checkpoints.
-static const char *outside_of(const char *path, const char *output_dir) {
-    const char *real_path = realpath(path, NULL), *output = realpath(output_dir, NULL);
-    if (!real_path || !output) fail("%s: %s", real_path ? output_dir : path, strerror(errno));
-    size_t n = strlen(output);
-    if (!strncmp(real_path, output, n) && !strncmp(real_path + n, "/checkpoint-", 12))
-        fail("%s: lies in --output_dir, whose checkpoints --force removes; choose another --output_dir", path);
-    return real_path;
-}
-
-// Opens the log, with the lines up to the checkpoint that the run goes on from (NULL: it begins). What a run that was
-// killed left half-written is removed, and with --force the checkpoints of later steps, or all when it begins.
-static void open_log(Trainer *t, const char *from) {
-    const char *folder = t->o->output_dir;
-    make_folders(folder);
-    remove_inside(folder, TEMPORARY);
-    const char *resumed = from ? realpath(from, NULL) : NULL;
-    const char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
-    bool goes_on = resumed && inside && !strcmp(resumed, inside);
-    size_t *steps, n = list_checkpoints(folder, &steps), later = 0;     // they are the first
-    while (later < n && (!goes_on || (double)steps[later] > t->state.step)) later++;
-    if (later && !t->o->force)
-        fail("%s: holds %s; choose another --output_dir, %sor --force to remove them", folder,
-             goes_on ? name("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run",
-             goes_on || t->from ? "" : "--resume_from_checkpoint yes to go on with it, ");
-    t->base.folder = outside_of(t->base.folder, folder);
-    if (t->base.adapter) outside_of(t->base.adapter, folder);
-    for (size_t i = 0; i < later; i++) remove_checkpoint(folder, steps[i]);
-    if (list_checkpoints(folder, &steps) > n - later)
-        fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
-    t->log_path = name("%s/log.jsonl", folder);
-    write_file(t->log_path, t->history.s, t->history.n);
-    t->log = fopen(t->log_path, "ae");
-    if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
-}
-
-// Keeps what the frozen trunk gives for every sample (8.5), where something is frozen, more than one epoch comes, and
-// half of the memory that is left allows.
-static void take_trunk(Trainer *t) {
-    const Model *m = t->base.model;
-    static Trunk trunk;
-    size_t layer = m->lowest ? min_size((m->lowest - 1) / STAGES, m->config.n_layers - 1) : 0;
-    size_t bytes = times(times(t->train.n_tokens, m->config.hidden_size), sizeof(real));
-    if (!t->o->keep_trunk || !layer || t->steps <= t->steps_per_epoch || bytes > available_bytes() / 2) return;
-    trunk = (Trunk){ .layer = layer, .starts = take(t->train.n, sizeof *trunk.starts), .known = take(t->train.n, 1) };
-    for (size_t i = 1; i < t->train.n; i++) trunk.starts[i] = trunk.starts[i-1] + t->train.samples[i-1].n;
-    trunk.rows = device_take(bytes, 1, "the input of the lowest layer that trains (--keep_trunk false does without)");
-    t->run.trunk = &trunk;
-    fprintf(stderr, "memory: %s more for the input of layer %zu of every sample; the layers below run once for each\n",
-            size_text(bytes), trunk.layer);
-}
-
-// A checkpoint, opened as a user will.
-static Opened open_saved(const Trainer *t, const char *folder) {
-    Options fresh = *t->o->defaults;
-    fresh.defaults = t->o->defaults, fresh.base = t->base.folder;
-    Opened saved = open_model(folder, &fresh);
-    start_method(&saved, 0, false);
-    return saved;
-}
-
-// What was saved last is read back, and must give the logits of the model in memory, whose place it takes.
-static void verify_saved(Trainer *t) {
-    const Options *o = t->o;
-    const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
-    Batch b = probe_batch(t->base.model, min_size(PROBE_TOKENS, t->run.max_T));
-    RunKind kind = t->run.kind;
-    if (t->run.trunk) memory_give(t->run.trunk->rows), t->run.trunk = NULL;
-    real *want = all_logits(&t->run, &b);
-    give_run(&t->run), memory_give(t->base.model->trainables.block);
-    if (t->answers.n_sequences) give_generator(&t->answers);
-    Opened again = open_saved(t, folder);
-    Run r = describe_run(again.model, again.method, kind, b.T, b.T);
-    take_run(&r);
-    real *got = all_logits(&r, &b);
-    if (memcmp(got, want, b.T * again.model->config.vocab_size * sizeof *got))
-        fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted",
-             folder);
-    progress(true, "read back: %s gives the logits of the model in memory, bit for bit", folder);
-    give_run(&r), memory_give(again.model->trainables.block);
-    free_batch(&b), free(want), free(got);
-}
-
-// What the base gives and what the tuned model gives on the probe, row by row of logits: the sums of both losses and of
-// KL(base || tuned) = sum_v p_v (log p_v - log q_v). Memory for two rows, however long the probe is.
-typedef struct { double base, tuned, kl; } Drift;
-
-static double log_sum_exp(const real *logits, size_t V) {
-    double top = (double)logits[0], sum = 0;
-    for (size_t v = 1; v < V; v++) top = fmax(top, (double)logits[v]);
-    for (size_t v = 0; v < V; v++) sum += exp((double)logits[v] - top);
-    return top + log(sum);
-}
-
-static void add_drift(Drift *d, Run *base, Run *tuned, const Batch *b) {
-    size_t V = base->model->config.vocab_size, H = base->model->config.hidden_size;
-    real *p = take(V, sizeof *p), *q = take(V, sizeof *q);
-    forward(base, b, false), forward(tuned, b, false);
-    int32_t *targets = take(base->R, sizeof *targets);
-    memory_copy_out(targets, base->targets, base->R * sizeof *targets);
-    for (size_t row = 0; row < base->R; row++) {
-        size_t at = row % HEAD_ROWS, n = min_size(HEAD_ROWS, base->R - row);
-        if (!at) head_forward(base, base->final + row*H, n), head_forward(tuned, tuned->final + row*H, n);
-        memory_copy_out(p, base->logits + at*V, V * sizeof *p);
-        memory_copy_out(q, tuned->logits + at*V, V * sizeof *q);
-        double log_p = log_sum_exp(p, V), log_q = log_sum_exp(q, V);
-        d->base += log_p - (double)p[targets[row]], d->tuned += log_q - (double)q[targets[row]];
-        for (size_t v = 0; v < V; v++)
-            d->kl += exp((double)p[v] - log_p) * ((double)p[v] - log_p - (double)q[v] + log_q);
-    }
-    free(p), free(q), free(targets);
-}
-
-// What the model forgot: the probe's loss, the drift of its distributions and its answers, before and after. The base
-// is opened once more from its files, the result as a user will.
-static void print_probe(const Trainer *t, const char *result) {
-    Opened tuned = open_saved(t, result);
-    Model *base = load_model(t->base.folder);
-    size_t T = most_tokens(&t->probe, 1);
-    Run a = describe_run(base, NULL, FORWARD_ONLY, T, T);
-    Run b = describe_run(tuned.model, tuned.method, FORWARD_ONLY, T, T);
-    Drift d = {0};
-    take_run(&a), take_run(&b);
-    for (size_t i = 0; i < t->probe.n; i++) {
-        Batch batch = make_batch(&t->probe, NULL, 1, 0, i);
-        add_drift(&d, &a, &b, &batch);
-        free_batch(&batch);
-    }
-    give_run(&a), give_run(&b);
-    double n = (double)t->probe.n_targets;
-    printf("probe       %s: loss %.4f before, %.4f after; KL(base || tuned) %.4g per target token\n", t->o->probe,
-           d.base / n, d.tuned / n, d.kl / n);
-    if (!t->answers.n_sequences) return;
-    for (int after = 0; after < 2; after++) {
-        const char *example = "";
-        Generator g = make_answerer(after ? tuned.model : base, after ? tuned.method : NULL, &t->probe, t->o);
-        Scores s = score_answers(&g, &t->format, t->o, &t->probe, NULL, &example);
-        printf("            answers %s: %s\n", after ? "after" : "before", score_line(&s));
-        give_generator(&g);
-    }
-}
-
-// The closing table: what was trained, on how much, and what came of it.
-static void print_result(const Trainer *t) {
-    const Model *m = t->base.model;
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    printf("trained     %s: %zu parameters; the base has %zu\n", t->base.method->name,
-           count_parameters(m->trained, m->n_trained), count_parameters(m->tensors, m->n_tensors));
-    printf("data        %zu samples%s, %lld steps = %.3g epochs, %zu tokens\n", t->n_new,
-           t->n_new < t->train.n ? name(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
-           t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
-    printf("loss        %.4f before training, %.4f at its end\n", t->state.first_loss, t->state.last_loss);
-    if (t->validation.n)
-        printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n",
-               t->state.best_metric, t->state.best_step, t->state.eval_loss,
-               t->state.base_loss > 0 ? name("%.4f", t->state.base_loss) : "unknown", t->validation.n);
-    if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
-    printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
-    printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(t->took - t->validating),
-           (t->state.tokens - t->first_tokens) / fmax(t->took - t->validating, 1e-9), time_text(t->validating));
-}
-
-// What the user should do next: a run that did no good says so, and one that replayed nothing what it may have cost.
-static void print_advice(const Trainer *t, const char *result) {
-    const RunState *s = &t->state;
-    bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1;
-    if (s->base_loss > 0 && !(s->best_step > 0))
-        progress(true, "the result is NO BETTER than the model before training: validation never fell below %.4f",
-                 s->base_loss);
-    if (!learned)
-        progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * t->o->learning_rate);
-    else if (s->base_loss > 0 && !(s->best_step > 0))
-        progress(true, "the samples were learned by heart: take --learning_rate %.3g, or more samples in more varied "
-                 "words", t->o->learning_rate / 3);
-    if (t->n_new == t->train.n)
-        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the bundled one lost 8 "
-                 "answers in 100, and less than one with --replay FILE:1 (README, Replay)");
-    progress(true, "done in %s; the result is %s; try: %s chat %s", time_text(seconds() - t->began), result,
-             program_name, result);
-}
-
-// The settings of the run that are not what everybody gets, but for those that the lines beside it tell; a checkpoint
-// holds them all.
-static void print_settings(const Options *o) {
-    static const char told[] = "method,learning_rate,num_train_epochs,per_device_train_batch_size,"
-                               "gradient_accumulation_steps,val_size,early_stopping_patience,load_best_model_at_end,"
-                               "save_total_limit,save_steps,early_stopping_threshold,early_stopping_loss";
-    const char *usual = settings_of(o->defaults);
-    Text line = {0};
-    for (const char *p = o->settings, *end; p && (end = strchr(p, '\n')); p = end + 1) {
-        char *setting = name("%.*s", (int)(end - p), p), *key = name("%.*s", (int)strcspn(setting, "="), setting);
-        const char *was = line_value(usual, key);
-        if (!list_has(told, key) && was && strcmp(was, setting + strlen(key) + 1))
-            text_print(&line, "%s%s", line.n ? ", " : "settings: ", setting);
-    }
-    if (line.n) fprintf(stderr, "%s\n", line.s);
-    free(line.s);
-}
-
-// What tests/report found to cost most: a prefix that cannot move as far as it must (7.4).
-static void warn_of_settings(const Trainer *t) {
-    const Options *o = t->o;
-    double reach = o->learning_rate * (double)t->steps, needed = o->prefix_projection ? 0.5 : 5;
-    if (t->base.model->n_prefix && strcmp(o->optim, "sgd") && reach < needed)
-        fprintf(stderr, "warning: a prefix moves by at most learning rate x steps = %.3g, and must by %g or so: raise "
-                "--learning_rate (1e-2 to 1e-1, with --prefix_projection 1e-3 to 1e-2)\n", reach, needed);
-}
-
-// Model, data and steps, and what the user should know of them before any memory is taken.
-static void prepare(Trainer *t, const char *data, Options *o) {
-    Model *m = t->base.model;
-    const ChatFormat *f = &t->format;
-    t->format = choose_format(o, &m->config, t->base.folder);
-    check_fingerprint(&t->base, f, o);
-    m->fingerprint = fingerprint_of(m, f);
-    if (!t->base.method) t->base.method = find_method(o->method), t->base.method->setup(m, o);
-    const char *official = mask_words(o, f);
-    if (official) fprintf(stderr, "labels as the official script sets them: %s\n", official);
-    fprintf(stderr, "model: %s, %zu parameters; method %s trains %zu; chat layout %s, %s\n", t->base.folder,
-            count_parameters(m->tensors, m->n_tensors), t->base.method->name,
-            count_parameters(m->trained, m->n_trained), f->layout ? f->layout->name : "none",
-            f->tokenizer ? f->tokenizer->file : "no tokenizer");
-    read_data(t, data, o);
-    if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t->validation.n)
-        fprintf(stderr, "warning: no samples are held out (--eval_file, --val_size), so early_stopping_patience, "
-                "load_best_model_at_end and predict_with_generate do nothing\n");
-    if (o->predict_with_generate && !(f->tokenizer && f->layout))
-        fprintf(stderr, "warning: no answers are generated: %s\n", f->why);
-    m->n_moments = find_optimizer(o->optim)->n_moments;
-    plan_steps(t, o);
-    o->settings = settings_of(o);
-    print_settings(o);
-    bool may_stop = o->early_stopping_patience && t->validation.n;
-    fprintf(stderr, "training: %lld steps of %zu samples (%lld at once) = %.3g epochs, learning rate %.3g%s\n",
-            (long long)t->steps, t->samples_per_step, (long long)o->per_device_train_batch_size,
-            (double)t->steps / (double)t->steps_per_epoch, o->learning_rate, !may_stop ? "" :
-            name("; stops after %lld validations that are no better", (long long)o->early_stopping_patience));
-    warn_of_settings(t);
-}
-
-// Memory, the checkpoint that the run goes on from, and its files.
-static void begin_run(Trainer *t) {
-    const Options *o = t->o;
-    Model *m = t->base.model;
-    bool replays = t->n_new < t->train.n;       // then a batch may hold a sample twice
-    size_t T = max_size(replays ? times(t->batch_size, t->train.longest) : most_tokens(&t->train, t->batch_size),
-                        t->validation.n ? most_tokens(&t->validation, t->batch_size) : 0);
-    RunKind kind = plan_memory(m, t->base.method, o->gradient_checkpointing, T);
-    start_method(&t->base, (uint64_t)o->seed, true);
-    t->run = describe_run(m, t->base.method, kind, T, T);
-    take_run(&t->run);
-    if (o->predict_with_generate && t->validation.n && t->format.tokenizer && t->format.layout)
-        t->answers = make_answerer(m, t->base.method, &t->validation, o);
-    take_trunk(t);
-    const char *from = t->from;
-    if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
-    if (from) resume(t, from);
-    open_log(t, from);
-    if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
-    const char *disk = disk_plan(t);        // before any time is spent
-    fprintf(stderr, "%sdisk: %s\n", from ? "" : name("time: %s; ", time_plan(t)), disk);
-    write_facts(t);
-}
-
-// Says how the run ended and what came of it.
-static void end_run(const Trainer *t) {
-    const Options *o = t->o;
-    const RunState *s = &t->state;
-    if ((int64_t)s->step < t->steps && !is_enough(t)) {
-        progress(true, "stopped after step %.0f of %lld, which is saved%s", s->step, (long long)t->steps,
-                 t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
-        return;
-    }
-    const char *result = name("%s/checkpoint-%.0f", o->output_dir, s->step);
-    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
-    if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
-    else if (o->load_best_model_at_end && s->best_step > 0)
-        progress(true, "warning: the best step, %.0f, is not here: it lies in the folder that the run went on from, or "
-                 "the disk had no room for it", s->best_step);
-    if (waited_enough(t))
-        progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best that is saved has "
-                 "%.4f, at step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric,
-                 s->best_step);
-    else if (is_enough(t))
-        progress(true, "stopped early: learned, the losses of validation, %.4f, and training, %.4f, are below %g "
-                 "(--early_stopping_loss)", s->best_metric, s->train_loss, o->early_stopping_loss);
-    print_result(t);
-    if (o->probe) print_probe(t, result);
-    print_advice(t, result);
-}
-
-static void train(const char *data, const char *model, Options *o) {
-    Trainer t = { .o = o, .from = choose_checkpoint(o) };
-    if (t.from) restore_settings(o, stored_settings(t.from), t.from);
-    t.base = open_model(model, o);
-    struct sigaction on_stop = { .sa_handler = on_stop_signal };
-    prepare(&t, data, o);
-    begin_run(&t);
-    sigaction(SIGINT, &on_stop, NULL), sigaction(SIGTERM, &on_stop, NULL);
-    train_loop(&t);
-    close_written(t.log, t.log_path);
-    draw_losses(o->output_dir);
-    if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
-    end_run(&t);
-}
-
-// ---- 13.9 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
-
-// All samples of a file as one batch, in order.
-static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
-    Options o = { .max_input_length = INT32_MAX, .max_output_length = INT32_MAX, .overlong = "error",
-                  .prompt_column = "prompt", .response_column = "response", .history_column = "history" };
-    ChatFormat none = { .why = "a batch must hold ready \"input_ids\" and \"labels\"" };
-    Dataset set = read_data_file(path, &none, &o, c->vocab_size, false);
-    if (!set.n_targets) fail("%s: has no target in any sample, so no loss", path);
-    *n_targets = set.n_targets;
-    return make_batch(&set, NULL, set.n, 0, 0);
-}
-
-typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // data: on the host
-
-static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t rows, size_t columns,
-                     const void *data) {
-    l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
-    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name, .dtype = dtype, .data = data,
-                                         .n_dims = columns ? 2 : 1, .shape = { rows, columns },
-                                         .n = rows * (columns ? columns : 1) };
-}
-
-static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, size_t columns, const real *device) {
-    size_t n = rows * (columns ? columns : 1);
-    real *host = take(n, sizeof *host);
-    memory_copy_out(host, device, n * sizeof *host);
-    list_add(l, tensor_name, REAL, rows, columns, host);
-}
-
-// The hidden states, the last norm and the logits at every position, not only at targets.
-static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
-    size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
-    real *logits = all_logits(r, b);
-    for (size_t i = 0; i <= L; i++) list_add_reals(l, name("hidden.%zu", i), T, H, i < L ? r->layers[i].x : r->x_final);
-    list_add_reals(l, "final_norm", T, H, r->final);
-    list_add(l, "logits", REAL, T, V, logits);
-}
-
-static void write_list(const char *path, const TensorList *l) {
-    TensorWriter w = begin_tensor_file(path, l->tensors, l->n, "\"format\":\"pt\"");
-    for (size_t i = 0; i < l->n; i++)
-        write_tensor_bytes(&w, l->tensors[i].data, l->tensors[i].n * dtype_size(l->tensors[i].dtype));
-    finish_tensor_file(&w);
-}
-
-static void dump(const char *model, const char *batch, const char *out, Options *o) {
-    Opened opened = open_model(model, o);
-    Model *m = opened.model;
-    check_fingerprint(&opened, NULL, o);
-    if (!opened.method) opened.method = find_method("full"), opened.method->setup(m, o);
-    size_t n_targets;
-    Batch b = read_batch(batch, &m->config, &n_targets);
-    m->n_moments = 0;
-    RunKind kind = plan_memory(m, opened.method, false, b.T);
-    start_method(&opened, 0, true);
-    Run r = describe_run(m, opened.method, kind, b.T, b.T);
-    take_run(&r);
-    double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
-    real mean = (real)loss;
-    TensorList l = {0};
-    if (!isfinite(loss)) fail("%s: the loss of this batch is not finite; the weights are damaged", model);
-    list_add(&l, "ids", I32, b.T, 0, b.ids);
-    list_add(&l, "labels", I32, b.T, 0, b.labels);
-    list_add(&l, "loss", REAL, 1, 0, &mean);
-    list_add_activations(&l, &r, &b);
-    for (size_t i = 0; i < m->n_trained; i++) {
-        const Tensor *t = m->trained[i];
-        list_add_reals(&l, name("grad.%s", t->name), t->shape[0], t->shape[1], t->grad);
-    }
-    write_list(out, &l);
-    printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
-}
-
-// ---- 13.10 Gradient check ----------------------------------------------------------------------------------------
-// Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
-//     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
-// error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
-// tensor are below 1e-12 (a key bias before a softmax that no position distinguishes), the slope itself must be below
-// 1e-10. Numbers whose differences meet a kink of a ReLU are skipped and counted.
-//
-// In single precision, so on a GPU too, a slope is too coarse to judge by. There all gradients are compared with those
-// of glmtune64, which found them right and wrote them: |g - truth| / max(|truth|, 0.001 of the largest such) must be at
-// most 1e-4, with 2-norms of a tensor. (A bias of one number may be a sum of which next to nothing is left.)
-
-// small models of each kind: grouped heads, tied, post norms, odd sizes
-static const char *const gradcheck_configs[] = {
-    ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2,"
-     " \"kv_channels\": 8, \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2,"
-     " \"ffn_hidden_size\": 10, \"add_qkv_bias\": true, \"rope_ratio\": 50}"),
-    ("{\"model_type\": \"glm\", \"vocab_size\": 29, \"hidden_size\": 14, \"num_hidden_layers\": 2, \"head_dim\": 6,"
-     " \"num_attention_heads\": 3, \"num_key_value_heads\": 1, \"intermediate_size\": 9, \"attention_bias\": false,"
-     " \"partial_rotary_factor\": 1.0, \"tie_word_embeddings\": true, \"max_position_embeddings\": 64}"),
-    ("{\"model_type\": \"glm4\", \"vocab_size\": 23, \"hidden_size\": 26, \"num_hidden_layers\": 2, \"head_dim\": 12,"
-     " \"num_attention_heads\": 2, \"num_key_value_heads\": 2, \"intermediate_size\": 35, \"attention_bias\": true,"
-     " \"max_position_embeddings\": 64}"),
-};
-
-static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
-    static const size_t starts[] = { 0, 7, 8, 19, 21 };
-    enum { N = COUNT(starts) - 1, T = 21 };
-    Batch b = { .n = N, .T = T, .step_key = seed, .starts = take(N + 1, sizeof *b.starts),
-                .ids = take(T, sizeof *b.ids), .labels = take(T, sizeof *b.labels),
-                .token_keys = take(T, sizeof *b.token_keys) };
-    memcpy(b.starts, starts, sizeof starts);
-    *n_targets = 0;
-    for (size_t t = 0; t < T; t++) {
-        b.ids[t] = (int32_t)(rng_bits(seed, t) % V);
-        b.labels[t] = rng_bits(seed, T + t) % 4 ? b.ids[t] : NO_TARGET;
-        b.token_keys[t] = rng_bits(seed, 2*T + t);
-    }
-    for (size_t s = 0; s < N; s++)
-        for (size_t t = starts[s] + 1; t < starts[s+1]; t++) *n_targets += b.labels[t] != NO_TARGET;
-    return b;
-}
-
-typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;
-
-// gradients: all that was checked, for --out; largest: 2-norm of a tensor of the truth
-typedef struct { const Options *o; TensorList gradients; TensorSet truth; double largest; } Gradcheck;
-
-static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
-    memory_copy_in(t->value + i, &value, sizeof value);
-    forward(s->run, s->batch, true);
-    return head_loss(s->run, (real)s->smoothing, 0) / (double)s->n_targets;
-}
-
-static double finite_difference(const Slope *s, const Tensor *t, size_t i, real h) {
-    static const double factor[] = { 1, -8, 8, -1 }, place[] = { -2, -1, 1, 2 };
-    real x;
-    double slope = 0;
-    memory_copy_out(&x, t->value + i, sizeof x);
-    for (size_t k = 0; k < COUNT(place); k++) slope += factor[k] * loss_at(s, t, i, x + (real)place[k] * h);
-    memory_copy_in(t->value + i, &x, sizeof x);
-    return slope / (12 * (double)h);
-}
-
-static bool print_check(const Tensor *t, double error, bool passed, const char *note) {
-    printf("%-75s %8zu %10.2e  %s%s\n", t->name, t->n, error, passed ? "ok" : "WRONG", note);
-    return passed;
-}
-
-// Checks up to `elements` numbers of a tensor's gradient g, spread over it, and prints its row; returns whether it
-// passed.
-static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t elements) {
-    double largest = 0, worst = 0;
-    size_t kinks = 0;
-    for (size_t i = 0; i < t->n; i++) largest = fmax(largest, fabs((double)g[i]));
-    size_t n = min_size(elements, t->n);
-    for (size_t k = 0; k < n; k++) {
-        size_t i = t->n * k / n;
-        double fd = finite_difference(s, t, i, (real)1e-3);
-        double scale = fmax(fmax(fabs(fd), fabs((double)g[i])), 0.01 * largest);
-        bool zero_slope = largest < 1e-12 && fabs(fd) < 1e-10;
-        double error = zero_slope ? 0 : fabs(fd - (double)g[i]) / scale;
-        // two widths that disagree have a kink between them; a wrong gradient disagrees with both
-        if (error > 1e-6 && fabs(finite_difference(s, t, i, (real)1.25e-4) - fd) > 1e-6 * scale) {
-            kinks++;
-            continue;
-        }
-        worst = isnan(worst) || error <= worst ? worst : error;
-    }
-    return print_check(t, worst, worst <= 1e-6 && 2 * kinks <= n,
-                       kinks ? name(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
-}
-
-static double norm_of(const StoredTensor *s) {      // of doubles
-    double squares = 0;
-    for (size_t i = 0; i < s->n; i++) squares += ((const double *)s->data)[i] * ((const double *)s->data)[i];
-    return sqrt(squares);
-}
-
-static void read_truth(Gradcheck *check) {
-    read_tensor_file(&check->truth, check->o->truth);
-    for (const StoredTensor *s = check->truth.tensors; s < check->truth.tensors + check->truth.n; s++) {
-        if (s->dtype != F64) fail("%s: '%s' is %s, not F64: write it by glmtune64", s->file, s->name, s->dtype_name);
-        check->largest = fmax(check->largest, norm_of(s));
-    }
-}
-
-// The same in single precision: all numbers of g against those that the truth has under this name.
-static bool compare_tensor(const Gradcheck *check, const char *listed, const Tensor *t, const real *g) {
-    const StoredTensor *s = find_tensor(&check->truth, listed);
-    if (!s || !has_shape(s, t))
-        fail("%s: has no gradient '%s' of shape %s; write it with the same options: glmtune64 gradcheck --out FILE",
-             check->o->truth, listed, shape_text(t->shape, t->n_dims));
-    const double *want = s->data;
-    double squares = 0;
-    for (size_t i = 0; i < t->n; i++) squares += ((double)g[i] - want[i]) * ((double)g[i] - want[i]);
-    double error = sqrt(squares) / fmax(norm_of(s), 1e-3 * check->largest);
-    return print_check(t, error, error <= 1e-4, "");
-}
-
-static bool check_gradient(Gradcheck *check, const Slope *s, const Tensor *t) {
-    const char *listed = name("%s: %s", s->run->model->config.model_type, t->name);
-    list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
-    const real *g = check->gradients.tensors[check->gradients.n - 1].data;
-    return sizeof(real) < 8 ? compare_tensor(check, listed, t, g) : check_tensor(s, t, g, (size_t)check->o->elements);
-}
-
-// Returns the number of tensors that failed.
-static size_t gradcheck_model(Gradcheck *check, Model *m, const Method *method) {
-    const Options *o = check->o;
-    size_t n_targets, failed = 0;
-    Batch b = random_batch(m->config.vocab_size, (uint64_t)o->seed, &n_targets);
-    Run r = describe_run(m, method, KEEPS_ALL, b.T, b.T);
-    Slope slope = { &r, &b, n_targets, o->label_smoothing_factor };
-    take_run(&r);
-    zero_gradients(m);
-    forward_backward(&r, &b, n_targets, o->label_smoothing_factor, true);
-    for (size_t i = 0; i < m->n_trained; i++) failed += !check_gradient(check, &slope, m->trained[i]);
-    give_run(&r);
-    free_batch(&b);
-    return failed;
-}
-
-// A method on a model whose tensors are all random, those that the method adds included.
-static size_t gradcheck_method(Gradcheck *check, Model *m, const Method *method) {
-    const Options *o = check->o;
-    method->setup(m, o);
-    start_trainables(m, (uint64_t)o->seed, true);
-    for (size_t i = 0; i < m->n_trained; i++)
-        if (!m->trained[i]->of_base)
-            random_tensor(m->trained[i]->value, m->trained[i], (uint64_t)o->seed, o->std, true);
-    return gradcheck_model(check, m, method);
-}
-
-static int gradcheck(const char *folder, const Options *o) {
-    Gradcheck check = { .o = o };
-    size_t failed = 0;
-    const Method *method = find_method(o->method);
-    if ((sizeof(real) < 8) != (o->truth != NULL) || (o->out && o->truth))
-        fail("gradcheck takes slopes in double: glmtune64 gradcheck [--out FILE] (make glmtune64); in single precision "
-             "it compares with what that wrote: --truth FILE");
-    if (o->truth) read_truth(&check);
-    set_precision(false);       // what is checked are the kernels, not the rounding of their operands
-    if (folder) failed = gradcheck_method(&check, load_model(folder), method);
-    for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
-        Model *m = describe_model(parse_config(name("small model %zu", i + 1), gradcheck_configs[i]));
-        printf("%s, method %s\n", m->config.model_type, method->name);
-        bind_random(m, (uint64_t)o->seed, o->std);
-        failed += gradcheck_method(&check, m, method);
-    }
-    if (o->out && !failed) write_list(o->out, &check.gradients);
-    if (failed) printf("the gradients are WRONG\n");
-    else printf("all gradients agree with %s\n", o->truth ? o->truth : "finite differences");
-    return failed > 0;
-}
-
-// ---- 13.11 Comparing runs ----------------------------------------------------------------------------------------
+// ---- 15.6 Comparing runs -----------------------------------------------------------------------------------------
 
 static const char *fact_of(const RunLog *run, const char *fact) {
     for (size_t i = 0; i < run->n_facts; i++) if (!strcmp(run->facts[i].name, fact)) return run->facts[i].text;
@@ -8283,7 +8383,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
     fprintf(stderr, "curves: %s\n", out);
 }
 
-// ---- 13.12 Bench -------------------------------------------------------------------------------------------------
+// ---- 15.7 Bench --------------------------------------------------------------------------------------------------
 // How fast this build is on this machine, as a share of what the machine can do: its own rate of multiply-adds and of
 // reading memory, measured first, and the former again at the end. Only operations that are needed count (a
 // multiply-add is two), whatever the code does besides, such as computing a layer twice or scores that are masked:
@@ -8622,12 +8722,42 @@ static int bench(const char *model, const Options *o) {
 }
 
 // ================================================================================================================
-// 14  Commands
+// 16  Commands
 // ================================================================================================================
 // The smaller commands, chat and check; then the tables: commands, options with their types, defaults, limits and
 // meaning, what options do, defaults under a yaml. Help, parsing and checks all come from them.
 
-// ---- 14.1 The smaller commands -----------------------------------------------------------------------------------
+// ---- 16.1 The smaller commands -----------------------------------------------------------------------------------
+
+// The command: loss, then the scores of the answers, of a model on a data file.
+static void eval(const char *data, const char *model, Options *o) {
+    Opened m = open_model(model, o);
+    ChatFormat f = choose_format(o, &m.model->config, m.folder);
+    check_fingerprint(&m, &f, o);
+    const char *file = is_folder(data) ? data_file(data, "dev") : data, *example = NULL;
+    if (!file) fail("%s: holds neither dev.json nor dev.jsonl; name the file to evaluate on", data);
+    Dataset set = read_data_file(file, &f, o, m.model->config.vocab_size, true);
+    size_t batch = (size_t)o->per_device_eval_batch_size, T = most_tokens(&set, batch);
+    start_method(&m, 0, false);
+    Run run = describe_run(m.model, m.method, FORWARD_ONLY, T, T);
+    need_memory(bytes_of(&run), "--per_device_eval_batch_size");
+    take_run(&run);
+    double loss = evaluate(&run, &set, batch);
+    give_run(&run);
+    if (!isfinite(loss)) fail("%s: the loss is not finite; the weights are damaged (glmtune info --check)", model);
+    printf("%-16s %10.4f  mean over the %zu target tokens of %zu samples; ln(vocabulary) is %.4f\n", "loss", loss,
+           set.n_targets, set.n, log((double)m.model->config.vocab_size));
+    printf("%-16s %10.4f  exp(loss)\n", "perplexity", exp(loss));
+    if (!f.tokenizer || !f.layout) { fprintf(stderr, "no answers are generated: %s\n", f.why); return; }
+    Generator g = make_answerer(m.model, m.method, &set, o);
+    const char *temporary = o->out ? begin_output(o->out) : NULL;
+    FILE *out = temporary ? open_to_write(temporary) : NULL;
+    Scores s = score_answers(&g, &f, o, &set, out, &example);
+    if (out) close_written(out, o->out), finish_output(temporary);
+    print_scores(stdout, &s);
+    if (example) printf("of %zu answers, the first:\n%s\n", s.n, example);
+    give_generator(&g);
+}
 
 // The words of a command line that are no options; behind them stands NULL.
 typedef struct { Options *o; size_t n; const char **words; } Call;
@@ -8754,7 +8884,7 @@ static int tokenize_command(const Call *c) {
     return 0;
 }
 
-// ---- 14.2 Chat ---------------------------------------------------------------------------------------------------
+// ---- 16.2 Chat ---------------------------------------------------------------------------------------------------
 
 // A conversation under way. fed: the ids that the model has seen.
 typedef struct { Generator g; const ChatFormat *format; const Options *o; Conversation turns; Ids fed; } Chat;
@@ -8842,7 +8972,7 @@ static int chat_command(const Call *c) {
     return 0;
 }
 
-// ---- 14.3 Check --------------------------------------------------------------------------------------------------
+// ---- 16.3 Check --------------------------------------------------------------------------------------------------
 
 // Prints a token so that it stays on its line and `columns` wide; wide characters take two.
 static void print_token(const Tokenizer *t, int32_t id, size_t columns) {
@@ -8936,7 +9066,7 @@ static int check_command(const Call *c) {
     return 0;
 }
 
-// ---- 14.4 The tables ---------------------------------------------------------------------------------------------
+// ---- 16.4 The tables ---------------------------------------------------------------------------------------------
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
        BENCH = 512, CHECK = 1024, EXPORT = 2048, COMPARE = 4096, ALL = 8191,
@@ -9180,7 +9310,23 @@ static const struct { const char *section, *option, *value; } yaml_defaults[] = 
     { NULL, "method", "full" }, { "peft_config", "lora_alpha", "8" }, { "peft_config", "lora_dropout", "0" },
 };
 
-// ---- 14.5 Parsing ------------------------------------------------------------------------------------------------
+// ---- 16.5 Parsing ------------------------------------------------------------------------------------------------
+
+// Letters to insert, delete or change to turn a into b (Levenshtein), for "nearest: ..." in messages.
+static size_t edit_distance(const char *a, const char *b) {
+    size_t n = min_size(strlen(b), 63), row[64];
+    for (size_t j = 0; j <= n; j++) row[j] = j;
+    for (size_t i = 0; a[i]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 1; j <= n; j++) {
+            size_t substitute = diagonal + (a[i] != b[j-1]);
+            diagonal = row[j];
+            row[j] = min_size(substitute, 1 + min_size(row[j], row[j-1]));
+        }
+    }
+    return row[n];
+}
 
 static const char *choices_of(const Option *x) { return x->type == METHOD ? method_names() : x->choices; }
 
@@ -9376,7 +9522,6 @@ static void word_help(const char *given, int commands_of) {
     fail_usage("--help %s: there is no such command, option or method%s", given, nearest(given, "", known.s));
 }
 
-
 // Reads "--name value", "--name=value" or, for a flag, "--name" at words[0]; returns how many words it took.
 static size_t parse_option(Options *o, const Command *c, char **words, size_t left) {
     const char *given = words[0] + 2, *equals = strchr(given, '=');
@@ -9402,7 +9547,7 @@ static void parse_words(Call *call, const Command *c, size_t n, char **argv) {
     }
 }
 
-// ---- 14.6 The official yaml files --------------------------------------------------------------------------------
+// ---- 16.6 The official yaml files --------------------------------------------------------------------------------
 // `glmtune train DATA MODEL CONFIG.yaml [yes|no|STEP]` is the command line of the official scripts. A key of the yaml
 // is an option of `train`, under the same name or as the first table says; or it has no meaning here, and is named
 // once. What the yaml leaves out takes the Trainer's and PEFT's defaults.

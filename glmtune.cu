@@ -1,6 +1,6 @@
-// glmtune.cu: section 5 of glmtune.c again, for one NVIDIA GPU. `make cuda` builds glmtune-cuda from both.
+// glmtune.cu: section 2 of glmtune.c again, for one NVIDIA GPU. `make cuda` builds glmtune-cuda from both.
 //
-// It is read beside section 5: the same order, the same names, the same numbers of subsections; each formula stands
+// It is read beside section 2: the same order, the same names, the same numbers of subsections; each formula stands
 // there and is not repeated. Products are cuBLASLt's, part of the CUDA toolkit; all else are the short kernels below.
 //
 // Two precisions, by --precision. `fp32`: everything in float, TF32 off; what is compared with the CPU. `bf16`: the
@@ -168,7 +168,7 @@ static __device__ float largest_of_block(float x) {
     return x;
 }
 
-// ---- 5.2 Memory --------------------------------------------------------------------------------------------------
+// ---- 2.2 Memory --------------------------------------------------------------------------------------------------
 
 size_t memory_left(void) {
     size_t left, all;
@@ -318,7 +318,7 @@ void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) 
     LAUNCH(fill_normal_kernel, blocks_for(n, THREADS), THREADS, 0, out, key, center, spread, n);
 }
 
-// ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
+// ---- 2.3 Matrix product ------------------------------------------------------------------------------------------
 // cuBLASLt counts by columns, so a matrix [rows,columns] of ours is one of [columns,rows] there, and C [M,N] += s A B
 // is asked for as C^T += s B^T A^T. Both operands must have one type: float in fp32, where the weights are widened;
 // bf16 in bf16, where bf16 weights enter as they lie and all else is rounded. What must be converted goes through an
@@ -527,7 +527,7 @@ void linear_backward_weight(real *dw, const real *dy, const real *x, real scale,
     }
 }
 
-// ---- 5.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
+// ---- 2.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
 
 // x [T,H], ids [T], table [V,H]; a part of a row each
 static __global__ void embedding_forward_kernel(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t H) {
@@ -611,7 +611,7 @@ void add(real *out, const real *a, const real *b, size_t n) {
     LAUNCH(add_kernel, blocks_for(n, THREADS), THREADS, 0, out, a, b, n);
 }
 
-// ---- 5.5 RMSNorm -------------------------------------------------------------------------------------------------
+// ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
 
 // y [T,H], rms [T], x [T,H], gain [H]; a row each
 static __global__ void rmsnorm_forward_kernel(real *y, real *rms, const real *x, const real *gain, real eps, size_t H) {
@@ -645,9 +645,9 @@ void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, cons
     if (dgain) add_columns(dgain, dy, x, rms, T, H);
 }
 
-// ---- 5.6 Rotary positions ----------------------------------------------------------------------------------------
+// ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
 
-// table [n_positions,n_rotated], a pair each; rounded where Hugging Face rounds, as section 5.6 of glmtune.c says
+// table [n_positions,n_rotated], a pair each; rounded where Hugging Face rounds, as section 2.6 of glmtune.c says
 static __global__ void rope_table_kernel(real *table, double theta, size_t n_rotated, size_t n_pairs) {
     size_t i = element();
     if (i >= n_pairs) return;
@@ -695,7 +695,7 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
     rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
 }
 
-// ---- 5.7 Attention -----------------------------------------------------------------------------------------------
+// ---- 2.7 Attention -----------------------------------------------------------------------------------------------
 // As in glmtune.c, blocks of B queries meet blocks of B keys, and no T x T array is kept. A block of threads has its
 // tiles of q, k, v in shared memory, rounded to bf16 in bf16, and makes two kinds of products of them:
 //     scores    s [B,B] = a b^T     of two tiles [B,D]; in shared memory
@@ -1205,7 +1205,7 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
         if (sums[i]) LAUNCH(add_heads_kernel, 8 * gpu.cores, THREADS, 0, sums[i], scratch, i % 2 == 1, i >= 2, s);
 }
 
-// ---- 5.8 SwiGLU --------------------------------------------------------------------------------------------------
+// ---- 2.8 SwiGLU --------------------------------------------------------------------------------------------------
 
 // h [T,F], gate_up [T,2F]; a part of a row each
 static __global__ void swiglu_forward_kernel(real *h, const real *gate_up, size_t F) {
@@ -1234,7 +1234,7 @@ void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t
     LAUNCH(swiglu_backward_kernel, parts_of_rows(T, F), THREADS, 0, dgate_up, dh, gate_up, F);
 }
 
-// ---- 5.9 What tuning methods are made of -------------------------------------------------------------------------
+// ---- 2.9 What tuning methods are made of -------------------------------------------------------------------------
 
 static __device__ real value_of(Activation f, real x) {
     if (f == RELU) return x < 0 ? 0 : x;
@@ -1281,7 +1281,7 @@ void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t 
     add_columns(dgain, dy, x, NULL, T, n);
 }
 
-// ---- 5.10 Dropout ------------------------------------------------------------------------------------------------
+// ---- 2.10 Dropout ------------------------------------------------------------------------------------------------
 
 // dx [T,n] is added to, dy [T,n], token_keys [T]; a part of a row each
 static __global__ void dropout_backward_kernel(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site,
@@ -1302,7 +1302,7 @@ void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_
     dropout_backward(y, x, token_keys, site, p, T, n);
 }
 
-// ---- 5.11 Cross-entropy ------------------------------------------------------------------------------------------
+// ---- 2.11 Cross-entropy ------------------------------------------------------------------------------------------
 
 // loss [R], logits [R,V], targets [R]; a row each, by 1024 threads, because rows are long and few, and a row's numbers
 // stay in the cache between the three times they are read
@@ -1336,7 +1336,7 @@ void cross_entropy(real *loss, real *logits, const int32_t *targets, real smooth
     LAUNCH(cross_entropy_kernel, (unsigned)R, 1024, 0, loss, logits, targets, smoothing, scale, V);
 }
 
-// ---- 5.12 Optimizer steps ----------------------------------------------------------------------------------------
+// ---- 2.12 Optimizer steps ----------------------------------------------------------------------------------------
 // An element each; the double scalars become the same floats as on the CPU, before the launch.
 
 static __global__ void adamw_kernel(real *w, const real *grad, real *m, real *v, real step, real root, real keep,
@@ -1442,7 +1442,7 @@ size_t first_not_finite(const real *x, size_t n) {
     return first;
 }
 
-// ---- 5.13 What the machine can do --------------------------------------------------------------------------------
+// ---- 2.13 What the machine can do --------------------------------------------------------------------------------
 
 // The GPU's own rate is that of a large product, of random numbers, in the precision that was chosen: x [K,M]^T y [K,M]
 // of M = 8192, K = 4096, five times for `steps` as bench gives them. Its memory is taken once and kept.

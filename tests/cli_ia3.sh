@@ -10,7 +10,7 @@ check 'README has the block and the row of IA3' grep -q 'ia3_setup' ia3/block ia
 check 'the example has fewer than 60 lines' [ "$(cat ia3/block ia3/row | wc -l)" -lt 60 ]
 check 'none of them longer than 120' [ "$(cat ia3/block ia3/row | wc -L)" -le 120 ]
 awk 'FNR == 1 { file++ } file == 1 { block = block $0 "\n"; next } file == 2 { row = row $0 "\n"; next }
-     /^\/\/ ---- 7.7 The table/ { print block }
+     /^\/\/ ---- 5.7 The table/ { print block }
      /^static const Method methods/ { table = 1 }
      table && /^};/ { printf "%s", row; table = 0 }
      { print }' ia3/block ia3/row "$top/glmtune.c" >ia3/glmtune.c

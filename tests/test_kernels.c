@@ -1,4 +1,4 @@
-// The conformance test of the kernels: every prototype of section 5.1 against plain loops in double, written here from
+// The conformance test of the kernels: every prototype of section 2.1 against plain loops in double, written here from
 // the formulas. A port to other hardware is done when this passes on it.
 //
 // The kernels get memory from memory_take alone, filled and read by memory_copy_in and memory_copy_out. An array of a
@@ -446,7 +446,7 @@ static void test_naive_elements(void) {
     check_slopes("naive cross_entropy dlogits", dx, slope, T*V);
 }
 
-// ---- 5.2 Memory and types ----------------------------------------------------------------------------------------
+// ---- 2.2 Memory and types ----------------------------------------------------------------------------------------
 
 static void test_memory(void) {
     TestArray *a = random_array(1000, 1), *b = random_array(7, 1);
@@ -634,7 +634,7 @@ static void test_fill_normal(void) {
     }
 }
 
-// ---- 5.3 Matrix product ------------------------------------------------------------------------------------------
+// ---- 2.3 Matrix product ------------------------------------------------------------------------------------------
 
 static const double linear_tolerance = TOLERANCE(3e-6, 6e-15);
 
@@ -723,7 +723,7 @@ static void test_linear(void) {
     test_linear_infinite(F16, 0x7C00), test_linear_infinite(BF16, 0x7F80);
 }
 
-// ---- 5.4 Rows ----------------------------------------------------------------------------------------------------
+// ---- 2.4 Rows ----------------------------------------------------------------------------------------------------
 
 static const double one_tolerance = TOLERANCE(1.2e-7, 3e-16);   // one operation for each number
 static const double row_tolerance = TOLERANCE(1e-6, 2e-15);     // sums of up to 263 rows
@@ -807,7 +807,7 @@ static void test_rows(void) {
     }
 }
 
-// ---- 5.5 RMSNorm -------------------------------------------------------------------------------------------------
+// ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
 
 static void test_rmsnorm_shape(size_t T, size_t H, double spread, bool frozen) {
     double eps = (double)(real)1e-5;
@@ -838,7 +838,7 @@ static void test_rmsnorm(void) {
     test_rmsnorm_shape(3, 67, 0, false);        // rows of zeros
 }
 
-// ---- 5.6 Rotary positions ----------------------------------------------------------------------------------------
+// ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
 
 // The angle in the build's own rounding: in float at each step where Hugging Face rounds, else not at all.
 static long double naive_angle(double theta, size_t pair, size_t n_rotated, size_t position) {
@@ -891,7 +891,7 @@ static void test_rope(void) {
     test_rope_shape(5, 4, 64, 64);
 }
 
-// ---- 5.7 Attention -----------------------------------------------------------------------------------------------
+// ---- 2.7 Attention -----------------------------------------------------------------------------------------------
 
 // Where the sequences begin: the running sum of the lengths, and of the past when `keys`; [n_sequences+1].
 static TestArray *starts_of(const AttentionCase *c, bool keys) {
@@ -1004,7 +1004,7 @@ static void test_attention(void) {
     drawn_in_bf16 = false;
 }
 
-// ---- 5.8 SwiGLU --------------------------------------------------------------------------------------------------
+// ---- 2.8 SwiGLU --------------------------------------------------------------------------------------------------
 
 static void test_swiglu(void) {
     static const struct { size_t T, F; double spread; } shapes[] = {
@@ -1026,7 +1026,7 @@ static void test_swiglu(void) {
     }
 }
 
-// ---- 5.9 Activations and gains -----------------------------------------------------------------------------------
+// ---- 2.9 Activations and gains -----------------------------------------------------------------------------------
 
 static double naive_activation(Activation f, double x, bool slope) {
     double z = 1 / (1 + exp(-x));
@@ -1087,7 +1087,7 @@ static void test_method_pieces(void) {
     memory_give(x);
 }
 
-// ---- 5.10 Dropout ------------------------------------------------------------------------------------------------
+// ---- 2.10 Dropout ------------------------------------------------------------------------------------------------
 
 // The mask is part of the contract: rng_uniform of (key of token and site, feature), so that every port draws the same.
 static void test_dropout_shape(const double *keys, double p, uint64_t site, size_t T, size_t n) {
@@ -1143,7 +1143,7 @@ static void test_dropout(void) {
     check_true("a mask depends on the site", mask != dropout_mask(7, 4, 1, 0));
 }
 
-// ---- 5.11 Cross-entropy ------------------------------------------------------------------------------------------
+// ---- 2.11 Cross-entropy ------------------------------------------------------------------------------------------
 
 static void test_cross_entropy_shape(size_t R, size_t V, double spread, double smoothing, double scale) {
     TestArray *logits = random_array(R*V, spread), *targets = random_ids(R, V), *loss = unset_array(R);
@@ -1209,7 +1209,7 @@ static void test_cross_entropy_payloads(void) {
     }
 }
 
-// ---- 5.12 Optimizer steps ----------------------------------------------------------------------------------------
+// ---- 2.12 Optimizer steps ----------------------------------------------------------------------------------------
 
 static void test_adamw(size_t n, double weight_decay) {
     double lr = 0.01, b1 = 0.9, b2 = 0.999, eps = 1e-8, decay = 1 - lr * weight_decay;
