@@ -29,6 +29,7 @@
 //     10  Training               the loop, evaluation, checkpoints, resume
 //     11  Adapters               as PEFT and ChatGLM write them, fingerprints, merging, export
 //   Part Three: the machine room
+//     12  Fast CPU kernels       the matrix product on vectors, attention in blocks, one row of decoding
 //     13  Files                  JSON, YAML, safetensors, config.json
 //     14  Tokenizer files        tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json, Unicode
 //     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison, bench
@@ -240,37 +241,35 @@ static uint64_t hash_bytes(const void *bytes, size_t n) {
 
 static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 
-// ---- 1.4 Types of numbers ----------------------------------------------------------------------------------------
-// The names are those of safetensors; the kernels know the first four.
-
-static const struct { const char *name; Dtype dtype; size_t size; } dtypes[] = {    // the first six stand by number
-    { "F64", F64, 8 }, { "F32", F32, 4 }, { "F16", F16, 2 }, { "BF16", BF16, 2 }, { "I64", I64, 8 }, { "I32", I32, 4 },
-    { "I16", OTHER_DTYPE, 2 }, { "I8", OTHER_DTYPE, 1 }, { "U8", OTHER_DTYPE, 1 }, { "BOOL", OTHER_DTYPE, 1 },
-    { "F8_E4M3", OTHER_DTYPE, 1 }, { "F8_E5M2", OTHER_DTYPE, 1 },
-};
-
-static size_t dtype_size(Dtype d) { return dtypes[d].size; }
-
 #endif  // GLMTUNE_KERNELS_ONLY
 
 // ================================================================================================================
 //  2  Kernels
 // ================================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
-// X_backward stands under X_forward, takes what the forward saved, and adds to its gradients (rope turns its gradient
-// in place; cross_entropy leaves it in the logits). A kernel never prints, never allocates, and knows no model. A
-// port to other hardware replaces the bodies of this section, behind the prototypes of 2.1, and is done when
-// tests/test_kernels.c passes on it (glmtune.cu is one); sections 3 to 16 hold model memory only as pointers that they
-// hand back to a kernel.
+// X_backward stands under X_forward and takes only what the forward saved. A kernel never prints, never allocates, and
+// knows no model. Sections 3 to 16 hold model memory only as pointers that they hand back to a kernel.
 //
-// On the CPU these are plain loops, threaded over independent outputs: each number has one thread that computes it,
-// in an order that depends on shapes alone, so results are the same bits with 1 thread or 64. One routine is fast,
-// the matrix product (2.3), for that is where the time goes; attention (2.7) is made of it.
+// 2.1 is the seam: each function with its whole contract. Below it stands each of them once, as plain loops: one loop
+// nest, no blocking, no vectors. That is the definition; it is what glmtune64 runs, and where a port begins. Products
+// and attention are slow so, and have fast bodies in section 12; all others run as they stand here. Loops are threaded
+// over independent outputs: each number has one thread that computes it, in an order that depends on shapes alone, so
+// results are the same bits with 1 thread or 64.
 
-// ---- 2.1 Prototypes ----------------------------------------------------------------------------------------------
-// Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just these. T tokens, H features.
-// The numbers of a Dtype are F64, F32, F16 or BF16 here; anything else has no meaning to a kernel. `starts`
-// [n_sequences+1] are the rows at which the sequences of a ragged batch begin, the last entry being T.
+// ---- 2.1 The seam ------------------------------------------------------------------------------------------------
+// Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just this. What holds for all:
+//     Arrays    lie in model memory, row by row, without gaps. A pointer may point into what memory_take or
+//               memory_mapped gave: at any row, and in a Weight at any element. Arrays of a call do not overlap, but
+//               where it says "may be". T counts tokens, H and n features.
+//     Sizes     that count tokens, rows, sequences or elements (T, R, n, n_sequences, n_prefix) may be 0: then there is
+//               nothing to do. The others are at least 1.
+//     Gradients of weights (dw, dbias, dgain, dtable) are added to. For others it says "=" where they are overwritten
+//               and "+=" where they are added to. `from` says where a sum starts: NULL, at nothing; the output itself,
+//               which is then added to; or another array of its shape, such as a residual.
+//     Sums      have one order, given by shapes: two runs give the same bits. float is enough inside a kernel, where
+//               sums of more than some thousand terms are taken in parts.
+//     NaN       in an input reaches the output.
+//     Calls     come from one thread, and take effect in their order. A kernel may return before it has ended.
 
 #ifdef __cplusplus
 extern "C" {
@@ -305,81 +304,176 @@ GLMTUNE_DEVICE static inline float rng_uniform(uint64_t key, uint64_t i) {
 // Folded into a seed first, these keep one use from repeating the numbers of another.
 enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
 
-// memory on the device that computes, all bytes zero (the optimizer's moments start so); NULL when there is not enough
+// Ends the program with this line, and exit status 1. For ports to call, not theirs to write.
+__attribute__((noreturn)) void kernel_failed(const char *what);
+
+// -- Memory. `device` is where kernels compute; on the CPU it is the same memory as the host's.
+
+// Bytes on the device, all zero (an optimizer's moments start so), on a boundary of 64; NULL: there are not so many.
 void *memory_take(size_t bytes);
+// Gives back what memory_take gave; NULL is nothing to do.
 void memory_give(void *p);
+// Copies to the device. The host's bytes may be changed or freed when it returns. 0 bytes: the pointers are not read.
 void memory_copy_in(void *device, const void *host, size_t bytes);
+// Copies to the host, when all kernels called so far have ended.
 void memory_copy_out(void *host, const void *device, size_t bytes);
-const void *memory_mapped(const void *host, size_t bytes);      // a weight in a mapped file, where kernels can read it
-void memory_unmap(const void *mapped);                          // what memory_mapped gave is read no more
-size_t memory_left(void);           // that memory_take can still give; SIZE_MAX: main memory, see section 15.1
-void finish_kernels(void);          // returns when all kernels so far have ended, where they run beside the caller
-void set_precision(int bf16);       // of the operands of products, where a port has a choice
-__attribute__((noreturn)) void kernel_failed(const char *what);     // ends the program; for ports, not theirs to write
+// Bytes of a mapped file, where kernels can read them: on a GPU a copy. Those bytes stay where they are, unchanged,
+// until memory_unmap was called as often as memory_mapped was for them. The same bytes give the same pointer.
+const void *memory_mapped(const void *host, size_t bytes);
+void memory_unmap(const void *mapped);
+// Bytes that memory_take can still give; SIZE_MAX: the device's memory is the machine's (15.1 then asks the system).
+size_t memory_left(void);
+// Returns when all kernels called so far have ended, so that time can be measured.
+void finish_kernels(void);
+// 1: operands of products may be rounded to bf16, sums stay `real`; 0: nothing is. Where there is no choice, nothing.
+void set_precision(int bf16);
+
+// -- Arrays of one type
+
+// x [n] = 0
 void zero(real *x, size_t n);
+// out [n] = in [n] of a type F64, F32, F16 or BF16, exactly; in a float build F64 is rounded once. With REAL: a copy.
 void widen(real *out, const void *in, Dtype dtype, size_t n);
+// out [n] of such a type = in [n], rounded once to nearest, ties to even, also where `real` is double; too large: inf.
 void narrow(void *out, Dtype dtype, const real *in, size_t n);
+// out [n] uniform on [center - spread, center + spread). In float:
+//     out_i = center + spread u,  u = ((int32_t)(rng_bits(key, i) >> 40) - 2^23) / 2^23
 void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n);
+// out [n] normal around center with deviation spread (Box and Muller 1958). z in double or in float, its sum in float:
+//     out_i = center + spread z,  z = sqrt(-2 ln u) cos(2 pi t)
+//     u = ((rng_bits(key, 2i) >> 11) + 1) / 2^53,  t = (rng_bits(key, 2i + 1) >> 11) / 2^53
 void fill_normal(real *out, uint64_t key, float center, float spread, size_t n);
 
-// matrix products
-void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+// -- Matrix products
+
+// A matrix [n_out,n_in] of any of the four types, as it lies in a file.
+typedef struct {
+    const void *data;       // numbers of `dtype`
+    Dtype dtype;
+    size_t first;           // the number of data at which the matrix begins: q, k, v are parts of a fused one
+} Weight;
+
+// y [T,n_out] = from + scale x w^T, x [T,n_in]
+void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
                     size_t n_in);
-void linear_backward_input(real *dx, const real *dy, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+// dx [T,n_in] = from + scale dy w, dy [T,n_out]
+void linear_backward_input(real *dx, const real *from, const real *dy, Weight w, real scale, size_t T, size_t n_out,
                            size_t n_in);
+// dw [n_out,n_in] += scale dy^T x, dy [T,n_out], x [T,n_in]
 void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in);
 
-// pieces of the transformer
-void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t T, size_t H);
+// The same for a w whose rows give up to three outputs, y[p] [T,n_out[p]] (query_key_value): y[p] = from[p] + ..., from
+// NULL: at nothing. dx is the sum of its parts in their order, so it has the bits of as many calls of the one above.
+void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
+                          const size_t *n_out, size_t n_parts, size_t n_in);
+void linear_parts_backward_input(real *dx, const real *from, real *const *dy, Weight w, real scale, size_t T,
+                                 const size_t *n_out, size_t n_parts, size_t n_in);
+
+// -- Rows
+
+// x [T,H] = the rows ids [T] of table [V,H]
+void embedding_forward(real *x, const int32_t *ids, Weight table, size_t T, size_t H);
+// dtable [V,H] += dx [T,H] at rows ids [T]; a row that occurs twice is added to twice, the earlier first
 void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H);
+// out [R,H] = the rows `rows` [R] of x
+void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H);
+// dx [any,H] += dout [R,H] at rows `rows` [R]
+void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H);
+// y [T,n] += bias [n] in each row
 void bias_forward(real *y, const real *bias, size_t T, size_t n);
+// dbias [n] += the sum of the rows of dy [T,n]
 void bias_backward(real *dbias, const real *dy, size_t T, size_t n);
+// out [n] = a + b; out may be either
 void add(real *out, const real *a, const real *b, size_t n);
+
+// -- Pieces of the transformer
+
+// y [T,H] = x r gain, x [T,H], gain [H]; rms [T] = the factors r, for the backward (formula in 2.5)
 void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H);
-void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, const real *gain, const real *rms, size_t T,
-                      size_t H);
+// dx [T,H] = from + ..., dgain [H] += ..., NULL: it is frozen; dy [T,H], and x, gain, rms as the forward had them
+void rmsnorm_backward(real *dx, const real *from, real *dgain, const real *dy, const real *x, const real *gain,
+                      const real *rms, size_t T, size_t H);
+
+// table [n_positions,n_rotated] = cos, sin of the angle of pair 0, cos, sin of pair 1, ... n_rotated is even. Each line
+// is rounded to `real` once; power, cosine and sine are exact before that (in double, or as good):
+//     exponent = 2j / n_rotated      inv_freq = 1 / (real)theta^exponent      angle = p inv_freq
 void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions);
+// x [T,n_heads,head_dim] turned in place by the angles of positions [T]: of each head the pairs (2j, 2j + 1) below
+// n_rotated, the others stay
 void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
                   size_t n_rotated);
+// dx turned back, in place
 void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
                    size_t n_rotated);
 
-// shapes of one attention call; every sequence sees its own keys and, before them, the prefix; the starts lie in model
-// memory
+// The shapes of an attention call. Query head h reads key/value head h / (n_heads / n_kv_heads). Sequence b has the
+// rows starts[b] .. starts[b+1] of q, and of k and v the rows kv_starts[b] .. kv_starts[b+1]: it may be empty, and may
+// have more keys than queries, which are then the last of it. Each query sees the prefix, the earlier keys of its
+// sequence and its own.
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
-    const size_t *starts, *kv_starts;   // [n_sequences+1] rows of q and of k, v; queries are the last of their sequence
+    size_t T, longest;                  // rows of q; queries of the longest sequence
+    const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory
 } AttentionShape;
+
+// out [T,n_heads,head_dim] = ..., lse [T,n_heads] = ln sum_j exp(q . k_j / sqrt(head_dim)) over the keys that a query
+// sees, for the backward; q as out, k and v [kv rows,n_kv_heads,head_dim], prefix_k and prefix_v
+// [n_prefix,n_kv_heads,head_dim], not rotated, the same for every sequence; both NULL when n_prefix is 0
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s);
+// dq, dk, dv, dprefix_k, dprefix_v = ..., shaped as what they are the gradients of; each of the last four may be NULL:
+// nobody asks for it. dout, out, lse as of the forward. All keys belong to queries of this call: kv_starts equals
+// starts. scratch [2,T + n_prefix,n_heads,head_dim] is free to use.
 void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
                         const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s);
 
+// h [T,F] = silu(g) u, gate_up [T,2F] being rows of g [F], u [F]
 void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F);
+// dgate_up [T,2F] = ..., dh [T,F]
 void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F);
+
+// -- Pieces of tuning methods
+
 typedef enum { RELU, TANH, SWISH } Activation;
+// y [n] = f(x); y may be x. ReLU of NaN is NaN.
 void activation_forward(real *y, const real *x, Activation f, size_t n);
+// dx [n] = dy f'(x), x as before f; dx may be dy. ReLU's slope at 0 is 0.
 void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n);
+// y [T,n] = x gain, gain [n]; y may be x. The gradient of x is the same of dy.
 void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n);
+// dgain [n] += the sum over the rows of dy x, both [T,n]
 void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n);
+// y [T,n] = x / (1-p), or 0 where rng_uniform(rng_key(token_keys[t], site), i) < (float)p; token_keys [T]
 void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
+// dx [T,n] += the same of dy [T,n]
 void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
-void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H);
-void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H);
+
+// -- Loss and optimizers
+
+// loss [R] of logits [R,V] and targets [R], with label smoothing; logits = their own gradient times scale (formula in
+// 2.11). With scale 0 what is left of them has no meaning.
 void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V);
 
-// optimizer
+// One step of n numbers (formulas in 2.12). The scalars come in double, because 1 - b2 does not survive in float: taken
+// from a rounded 0.999 it is 1.3e-5 off, and so is every step. What is computed of them alone is rounded once.
 void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
                 double eps, double correction1, double correction2, size_t n);
 void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n);
 void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2, size_t n);
+// x [n] *= factor
 void scale_by(real *x, real factor, size_t n);
-double sum_of_squares(const real *x, size_t n);
-size_t first_not_finite(const real *x, size_t n);       // n when all are finite
+// The sum of squares of all numbers of `count` arrays x[a] [n[a]], on the host; the two lists lie there too. To 1e-6.
+double sum_of_squares(const real *const *x, const size_t *n, size_t count);
+// The place of the first number of x [n] that is NaN or infinite, on the host; n: all are finite.
+size_t first_not_finite(const real *x, size_t n);
 
-// The machine's own limits, for bench.
+// -- The machine's own limits, for bench
+
+// Multiply-adds and nothing else, the more the larger `steps`, an even number, is; returns how many operations, a
+// multiply-add being two. *result, on the host, is of no use but to have been computed.
 double multiply_adds(real *result, size_t steps);
+// Reads x [n], n a multiple of 65536, once; the sum is of no use either.
 real read_through(const real *x, size_t n);
 
 #ifdef __cplusplus
@@ -387,48 +481,148 @@ real read_through(const real *x, size_t n);
 #endif
 
 #ifndef GLMTUNE_KERNELS_ONLY    // the end of the file closes this
+
+void kernel_failed(const char *what) { fail("%s", what); }
+
+// FAST: products and attention come from section 12. A build in double, or with -DGLMTUNE_PLAIN, runs the plain loops.
+// With -DGLMTUNE_PORT these are weak symbols: a port in another file replaces one function at a time. With
+// -DGLMTUNE_CUDA, for memory that the host cannot read, there are none: a function that a port lacks does not link.
+#if defined GLMTUNE_DOUBLE || defined GLMTUNE_PLAIN || defined GLMTUNE_PORT || defined GLMTUNE_CUDA
+#define FAST 0
+#else
+#define FAST 1
+#endif
+#ifdef GLMTUNE_PORT
+#define KERNEL __attribute__((weak))    // stands before each function of the seam
+#else
+#define KERNEL
+#endif
+
+static size_t dtype_size(Dtype d) { return (const size_t[]){ 8, 4, 2, 2, 8, 4, 1 }[d]; }      // in bytes
+
 #ifndef GLMTUNE_CUDA            // the end of section 2 closes this
 
-// ---- 2.2 Vectors and memory --------------------------------------------------------------------------------------
-// GCC's and Clang's vector types, as wide as the machine that is compiled for. A loop whose iterations are independent
-// is vectorized by the compiler as it stands; a sum is not, since that would change its order, so sums say their order:
-// LANES partial sums, joined by halves.
+// ---- 2.2 Matrix product ------------------------------------------------------------------------------------------
+// A linear map and its two gradients (12.2 has the fast bodies):
+//     y_tj = sum_k x_tk w_jk          dx_tk = sum_j dy_tj w_jk          dw_jk = sum_t dy_tj x_tk
 
-#if defined __AVX512F__
-#define VECTOR_BYTES 64
-#elif defined __AVX__
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
+enum { WORTH_THREADS = 1 << 15 };       // less work than this stays on one thread: waking others costs as much
+
+static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; } x = { bits }; return x.f; }
+static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
+
+static inline float half_to_float(uint16_t h) {
+    // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and
+    // the multiplication is exact, for subnormal numbers too.
+    uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
+    float f = bits_to_float(magnitude << 13) * 0x1p112f;
+    return bits_to_float((magnitude >= 0x7C00u ? 0x7F800000u | magnitude << 13 : float_to_bits(f)) | sign);
+}
+
+static inline void axpy(real *y, real a, const real *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+// Number i of a matrix, as `real`.
+static inline real weight_at(Weight w, size_t i) {
+    i += w.first;
+    switch (w.dtype) {
+        case F64: return (real)((const double *)w.data)[i];
+        case F32: return (real)((const float *)w.data)[i];
+        case F16: return (real)half_to_float(((const uint16_t *)w.data)[i]);
+        default: return (real)bits_to_float((uint32_t)((const uint16_t *)w.data)[i] << 16);
+    }
+}
+
+#if !FAST
+KERNEL void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
+                           size_t n_in) {
+    #pragma omp parallel for if (T * n_out * n_in > WORTH_THREADS)
+    for (size_t j = 0; j < n_out; j++)
+        for (size_t t = 0; t < T; t++) {
+            real sum = 0;
+            for (size_t k = 0; k < n_in; k++) sum += x[t*n_in + k] * weight_at(w, j*n_in + k);
+            y[t*n_out + j] = (from ? from[t*n_out + j] : 0) + scale * sum;
+        }
+}
+
+KERNEL void linear_backward_input(real *dx, const real *from, const real *dy, Weight w, real scale, size_t T,
+                                  size_t n_out, size_t n_in) {
+    #pragma omp parallel for if (T * n_out * n_in > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        for (size_t k = 0; k < n_in; k++) dx[t*n_in + k] = from ? from[t*n_in + k] : 0;
+        for (size_t j = 0; j < n_out; j++)
+            for (size_t k = 0; k < n_in; k++) dx[t*n_in + k] += scale * dy[t*n_out + j] * weight_at(w, j*n_in + k);
+    }
+}
+
+KERNEL void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out,
+                                   size_t n_in) {
+    #pragma omp parallel for if (T * n_out * n_in > WORTH_THREADS)
+    for (size_t j = 0; j < n_out; j++)
+        for (size_t t = 0; t < T; t++) axpy(dw + j*n_in, scale * dy[t*n_out + j], x + t*n_in, n_in);
+}
 #endif
 
-typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(real) };
+KERNEL void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
+                                 const size_t *n_out, size_t n_parts, size_t n_in) {
+    for (size_t p = 0; p < n_parts; w.first += n_out[p++] * n_in)
+        linear_forward(y[p], from ? from[p] : NULL, x, w, scale, T, n_out[p], n_in);
+}
 
-// Lane numbers for __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the
-// upper (the transposition in 2.3).
-#ifdef GLMTUNE_DOUBLE
-#define LANE_COUNT (VECTOR_BYTES / 8)
-#else
-#define LANE_COUNT (VECTOR_BYTES / 4)
-#endif
-#if LANE_COUNT == 16
-#define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif LANE_COUNT == 8
-#define LOW_LANES 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH_LANES 4, 12, 5, 13, 6, 14, 7, 15
-#elif LANE_COUNT == 4
-#define LOW_LANES 0, 4, 1, 5
-#define HIGH_LANES 2, 6, 3, 7
-#else
-#define LOW_LANES 0, 2
-#define HIGH_LANES 1, 3
-#endif
+KERNEL void linear_parts_backward_input(real *dx, const real *from, real *const *dy, Weight w, real scale, size_t T,
+                                        const size_t *n_out, size_t n_parts, size_t n_in) {
+    for (size_t p = 0; p < n_parts; w.first += n_out[p++] * n_in, from = dx)
+        linear_backward_input(dx, from, dy[p], w, scale, T, n_out[p], n_in);
+}
 
-// Waking the other threads costs as much as some ten thousand operations: less work than this stays on one.
-enum { WORTH_THREADS = 1 << 15 };
+// ---- 2.3 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
+
+enum { FEATURES = 64 };     // features that one thread owns when rows are added up: every sum then has one order
+
+KERNEL void embedding_forward(real *x, const int32_t *ids, Weight table, size_t T, size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < H; i++) x[t*H + i] = weight_at(table, (size_t)ids[t]*H + i);
+}
+
+KERNEL void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t i = 0; i < H; i += FEATURES)
+        for (size_t t = 0; t < T; t++)
+            axpy(dtable + (size_t)ids[t]*H + i, 1, dx + t*H + i, min_size(FEATURES, H - i));
+}
+
+// The model computes its head only at positions that have a target, mostly a minority.
+KERNEL void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
+    for (size_t r = 0; r < R; r++) memcpy(out + r*H, x + (size_t)rows[r]*H, H * sizeof *x);
+}
+
+KERNEL void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H) {
+    embedding_backward(dx, dout, rows, R, H);
+}
+
+KERNEL void bias_forward(real *y, const real *bias, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) axpy(y + t*n, 1, bias, n);
+}
+
+KERNEL void bias_backward(real *dbias, const real *dy, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i += FEATURES)
+        for (size_t t = 0; t < T; t++) axpy(dbias + i, 1, dy + t*n + i, min_size(FEATURES, n - i));
+}
+
+KERNEL void add(real *out, const real *a, const real *b, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) out[i] = a[i] + b[i];
+}
+
+// ---- 2.4 Sums over a row, and the exponential --------------------------------------------------------------------
+// A sum over a row is taken in PARTS running sums, joined by halves: that loses fewer digits than one, and the compiler
+// may compute them side by side, which for one sum would change its order.
+
+enum { PARTS = 16 };
 
 #ifdef GLMTUNE_DOUBLE
 #define real_exp exp
@@ -440,9 +634,6 @@ enum { WORTH_THREADS = 1 << 15 };
 #define real_sqrt sqrtf
 #define real_tanh tanhf
 #endif
-
-static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; } x = { bits }; return x.f; }
-static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
 
 #ifndef GLMTUNE_DOUBLE
 // exp(x) = 2^n exp(r), n the nearest whole number to x / ln 2, so |r| <= 0.35: its Taylor series up to r^7, and n added
@@ -464,57 +655,395 @@ static inline float real_exp(float x) {
 }
 #endif
 
-static inline real sum_of_lanes(vec sums) {
-    for (size_t half = LANES / 2; half; half /= 2)
-        for (size_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
-    return sums[0];
+static inline real join_parts(real *part) {
+    for (size_t half = PARTS / 2; half; half /= 2)
+        for (size_t p = 0; p < half; p++) part[p] += part[p + half];
+    return part[0];
 }
 
+// sum_i a_i b_i over n
 static inline real dot(const real *a, const real *b, size_t n) {
-    vec sums = {0};
+    real part[PARTS] = {0};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) sums += *(const vec *)(a + i) * *(const vec *)(b + i);
-    for (size_t lane = 0; i < n; i++, lane++) sums[lane] += a[i] * b[i];
-    return sum_of_lanes(sums);
+    for (; i + PARTS <= n; i += PARTS)
+        for (size_t p = 0; p < PARTS; p++) part[p] += a[i + p] * b[i + p];
+    for (size_t p = 0; i < n; i++, p++) part[p] += a[i] * b[i];
+    return join_parts(part);
 }
 
-static inline real dot3(const real *a, const real *b, const real *c, size_t n) {     // sum_i a_i b_i c_i
-    vec sums = {0};
+// sum_i a_i b_i c_i over n
+static inline real dot3(const real *a, const real *b, const real *c, size_t n) {
+    real part[PARTS] = {0};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) sums += *(const vec *)(a + i) * *(const vec *)(b + i) * *(const vec *)(c + i);
-    for (size_t lane = 0; i < n; i++, lane++) sums[lane] += a[i] * b[i] * c[i];
-    return sum_of_lanes(sums);
+    for (; i + PARTS <= n; i += PARTS)
+        for (size_t p = 0; p < PARTS; p++) part[p] += a[i + p] * b[i + p] * c[i + p];
+    for (size_t p = 0; i < n; i++, p++) part[p] += a[i] * b[i] * c[i];
+    return join_parts(part);
 }
 
-// The largest of `least` and x [n]; a NaN is passed over. (With one running maximum and sum for a whole row, attention
-// of 2048 tokens reaches 60 % of the peak instead of 65.)
-static inline real largest_of(real least, const real *x, size_t n) {
-    real top[LANES];
-    size_t i = 0;
-    for (size_t lane = 0; lane < LANES; lane++) top[lane] = least;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t lane = 0; lane < LANES; lane++) top[lane] = x[i + lane] > top[lane] ? x[i + lane] : top[lane];
-    for (size_t lane = 0; i < n; i++, lane++) top[lane] = x[i] > top[lane] ? x[i] : top[lane];
-    for (size_t lane = 0; lane < LANES; lane++) least = top[lane] > least ? top[lane] : least;
-    return least;
-}
-
-// In double: over up to 151,552 numbers a float would lose the last digits.
+// The sum of x [n], in double: over up to 151,552 numbers a float would lose the last digits.
 static inline double sum_of(const real *x, size_t n) {
-    double part[LANES] = {0}, sum = 0;
+    double part[PARTS] = {0}, sum = 0;
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t lane = 0; lane < LANES; lane++) part[lane] += (double)x[i + lane];
-    for (size_t lane = 0; i < n; i++, lane++) part[lane] += (double)x[i];
-    for (size_t lane = 0; lane < LANES; lane++) sum += part[lane];
+    for (; i + PARTS <= n; i += PARTS)
+        for (size_t p = 0; p < PARTS; p++) part[p] += (double)x[i + p];
+    for (size_t p = 0; i < n; i++, p++) part[p] += (double)x[i];
+    for (size_t p = 0; p < PARTS; p++) sum += part[p];
     return sum;
 }
 
-static inline void axpy(real *y, real a, const real *x, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] += a * x[i];
+// The largest of `least` and x [n]; a NaN is passed over.
+static inline real largest_of(real least, const real *x, size_t n) {
+    real top[PARTS];
+    size_t i = 0;
+    for (size_t p = 0; p < PARTS; p++) top[p] = least;
+    for (; i + PARTS <= n; i += PARTS)
+        for (size_t p = 0; p < PARTS; p++) top[p] = x[i + p] > top[p] ? x[i + p] : top[p];
+    for (size_t p = 0; i < n; i++, p++) top[p] = x[i] > top[p] ? x[i] : top[p];
+    for (size_t p = 0; p < PARTS; p++) least = top[p] > least ? top[p] : least;
+    return least;
 }
 
-void *memory_take(size_t bytes) {
+static inline real real_max(real a, real b) { return b > a ? b : a; }
+
+// ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
+// Scales each token to unit root mean square, then by a learned gain (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4):
+//     r_t = 1 / sqrt(mean_i x_ti^2 + eps)        y_ti = x_ti r_t g_i
+// GLM uses it before attention, before the MLP and at the end; GLM-4-0414 also after each of the two.
+
+KERNEL void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *x_t = x + t*H;
+        real *y_t = y + t*H, r = 1 / real_sqrt(dot(x_t, x_t, H) / (real)H + eps);
+        rms[t] = r;
+        for (size_t i = 0; i < H; i++) y_t[i] = x_t[i] * r * gain[i];
+    }
+}
+
+//     y_ti = x_ti r_t g_i,  d r_t / d x_ti = -r_t^3 x_ti / H
+//     dx_ti = r_t ( g_i dy_ti  -  x_ti r_t^2 / H  sum_j g_j dy_tj x_tj )          dg_i = sum_t dy_ti x_ti r_t
+KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real *dy, const real *x, const real *gain,
+                             const real *rms, size_t T, size_t H) {
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *x_t = x + t*H, *dy_t = dy + t*H, *from_t = from ? from + t*H : NULL;
+        real *dx_t = dx + t*H, r = rms[t];
+        real factor = r * r / (real)H * dot3(gain, dy_t, x_t, H);
+        for (size_t i = 0; i < H; i++)
+            dx_t[i] = (from_t ? from_t[i] : 0) + r * (gain[i] * dy_t[i] - x_t[i] * factor);
+    }
+    if (!dgain) return;
+    #pragma omp parallel for if (T * H > WORTH_THREADS)
+    for (size_t block0 = 0; block0 < H; block0 += FEATURES)
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = block0; i < H && i < block0 + FEATURES; i++) dgain[i] += dy[t*H + i] * x[t*H + i] * rms[t];
+}
+
+// ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
+// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
+// (Su et al. 2021, arXiv:2104.09864):
+//     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
+// A query and a key then meet at the difference of their positions. The rest of the head passes through. In float the
+// angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq): exact
+// cosines would differ from its own by 5e-7 at position 33 and by 1e-4 at 8192. In double it is exact.
+
+KERNEL void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
+    for (size_t j = 0; j < n_rotated / 2; j++) {
+        real exponent = (real)(2 * j) / (real)n_rotated;
+        real inv_freq = 1 / (real)pow(theta, (double)exponent);
+        for (size_t p = 0; p < n_positions; p++) {
+            real angle = (real)p * inv_freq;
+            table[p*n_rotated + 2*j] = (real)cos((double)angle);
+            table[p*n_rotated + 2*j + 1] = (real)sin((double)angle);
+        }
+    }
+}
+
+static void rotate(real *x, const int32_t *positions, const real *table, real sign, size_t T, size_t n_heads,
+                   size_t head_dim, size_t n_rotated) {
+    #pragma omp parallel for if (T * n_heads * head_dim > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *table_t = table + (size_t)positions[t] * n_rotated;
+        for (real *x_th = x + t*n_heads*head_dim, *end = x_th + n_heads*head_dim; x_th < end; x_th += head_dim)
+            for (size_t j = 0; j < n_rotated; j += 2) {
+                real a = x_th[j], b = x_th[j+1], c = table_t[j], s = sign * table_t[j+1];
+                x_th[j] = a*c - b*s;
+                x_th[j+1] = b*c + a*s;
+            }
+    }
+}
+
+KERNEL void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads,
+                         size_t head_dim, size_t n_rotated) {
+    rotate(x, positions, table, 1, T, n_heads, head_dim, n_rotated);
+}
+
+// A rotation is undone by the opposite one, and so is its gradient.
+KERNEL void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads,
+                          size_t head_dim, size_t n_rotated) {
+    rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
+}
+
+// ---- 2.7 Attention -----------------------------------------------------------------------------------------------
+// Causal attention with grouped heads. Query i of head h meets the keys j of its sequence, j <= i, and all of the
+// prefix; these are counted first. (12.3 does the same in blocks.)
+//     s_ij = q_i . k_j / sqrt(d)    lse_i = ln sum_j exp(s_ij)    p_ij = exp(s_ij - lse_i)    out_i = sum_j p_ij v_j
+
+#if !FAST
+// How many keys query i of sequence b sees: the prefix, what lies before the queries, and up to its own.
+static size_t keys_seen_by(AttentionShape s, size_t b, size_t i) {
+    size_t queries = s.starts[b+1] - s.starts[b], keys = s.kv_starts[b+1] - s.kv_starts[b];
+    return s.n_prefix + keys - queries + i + 1;
+}
+
+// Key j of them, or its value, for head h: [head_dim], in the prefix or in the sequence's own rows.
+static real *key_at(const real *own, const real *prefix, AttentionShape s, size_t b, size_t j, size_t h) {
+    bool in_prefix = j < s.n_prefix;
+    size_t row = in_prefix ? j : s.kv_starts[b] + j - s.n_prefix, group = h / (s.n_heads / s.n_kv_heads);
+    return (real *)(in_prefix ? prefix : own) + (row * s.n_kv_heads + group) * s.head_dim;
+}
+
+KERNEL void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
+                              const real *prefix_v, AttentionShape s) {
+    size_t d = s.head_dim;
+    real scale = 1 / real_sqrt((real)d);
+    #pragma omp parallel for if (s.T * s.n_heads * d > WORTH_THREADS)
+    for (size_t h = 0; h < s.n_heads; h++)
+        for (size_t b = 0; b < s.n_sequences; b++)
+            for (size_t i = 0; i < s.starts[b+1] - s.starts[b]; i++) {
+                size_t th = (s.starts[b] + i) * s.n_heads + h, n = keys_seen_by(s, b, i);
+                const real *q_th = q + th*d;
+                real *out_th = out + th*d, largest = -(real)INFINITY, sum = 0;
+                for (size_t j = 0; j < n; j++)
+                    largest = real_max(largest, scale * dot(q_th, key_at(k, prefix_k, s, b, j, h), d));
+                memset(out_th, 0, d * sizeof *out);
+                for (size_t j = 0; j < n; j++) {
+                    real p = real_exp(scale * dot(q_th, key_at(k, prefix_k, s, b, j, h), d) - largest);
+                    sum += p;
+                    axpy(out_th, p, key_at(v, prefix_v, s, b, j, h), d);
+                }
+                for (size_t c = 0; c < d; c++) out_th[c] /= sum;
+                lse[th] = largest + real_log(sum);
+            }
+}
+
+// The softmax's derivative is ds_ij = p_ij (dout_i . v_j - D_i), D_i = sum_j p_ij dout_i . v_j = out_i . dout_i, so
+//     dq_i = sum_j ds_ij k_j / sqrt(d)      dk_j = sum_i ds_ij q_i / sqrt(d)      dv_j = sum_i p_ij dout_i
+// One thread has a key/value head, and all query heads of its group.
+KERNEL void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
+                               const real *dout, const real *out, const real *lse, const real *q, const real *k,
+                               const real *v, const real *prefix_k, const real *prefix_v, AttentionShape s) {
+    size_t d = s.head_dim, group = s.n_heads / s.n_kv_heads;
+    real scale = 1 / real_sqrt((real)d);
+    (void)scratch;
+    zero(dq, s.T * s.n_heads * d);
+    if (dk) zero(dk, s.T * s.n_kv_heads * d);
+    if (dv) zero(dv, s.T * s.n_kv_heads * d);
+    if (dprefix_k) zero(dprefix_k, s.n_prefix * s.n_kv_heads * d);
+    if (dprefix_v) zero(dprefix_v, s.n_prefix * s.n_kv_heads * d);
+    #pragma omp parallel for if (s.T * s.n_heads * d > WORTH_THREADS)
+    for (size_t g = 0; g < s.n_kv_heads; g++)
+        for (size_t b = 0; b < s.n_sequences; b++)
+            for (size_t i = 0; i < s.starts[b+1] - s.starts[b]; i++)
+                for (size_t h = g * group; h < (g + 1) * group; h++) {
+                    size_t th = (s.starts[b] + i) * s.n_heads + h, n = keys_seen_by(s, b, i);
+                    const real *q_th = q + th*d, *dout_th = dout + th*d;
+                    real D = dot(dout_th, out + th*d, d);
+                    for (size_t j = 0; j < n; j++) {
+                        const real *k_j = key_at(k, prefix_k, s, b, j, h), *v_j = key_at(v, prefix_v, s, b, j, h);
+                        real p = real_exp(scale * dot(q_th, k_j, d) - lse[th]), ds = p * (dot(dout_th, v_j, d) - D);
+                        axpy(dq + th*d, scale * ds, k_j, d);
+                        if (j < s.n_prefix ? !!dprefix_k : !!dk)
+                            axpy(key_at(dk, dprefix_k, s, b, j, h), scale * ds, q_th, d);
+                        if (j < s.n_prefix ? !!dprefix_v : !!dv)
+                            axpy(key_at(dv, dprefix_v, s, b, j, h), p, dout_th, d);
+                    }
+                }
+}
+#endif
+
+// ---- 2.8 SwiGLU --------------------------------------------------------------------------------------------------
+// The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the
+// value u come from one map, the gate's F rows first.
+
+KERNEL void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
+    #pragma omp parallel for if (T * F > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *g = gate_up + t*2*F, *u = g + F;
+        for (size_t i = 0; i < F; i++) h[t*F + i] = g[i] / (1 + real_exp(-g[i])) * u[i];
+    }
+}
+
+// With z = sigmoid(g):  dg = dh u z (1 + g (1 - z)),  du = dh g z
+KERNEL void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F) {
+    #pragma omp parallel for if (T * F > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        const real *g = gate_up + t*2*F, *u = g + F, *dh_t = dh + t*F;
+        real *dg = dgate_up + t*2*F, *du = dg + F;
+        for (size_t i = 0; i < F; i++) {
+            real z = 1 / (1 + real_exp(-g[i]));
+            dg[i] = dh_t[i] * u[i] * z * (1 + g[i] * (1 - z));
+            du[i] = dh_t[i] * g[i] * z;
+        }
+    }
+}
+
+// ---- 2.9 What tuning methods are made of -------------------------------------------------------------------------
+// Activations by name (what a bottleneck or a projection bends its numbers with), and a gain for each feature.
+
+static real relu(real x) { return x < 0 ? 0 : x; }      // NaN stays NaN
+static real relu_slope(real x) { return x > 0; }
+static real tanh_slope(real x) { real y = real_tanh(x); return 1 - y*y; }
+static real sigmoid(real x) { return 1 / (1 + real_exp(-x)); }
+static real swish(real x) { return x / (1 + real_exp(-x)); }
+static real swish_slope(real x) { return sigmoid(x) * (1 + x * sigmoid(-x)); }     // 1 - sigmoid(x) would lose digits
+
+static const struct { real (*value)(real), (*slope)(real); } activations[] = {
+    [RELU] = { relu, relu_slope }, [TANH] = { real_tanh, tanh_slope }, [SWISH] = { swish, swish_slope } };
+
+KERNEL void activation_forward(real *y, const real *x, Activation f, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) y[i] = activations[f].value(x[i]);
+}
+
+KERNEL void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) dx[i] = dy[i] * activations[f].slope(x[i]);
+}
+
+KERNEL void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < n; i++) y[t*n + i] = x[t*n + i] * gain[i];
+}
+
+KERNEL void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t i0 = 0; i0 < n; i0 += FEATURES)
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = i0; i < n && i < i0 + FEATURES; i++) dgain[i] += dy[t*n + i] * x[t*n + i];
+}
+
+// ---- 2.10 Dropout ------------------------------------------------------------------------------------------------
+// Sets each number to zero with probability p and scales the others by 1/(1-p) (Srivastava et al. 2014). The mask is a
+// function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
+// feature, so it is never stored: the backward asks for it again.
+
+static real dropout_factor(uint64_t key, size_t i, real p) {
+    return rng_uniform(key, i) >= (float)p ? 1 / (1 - p) : 0;
+}
+
+KERNEL void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T,
+                            size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        uint64_t key = rng_key(token_keys[t], site);
+        for (size_t i = 0; i < n; i++) y[t*n + i] = dropout_factor(key, i, p) * x[t*n + i];
+    }
+}
+
+KERNEL void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T,
+                             size_t n) {
+    #pragma omp parallel for if (T * n > WORTH_THREADS)
+    for (size_t t = 0; t < T; t++) {
+        uint64_t key = rng_key(token_keys[t], site);
+        for (size_t i = 0; i < n; i++) dx[t*n + i] += dropout_factor(key, i, p) * dy[t*n + i];
+    }
+}
+
+// ---- 2.11 Cross-entropy ------------------------------------------------------------------------------------------
+// loss_r = (1-e) (-log p_r,target) + e mean_v (-log p_rv), p = softmax(logits), e the label smoothing (Szegedy et al.
+// 2016). Forward and backward in one pass, because the logits of a row are needed for both and never again:
+//     dlogits_rv = scale (p_rv - (1-e) [v = target] - e/V)
+
+KERNEL void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R,
+                          size_t V) {
+    #pragma omp parallel for if (R * V > WORTH_THREADS)
+    for (size_t r = 0; r < R; r++) {
+        real *z = logits + r*V, largest = largest_of(z[0], z, V), at_target = z[targets[r]];
+        double total = smoothing > 0 ? sum_of(z, V) : 0;
+        for (size_t v = 0; v < V; v++) z[v] = real_exp(z[v] - largest);
+        double sum = sum_of(z, V), lse = (double)largest + log(sum), mean = total / (double)V, e = (double)smoothing;
+        loss[r] = (real)((1 - e) * (lse - (double)at_target) + (e > 0 ? e * (lse - mean) : 0));
+        real factor = scale / (real)sum, spread = scale * smoothing / (real)V;
+        for (size_t v = 0; v < V; v++) z[v] = z[v] * factor - spread;
+        z[targets[r]] -= scale * (1 - smoothing);
+    }
+}
+
+// ---- 2.12 Optimizer steps ----------------------------------------------------------------------------------------
+
+// AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory:
+//     w *= decay      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
+// decay = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ...
+KERNEL void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
+                       double eps, double correction1, double correction2, size_t n) {
+    real step = (real)(lr / correction1), root = (real)sqrt(correction2), keep = (real)decay, tiny = (real)eps;
+    real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2);
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        m[i] += new1 * (grad[i] - m[i]);
+        v[i] = old2 * v[i] + new2 * grad[i] * grad[i];
+        w[i] = keep * w[i] - step * m[i] / (real_sqrt(v[i]) / root + tiny);
+    }
+}
+
+// SGD with momentum as PyTorch computes it: the decay goes into the gradient, and so into the buffer:
+//     buffer = momentum buffer + g + weight_decay w      w -= lr buffer
+KERNEL void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum,
+                     size_t n) {
+    real step = (real)lr, pull = (real)weight_decay, old = (real)momentum;
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        buffer[i] = old * buffer[i] + (grad[i] + pull * w[i]);
+        w[i] -= step * buffer[i];
+    }
+}
+
+// Lion (Chen et al. 2023, arXiv:2302.06675): every number moves by lr, or stays where the sign is of 0:
+//     w = decay w - lr sign(b1 m + (1-b1) g)      m = b2 m + (1-b2) g
+KERNEL void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2,
+                      size_t n) {
+    real step = (real)lr, keep = (real)decay, old1 = (real)beta1, old2 = (real)beta2;
+    real new1 = (real)(1 - beta1), new2 = (real)(1 - beta2);
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) {
+        real direction = old1 * m[i] + new1 * grad[i];
+        w[i] = keep * w[i] - (direction > 0 ? step : direction < 0 ? -step : 0);
+        m[i] = old2 * m[i] + new2 * grad[i];
+    }
+}
+
+KERNEL void scale_by(real *x, real factor, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+// In double, each array over a fixed number of shares, so that the order does not depend on the threads.
+KERNEL double sum_of_squares(const real *const *x, const size_t *n, size_t count) {
+    enum { SHARES = 256 };
+    double sum = 0;
+    for (size_t a = 0; a < count; a++) {
+        double share[SHARES] = {0};
+        #pragma omp parallel for if (n[a] > WORTH_THREADS)
+        for (size_t s = 0; s < SHARES; s++)
+            for (size_t i = n[a] * s / SHARES; i < n[a] * (s + 1) / SHARES; i++)
+                share[s] += (double)x[a][i] * (double)x[a][i];
+        for (size_t s = 0; s < SHARES; s++) sum += share[s];
+    }
+    return sum;
+}
+
+KERNEL size_t first_not_finite(const real *x, size_t n) {
+    size_t i = 0;
+    while (i < n && isfinite(x[i])) i++;
+    return i;
+}
+
+// ---- 2.13 Memory and types ---------------------------------------------------------------------------------------
+
+KERNEL void *memory_take(size_t bytes) {
     enum { HUGE_PAGE = 2 << 20 };       // read bandwidth in these: 16.4 against 13.4 GB/s on one core
     void *p = NULL;
     bytes = bytes ? bytes : 1;
@@ -525,27 +1054,19 @@ void *memory_take(size_t bytes) {
     return memset(p, 0, bytes);
 }
 
-void memory_give(void *p) { free(p); }
-void memory_copy_in(void *device, const void *host, size_t bytes) { if (bytes) memcpy(device, host, bytes); }
-void memory_copy_out(void *host, const void *device, size_t bytes) { if (bytes) memcpy(host, device, bytes); }
-const void *memory_mapped(const void *host, size_t bytes) { (void)bytes; return host; }
-void memory_unmap(const void *mapped) { (void)mapped; }
-size_t memory_left(void) { return SIZE_MAX; }
-void finish_kernels(void) {}
-void set_precision(int bf16) { (void)bf16; }
+KERNEL void memory_give(void *p) { free(p); }
+KERNEL void memory_copy_in(void *device, const void *host, size_t bytes) { if (bytes) memcpy(device, host, bytes); }
+KERNEL void memory_copy_out(void *host, const void *device, size_t bytes) { if (bytes) memcpy(host, device, bytes); }
+KERNEL const void *memory_mapped(const void *host, size_t bytes) { (void)bytes; return host; }
+KERNEL void memory_unmap(const void *mapped) { (void)mapped; }
+KERNEL size_t memory_left(void) { return SIZE_MAX; }
+KERNEL void finish_kernels(void) {}
+KERNEL void set_precision(int bf16) { (void)bf16; }
 
-void zero(real *x, size_t n) {
-    enum { PART = 1 << 15 };        // on all cores: by one alone, a LoRA step of 512 tokens is 6 % of the peak slower
+KERNEL void zero(real *x, size_t n) {
+    enum { PART = 1 << 15 };        // on all cores
     #pragma omp parallel for if (n > 4 * PART)
     for (size_t i = 0; i < n; i += PART) memset(x + i, 0, min_size(PART, n - i) * sizeof *x);
-}
-
-static inline float half_to_float(uint16_t h) {
-    // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and
-    // the multiplication is exact, for subnormal numbers too.
-    uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
-    float f = bits_to_float(magnitude << 13) * 0x1p112f;
-    return bits_to_float((magnitude >= 0x7C00u ? 0x7F800000u | magnitude << 13 : float_to_bits(f)) | sign);
 }
 
 static uint16_t float_to_half(float f) {        // to nearest, ties to even
@@ -589,11 +1110,15 @@ NARROW(narrow_bf16, uint16_t, float_to_bf16(round_to_odd((double)p[i])))
 static void (*const wideners[])(real *, const void *, size_t) = { widen_f64, widen_f32, widen_f16, widen_bf16 };
 static void (*const narrowers[])(void *, const real *, size_t) = { narrow_f64, narrow_f32, narrow_f16, narrow_bf16 };
 
-void widen(real *out, const void *in, Dtype dtype, size_t n) { wideners[dtype](out, in, n); }       // exact
-void narrow(void *out, Dtype dtype, const real *in, size_t n) { narrowers[dtype](out, in, n); }     // rounds once
+KERNEL void widen(real *out, const void *in, Dtype dtype, size_t n) { wideners[dtype](out, in, n); }
+KERNEL void narrow(void *out, Dtype dtype, const real *in, size_t n) { narrowers[dtype](out, in, n); }
 
-void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n) {
-    // out [n] uniform on [center - spread, center + spread), element i a function of (key, i), computed in float
+// out [n] = the numbers of w from `at` on
+static inline void load_weight(real *out, Weight w, size_t at, size_t n) {
+    wideners[w.dtype](out, (const char *)w.data + (w.first + at) * dtype_size(w.dtype), n);
+}
+
+KERNEL void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n) {
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
         float unit = (float)((int32_t)(rng_bits(key, i) >> 40) - (1 << 23)) * 0x1p-23f;
@@ -601,8 +1126,7 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
     }
 }
 
-void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) {
-    // out [n] normal around center with deviation spread, element i a function of (key, i): Box and Muller 1958
+KERNEL void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) {
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
         double u = (double)((rng_bits(key, 2*i) >> 11) + 1) * 0x1p-53;      // on (0,1]
@@ -611,836 +1135,7 @@ void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) 
     }
 }
 
-// ---- 2.3 Matrix product ------------------------------------------------------------------------------------------
-// One routine for the three products of training, C [M,N] += scale A B:
-//     forward  Y = X W^T          backward  dX = dY W          dW = dY^T X
-// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column
-// of B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of
-// high-performance matrix multiplication"):
-//   1. A tile of C, TILE_M rows by two vectors, stays in registers while k runs: each number that is loaded from A
-//      meets two vectors of B, each vector of B meets TILE_M numbers of A.
-//   2. For that, A and B are first copied into panels, widened to `real` on the way from whatever type the file has: B
-//      row by row as the tile reads it, TILE_N numbers each; A in lines of BLOCK_K, TILE_M of them side by side.
-//   3. A panel of B (BLOCK_K x TILE_N) stays in the first-level cache while the panels of A go by; a block of B
-//      (BLOCK_K x BLOCK_N) and what of A meets it stay in the second.
-//   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS
-//      of them where there are too few columns for many cores. All of this depends on shapes, never on the number of
-//      threads.
-
-// A tile takes 15 of 16 vector registers: 12 sums, 2 of B, 1 of A. Where there are 32 (AVX-512), tiles of 8x2, 12x2,
-// 9x3 and 6x4 were no faster. With MOST_K four times as large the packed A falls out of the third-level cache: dX of
-// 512 rows at 2048 x 12288 then reaches 67 % of the peak instead of 85.
-enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 16 * TILE_M,
-       MOST_M = 128 * TILE_M, MOST_K = 8 * BLOCK_K };   // the last two: of A that is packed at once
-
-typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
-
-static const void *view_at(View v, size_t line, size_t k) {
-    return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * dtype_size(v.dtype);
-}
-
-// Interleaves halves of the rows log2(LANES) times, which transposes them: rows i and i + LANES/2 become 2i and 2i + 1.
-static inline void transpose(vec *rows) {
-    vec next[LANES];
-    #pragma GCC unroll 4
-    for (int round = 1; round < LANES; round *= 2) {
-        #pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
-            next[2*i] = __builtin_shufflevector(rows[i], rows[i + LANES/2], LOW_LANES);
-            next[2*i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES/2], HIGH_LANES);
-        }
-        #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) rows[i] = next[i];
-    }
-}
-
-static void transpose_block(real *out, size_t out_stride, const real *in, size_t in_stride, size_t n_rows,
-                            size_t n_columns) {
-    // out [n_columns, n_rows], in [n_rows, n_columns]
-    size_t i = 0;
-    for (; i + LANES <= n_rows; i += LANES) {
-        size_t j = 0;
-        for (; j + LANES <= n_columns; j += LANES) {
-            vec rows[LANES];
-            for (size_t k = 0; k < LANES; k++) rows[k] = *(const vec *)(in + (i + k)*in_stride + j);
-            transpose(rows);
-            for (size_t k = 0; k < LANES; k++) *(vec *)(out + (j + k)*out_stride + i) = rows[k];
-        }
-        for (; j < n_columns; j++)
-            for (size_t k = i; k < i + LANES; k++) out[j*out_stride + k] = in[k*in_stride + j];
-    }
-    for (; i < n_rows; i++)
-        for (size_t j = 0; j < n_columns; j++) out[j*out_stride + i] = in[i*in_stride + j];
-}
-
-static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
-    // panel [n_lines, BLOCK_K], of which n_k columns are used; A is always `real`
-    const real *from = view_at(a, line0, k0);
-    if (a.k_stride == 1)
-        for (size_t i = 0; i < n_lines; i++) memcpy(panel + i*BLOCK_K, from + i*a.line_stride, n_k * sizeof *panel);
-    else
-        transpose_block(panel, BLOCK_K, from, a.k_stride, n_k, n_lines);
-}
-
-#ifndef GLMTUNE_DOUBLE
-// Numbers of two bytes, one in the low half of each lane; the same arithmetic as half_to_float and bf16's shift.
-static inline vec widen_lanes(bit_vec x, Dtype dtype) {
-    if (dtype == BF16) return (vec)(x << 16);
-    bit_vec magnitude = x & 0x7FFF, infinite = (bit_vec)(magnitude >= 0x7C00) & 0x7F800000;
-    return (vec)((bit_vec)((vec)(magnitude << 13) * 0x1p112f) | infinite | (x & 0x8000) << 16);
-}
-
-// 2 LANES numbers of two bytes, a pair in each lane: the first of each pair, and the second.
-static inline void widen_pairs(vec *even, vec *odd, bit_vec pairs, Dtype dtype) {
-    *even = widen_lanes(pairs & 0xFFFF, dtype);
-    *odd = widen_lanes(pairs >> 16, dtype);
-}
-
-// panel [n_k,TILE_N] of whole vectors of two-byte numbers, widened on the way. Where lines run along k, two neighbours
-// travel through the transposition as one lane, which halves its work. With this and the prefetch below, Y and dX of
-// 64 rows at 4096 x 4608 reach 71 and 72 % of the peak of one core, against 62 and 56 (clang: 74 and 76, 68 and 50).
-static void pack_halves(real *panel, View b, size_t line0, size_t k0, size_t n_k) {
-    vec rows[LANES], even, odd;
-    if (b.k_stride != 1) {
-        for (size_t k = 0; k < n_k; k++, panel += TILE_N) {     // a tile is two vectors wide
-            widen_pairs(&even, &odd, *(const bit_vec *)view_at(b, line0, k0 + k), b.dtype);
-            *(vec *)panel = __builtin_shufflevector(even, odd, LOW_LANES);
-            *(vec *)(panel + LANES) = __builtin_shufflevector(even, odd, HIGH_LANES);
-        }
-        return;
-    }
-    for (size_t k = 0; k < n_k; k += 2 * LANES, panel += 2 * LANES * TILE_N)
-        for (size_t j = 0; j < TILE_N; j += LANES) {
-            for (size_t i = 0; i < LANES; i++) rows[i] = (vec)*(const bit_vec *)view_at(b, line0 + j + i, k0 + k);
-            transpose(rows);
-            for (size_t i = 0; i < LANES; i++) {
-                widen_pairs(&even, &odd, (bit_vec)rows[i], b.dtype);
-                *(vec *)(panel + 2*i * TILE_N + j) = even, *(vec *)(panel + (2*i + 1) * TILE_N + j) = odd;
-            }
-        }
-}
-#endif
-
-static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
-    // panel [n_k, TILE_N]; columns past n_lines become zero
-    real lines[TILE_N * BLOCK_K];
-#ifndef GLMTUNE_DOUBLE
-    if (dtype_size(b.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0) {
-        pack_halves(panel, b, line0, k0, n_k);
-        return;
-    }
-#endif
-    if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
-    if (b.k_stride != 1) {
-        for (size_t k = 0; k < n_k; k++) wideners[b.dtype](panel + k*TILE_N, view_at(b, line0, k0 + k), n_lines);
-    } else if (b.dtype == REAL) {
-        transpose_block(panel, TILE_N, view_at(b, line0, k0), b.line_stride, n_lines, n_k);
-    } else {
-        for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*BLOCK_K, view_at(b, line0 + j, k0), n_k);
-        transpose_block(panel, TILE_N, lines, BLOCK_K, n_lines, n_k);
-    }
-}
-
-static void tile(real *c, size_t c_stride, const real *a, const real *b, real scale, size_t m, size_t n, size_t n_k) {
-    // c [m,n] += scale a b, with panels a [TILE_M,BLOCK_K] and b [n_k,TILE_N]
-    vec sum[TILE_M][2] = {{{0}}};
-    for (size_t k = 0; k < n_k; k++, a++, b += TILE_N) {
-        vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
-        #pragma GCC unroll 6
-        for (int i = 0; i < TILE_M; i++) {
-            sum[i][0] += a[i*BLOCK_K] * b0;
-            sum[i][1] += a[i*BLOCK_K] * b1;
-        }
-    }
-    if (m == TILE_M && n == TILE_N) {
-        #pragma GCC unroll 6
-        for (int i = 0; i < TILE_M; i++, c += c_stride) {
-            *(vec *)c += scale * sum[i][0];
-            *(vec *)(c + LANES) += scale * sum[i][1];
-        }
-        return;
-    }
-    real edge[TILE_M][TILE_N];
-    memcpy(edge, sum, sizeof edge);
-    for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j++) c[i*c_stride + j] += scale * edge[i][j];
-}
-
-// Panels of A for `rows` lines: first those of the first BLOCK_K, then of the next.
-static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
-    size_t panels = (rows + TILE_M - 1) / TILE_M;
-    return packed + (k / BLOCK_K * panels + i / TILE_M) * TILE_M * BLOCK_K;
-}
-
-// A part of a product: rows i0 .. i0 + M of A and C, k0 .. k0 + K of k, whose A lies in `packed`.
-typedef struct { real *c; size_t c_stride; View a, b; real scale; size_t i0, M, k0, K; real *packed; } Block;
-
-// Asks for one of `parts` parts of a block of B, to be packed next. The machine's own prefetching does not see it
-// coming, for it lies in many short pieces: lines of n_k numbers, or n_k pieces of lines.
-static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k, size_t part, size_t parts) {
-    bool along = b.k_stride == 1;
-    size_t pieces = along ? n_lines : n_k, bytes = (along ? n_k : n_lines) * dtype_size(b.dtype);
-    for (size_t i = pieces * part / parts; i < pieces * (part + 1) / parts; i++) {
-        const char *piece = view_at(b, line0 + (along ? i : 0), k0 + (along ? 0 : i));
-        for (size_t at = 0; at < bytes; at += 64)
-            if (along) __builtin_prefetch(piece + at, 0, 3);        // the transposition wants it in the first level
-            else __builtin_prefetch(piece + at, 0, 2);
-    }
-}
-
-static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t columns) {
-    // rows row0 .. row0 + rows of the block, columns j0 .. j0 + columns of C
-    real packed_b[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
-    for (size_t k = 0; k < p.K; k += BLOCK_K) {
-        size_t n_k = min_size(BLOCK_K, p.K - k), next = min_size(BLOCK_K, p.K - k - n_k);
-        size_t tiles = (rows + TILE_M - 1) / TILE_M;
-        for (size_t j = 0; j < columns; j += TILE_N)
-            pack_b(packed_b + j*n_k, p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k, n_k);
-        for (size_t j = 0; j < columns; j += TILE_N)
-            for (size_t i = row0; i < row0 + rows; i += TILE_M) {
-                tile(p.c + (p.i0 + i) * p.c_stride + j0 + j, p.c_stride, panel_of_a(p.packed, p.M, i, k),
-                     packed_b + j * n_k, p.scale, min_size(TILE_M, p.M - i), min_size(TILE_N, columns - j), n_k);
-                prefetch(p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k + n_k, next, (i - row0) / TILE_M, tiles);
-            }
-    }
-}
-
-static void product_block(Block p, size_t N) {
-    size_t rows = N < 16 * BLOCK_N ? TASK_ROWS : p.M;
-    #pragma omp parallel if (p.M * N * p.K > WORTH_THREADS)
-    {
-        #pragma omp for collapse(2) schedule(static)
-        for (size_t k = 0; k < p.K; k += BLOCK_K)
-            for (size_t i = 0; i < p.M; i += TILE_M)
-                pack_a(panel_of_a(p.packed, p.M, i, k), p.a, p.i0 + i, min_size(TILE_M, p.M - i), p.k0 + k,
-                       min_size(BLOCK_K, p.K - k));
-        #pragma omp for collapse(2) schedule(dynamic)
-        for (size_t i = 0; i < p.M; i += rows)
-            for (size_t j = 0; j < N; j += BLOCK_N)
-                block_columns(p, i, min_size(rows, p.M - i), j, min_size(BLOCK_N, N - j));
-    }
-}
-
-static void product(real *c, View a, View b, real scale, size_t M, size_t N, size_t K) {
-    // c [M,N] is added to
-    // Static, because kernels do not allocate; so one product runs at a time. Only what a shape needs is ever touched.
-    static real packed[MOST_M * MOST_K] __attribute__((aligned(64)));
-    for (size_t k = 0; k < K; k += MOST_K)
-        for (size_t i = 0; i < M; i += MOST_M)
-            product_block((Block){ c, N, a, b, scale, i, min_size(MOST_M, M - i), k, min_size(MOST_K, K - k), packed },
-                          N);
-}
-
-// The same by the calling thread alone, for the blocks of attention: c [M,N] has rows c_stride apart, M <= SMALL_M.
-enum { SMALL_M = 16 * TILE_M };     // attention of 2048 tokens: 60 % of the peak, with 64 rows 58
-
-static void small_product(real *c, size_t c_stride, View a, View b, real scale, size_t M, size_t N, size_t K) {
-    real packed[(SMALL_M + TILE_M) * BLOCK_K] __attribute__((aligned(64)));     // a tile reads whole panels
-    for (size_t k = 0; k < K; k += BLOCK_K) {
-        Block p = { c, c_stride, a, b, scale, 0, M, k, min_size(BLOCK_K, K - k), packed };
-        for (size_t i = 0; i < M; i += TILE_M)
-            pack_a(panel_of_a(packed, M, i, 0), a, i, min_size(TILE_M, M - i), k, p.K);
-        for (size_t j = 0; j < N; j += BLOCK_N) block_columns(p, 0, M, j, min_size(BLOCK_N, N - j));
-    }
-}
-
-static real dot_row(const void *w, Dtype dtype, const real *x, const real *x_pairs, size_t n) {
-    // w [n] of any dtype times x [n]; x_pairs: the same for two-byte weights, each 2 LANES numbers the even ones first
-    real run[512], sum = 0;
-    size_t size = dtype_size(dtype), k = 0;
-#ifndef GLMTUNE_DOUBLE
-    vec sums[4] = {{0}}, even, odd;
-    for (; x_pairs && k + 4*LANES <= n; k += 4*LANES) {
-        #pragma GCC unroll 2
-        for (size_t i = 0; i < 2; i++) {
-            const uint16_t *w_k = (const uint16_t *)w + k + 2*i*LANES;
-            __builtin_prefetch(w_k + 2048);
-            widen_pairs(&even, &odd, *(const bit_vec *)w_k, dtype);
-            sums[2*i] += even * *(const vec *)(x_pairs + k + 2*i*LANES);
-            sums[2*i + 1] += odd * *(const vec *)(x_pairs + k + (2*i + 1) * LANES);
-        }
-    }
-    sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-#else
-    (void)x_pairs;
-#endif
-    for (size_t m; k < n; k += m) {
-        m = min_size(COUNT(run), n - k);
-        wideners[dtype](run, (const char *)w + k * size, m);
-        sum += dot(run, x + k, m);
-    }
-    return sum;
-}
-
-static void one_row(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t n_out, size_t n_in) {
-    // y [n_out] += scale W x, W [n_out,n_in] read once, as it lies: decoding is bound by memory. Two-byte weights are
-    // widened in pairs, so x lies in pairs as well: 34 GB/s on one core, 38 of 40 asking 4 KiB ahead; 24 by way of a
-    // widened copy, and 24 with four rows at once, for memory then comes in four short streams.
-    static real x_pairs[1 << 16] __attribute__((aligned(64)));
-    bool pairs = dtype_size(dtype) == 2 && n_in <= COUNT(x_pairs);
-    for (size_t k = 0; pairs && k + 2*LANES <= n_in; k += 2*LANES)
-        for (size_t lane = 0; lane < LANES; lane++)
-            x_pairs[k + lane] = x[k + 2*lane], x_pairs[k + LANES + lane] = x[k + 2*lane + 1];
-    #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
-    for (size_t j = 0; j < n_out; j++) {
-        const char *w_j = (const char *)w + j * n_in * dtype_size(dtype);
-        y[j] += scale * dot_row(w_j, dtype, x, pairs ? x_pairs : NULL, n_in);
-    }
-}
-
-// y [T,n_out] is added to, x [T,n_in], w [n_out,n_in] of any dtype: y_tj += scale sum_k x_tk w_jk
-void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
-                    size_t n_in) {
-    if (T == 1) one_row(y, x, w, dtype, scale, n_out, n_in);
-    else product(y, (View){ x, REAL, n_in, 1 }, (View){ w, dtype, n_in, 1 }, scale, T, n_out, n_in);
-}
-
-// dx [T,n_in] is added to, dy [T,n_out]: dx_tk += scale sum_j dy_tj w_jk
-void linear_backward_input(real *dx, const real *dy, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
-                           size_t n_in) {
-    product(dx, (View){ dy, REAL, n_out, 1 }, (View){ w, dtype, 1, n_in }, scale, T, n_in, n_out);
-}
-
-// dw [n_out,n_in] is added to, dy [T,n_out], x [T,n_in]: dw_jk += scale sum_t dy_tj x_tk
-void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in) {
-    product(dw, (View){ dy, REAL, 1, n_out }, (View){ x, REAL, 1, n_in }, scale, n_out, n_in, T);
-}
-
-// ---- 2.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
-
-enum { FEATURES = 64 };     // features that one thread owns when rows are added up: every sum then has one order
-
-// x [T,H] the rows ids [T] of table [V,H]
-void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t T, size_t H) {
-    #pragma omp parallel for if (T * H > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++)
-        wideners[dtype](x + t*H, (const char *)table + (size_t)ids[t] * H * dtype_size(dtype), H);
-}
-
-// dtable [V,H] is added to at rows ids [T], dx [T,H]; a token that occurs twice adds twice
-void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H) {
-    #pragma omp parallel for if (T * H > WORTH_THREADS)
-    for (size_t i = 0; i < H; i += FEATURES)
-        for (size_t t = 0; t < T; t++)
-            axpy(dtable + (size_t)ids[t]*H + i, 1, dx + t*H + i, min_size(FEATURES, H - i));
-}
-
-// out [R,H] the rows `rows` [R] of x: the positions that have a target, mostly a minority
-void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
-    for (size_t r = 0; r < R; r++) memcpy(out + r*H, x + (size_t)rows[r]*H, H * sizeof *x);
-}
-
-void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H) {
-    embedding_backward(dx, dout, rows, R, H);
-}
-
-// y [T,n] += bias [n]
-void bias_forward(real *y, const real *bias, size_t T, size_t n) {
-    #pragma omp parallel for if (T * n > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++) axpy(y + t*n, 1, bias, n);
-}
-
-// dbias [n] += the sum of the rows of dy [T,n]
-void bias_backward(real *dbias, const real *dy, size_t T, size_t n) {
-    #pragma omp parallel for if (T * n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i += FEATURES)
-        for (size_t t = 0; t < T; t++) axpy(dbias + i, 1, dy + t*n + i, min_size(FEATURES, n - i));
-}
-
-// out [n] = a + b; out may be either
-void add(real *out, const real *a, const real *b, size_t n) {
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i++) out[i] = a[i] + b[i];
-}
-
-// ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
-// Scales each token to unit root mean square, then by a learned gain (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4):
-//     r_t = 1 / sqrt(mean_i x_ti^2 + eps)        y_ti = x_ti r_t g_i
-// GLM uses it before attention, before the MLP and at the end; GLM-4-0414 also after each of the two.
-
-// y [T,H] normalized, rms [T] the factors r_t (kept for the backward), x [T,H], gain [H]
-void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
-    #pragma omp parallel for if (T * H > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++) {
-        const real *x_t = x + t*H;
-        real *y_t = y + t*H, r = 1 / real_sqrt(dot(x_t, x_t, H) / (real)H + eps);
-        rms[t] = r;
-        for (size_t i = 0; i < H; i++) y_t[i] = x_t[i] * r * gain[i];
-    }
-}
-
-// dx [T,H] and dgain [H] are added to; dgain NULL: frozen. x, gain, rms as the forward had them.
-//     y_ti = x_ti r_t g_i,  d r_t / d x_ti = -r_t^3 x_ti / H
-//     dx_ti = r_t ( g_i dy_ti  -  x_ti r_t^2 / H  sum_j g_j dy_tj x_tj )
-void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, const real *gain, const real *rms, size_t T,
-                      size_t H) {
-    #pragma omp parallel for if (T * H > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++) {
-        const real *x_t = x + t*H, *dy_t = dy + t*H;
-        real *dx_t = dx + t*H, r = rms[t];
-        real factor = r * r / (real)H * dot3(gain, dy_t, x_t, H);
-        for (size_t i = 0; i < H; i++) dx_t[i] += r * (gain[i] * dy_t[i] - x_t[i] * factor);
-    }
-    if (!dgain) return;
-    #pragma omp parallel for if (T * H > WORTH_THREADS)
-    for (size_t block0 = 0; block0 < H; block0 += FEATURES)
-        for (size_t t = 0; t < T; t++)
-            for (size_t i = block0; i < H && i < block0 + FEATURES; i++) dgain[i] += dy[t*H + i] * x[t*H + i] * rms[t];
-}
-
-// ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
-// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
-// (Su et al. 2021, arXiv:2104.09864):
-//     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
-// A query and a key then meet at the difference of their positions. The rest of the head passes through. In float the
-// angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq): exact
-// cosines would differ from its own by 5e-7 at position 33 and by 1e-4 at 8192. In double it is exact.
-
-// table [n_positions, n_rotated]: cos, sin of pair 0, cos, sin of pair 1, ...
-void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
-    for (size_t j = 0; j < n_rotated / 2; j++) {
-        real exponent = (real)(2 * j) / (real)n_rotated;
-        real inv_freq = 1 / (real)pow(theta, (double)exponent);
-        for (size_t p = 0; p < n_positions; p++) {
-            real angle = (real)p * inv_freq;
-            table[p*n_rotated + 2*j] = (real)cos((double)angle);
-            table[p*n_rotated + 2*j + 1] = (real)sin((double)angle);
-        }
-    }
-}
-
-static void rotate(real *x, const int32_t *positions, const real *table, real sign, size_t T, size_t n_heads,
-                   size_t head_dim, size_t n_rotated) {
-    #pragma omp parallel for if (T * n_heads * head_dim > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++) {
-        const real *table_t = table + (size_t)positions[t] * n_rotated;
-        for (real *x_th = x + t*n_heads*head_dim, *end = x_th + n_heads*head_dim; x_th < end; x_th += head_dim)
-            for (size_t j = 0; j < n_rotated; j += 2) {
-                real a = x_th[j], b = x_th[j+1], c = table_t[j], s = sign * table_t[j+1];
-                x_th[j] = a*c - b*s;
-                x_th[j+1] = b*c + a*s;
-            }
-    }
-}
-
-// x [T,n_heads,head_dim] in place, positions [T], table from rope_table
-void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
-                  size_t n_rotated) {
-    rotate(x, positions, table, 1, T, n_heads, head_dim, n_rotated);
-}
-
-// dx in place: a rotation is undone by the opposite one, and so is its gradient
-void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
-                   size_t n_rotated) {
-    rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
-}
-
-// ---- 2.7 Attention -----------------------------------------------------------------------------------------------
-// Causal attention with grouped heads: query head h reads key/value head h / (n_heads / n_kv_heads).
-//     s_ij = q_i . k_j / sqrt(head_dim)      p_ij = exp(s_ij - lse_i)      out_i = sum_j p_ij v_j
-// over the keys j <= i of i's own sequence and all prefix keys. No T x T array is kept: queries and keys are taken in
-// blocks, whose scores are small matrix products, with a running maximum and sum for each query (Milakov & Gimelshein
-// 2018, arXiv:1805.02867); the backward computes the probabilities again from lse_i = log sum_j exp(s_ij) (Dao et al.
-// 2022, arXiv:2205.14135). Blocks of keys that no query of a block may see are not computed.
-
-enum { BLOCK_QUERIES = SMALL_M, BLOCK_KEYS = SMALL_M };
-
-// A block of n queries of one head. Query i of it sees the first n_visible + i keys of its sequence. Rows of queries
-// are q_stride apart, rows of keys and values kv_stride.
-typedef struct { size_t n, n_visible, q_stride, kv_stride, d; real scale; } QueryBlock;
-
-// The n keys and values that a block meets in one place: in the prefix, where it sees all, or in its sequence, where
-// what it sees is causal. dk and dv (NULL: frozen, or forward) are this head's own, their rows q_stride apart.
-typedef struct { const real *k, *v; real *dk, *dv; size_t n; bool causal; } KeyPart;
-
-static size_t keys_seen(QueryBlock b, KeyPart part, size_t i) {
-    return part.causal ? min_size(part.n, b.n_visible + i) : part.n;
-}
-
-static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }      // lines are rows
-static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }   // lines are columns
-
-static void block_scores(real *score, const real *q, const real *k, QueryBlock b, size_t n_keys) {
-    // score [n,BLOCK_KEYS] = q k^T / sqrt(d)
-    memset(score, 0, b.n * BLOCK_KEYS * sizeof *score);
-    small_product(score, BLOCK_KEYS, by_rows(q, b.q_stride), by_rows(k, b.kv_stride), b.scale, b.n, n_keys, b.d);
-}
-
-static void attend_block(real *out, real *largest, real *sum, const real *q, const real *k, const real *v, QueryBlock b,
-                         KeyPart part, size_t j0, size_t n_keys) {
-    // keys j0 .. j0 + n_keys of the part: updates out [n,d] (not yet divided by sum), largest [n], sum [n]
-    real score[BLOCK_QUERIES * BLOCK_KEYS];
-    block_scores(score, q, k, b, n_keys);
-    for (size_t i = 0; i < b.n; i++) {
-        real *score_i = score + i*BLOCK_KEYS, before = largest[i], *out_i = out + i*b.q_stride;
-        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
-        for (size_t j = n; j < n_keys; j++) score_i[j] = 0;
-        if (!n) continue;
-        real top = largest_of(before, score_i, n), shrink = real_exp(before - top);
-        for (size_t j = 0; j < n; j++) score_i[j] = real_exp(score_i[j] - top);
-        sum[i] = shrink * sum[i] + (real)sum_of(score_i, n);
-        for (size_t c = 0; c < b.d; c++) out_i[c] *= shrink;
-        largest[i] = top;
-    }
-    small_product(out, b.q_stride, by_rows(score, BLOCK_KEYS), by_columns(v, b.kv_stride), 1, b.n, b.d, n_keys);
-}
-
-static void attend(real *out, real *lse, size_t lse_stride, const real *q, QueryBlock b, const KeyPart *parts,
-                   size_t n_parts) {
-    real largest[BLOCK_QUERIES], sum[BLOCK_QUERIES];
-    for (size_t i = 0; i < b.n; i++) {
-        largest[i] = -(real)INFINITY, sum[i] = 0;
-        memset(out + i*b.q_stride, 0, b.d * sizeof *out);
-    }
-    for (const KeyPart *part = parts; part < parts + n_parts; part++)
-        for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
-            attend_block(out, largest, sum, q, part->k + j * b.kv_stride, part->v + j * b.kv_stride, b, *part, j,
-                         min_size(BLOCK_KEYS, n - j));
-    for (size_t i = 0; i < b.n; i++) {
-        for (size_t c = 0; c < b.d; c++) out[i*b.q_stride + c] /= sum[i];
-        lse[i*lse_stride] = largest[i] + real_log(sum[i]);
-    }
-}
-
-// The block of queries that begins at query i of sequence b.
-static QueryBlock query_block(AttentionShape s, size_t b, size_t i) {
-    size_t n = s.starts[b+1] - s.starts[b], past = s.kv_starts[b+1] - s.kv_starts[b] - n, d = s.head_dim;
-    return (QueryBlock){ min_size(BLOCK_QUERIES, n - i), past + i + 1, s.n_heads*d, s.n_kv_heads*d, d,
-                         1 / real_sqrt((real)d) };
-}
-
-// How many blocks of queries the longest sequence has.
-static size_t most_blocks(AttentionShape s) {
-    size_t most = 0;
-    for (size_t b = 0; b < s.n_sequences; b++) most = max_size(most, s.starts[b+1] - s.starts[b]);
-    return (most + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
-}
-
-// out [T,n_heads,head_dim], lse [T,n_heads], q as out, k and v [kv rows,n_kv_heads,head_dim], prefix_k and prefix_v
-// [n_prefix,n_kv_heads,head_dim] (not rotated; the same for every sequence) or NULL
-void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
-                       const real *prefix_v, AttentionShape s) {
-    size_t d = s.head_dim, stride = s.n_kv_heads * d, blocks = most_blocks(s);
-    #pragma omp parallel for collapse(3) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
-    for (size_t b = 0; b < s.n_sequences; b++)
-        for (size_t block = 0; block < blocks; block++)
-            for (size_t h = 0; h < s.n_heads; h++) {
-                // at: the head's place in a row
-                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;
-                if (i >= s.starts[b+1] - s.starts[b]) continue;
-                size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
-                KeyPart parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
-                                   s.n_prefix, false },
-                                 { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
-                attend(out + th*d, lse + th, s.n_heads, q + th*d, query_block(s, b, i), parts, 2);
-            }
-}
-
-// What the backward of a block of queries needs: rows of q, dout and dq as the block has them, lse with its own
-// stride, and D_i = out_i . dout_i.
-typedef struct { const real *q, *dout, *lse, *D; real *dq; size_t lse_stride; } QueryRows;
-
-// One block of queries against one block of part. The derivative of the softmax is ds_ij = p_ij (dout_i . v_j - D_i),
-// so
-//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += sum_i ds_ij q_i / sqrt(d)      dv_j += sum_i p_ij dout_i
-static void attend_block_backward(QueryRows r, QueryBlock b, KeyPart part, size_t j0, size_t n_keys) {
-    real p[BLOCK_QUERIES * BLOCK_KEYS], ds[BLOCK_QUERIES * BLOCK_KEYS] = {0};
-    const real *k = part.k + j0*b.kv_stride, *v = part.v + j0*b.kv_stride;
-    block_scores(p, r.q, k, b, n_keys);
-    small_product(ds, BLOCK_KEYS, by_rows(r.dout, b.q_stride), by_rows(v, b.kv_stride), 1, b.n, n_keys, b.d);
-    for (size_t i = 0; i < b.n; i++) {
-        real *p_i = p + i*BLOCK_KEYS, *ds_i = ds + i*BLOCK_KEYS, lse = r.lse[i*r.lse_stride];
-        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
-        for (size_t j = 0; j < n; j++) {
-            p_i[j] = real_exp(p_i[j] - lse);
-            ds_i[j] = p_i[j] * (ds_i[j] - r.D[i]);
-        }
-        for (size_t j = n; j < n_keys; j++) p_i[j] = ds_i[j] = 0;
-    }
-    small_product(r.dq, b.q_stride, by_rows(ds, BLOCK_KEYS), by_columns(k, b.kv_stride), b.scale, b.n, b.d, n_keys);
-    if (!part.dk) return;
-    small_product(part.dk + j0 * b.q_stride, b.q_stride, by_columns(ds, BLOCK_KEYS), by_columns(r.q, b.q_stride),
-                  b.scale, n_keys, b.d, b.n);
-    small_product(part.dv + j0 * b.q_stride, b.q_stride, by_columns(p, BLOCK_KEYS), by_columns(r.dout, b.q_stride), 1,
-                  n_keys, b.d, b.n);
-}
-
-static void attend_backward(QueryRows r, const real *out, QueryBlock b, const KeyPart *parts, size_t n_parts) {
-    real D[BLOCK_QUERIES];
-    for (size_t i = 0; i < b.n; i++) D[i] = dot(r.dout + i*b.q_stride, out + i*b.q_stride, b.d);
-    r.D = D;
-    for (const KeyPart *part = parts; part < parts + n_parts; part++)
-        for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
-            attend_block_backward(r, b, *part, j, min_size(BLOCK_KEYS, n - j));
-}
-
-// dkv [rows,n_kv_heads,d] += by_head [rows,n_heads,d], the heads of a group in order; dkv NULL: frozen
-static void add_heads(real *dkv, const real *by_head, size_t rows, AttentionShape s) {
-    size_t group = s.n_heads / s.n_kv_heads, d = s.head_dim;
-    #pragma omp parallel for if (rows * s.n_heads * d > WORTH_THREADS)
-    for (size_t row = 0; row < (dkv ? rows : 0); row++)
-        for (size_t h = 0; h < s.n_heads; h++)
-            axpy(dkv + (row * s.n_kv_heads + h / group) * d, 1, by_head + (row * s.n_heads + h) * d, d);
-}
-
-// dq, dk and dv, shaped as q, k and v, are added to; so are dprefix_k and dprefix_v, both NULL where the prefix is
-// frozen. scratch [2,T + n_prefix,n_heads,head_dim] is overwritten: dk and dv of each query head, so that a head is one
-// thread's work; they are then added up over the group. out, lse as the forward left them. All keys belong to queries
-// of this call (no cache).
-void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
-                        const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
-                        const real *prefix_k, const real *prefix_v, AttentionShape s) {
-    size_t d = s.head_dim, stride = s.n_kv_heads * d, T = s.starts[s.n_sequences];
-    size_t n_all = (T + s.n_prefix) * s.n_heads * d;
-    real *dk_heads = scratch, *dv_heads = scratch + n_all, *prefix_at = scratch + T * s.n_heads * d;
-    // Sequences share the prefix, so where it trains one thread must take them all.
-    size_t together = dprefix_k && s.n_sequences ? s.n_sequences : 1;
-    zero(scratch, 2 * n_all);
-    #pragma omp parallel for collapse(2) schedule(dynamic) if (s.starts[s.n_sequences] * s.n_heads * d > WORTH_THREADS)
-    for (size_t b0 = 0; b0 < s.n_sequences; b0 += together)
-        for (size_t h = 0; h < s.n_heads; h++)
-            for (size_t b = b0; b < b0 + together; b++) {
-                size_t at = h / (s.n_heads / s.n_kv_heads) * d, row = s.starts[b], n = s.starts[b+1] - row;
-                size_t own = row*stride + at, own_head = (row*s.n_heads + h)*d;
-                KeyPart parts[] = { { NULL, NULL, NULL, NULL, s.n_prefix, false },
-                                    { k + own, v + own, dk_heads + own_head, dv_heads + own_head, n, true } };
-                if (s.n_prefix) parts[0].k = prefix_k + at, parts[0].v = prefix_v + at;
-                if (dprefix_k) parts[0].dk = prefix_at + h*d, parts[0].dv = prefix_at + n_all + h*d;
-                for (size_t i = 0; i < n; i += BLOCK_QUERIES) {
-                    size_t th = (row + i)*s.n_heads + h;
-                    QueryRows r = { q + th*d, dout + th*d, lse + th, NULL, dq + th*d, s.n_heads };
-                    attend_backward(r, out + th*d, query_block(s, b, i), parts, 2);
-                }
-            }
-    add_heads(dk, dk_heads, T, s), add_heads(dv, dv_heads, T, s);
-    add_heads(dprefix_k, prefix_at, s.n_prefix, s), add_heads(dprefix_v, prefix_at + n_all, s.n_prefix, s);
-}
-
-// ---- 2.8 SwiGLU --------------------------------------------------------------------------------------------------
-// The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the
-// value u come from one map, the gate's F rows first.
-
-// h [T,F], gate_up [T,2F]
-void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
-    #pragma omp parallel for if (T * F > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++) {
-        const real *g = gate_up + t*2*F, *u = g + F;
-        for (size_t i = 0; i < F; i++) h[t*F + i] = g[i] / (1 + real_exp(-g[i])) * u[i];
-    }
-}
-
-// dgate_up [T,2F] is added to, dh [T,F]; with z = sigmoid(g):  dg = dh u z (1 + g (1 - z)),  du = dh g z
-void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F) {
-    #pragma omp parallel for if (T * F > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++) {
-        const real *g = gate_up + t*2*F, *u = g + F, *dh_t = dh + t*F;
-        real *dg = dgate_up + t*2*F, *du = dg + F;
-        for (size_t i = 0; i < F; i++) {
-            real z = 1 / (1 + real_exp(-g[i]));
-            dg[i] += dh_t[i] * u[i] * z * (1 + g[i] * (1 - z));
-            du[i] += dh_t[i] * g[i] * z;
-        }
-    }
-}
-
-// ---- 2.9 What tuning methods are made of -------------------------------------------------------------------------
-// Activations by name (what a bottleneck or a projection bends its numbers with), and a gain for each feature.
-
-static real relu(real x) { return x < 0 ? 0 : x; }      // NaN stays NaN
-static real relu_slope(real x) { return x > 0; }
-static real tanh_slope(real x) { real y = real_tanh(x); return 1 - y*y; }
-static real swish(real x) { return x / (1 + real_exp(-x)); }
-static real swish_slope(real x) { real z = 1 / (1 + real_exp(-x)); return z * (1 + x * (1 - z)); }
-
-static const struct { real (*value)(real), (*slope)(real); } activations[] = {
-    [RELU] = { relu, relu_slope }, [TANH] = { real_tanh, tanh_slope }, [SWISH] = { swish, swish_slope } };
-
-// y [n] = f(x); y may be x
-void activation_forward(real *y, const real *x, Activation f, size_t n) {
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i++) y[i] = activations[f].value(x[i]);
-}
-
-// dx [n] is added to; x as before f
-void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n) {
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i++) dx[i] += dy[i] * activations[f].slope(x[i]);
-}
-
-// y [T,n] = x gain, gain [n]; y may be x. The gradient of x is the same of dy.
-void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n) {
-    #pragma omp parallel for if (T * n > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++)
-        for (size_t i = 0; i < n; i++) y[t*n + i] = x[t*n + i] * gain[i];
-}
-
-// dgain [n] += the sum over the rows of dy x, both [T,n]
-void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n) {
-    #pragma omp parallel for if (T * n > WORTH_THREADS)
-    for (size_t i0 = 0; i0 < n; i0 += FEATURES)
-        for (size_t t = 0; t < T; t++)
-            for (size_t i = i0; i < n && i < i0 + FEATURES; i++) dgain[i] += dy[t*n + i] * x[t*n + i];
-}
-
-// ---- 2.10 Dropout ------------------------------------------------------------------------------------------------
-// Sets each number to zero with probability p and scales the others by 1/(1-p) (Srivastava et al. 2014). The mask is a
-// function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
-// feature, so it is never stored: the backward asks for it again.
-
-// dx [T,n] is added to, dy [T,n], token_keys [T]
-void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
-    float least = (float)p;
-    real scale = 1 / (1 - p);
-    #pragma omp parallel for if (T * n > WORTH_THREADS)
-    for (size_t t = 0; t < T; t++) {
-        uint64_t key = rng_key(token_keys[t], site);
-        for (size_t i = 0; i < n; i++) dx[t*n + i] += rng_uniform(key, i) >= least ? scale * dy[t*n + i] : 0;
-    }
-}
-
-// y [T,n] dropped out, x [T,n]: the same factors, so the same loop
-void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
-    zero(y, T*n);
-    dropout_backward(y, x, token_keys, site, p, T, n);
-}
-
-// ---- 2.11 Cross-entropy ------------------------------------------------------------------------------------------
-// loss_r = (1-e) (-log p_r,target) + e mean_v (-log p_rv), p = softmax(logits), e the label smoothing (Szegedy et al.
-// 2016). Forward and backward in one pass, because the logits of a row are needed for both and never again:
-//     dlogits_rv = scale (p_rv - (1-e) [v = target] - e/V)
-
-// loss [R]; logits [R,V] become their own gradient times scale (with scale 0 they are spent); targets [R]
-void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V) {
-    #pragma omp parallel for if (R * V > WORTH_THREADS)
-    for (size_t r = 0; r < R; r++) {
-        real *z = logits + r*V, largest = largest_of(z[0], z, V), at_target = z[targets[r]];
-        double total = smoothing > 0 ? sum_of(z, V) : 0;
-        for (size_t v = 0; v < V; v++) z[v] = real_exp(z[v] - largest);
-        double sum = sum_of(z, V), lse = (double)largest + log(sum), mean = total / (double)V, e = (double)smoothing;
-        loss[r] = (real)((1 - e) * (lse - (double)at_target) + (e > 0 ? e * (lse - mean) : 0));
-        real factor = scale / (real)sum, spread = scale * smoothing / (real)V;
-        for (size_t v = 0; v < V; v++) z[v] = z[v] * factor - spread;
-        z[targets[r]] -= scale * (1 - smoothing);
-    }
-}
-
-// ---- 2.12 Optimizer steps ----------------------------------------------------------------------------------------
-
-// AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory; all arrays [n]:
-//     w *= decay      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
-// decay = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ... These come in
-// double, because 1 - b2 does not survive in float: taken from a rounded 0.999 it is 1.3e-5 off, and so is every step.
-void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
-                double eps, double correction1, double correction2, size_t n) {
-    real step = (real)(lr / correction1), root = (real)sqrt(correction2), keep = (real)decay, tiny = (real)eps;
-    real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2);
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i++) {
-        m[i] += new1 * (grad[i] - m[i]);
-        v[i] = old2 * v[i] + new2 * grad[i] * grad[i];
-        w[i] = keep * w[i] - step * m[i] / (real_sqrt(v[i]) / root + tiny);
-    }
-}
-
-// SGD with momentum as PyTorch computes it: the decay goes into the gradient, and so into the buffer; all arrays [n]:
-//     buffer = momentum buffer + g + weight_decay w      w -= lr buffer
-void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n) {
-    real step = (real)lr, pull = (real)weight_decay, old = (real)momentum;
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i++) {
-        buffer[i] = old * buffer[i] + (grad[i] + pull * w[i]);
-        w[i] -= step * buffer[i];
-    }
-}
-
-// Lion (Chen et al. 2023, arXiv:2302.06675): every number moves by lr, or stays where the sign is of 0; all arrays [n]:
-//     w = decay w - lr sign(b1 m + (1-b1) g)      m = b2 m + (1-b2) g
-void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2, size_t n) {
-    real step = (real)lr, keep = (real)decay, old1 = (real)beta1, old2 = (real)beta2;
-    real new1 = (real)(1 - beta1), new2 = (real)(1 - beta2);
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i++) {
-        real direction = old1 * m[i] + new1 * grad[i];
-        w[i] = keep * w[i] - (direction > 0 ? step : direction < 0 ? -step : 0);
-        m[i] = old2 * m[i] + new2 * grad[i];
-    }
-}
-
-void scale_by(real *x, real factor, size_t n) {
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t i = 0; i < n; i++) x[i] *= factor;
-}
-
-// In double, over a fixed number of parts, so that the order does not depend on the threads.
-double sum_of_squares(const real *x, size_t n) {
-    enum { PARTS = 256 };
-    double part[PARTS] = {0}, sum = 0;
-    #pragma omp parallel for if (n > WORTH_THREADS)
-    for (size_t p = 0; p < PARTS; p++)
-        for (size_t i = n * p / PARTS; i < n * (p + 1) / PARTS; i++) part[p] += (double)x[i] * (double)x[i];
-    for (size_t p = 0; p < PARTS; p++) sum += part[p];
-    return sum;
-}
-
-size_t first_not_finite(const real *x, size_t n) {
-    size_t i = 0;
-    while (i < n && isfinite(x[i])) i++;
-    return i;
-}
-
-// ---- 2.13 What the machine can do --------------------------------------------------------------------------------
-// The two limits that `glmtune bench` holds everything else against. They see the same threads, vectors and compiler.
-
-enum { CHAINS = 12, READ_BLOCK = 1 << 16 };
-
-// Multiply-adds alone, `steps` (even) of them in each of CHAINS chains on every thread; returns the operations. One
-// takes 4 cycles and two begin in each, so 8 independent chains keep a core busy; 12 and 4 operands fit 16 registers.
-// x -> a x + b -> -(a x + b)/a + d goes round through four numbers, so nothing grows or settles, and all mantissas are
-// random: with operands like 1.0 few bits flip, the core draws less power, clocks higher, and the peak is none.
-double multiply_adds(real *result, size_t steps) {
-    size_t n_threads = 0;
-    real sum = 0;
-    #pragma omp parallel reduction(+ : sum, n_threads)
-    {
-        real start[(CHAINS + 4) * LANES];
-        for (size_t i = 0; i < COUNT(start); i++) start[i] = (real)(1 + rng_uniform(7, i));
-        for (size_t i = 0; i < LANES; i++) start[2*LANES + i] = -1 / start[i];
-        const vec *from = (const vec *)start;
-        vec a = from[0], b = from[1], c = from[2], d = from[3], x[CHAINS];
-        #pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; i++) x[i] = from[4 + i];
-        for (size_t k = 0; k < steps; k += 2) {
-            #pragma GCC unroll 12
-            for (int i = 0; i < CHAINS; i++) x[i] = x[i] * a + b;
-            #pragma GCC unroll 12
-            for (int i = 0; i < CHAINS; i++) x[i] = x[i] * c + d;
-        }
-        #pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; i++) sum += sum_of_lanes(x[i]);
-        n_threads++;
-    }
-    *result = sum;                      // whoever computes nothing has nothing to put here
-    return 2.0 * LANES * CHAINS * (double)steps * (double)n_threads;
-}
-
-// Reads x [n], n a multiple of READ_BLOCK, once; the sum is of no use but to have been computed.
-real read_through(const real *x, size_t n) {
-    real sum = 0;
-    #pragma omp parallel for reduction(+ : sum)
-    for (size_t i = 0; i < n; i += READ_BLOCK) {
-        vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-        for (const real *p = x + i, *end = p + READ_BLOCK; p < end; p += 4 * LANES) {
-            s0 += *(const vec *)p, s1 += *(const vec *)(p + LANES);
-            s2 += *(const vec *)(p + 2*LANES), s3 += *(const vec *)(p + 3*LANES);
-        }
-        sum += sum_of_lanes((s0 + s1) + (s2 + s3));
-    }
-    return sum;
-}
-
 #endif  // GLMTUNE_CUDA
-
-void kernel_failed(const char *what) { fail("%s", what); }
 
 // ================================================================================================================
 //  3  Model
@@ -1799,7 +1494,7 @@ typedef struct {
     size_t new_keys;                // row at which the keys and values of the batch are computed
     int32_t *key_rows;              // [T] where they belong in the caches of several sequences
     bool spread_keys;               // whether they must be moved there
-    size_t *starts, *kv_starts, n_sequences;        // as attention wants them
+    size_t *starts, *kv_starts, n_sequences, longest;       // as attention wants them
     int32_t *ids, *positions;                       // [T]
     int32_t *rows, *targets;                        // [R] which of the T they are, and their targets
     uint64_t *token_keys, *row_keys, *prefix_keys;  // [T], [R], [P] for dropout; P tokens of a prefix
@@ -1955,14 +1650,16 @@ static void place_keys(Run *r, const Batch *b) {
     size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1;
     size_t *starts = take(n + 1, sizeof *starts), *kv_starts = take(n + 1, sizeof *kv_starts);
     int32_t *rows = take(b->T, sizeof *rows);
+    size_t longest = 0;
     for (size_t s = 0, t = 0, i = 0; s < b->n; s++, i += each) {
+        longest = max_size(longest, b->starts[s+1] - b->starts[s]);
         starts[i] = b->starts[s], starts[i+1] = b->starts[s+1];
         kv_starts[i] = c ? c[s].first : starts[i];
         size_t next = kv_starts[i] + (c ? c[s].n : 0);      // row of the first new key
         while (t < b->starts[s+1]) rows[t++] = (int32_t)next++;
         kv_starts[i+1] = next;
     }
-    r->n_sequences = n;
+    r->n_sequences = n, r->longest = longest;
     r->spread_keys = c && b->n > 1;
     r->new_keys = r->spread_keys ? r->max_kv - r->max_T : c ? c->first + c->n : 0;
     bool fits = b->T <= r->max_T && r->new_keys + b->T <= r->max_kv;
@@ -2046,33 +1743,34 @@ static Pass prefix_pass(const Run *r) {
                    .prefix_rows = r->prefix_rows };
 }
 
-static const void *part_weight(const Map *w, size_t row) {
-    return (const char *)w->weight->data + row * w->n_in * dtype_size(w->weight->dtype);
-}
+static Weight weight_of(const Tensor *t) { return (Weight){ t->data, t->dtype, 0 }; }
 
-// y[part] [n,rows of the part] = W x + b, and what the method adds; k: of the map's layer
-static void map_forward(const Run *r, const Kept *k, const Map *w, real *const *y, const real *x) {
+// y[part] [n,rows of the part] = from[part] + W x + b, and what the method adds; from NULL: 0; k: of the map's layer
+static void map_forward(const Run *r, const Kept *k, const Map *w, real *const *y, real *const *from, const real *x) {
     real *kept = k->beside[w->index];
     if (r->method->input_forward) x = r->method->input_forward(w, x, kept, pass_of(r));
-    for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
-        zero(y[i], r->n_rows * w->part_rows[i]);
-        linear_forward(y[i], x, part_weight(w, row), w->weight->dtype, 1, r->n_rows, w->part_rows[i], w->n_in);
-        if (w->bias) bias_forward(y[i], (const real *)w->bias->data + row, r->n_rows, w->part_rows[i]);
-    }
+    linear_parts_forward(y, from, x, weight_of(w->weight), 1, r->n_rows, w->part_rows, w->n_parts, w->n_in);
+    for (size_t i = 0, row = 0; w->bias && i < w->n_parts; row += w->part_rows[i++])
+        bias_forward(y[i], (const real *)w->bias->data + row, r->n_rows, w->part_rows[i]);
     if (r->method->map_forward) r->method->map_forward(w, y, x, kept, pass_of(r));
 }
 
-// dx [n,in] is added to; NULL: nothing below trains
-static void map_backward(const Run *r, const Kept *k, const Map *w, real *dx, real *const *dy, const real *x) {
+// dx [n,in] is overwritten by the first map that writes it, and added to by the others; NULL: nothing below trains. A
+// method comes before the map's own product, and adds: where it stands at the first map, all start from zeros.
+static void map_backward(const Run *r, const Kept *k, const Map *w, real *dx, bool first, real *const *dy,
+                         const real *x) {
     const real *kept = k->beside[w->index];
     size_t n = r->n_rows;
+    if (dx && first && w->added.t[0]) zero(dx, n * w->n_in), first = false;
     if (r->method->map_backward) r->method->map_backward(w, dx, dy, x, kept, pass_of(r));
     for (size_t i = 0, row = 0; i < w->n_parts; row += w->part_rows[i++]) {
         size_t n_out = w->part_rows[i];
         if (w->bias && w->bias->grad) bias_backward(w->bias->grad + row, dy[i], n, n_out);
         if (w->weight->grad) linear_backward_weight(w->weight->grad + row * w->n_in, dy[i], x, 1, n, n_out, w->n_in);
-        if (dx) linear_backward_input(dx, dy[i], part_weight(w, row), w->weight->dtype, 1, n, n_out, w->n_in);
     }
+    if (dx)
+        linear_parts_backward_input(dx, first ? NULL : dx, dy, weight_of(w->weight), 1, n, w->part_rows, w->n_parts,
+                                    w->n_in);
     if (r->method->input_backward) r->method->input_backward(w, dx, x, kept, pass_of(r));
 }
 
@@ -2081,16 +1779,18 @@ static void norm_forward(const Run *r, real *y, real *rms, const real *x, const 
     rmsnorm_forward(y, rms, x, gain->data, (real)c->rms_norm_eps, r->n_rows, c->hidden_size);
 }
 
-static void norm_backward(const Run *r, real *dx, const real *dy, const real *x, const Tensor *gain, const real *rms) {
-    rmsnorm_backward(dx, gain->grad, dy, x, gain->data, rms, r->n_rows, r->model->config.hidden_size);
+// dx [n,H] = from + what the norm gives
+static void norm_backward(const Run *r, real *dx, const real *from, const real *dy, const real *x, const Tensor *gain,
+                          const real *rms) {
+    rmsnorm_backward(dx, from, gain->grad, dy, x, gain->data, rms, r->n_rows, r->model->config.hidden_size);
 }
 
 // ---- 4.4 A layer -------------------------------------------------------------------------------------------------
 
 static AttentionShape attention_shape(const Run *r) {
     const Config *c = &r->model->config;
-    return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, r->model->n_prefix, r->starts,
-                             r->kv_starts };
+    return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, r->model->n_prefix, r->T,
+                             r->longest, r->starts, r->kv_starts };
 }
 
 // The keys (kv 0) or values (1) of the prefix in a layer, or their gradient; NULL without one.
@@ -2098,12 +1798,15 @@ static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
     return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * kv_width(&r->model->config) : NULL;
 }
 
-// Ends a half of layer l: out [n,H] = x + s, s being what the half gave, normalized where there is a post norm, and
-// what the method does behind it.
-static void half_forward(const Run *r, size_t l, size_t half, real *out, const real *x) {
+// Ends a half of layer l: out [n,H] = x + s, s being W in, normalized where there is a post norm, and what the method
+// does behind it. Where nothing stands between, the product starts from x.
+static void half_forward(const Run *r, size_t l, size_t half, const Map *w, real *out, real *x, const real *in) {
     const Layer *L = &r->model->layers[l];
     const Kept *k = &r->layers[l];
     size_t H = r->model->config.hidden_size;
+    bool direct = !L->post_norm[half] && !w->added.t[0] && !r->method->branch_forward;
+    map_forward(r, k, w, direct ? &out : &k->half[half], direct ? &x : NULL, in);
+    if (direct) return;
     const real *s = L->post_norm[half] ? r->normed : k->half[half];
     if (L->post_norm[half]) norm_forward(r, r->normed, k->half_rms[half], k->half[half], L->post_norm[half]);
     add(out, x, s, r->n_rows * H);
@@ -2118,11 +1821,11 @@ static void self_attention_forward(Run *r, size_t l) {
     Kept *k = &r->layers[l];
     size_t kvd = kv_width(c);
     real *k_new = k->k + r->new_keys * kvd, *v_new = k->v + r->new_keys * kvd, *qkv[] = { k->q, k_new, v_new };
-    const real *x = k->x, *att = k->att;
+    real *x = k->x, *att = k->att;
     // 1. a = norm(x)
     norm_forward(r, k->a, k->rms1, k->x, L->input_norm);
     // 2. q, k, v = W a + b: three maps, or one with three parts
-    for (size_t i = 0; i < L->n_qkv; i++) map_forward(r, k, &L->maps[i], qkv + i, k->a);
+    for (size_t i = 0; i < L->n_qkv; i++) map_forward(r, k, &L->maps[i], qkv + i, NULL, k->a);
     // 3. q, k turned by their positions
     rope_forward(k->q, r->positions, r->rope, r->T, c->n_heads, c->head_dim, c->n_rotated);
     rope_forward(k_new, r->positions, r->rope, r->T, c->n_kv_heads, c->head_dim, c->n_rotated);
@@ -2139,8 +1842,7 @@ static void self_attention_forward(Run *r, size_t l) {
         x = r->x_rows, att = r->att_rows, r->n_rows = r->R;
     }
     // 5. mid = x + [norm] (Wo att)
-    map_forward(r, k, L->o, &k->half[ATTENTION], att);
-    half_forward(r, l, ATTENTION, k->mid, x);
+    half_forward(r, l, ATTENTION, L->o, k->mid, x, att);
 }
 
 static void mlp_inside(const Run *r, size_t l) {
@@ -2149,7 +1851,7 @@ static void mlp_inside(const Run *r, size_t l) {
     // 6. m = norm(mid)
     norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm);
     // 7. gate, up = W m
-    map_forward(r, k, L->gate_up, &k->gate_up, k->m);
+    map_forward(r, k, L->gate_up, &k->gate_up, NULL, k->m);
     // 8. h = silu(gate) up
     swiglu_forward(k->h, k->gate_up, r->n_rows, r->model->config.ffn_dim);
 }
@@ -2158,18 +1860,15 @@ static void mlp_forward(const Run *r, size_t l) {
     Kept *k = &r->layers[l];
     mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
-    map_forward(r, k, r->model->layers[l].down, &k->half[MLP], k->h);
-    half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid);
+    half_forward(r, l, MLP, r->model->layers[l].down, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
 static bool flows_below(const Run *r, size_t l, size_t stage) { return r->model->lowest < depth_of(l, stage); }
 
-// A zeroed array to collect a gradient in, or NULL when nothing below the stage trains.
-static real *collect(const Run *r, real *array, size_t columns, size_t l, size_t stage) {
-    if (!flows_below(r, l, stage)) return NULL;
-    zero(array, r->n_rows * columns);
-    return array;
+// The array for a gradient that goes on below a stage of a layer; NULL: nothing there trains.
+static real *wanted(const Run *r, real *array, size_t l, size_t stage) {
+    return flows_below(r, l, stage) ? array : NULL;
 }
 
 // From r->dx, the gradient of out in half_forward, that of what the half gave before its post norm (r->dx itself where
@@ -2185,8 +1884,7 @@ static real *half_backward(const Run *r, size_t l, size_t half) {
                                         pass_of(r));
     if (!flows_below(r, l, branch)) return NULL;
     if (L->post_norm[half]) {
-        zero(r->dhalf, r->n_rows * H);
-        norm_backward(r, r->dhalf, ds, k->half[half], L->post_norm[half], k->half_rms[half]);
+        norm_backward(r, r->dhalf, NULL, ds, k->half[half], L->post_norm[half], k->half_rms[half]);
         ds = r->dhalf;
     }
     return flows_below(r, l, post_norm) ? ds : NULL;
@@ -2199,23 +1897,22 @@ static bool mlp_backward(const Run *r, size_t l) {
     Kept *k = &r->layers[l];
     if (r->kind == RECOMPUTES) {
         mlp_inside(r, l);
-        if (L->post_norm[MLP]) map_forward(r, k, L->down, &k->half[MLP], k->h);
+        if (L->post_norm[MLP]) map_forward(r, k, L->down, &k->half[MLP], NULL, k->h);
     }
     // 9. out = mid + [norm] (W h)
     real *dhalf = half_backward(r, l, MLP);
     if (!dhalf) return false;
-    real *dh = collect(r, r->dh, c->ffn_dim, l, AT_DOWN);
-    map_backward(r, k, L->down, dh, &dhalf, k->h);
+    real *dh = wanted(r, r->dh, l, AT_DOWN);
+    map_backward(r, k, L->down, dh, true, &dhalf, k->h);
     if (!dh) return false;
     // 8. h = silu(gate) up
-    zero(r->dgate_up, r->n_rows * 2 * c->ffn_dim);
     swiglu_backward(r->dgate_up, dh, k->gate_up, r->n_rows, c->ffn_dim);
     // 7. gate, up = W m
-    real *dm = collect(r, r->dnorm, c->hidden_size, l, AT_GATE_UP), *dgate_up = r->dgate_up;
-    map_backward(r, k, L->gate_up, dm, &dgate_up, k->m);
+    real *dm = wanted(r, r->dnorm, l, AT_GATE_UP), *dgate_up = r->dgate_up;
+    map_backward(r, k, L->gate_up, dm, true, &dgate_up, k->m);
     if (!dm) return false;
     // 6. m = norm(mid)
-    norm_backward(r, r->dx, dm, k->mid, L->mlp_norm, k->rms2);
+    norm_backward(r, r->dx, r->dx, dm, k->mid, L->mlp_norm, k->rms2);
     return flows_below(r, l, AT_MLP_NORM);
 }
 
@@ -2233,16 +1930,15 @@ static bool self_attention_backward(Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
     const Kept *k = &r->layers[l];
-    size_t T = r->T, kvd = kv_width(c), qd = q_width(c);
+    size_t T = r->T;
     // 5. mid = x + [norm] (Wo att)
     real *dhalf = half_backward(r, l, ATTENTION);
     if (!dhalf) return false;
-    real *datt = collect(r, is_last(r, l) ? r->datt_rows : r->datt, qd, l, AT_O);
-    map_backward(r, k, L->o, datt, &dhalf, is_last(r, l) ? r->att_rows : k->att);
+    real *datt = wanted(r, is_last(r, l) ? r->datt_rows : r->datt, l, AT_O);
+    map_backward(r, k, L->o, datt, true, &dhalf, is_last(r, l) ? r->att_rows : k->att);
     if (!datt) return false;
     if (is_last(r, l)) spread_rows(r);
     // 4. att = attention(q, k, v)
-    zero(r->dq, T * qd), zero(r->dk, T * kvd), zero(r->dv, T * kvd);
     attention_backward(r->dq, r->dk, r->dv, prefix_at(r, r->dprefix, l, 0), prefix_at(r, r->dprefix, l, 1),
                        r->dkv_heads, r->datt, k->att, k->lse, k->q, k->k, k->v, prefix_at(r, r->prefix, l, 0),
                        prefix_at(r, r->prefix, l, 1), attention_shape(r));
@@ -2251,11 +1947,11 @@ static bool self_attention_backward(Run *r, size_t l) {
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
     // 2. q, k, v = W a + b
     if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->rms1, k->x, L->input_norm);
-    real *da = collect(r, r->dnorm, c->hidden_size, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
-    for (size_t i = 0; i < L->n_qkv; i++) map_backward(r, k, &L->maps[i], da, dqkv + i, k->a);
+    real *da = wanted(r, r->dnorm, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
+    for (size_t i = 0; i < L->n_qkv; i++) map_backward(r, k, &L->maps[i], da, !i, dqkv + i, k->a);
     if (!da) return false;
     // 1. a = norm(x)
-    norm_backward(r, r->dx, da, k->x, L->input_norm, k->rms1);
+    norm_backward(r, r->dx, r->dx, da, k->x, L->input_norm, k->rms1);
     return flows_below(r, l, AT_INPUT_NORM);
 }
 
@@ -2263,8 +1959,7 @@ static bool self_attention_backward(Run *r, size_t l) {
 
 static void head_forward(const Run *r, const real *final, size_t n) {       // r->logits [n,V], n <= HEAD_ROWS
     const Tensor *head = r->model->head;
-    zero(r->logits, n * head->shape[0]);
-    linear_forward(r->logits, final, head->data, head->dtype, 1, n, head->shape[0], head->shape[1]);
+    linear_forward(r->logits, NULL, final, weight_of(head), 1, n, head->shape[0], head->shape[1]);
 }
 
 // The sum of the losses at all targets; with scale > 0 also gradients of scale x that sum: of the head, of x_final, dx.
@@ -2273,17 +1968,16 @@ static double head_loss(Run *r, real smoothing, real scale) {
     size_t H = head->shape[1], V = head->shape[0];
     bool flows = scale > 0 && flows_below(r, r->model->config.n_layers, AT_HEAD);
     r->dx = r->dx_rows;
-    if (flows) zero(r->dfinal, r->R * H), zero(r->dx, r->R * H);
     for (size_t row = 0; row < r->R; row += HEAD_ROWS) {
         size_t n = min_size(HEAD_ROWS, r->R - row);
         const real *final = r->final + row*H;
         head_forward(r, final, n);
         cross_entropy(r->loss + row, r->logits, r->targets + row, smoothing, scale, n, V);
         const real *dlogits = r->logits;        // in their place
-        if (flows) linear_backward_input(r->dfinal + row*H, dlogits, head->data, head->dtype, 1, n, V, H);
+        if (flows) linear_backward_input(r->dfinal + row*H, NULL, dlogits, weight_of(head), 1, n, V, H);
         if (scale > 0 && head->grad) linear_backward_weight(head->grad, dlogits, final, 1, n, V, H);
     }
-    if (flows) norm_backward(r, r->dx, r->dfinal, r->x_final, r->model->final_norm, r->final_rms);
+    if (flows) norm_backward(r, r->dx, NULL, r->dfinal, r->x_final, r->model->final_norm, r->final_rms);
     real *loss = take(r->R, sizeof *loss);
     double sum = 0;
     memory_copy_out(loss, r->loss, r->R * sizeof *loss);
@@ -2325,7 +2019,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     load_batch(r, b, dropout);
     bool known = knows_trunk(r, b);
     if (known) copy_trunk(r, b, false);
-    else embedding_forward(r->layers[0].x, r->ids, e->data, e->dtype, r->T, e->shape[1]);
+    else embedding_forward(r->layers[0].x, r->ids, weight_of(e), r->T, e->shape[1]);
     if (needs_prefix(r, b)) r->method->prefix_forward(r->model, r->prefix, r->prefix_kept, prefix_pass(r));
     r->n_rows = r->T;
     for (size_t l = known ? r->trunk->layer : 0; l < r->model->config.n_layers; l++)
@@ -2359,7 +2053,6 @@ static double forward_loss(Run *r, const Batch *b) {
 static void backward(Run *r) {
     size_t l = r->model->config.n_layers, P = r->model->n_prefix;
     bool more = flows_below(r, l, AT_FINAL_NORM);
-    if (P) zero(r->dprefix, 2*l * P * kv_width(&r->model->config));
     while (more && l-- > 0) more = mlp_backward(r, l) && self_attention_backward(r, l);
     if (P) r->method->prefix_backward(r->model, r->dprefix, r->prefix_kept, prefix_pass(r));
     const Tensor *e = r->model->embedding;
@@ -2433,16 +2126,16 @@ static Tensor *add_tensor(Model *m, const char *tensor_name, size_t rows, size_t
 
 // y [T,out] = W x + b, of tensors that a method added
 static void affine_forward(real *y, const real *x, const Tensor *w, const Tensor *b, size_t T) {
-    zero(y, T * w->shape[0]);
-    linear_forward(y, x, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
+    linear_forward(y, NULL, x, weight_of(w), 1, T, w->shape[0], w->shape[1]);
     bias_forward(y, b->data, T, w->shape[0]);
 }
 
-// dx [T,in] is added to; NULL: nobody asks for it
-static void affine_backward(real *dx, const real *dy, const real *x, const Tensor *w, const Tensor *b, size_t T) {
+// dx [T,in] = from + W^T dy; NULL: nobody asks for it
+static void affine_backward(real *dx, const real *from, const real *dy, const real *x, const Tensor *w,
+                            const Tensor *b, size_t T) {
     bias_backward(b->grad, dy, T, w->shape[0]);
     linear_backward_weight(w->grad, dy, x, 1, T, w->shape[0], w->shape[1]);
-    if (dx) linear_backward_input(dx, dy, w->data, REAL, 1, T, w->shape[0], w->shape[1]);
+    if (dx) linear_backward_input(dx, from, dy, weight_of(w), 1, T, w->shape[0], w->shape[1]);
 }
 
 // A number, flag or text that adapter_config.json fixes: the user may have given that value, and no other. A number's
@@ -2527,11 +2220,8 @@ static const real *lora_input(const Map *w, const real *x, Pass p) {
 static void lora_forward(const Map *w, real *const *y, const real *x, real *z, Pass p) {
     size_t r = lora_rank(w);
     if (!r) return;
-    zero(z, p.T * r);
-    linear_forward(z, lora_input(w, x, p), w->added.t[LORA_A]->data, REAL, 1, p.T, r, w->n_in);
-    const real *b = w->added.t[LORA_B]->data;
-    for (size_t i = 0; i < w->n_parts; b += w->part_rows[i++] * r)
-        linear_forward(y[i], z, b, REAL, w->added.scale, p.T, w->part_rows[i], r);
+    linear_forward(z, NULL, lora_input(w, x, p), weight_of(w->added.t[LORA_A]), 1, p.T, r, w->n_in);
+    linear_parts_forward(y, y, z, weight_of(w->added.t[LORA_B]), w->added.scale, p.T, w->part_rows, w->n_parts, r);
 }
 
 // dx [T,in] is added to, NULL: nothing below trains; dy[part] [T,rows of the part]
@@ -2541,17 +2231,14 @@ static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x
     if (!r) return;
     const Tensor *a = w->added.t[LORA_A], *b = w->added.t[LORA_B];
     real *dz = p.beside_scratch;
-    zero(dz, p.T * r);
-    for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r) {
-        linear_backward_input(dz, dy[i], b->value + at, REAL, w->added.scale, p.T, w->part_rows[i], r);
+    linear_parts_backward_input(dz, NULL, dy, weight_of(b), w->added.scale, p.T, w->part_rows, w->n_parts, r);
+    for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r)
         linear_backward_weight(b->grad + at, dy[i], z, w->added.scale, p.T, w->part_rows[i], r);
-    }
     const real *dropped = lora_input(w, x, p);
     linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
     if (!dx) return;
     real *ddropped = dropped == x ? dx : p.scratch;         // in the place of dropout(x), which has been used
-    if (ddropped != dx) zero(ddropped, p.T * w->n_in);
-    linear_backward_input(ddropped, dz, a->data, REAL, 1, p.T, r, w->n_in);
+    linear_backward_input(ddropped, dropped == x ? dx : NULL, dz, weight_of(a), 1, p.T, r, w->n_in);
     if (ddropped != dx) dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
 }
 
@@ -2614,7 +2301,7 @@ static void lora_read_config(const char *path, const Json *root, Options *o) {
 static void lora_merge(real *weight, const Map *w) {
     // weight [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
     if (lora_rank(w))
-        linear_backward_input(weight, w->added.t[LORA_B]->value, w->added.t[LORA_A]->value, REAL, w->added.scale,
+        linear_backward_input(weight, weight, w->added.t[LORA_B]->value, weight_of(w->added.t[LORA_A]), w->added.scale,
                               w->n_out, lora_rank(w), w->n_in);
 }
 
@@ -2720,19 +2407,17 @@ static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p
     zero(du, p.T * W);
     gather_backward(du, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
     if (p.token_keys && m->added.dropout > 0) {
-        zero(k.u, p.T * W);
-        dropout_backward(k.u, du, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);
+        dropout_forward(k.u, du, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);     // the gradient drops the same
         du = k.u;
     }
     if (!t[PREFIX_W1]) {
         add(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, du, p.T * W);
         return;
     }
-    zero(k.dh, inner);
-    affine_backward(k.dh, du, k.h, t[PREFIX_W2], t[PREFIX_B2], p.T);
-    zero(da, inner);                                            // h is read no more
-    activation_backward(da, k.dh, k.a, TANH, inner);
-    affine_backward(t[PREFIX_TABLE]->grad, da, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], p.T);
+    affine_backward(k.dh, NULL, du, k.h, t[PREFIX_W2], t[PREFIX_B2], p.T);
+    activation_backward(da, k.dh, k.a, TANH, inner);            // in h's place, which is read no more
+    affine_backward(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, da, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1],
+                    p.T);
 }
 
 static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->config.remote; }
@@ -2824,7 +2509,7 @@ static void adapter_forward(const Added *a, real *x, const real *s, real *z, siz
     widen(z, a->kind == HOULSBY ? s : x, REAL, p.T * H);        // a copy
     affine_forward(down, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
     activation_forward(bent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
-    linear_forward(x, bent, a->t[ADAPTER_UP]->data, REAL, 1, p.T, H, B);
+    linear_forward(x, x, bent, weight_of(a->t[ADAPTER_UP]), 1, p.T, H, B);
     bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
 }
 
@@ -2834,11 +2519,9 @@ static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z,
     const real *down = z + p.T * H, *bent = down + p.T * B;
     real *dbent = p.beside_scratch, *ddown = dbent + p.T * B, *dz = a->kind == HOULSBY ? ds : dx;
     if (!B) return dx;
-    zero(dbent, p.T * B), zero(ddown, p.T * B);
-    affine_backward(dbent, dx, bent, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
+    affine_backward(dbent, NULL, dx, bent, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
     activation_backward(ddown, dbent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
-    if (dz != dx) widen(dz, dx, REAL, p.T * H);
-    affine_backward(below ? dz : NULL, ddown, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
+    affine_backward(below ? dz : NULL, dx, ddown, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
     return dz;
 }
 
@@ -2957,9 +2640,11 @@ static int64_t warmup_of(const Options *o, int64_t total_steps) {
 // The norm over all trained tensors; gradients are scaled down to max_norm when it is above: g min(1,
 // max_norm/(norm+1e-6)). A norm that is not finite is returned as it is, with the gradients untouched.
 static double clip_gradients(Model *m, double max_norm) {
-    double sum = 0;
-    for (size_t i = 0; i < m->n_trained; i++) sum += sum_of_squares(m->trained[i]->grad, m->trained[i]->n);
-    double norm = sqrt(sum), factor = max_norm / (norm + 1e-6);
+    const real **gradients = take(m->n_trained, sizeof *gradients);
+    size_t *sizes = take(m->n_trained, sizeof *sizes);
+    for (size_t i = 0; i < m->n_trained; i++) gradients[i] = m->trained[i]->grad, sizes[i] = m->trained[i]->n;
+    double norm = sqrt(sum_of_squares(gradients, sizes, m->n_trained)), factor = max_norm / (norm + 1e-6);
+    free(gradients), free(sizes);
     if (isfinite(norm) && max_norm > 0 && factor < 1)
         for (size_t i = 0; i < m->n_trained; i++) scale_by(m->trained[i]->grad, (real)factor, m->trained[i]->n);
     return norm;
@@ -3077,6 +2762,7 @@ typedef struct { StoredTensor *tensors; size_t n, capacity; Text metadata; } Ten
 
 typedef struct { FILE *f; const char *path, *temporary; size_t expected, written; } TensorWriter;
 
+static const char *dtype_name(Dtype d);
 static void read_tensor_file(TensorSet *set, const char *path);
 static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted);     // NULL: none
 static const char *shape_text(const size_t *shape, size_t n_dims);
@@ -5584,7 +5270,7 @@ static void write_numbers(TensorWriter *w, const char *tensor_name, const real *
         widen(back, narrowed, dtype, part);
         if ((good = first_not_finite(back, part)) < part)
             fail("%s: '%s' would hold a number that is not finite in %s, at %zu; nothing is written", w->path,
-                 tensor_name, dtypes[dtype].name, i + good);
+                 tensor_name, dtype_name(dtype), i + good);
         memory_copy_out(host, narrowed, part * dtype_size(dtype));
         write_tensor_bytes(w, host, part * dtype_size(dtype));
     }
@@ -6048,6 +5734,572 @@ static void export_adapter(const char *adapter, const char *out, Options *o) {
 // PART THREE: THE MACHINE ROOM
 // ================================================================================================================
 // What lets all of this read the world's files, and the program around it: files, tokenizers, instruments, commands.
+
+// ================================================================================================================
+// 12  Fast CPU kernels
+// ================================================================================================================
+// The first port of section 2: products, attention and the one row of decoding, where plain loops are too slow. They
+// take nine tenths of a run's time and more, and are made of one routine, the matrix product, in float, on vectors.
+// The results depend on shapes alone, as those of section 2 do; sums have another order than there.
+
+#ifndef GLMTUNE_CUDA
+
+// ---- 12.1 Vectors ------------------------------------------------------------------------------------------------
+// GCC's and Clang's vector types, as wide as the machine that is compiled for. A sum over lanes is joined by halves.
+
+#if defined __AVX512F__
+#define VECTOR_BYTES 64
+#elif defined __AVX__
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
+enum { LANES = VECTOR_BYTES / sizeof(real) };
+
+// Lane numbers for __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the
+// upper (the transposition in 12.2).
+#if VECTOR_BYTES == 64
+#define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif VECTOR_BYTES == 32
+#define LOW_LANES 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_LANES 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW_LANES 0, 4, 1, 5
+#define HIGH_LANES 2, 6, 3, 7
+#endif
+
+static inline real sum_of_lanes(vec sums) {
+    for (size_t half = LANES / 2; half; half /= 2)
+        for (size_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
+    return sums[0];
+}
+
+#if FAST
+
+// ---- 12.2 Matrix product -----------------------------------------------------------------------------------------
+// One routine for the three products of training, C [M,N] = from + scale A B:
+//     forward  Y = X W^T          backward  dX = dY W          dW = dY^T X
+// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column
+// of B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of
+// high-performance matrix multiplication"):
+//   1. A tile of C, TILE_M rows by two vectors, stays in registers while k runs: each number that is loaded from A
+//      meets two vectors of B, each vector of B meets TILE_M numbers of A.
+//   2. For that, A and B are first copied into panels, widened to `real` on the way from whatever type the file has: B
+//      row by row as the tile reads it, TILE_N numbers each; A in lines of BLOCK_K, TILE_M of them side by side.
+//   3. A panel of B (BLOCK_K x TILE_N) stays in the first-level cache while the panels of A go by; a block of B
+//      (BLOCK_K x BLOCK_N) and what of A meets it stay in the second.
+//   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS
+//      of them where there are too few columns for many cores. All of this depends on shapes, never on the number of
+//      threads.
+
+// A tile takes 15 of 16 vector registers: 12 sums, 2 of B, 1 of A. Where there are 32 (AVX-512), tiles of 8x2, 12x2,
+// 9x3 and 6x4 were no faster. With MOST_K four times as large the packed A falls out of the third-level cache: dX of
+// 512 rows at 2048 x 12288 then reaches 67 % of the peak instead of 85.
+enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 16 * TILE_M,
+       MOST_M = 128 * TILE_M, MOST_K = 8 * BLOCK_K };   // the last two: of A that is packed at once
+
+typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
+
+static const void *view_at(View v, size_t line, size_t k) {
+    return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * dtype_size(v.dtype);
+}
+
+// Interleaves halves of the rows log2(LANES) times, which transposes them: rows i and i + LANES/2 become 2i and 2i + 1.
+static inline void transpose(vec *rows) {
+    vec next[LANES];
+    #pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+        #pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2*i] = __builtin_shufflevector(rows[i], rows[i + LANES/2], LOW_LANES);
+            next[2*i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES/2], HIGH_LANES);
+        }
+        #pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) rows[i] = next[i];
+    }
+}
+
+static void transpose_block(real *out, size_t out_stride, const real *in, size_t in_stride, size_t n_rows,
+                            size_t n_columns) {
+    // out [n_columns, n_rows], in [n_rows, n_columns]
+    size_t i = 0;
+    for (; i + LANES <= n_rows; i += LANES) {
+        size_t j = 0;
+        for (; j + LANES <= n_columns; j += LANES) {
+            vec rows[LANES];
+            for (size_t k = 0; k < LANES; k++) rows[k] = *(const vec *)(in + (i + k)*in_stride + j);
+            transpose(rows);
+            for (size_t k = 0; k < LANES; k++) *(vec *)(out + (j + k)*out_stride + i) = rows[k];
+        }
+        for (; j < n_columns; j++)
+            for (size_t k = i; k < i + LANES; k++) out[j*out_stride + k] = in[k*in_stride + j];
+    }
+    for (; i < n_rows; i++)
+        for (size_t j = 0; j < n_columns; j++) out[j*out_stride + i] = in[i*in_stride + j];
+}
+
+static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
+    // panel [n_lines, BLOCK_K], of which n_k columns are used; A is always `real`
+    const real *from = view_at(a, line0, k0);
+    if (a.k_stride == 1)
+        for (size_t i = 0; i < n_lines; i++) memcpy(panel + i*BLOCK_K, from + i*a.line_stride, n_k * sizeof *panel);
+    else
+        transpose_block(panel, BLOCK_K, from, a.k_stride, n_k, n_lines);
+}
+
+// Numbers of two bytes, one in the low half of each lane; the same arithmetic as half_to_float and bf16's shift.
+static inline vec widen_lanes(bit_vec x, Dtype dtype) {
+    if (dtype == BF16) return (vec)(x << 16);
+    bit_vec magnitude = x & 0x7FFF, infinite = (bit_vec)(magnitude >= 0x7C00) & 0x7F800000;
+    return (vec)((bit_vec)((vec)(magnitude << 13) * 0x1p112f) | infinite | (x & 0x8000) << 16);
+}
+
+// 2 LANES numbers of two bytes, a pair in each lane: the first of each pair, and the second.
+static inline void widen_pairs(vec *even, vec *odd, bit_vec pairs, Dtype dtype) {
+    *even = widen_lanes(pairs & 0xFFFF, dtype);
+    *odd = widen_lanes(pairs >> 16, dtype);
+}
+
+// panel [n_k,TILE_N] of whole vectors of two-byte numbers, widened on the way. Where lines run along k, two neighbours
+// travel through the transposition as one lane, which halves its work. With this and the prefetch below, Y and dX of
+// 64 rows at 4096 x 4608 reach 71 and 72 % of the peak of one core, against 62 and 56 (clang: 74 and 76, 68 and 50).
+static void pack_halves(real *panel, View b, size_t line0, size_t k0, size_t n_k) {
+    vec rows[LANES], even, odd;
+    if (b.k_stride != 1) {
+        for (size_t k = 0; k < n_k; k++, panel += TILE_N) {     // a tile is two vectors wide
+            widen_pairs(&even, &odd, *(const bit_vec *)view_at(b, line0, k0 + k), b.dtype);
+            *(vec *)panel = __builtin_shufflevector(even, odd, LOW_LANES);
+            *(vec *)(panel + LANES) = __builtin_shufflevector(even, odd, HIGH_LANES);
+        }
+        return;
+    }
+    for (size_t k = 0; k < n_k; k += 2 * LANES, panel += 2 * LANES * TILE_N)
+        for (size_t j = 0; j < TILE_N; j += LANES) {
+            for (size_t i = 0; i < LANES; i++) rows[i] = (vec)*(const bit_vec *)view_at(b, line0 + j + i, k0 + k);
+            transpose(rows);
+            for (size_t i = 0; i < LANES; i++) {
+                widen_pairs(&even, &odd, (bit_vec)rows[i], b.dtype);
+                *(vec *)(panel + 2*i * TILE_N + j) = even, *(vec *)(panel + (2*i + 1) * TILE_N + j) = odd;
+            }
+        }
+}
+
+static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
+    // panel [n_k, TILE_N]; columns past n_lines become zero
+    real lines[TILE_N * BLOCK_K];
+    if (dtype_size(b.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0) {
+        pack_halves(panel, b, line0, k0, n_k);
+        return;
+    }
+    if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
+    if (b.k_stride != 1) {
+        for (size_t k = 0; k < n_k; k++) wideners[b.dtype](panel + k*TILE_N, view_at(b, line0, k0 + k), n_lines);
+    } else if (b.dtype == REAL) {
+        transpose_block(panel, TILE_N, view_at(b, line0, k0), b.line_stride, n_lines, n_k);
+    } else {
+        for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*BLOCK_K, view_at(b, line0 + j, k0), n_k);
+        transpose_block(panel, TILE_N, lines, BLOCK_K, n_lines, n_k);
+    }
+}
+
+// c [m,n] = from + scale a b, with panels a [TILE_M,BLOCK_K] and b [n_k,TILE_N]; the rows of c and of from (NULL: from
+// nothing) are c_stride apart
+static void tile(real *c, const real *from, size_t c_stride, const real *a, const real *b, real scale, size_t m,
+                 size_t n, size_t n_k) {
+    vec sum[TILE_M][2] = {{{0}}};
+    for (size_t k = 0; k < n_k; k++, a++, b += TILE_N) {
+        vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
+        #pragma GCC unroll 6
+        for (int i = 0; i < TILE_M; i++) {
+            sum[i][0] += a[i*BLOCK_K] * b0;
+            sum[i][1] += a[i*BLOCK_K] * b1;
+        }
+    }
+    if (m == TILE_M && n == TILE_N) {
+        #pragma GCC unroll 6
+        for (int i = 0; i < TILE_M; i++, c += c_stride, from += from ? c_stride : 0) {
+            *(vec *)c = (from ? *(const vec *)from : (vec){0}) + scale * sum[i][0];
+            *(vec *)(c + LANES) = (from ? *(const vec *)(from + LANES) : (vec){0}) + scale * sum[i][1];
+        }
+        return;
+    }
+    real edge[TILE_M][TILE_N];
+    memcpy(edge, sum, sizeof edge);
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) c[i*c_stride + j] = (from ? from[i*c_stride + j] : 0) + scale * edge[i][j];
+}
+
+// Panels of A for `rows` lines: first those of the first BLOCK_K, then of the next.
+static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
+    size_t panels = (rows + TILE_M - 1) / TILE_M;
+    return packed + (k / BLOCK_K * panels + i / TILE_M) * TILE_M * BLOCK_K;
+}
+
+// A part of a product: rows i0 .. i0 + M of A and C, k0 .. k0 + K of k, whose A lies in `packed`. What the first k give
+// is added to `from`, what the others give to C.
+typedef struct {
+    real *c; const real *from; size_t c_stride; View a, b; real scale; size_t i0, M, k0, K; real *packed;
+} Block;
+
+// Asks for one of `parts` parts of a block of B, to be packed next. The machine's own prefetching does not see it
+// coming, for it lies in many short pieces: lines of n_k numbers, or n_k pieces of lines.
+static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k, size_t part, size_t parts) {
+    bool along = b.k_stride == 1;
+    size_t pieces = along ? n_lines : n_k, bytes = (along ? n_k : n_lines) * dtype_size(b.dtype);
+    for (size_t i = pieces * part / parts; i < pieces * (part + 1) / parts; i++) {
+        const char *piece = view_at(b, line0 + (along ? i : 0), k0 + (along ? 0 : i));
+        for (size_t at = 0; at < bytes; at += 64)
+            if (along) __builtin_prefetch(piece + at, 0, 3);        // the transposition wants it in the first level
+            else __builtin_prefetch(piece + at, 0, 2);
+    }
+}
+
+static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t columns) {
+    // rows row0 .. row0 + rows of the block, columns j0 .. j0 + columns of C
+    real packed_b[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
+    for (size_t k = 0; k < p.K; k += BLOCK_K) {
+        size_t n_k = min_size(BLOCK_K, p.K - k), next = min_size(BLOCK_K, p.K - k - n_k);
+        size_t tiles = (rows + TILE_M - 1) / TILE_M;
+        const real *from = p.k0 + k ? p.c : p.from;
+        for (size_t j = 0; j < columns; j += TILE_N)
+            pack_b(packed_b + j*n_k, p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k, n_k);
+        for (size_t j = 0; j < columns; j += TILE_N)
+            for (size_t i = row0; i < row0 + rows; i += TILE_M) {
+                size_t at = (p.i0 + i) * p.c_stride + j0 + j;
+                tile(p.c + at, from ? from + at : NULL, p.c_stride, panel_of_a(p.packed, p.M, i, k), packed_b + j * n_k,
+                     p.scale, min_size(TILE_M, p.M - i), min_size(TILE_N, columns - j), n_k);
+                prefetch(p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k + n_k, next, (i - row0) / TILE_M, tiles);
+            }
+    }
+}
+
+static void product_block(Block p, size_t N) {
+    size_t rows = N < 16 * BLOCK_N ? TASK_ROWS : p.M;
+    #pragma omp parallel if (p.M * N * p.K > WORTH_THREADS)
+    {
+        #pragma omp for collapse(2) schedule(static)
+        for (size_t k = 0; k < p.K; k += BLOCK_K)
+            for (size_t i = 0; i < p.M; i += TILE_M)
+                pack_a(panel_of_a(p.packed, p.M, i, k), p.a, p.i0 + i, min_size(TILE_M, p.M - i), p.k0 + k,
+                       min_size(BLOCK_K, p.K - k));
+        #pragma omp for collapse(2) schedule(dynamic)
+        for (size_t i = 0; i < p.M; i += rows)
+            for (size_t j = 0; j < N; j += BLOCK_N)
+                block_columns(p, i, min_size(rows, p.M - i), j, min_size(BLOCK_N, N - j));
+    }
+}
+
+static void product(real *c, const real *from, View a, View b, real scale, size_t M, size_t N, size_t K) {
+    // Static, because kernels do not allocate; so one product runs at a time. Only what a shape needs is ever touched.
+    static real packed[MOST_M * MOST_K] __attribute__((aligned(64)));
+    for (size_t k = 0; k < K; k += MOST_K)
+        for (size_t i = 0; i < M; i += MOST_M)
+            product_block((Block){ c, from, N, a, b, scale, i, min_size(MOST_M, M - i), k, min_size(MOST_K, K - k),
+                                   packed }, N);
+}
+
+// The same by the calling thread alone, for attention's blocks: the rows of c [M,N] are c_stride apart, M <= SMALL_M.
+enum { SMALL_M = 16 * TILE_M };     // attention of 2048 tokens: 60 % of the peak, with 64 rows 58
+
+static void small_product(real *c, const real *from, size_t c_stride, View a, View b, real scale, size_t M, size_t N,
+                          size_t K) {
+    real packed[(SMALL_M + TILE_M) * BLOCK_K] __attribute__((aligned(64)));     // a tile reads whole panels
+    for (size_t k = 0; k < K; k += BLOCK_K) {
+        Block p = { c, from, c_stride, a, b, scale, 0, M, k, min_size(BLOCK_K, K - k), packed };
+        for (size_t i = 0; i < M; i += TILE_M)
+            pack_a(panel_of_a(packed, M, i, 0), a, i, min_size(TILE_M, M - i), k, p.K);
+        for (size_t j = 0; j < N; j += BLOCK_N) block_columns(p, 0, M, j, min_size(BLOCK_N, N - j));
+    }
+}
+
+// w [n] of any dtype times x [n]; x_pairs: the same for two-byte weights, each 2 LANES numbers the even ones first
+static real dot_row(const void *w, Dtype dtype, const real *x, const real *x_pairs, size_t n) {
+    real run[512], sum;
+    size_t size = dtype_size(dtype), k = 0;
+    vec sums[4] = {{0}}, even, odd;
+    for (; x_pairs && k + 4*LANES <= n; k += 4*LANES) {
+        #pragma GCC unroll 2
+        for (size_t i = 0; i < 2; i++) {
+            const uint16_t *w_k = (const uint16_t *)w + k + 2*i*LANES;
+            __builtin_prefetch(w_k + 2048);
+            widen_pairs(&even, &odd, *(const bit_vec *)w_k, dtype);
+            sums[2*i] += even * *(const vec *)(x_pairs + k + 2*i*LANES);
+            sums[2*i + 1] += odd * *(const vec *)(x_pairs + k + (2*i + 1) * LANES);
+        }
+    }
+    sum = sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (size_t m; k < n; k += m) {
+        m = min_size(COUNT(run), n - k);
+        wideners[dtype](run, (const char *)w + k * size, m);
+        sum += dot(run, x + k, m);
+    }
+    return sum;
+}
+
+// y [n_out] = from + scale W x, W [n_out,n_in] read once, as it lies: decoding is bound by memory. Two-byte weights are
+// widened in pairs, so x lies in pairs as well: 34 GB/s on one core, 38 of 40 asking 4 KiB ahead; 24 by way of a
+// widened copy, and 24 with four rows at once, for memory then comes in four short streams.
+static void one_row(real *y, const real *from, const real *x, Weight w, real scale, size_t n_out, size_t n_in) {
+    static real x_pairs[1 << 16] __attribute__((aligned(64)));
+    size_t size = dtype_size(w.dtype);
+    bool pairs = size == 2 && n_in <= COUNT(x_pairs);
+    for (size_t k = 0; pairs && k + 2*LANES <= n_in; k += 2*LANES)
+        for (size_t lane = 0; lane < LANES; lane++)
+            x_pairs[k + lane] = x[k + 2*lane], x_pairs[k + LANES + lane] = x[k + 2*lane + 1];
+    #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
+    for (size_t j = 0; j < n_out; j++) {
+        const char *w_j = (const char *)w.data + (w.first + j * n_in) * size;
+        y[j] = (from ? from[j] : 0) + scale * dot_row(w_j, w.dtype, x, pairs ? x_pairs : NULL, n_in);
+    }
+}
+
+// The matrix w, its rows or its columns as lines.
+static View view_of(Weight w, size_t line_stride, size_t k_stride) {
+    return (View){ (const char *)w.data + w.first * dtype_size(w.dtype), w.dtype, line_stride, k_stride };
+}
+
+void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
+                    size_t n_in) {
+    if (T == 1) one_row(y, from, x, w, scale, n_out, n_in);
+    else product(y, from, (View){ x, REAL, n_in, 1 }, view_of(w, n_in, 1), scale, T, n_out, n_in);
+}
+
+void linear_backward_input(real *dx, const real *from, const real *dy, Weight w, real scale, size_t T, size_t n_out,
+                           size_t n_in) {
+    product(dx, from, (View){ dy, REAL, n_out, 1 }, view_of(w, 1, n_in), scale, T, n_in, n_out);
+}
+
+void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in) {
+    product(dw, dw, (View){ dy, REAL, 1, n_out }, (View){ x, REAL, 1, n_in }, scale, n_out, n_in, T);
+}
+
+// ---- 12.3 Attention ----------------------------------------------------------------------------------------------
+// The formulas of 2.7. No T x T array is kept: queries and keys are taken in blocks, whose scores are small matrix
+// products, with a running maximum and sum for each query (Milakov & Gimelshein 2018, arXiv:1805.02867); the backward
+// computes the probabilities again from lse (Dao et al. 2022, arXiv:2205.14135). What no query of a block may see is
+// not computed.
+
+enum { BLOCK_QUERIES = SMALL_M, BLOCK_KEYS = SMALL_M };
+
+// A block of n queries of one head. Query i of it sees the first n_visible + i keys of its sequence. Rows of queries
+// are q_stride apart, rows of keys and values kv_stride.
+typedef struct { size_t n, n_visible, q_stride, kv_stride, d; real scale; } QueryBlock;
+
+// The n keys and values that a block meets in one place: in the prefix, where it sees all, or in its sequence, where
+// what it sees is causal. dk and dv (NULL: frozen, or forward) are this head's own, their rows q_stride apart.
+typedef struct { const real *k, *v; real *dk, *dv; size_t n; bool causal; } KeyPart;
+
+static size_t keys_seen(QueryBlock b, KeyPart part, size_t i) {
+    return part.causal ? min_size(part.n, b.n_visible + i) : part.n;
+}
+
+static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }      // lines are rows
+static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }   // lines are columns
+
+static void block_scores(real *score, const real *q, const real *k, QueryBlock b, size_t n_keys) {
+    // score [n,BLOCK_KEYS] = q k^T / sqrt(d)
+    small_product(score, NULL, BLOCK_KEYS, by_rows(q, b.q_stride), by_rows(k, b.kv_stride), b.scale, b.n, n_keys, b.d);
+}
+
+static void attend_block(real *out, real *largest, real *sum, const real *q, const real *k, const real *v, QueryBlock b,
+                         KeyPart part, size_t j0, size_t n_keys) {
+    // keys j0 .. j0 + n_keys of the part: updates out [n,d] (not yet divided by sum), largest [n], sum [n]
+    real score[BLOCK_QUERIES * BLOCK_KEYS];
+    block_scores(score, q, k, b, n_keys);
+    for (size_t i = 0; i < b.n; i++) {
+        real *score_i = score + i*BLOCK_KEYS, before = largest[i], *out_i = out + i*b.q_stride;
+        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
+        for (size_t j = n; j < n_keys; j++) score_i[j] = 0;
+        if (!n) continue;
+        real top = largest_of(before, score_i, n), shrink = real_exp(before - top);
+        for (size_t j = 0; j < n; j++) score_i[j] = real_exp(score_i[j] - top);
+        sum[i] = shrink * sum[i] + (real)sum_of(score_i, n);
+        for (size_t c = 0; c < b.d; c++) out_i[c] *= shrink;
+        largest[i] = top;
+    }
+    small_product(out, out, b.q_stride, by_rows(score, BLOCK_KEYS), by_columns(v, b.kv_stride), 1, b.n, b.d, n_keys);
+}
+
+static void attend(real *out, real *lse, size_t lse_stride, const real *q, QueryBlock b, const KeyPart *parts,
+                   size_t n_parts) {
+    real largest[BLOCK_QUERIES], sum[BLOCK_QUERIES];
+    for (size_t i = 0; i < b.n; i++) {
+        largest[i] = -(real)INFINITY, sum[i] = 0;
+        memset(out + i*b.q_stride, 0, b.d * sizeof *out);
+    }
+    for (const KeyPart *part = parts; part < parts + n_parts; part++)
+        for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
+            attend_block(out, largest, sum, q, part->k + j * b.kv_stride, part->v + j * b.kv_stride, b, *part, j,
+                         min_size(BLOCK_KEYS, n - j));
+    for (size_t i = 0; i < b.n; i++) {
+        for (size_t c = 0; c < b.d; c++) out[i*b.q_stride + c] /= sum[i];
+        lse[i*lse_stride] = largest[i] + real_log(sum[i]);
+    }
+}
+
+// The block of queries that begins at query i of sequence b.
+static QueryBlock query_block(AttentionShape s, size_t b, size_t i) {
+    size_t n = s.starts[b+1] - s.starts[b], past = s.kv_starts[b+1] - s.kv_starts[b] - n, d = s.head_dim;
+    return (QueryBlock){ min_size(BLOCK_QUERIES, n - i), past + i + 1, s.n_heads*d, s.n_kv_heads*d, d,
+                         1 / real_sqrt((real)d) };
+}
+
+void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
+                       const real *prefix_v, AttentionShape s) {
+    size_t d = s.head_dim, stride = s.n_kv_heads * d, blocks = (s.longest + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
+    #pragma omp parallel for collapse(3) schedule(dynamic) if (s.T * s.n_heads * d > WORTH_THREADS)
+    for (size_t b = 0; b < s.n_sequences; b++)
+        for (size_t block = 0; block < blocks; block++)
+            for (size_t h = 0; h < s.n_heads; h++) {
+                // at: the head's place in a row
+                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;
+                if (i >= s.starts[b+1] - s.starts[b]) continue;
+                size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
+                KeyPart parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
+                                   s.n_prefix, false },
+                                 { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
+                attend(out + th*d, lse + th, s.n_heads, q + th*d, query_block(s, b, i), parts, 2);
+            }
+}
+
+// What the backward of a block of queries needs: rows of q, dout and dq as the block has them, lse with its own
+// stride, and D_i = out_i . dout_i.
+typedef struct { const real *q, *dout, *lse, *D; real *dq; size_t lse_stride; } QueryRows;
+
+// One block of queries against one block of part. The derivative of the softmax is ds_ij = p_ij (dout_i . v_j - D_i),
+// so
+//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += sum_i ds_ij q_i / sqrt(d)      dv_j += sum_i p_ij dout_i
+static void attend_block_backward(QueryRows r, QueryBlock b, KeyPart part, size_t j0, size_t n_keys) {
+    real p[BLOCK_QUERIES * BLOCK_KEYS], ds[BLOCK_QUERIES * BLOCK_KEYS];
+    const real *k = part.k + j0*b.kv_stride, *v = part.v + j0*b.kv_stride;
+    block_scores(p, r.q, k, b, n_keys);
+    small_product(ds, NULL, BLOCK_KEYS, by_rows(r.dout, b.q_stride), by_rows(v, b.kv_stride), 1, b.n, n_keys, b.d);
+    for (size_t i = 0; i < b.n; i++) {
+        real *p_i = p + i*BLOCK_KEYS, *ds_i = ds + i*BLOCK_KEYS, lse = r.lse[i*r.lse_stride];
+        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
+        for (size_t j = 0; j < n; j++) {
+            p_i[j] = real_exp(p_i[j] - lse);
+            ds_i[j] = p_i[j] * (ds_i[j] - r.D[i]);
+        }
+        for (size_t j = n; j < n_keys; j++) p_i[j] = ds_i[j] = 0;
+    }
+    small_product(r.dq, r.dq, b.q_stride, by_rows(ds, BLOCK_KEYS), by_columns(k, b.kv_stride), b.scale, b.n, b.d,
+                  n_keys);
+    if (!part.dk) return;
+    real *dk = part.dk + j0 * b.q_stride, *dv = part.dv + j0 * b.q_stride;
+    small_product(dk, dk, b.q_stride, by_columns(ds, BLOCK_KEYS), by_columns(r.q, b.q_stride), b.scale, n_keys, b.d,
+                  b.n);
+    small_product(dv, dv, b.q_stride, by_columns(p, BLOCK_KEYS), by_columns(r.dout, b.q_stride), 1, n_keys, b.d, b.n);
+}
+
+static void attend_backward(QueryRows r, const real *out, QueryBlock b, const KeyPart *parts, size_t n_parts) {
+    real D[BLOCK_QUERIES];
+    for (size_t i = 0; i < b.n; i++) D[i] = dot(r.dout + i*b.q_stride, out + i*b.q_stride, b.d);
+    r.D = D;
+    for (const KeyPart *part = parts; part < parts + n_parts; part++)
+        for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
+            attend_block_backward(r, b, *part, j, min_size(BLOCK_KEYS, n - j));
+}
+
+// dkv [rows,n_kv_heads,d] = the sum of by_head [rows,n_heads,d] over the heads of a group, in order; NULL: not wanted
+static void add_heads(real *dkv, const real *by_head, size_t rows, AttentionShape s) {
+    size_t group = s.n_heads / s.n_kv_heads, d = s.head_dim;
+    #pragma omp parallel for if (rows * s.n_heads * d > WORTH_THREADS)
+    for (size_t row = 0; row < (dkv ? rows : 0); row++)
+        for (size_t h = 0; h < s.n_heads; h++) {
+            const real *head = by_head + (row * s.n_heads + h) * d;
+            real *sum = dkv + (row * s.n_kv_heads + h / group) * d;
+            if (h % group) axpy(sum, 1, head, d);
+            else memcpy(sum, head, d * sizeof *sum);
+        }
+}
+
+// dk and dv of each query head are computed in scratch, so that a head is one thread's work, and then added up.
+void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
+                        const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
+                        const real *prefix_k, const real *prefix_v, AttentionShape s) {
+    size_t d = s.head_dim, stride = s.n_kv_heads * d, n_all = (s.T + s.n_prefix) * s.n_heads * d;
+    real *dk_heads = scratch, *dv_heads = scratch + n_all, *prefix_heads = scratch + s.T * s.n_heads * d;
+    bool prefix_trains = dprefix_k || dprefix_v;
+    // Sequences share the prefix, so where it trains one thread must take them all.
+    size_t together = prefix_trains && s.n_sequences ? s.n_sequences : 1;
+    zero(scratch, 2 * n_all), zero(dq, s.T * s.n_heads * d);
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (s.T * s.n_heads * d > WORTH_THREADS)
+    for (size_t b0 = 0; b0 < s.n_sequences; b0 += together)
+        for (size_t h = 0; h < s.n_heads; h++)
+            for (size_t b = b0; b < b0 + together; b++) {
+                size_t at = h / (s.n_heads / s.n_kv_heads) * d, row = s.starts[b], n = s.starts[b+1] - row;
+                size_t own = row*stride + at, own_head = (row*s.n_heads + h)*d;
+                KeyPart parts[] = { { NULL, NULL, NULL, NULL, s.n_prefix, false },
+                                    { k + own, v + own, dk_heads + own_head, dv_heads + own_head, n, true } };
+                if (s.n_prefix) parts[0].k = prefix_k + at, parts[0].v = prefix_v + at;
+                if (prefix_trains) parts[0].dk = prefix_heads + h*d, parts[0].dv = prefix_heads + n_all + h*d;
+                for (size_t i = 0; i < n; i += BLOCK_QUERIES) {
+                    size_t th = (row + i)*s.n_heads + h;
+                    QueryRows r = { q + th*d, dout + th*d, lse + th, NULL, dq + th*d, s.n_heads };
+                    attend_backward(r, out + th*d, query_block(s, b, i), parts, 2);
+                }
+            }
+    add_heads(dk, dk_heads, s.T, s), add_heads(dv, dv_heads, s.T, s);
+    add_heads(dprefix_k, prefix_heads, s.n_prefix, s), add_heads(dprefix_v, prefix_heads + n_all, s.n_prefix, s);
+}
+#endif  // FAST
+
+// ---- 12.4 What the machine can do --------------------------------------------------------------------------------
+// The two limits that `glmtune bench` holds everything else against. They see the same threads, vectors and compiler.
+
+enum { CHAINS = 12, READ_BLOCK = 1 << 16 };
+
+// Multiply-adds alone, `steps` (even) of them in each of CHAINS chains on every thread; returns the operations. One
+// takes 4 cycles and two begin in each, so 8 independent chains keep a core busy; 12 and 4 operands fit 16 registers.
+// x -> a x + b -> -(a x + b)/a + d goes round through four numbers, so nothing grows or settles, and all mantissas are
+// random: with operands like 1.0 few bits flip, the core draws less power, clocks higher, and the peak is none.
+KERNEL double multiply_adds(real *result, size_t steps) {
+    size_t n_threads = 0;
+    real sum = 0;
+    #pragma omp parallel reduction(+ : sum, n_threads)
+    {
+        real start[(CHAINS + 4) * LANES];
+        for (size_t i = 0; i < COUNT(start); i++) start[i] = (real)(1 + rng_uniform(7, i));
+        for (size_t i = 0; i < LANES; i++) start[2*LANES + i] = -1 / start[i];
+        const vec *from = (const vec *)start;
+        vec a = from[0], b = from[1], c = from[2], d = from[3], x[CHAINS];
+        #pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++) x[i] = from[4 + i];
+        for (size_t k = 0; k < steps; k += 2) {
+            #pragma GCC unroll 12
+            for (int i = 0; i < CHAINS; i++) x[i] = x[i] * a + b;
+            #pragma GCC unroll 12
+            for (int i = 0; i < CHAINS; i++) x[i] = x[i] * c + d;
+        }
+        #pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++) sum += sum_of_lanes(x[i]);
+        n_threads++;
+    }
+    *result = sum;                      // whoever computes nothing has nothing to put here
+    return 2.0 * LANES * CHAINS * (double)steps * (double)n_threads;
+}
+
+// Reads x [n], n a multiple of READ_BLOCK, once; the sum is of no use but to have been computed.
+KERNEL real read_through(const real *x, size_t n) {
+    real sum = 0;
+    #pragma omp parallel for reduction(+ : sum)
+    for (size_t i = 0; i < n; i += READ_BLOCK) {
+        vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+        for (const real *p = x + i, *end = p + READ_BLOCK; p < end; p += 4 * LANES) {
+            s0 += *(const vec *)p, s1 += *(const vec *)(p + LANES);
+            s2 += *(const vec *)(p + 2*LANES), s3 += *(const vec *)(p + 3*LANES);
+        }
+        sum += sum_of_lanes((s0 + s1) + (s2 + s3));
+    }
+    return sum;
+}
+
+#endif  // GLMTUNE_CUDA
 
 // ================================================================================================================
 // 13  Files
@@ -6676,6 +6928,14 @@ static Json *yaml_only(JsonReader *r) {
 // their pages as it likes. (Only where a header leaves them off their boundary, as old libraries did, they are copied.)
 // Every length, offset and shape is checked against the file before it is used.
 
+static const struct { const char *name; Dtype dtype; size_t size; } dtypes[] = {    // the first six stand by number
+    { "F64", F64, 8 }, { "F32", F32, 4 }, { "F16", F16, 2 }, { "BF16", BF16, 2 }, { "I64", I64, 8 }, { "I32", I32, 4 },
+    { "I16", OTHER_DTYPE, 2 }, { "I8", OTHER_DTYPE, 1 }, { "U8", OTHER_DTYPE, 1 }, { "BOOL", OTHER_DTYPE, 1 },
+    { "F8_E4M3", OTHER_DTYPE, 1 }, { "F8_E5M2", OTHER_DTYPE, 1 },
+};
+
+static const char *dtype_name(Dtype d) { return dtypes[d].name; }
+
 #define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
 #define DAMAGED "the header is damaged, download the file again"
 
@@ -6852,7 +7112,7 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
         size_t bytes = times(t[i].n, dtype_size(t[i].dtype));
         text_print(&h, ",");
         text_json(&h, t[i].name, strlen(t[i].name));
-        text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", dtypes[t[i].dtype].name,
+        text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", dtype_name(t[i].dtype),
                    shape_text(t[i].shape, t[i].n_dims), w.expected, w.expected + bytes);
         w.expected += bytes;
     }
@@ -8482,19 +8742,20 @@ static void *random_bf16(size_t n, uint64_t key, double std) {
     return w;
 }
 
-typedef struct { char kind; real *out, *x, *dy; const void *w; size_t rows, n_in, n_out; } Product;
+typedef struct { char kind; real *out, *x, *dy; Weight w; size_t rows, n_in, n_out; } Product;
 
 static void one_product(const void *product) {
     const Product *p = product;
-    if (p->kind == 'Y') linear_forward(p->out, p->x, p->w, BF16, 1, p->rows, p->n_out, p->n_in);
-    if (p->kind == 'X') linear_backward_input(p->out, p->dy, p->w, BF16, 1, p->rows, p->n_out, p->n_in);
+    if (p->kind == 'Y') linear_forward(p->out, NULL, p->x, p->w, 1, p->rows, p->n_out, p->n_in);
+    if (p->kind == 'X') linear_backward_input(p->out, NULL, p->dy, p->w, 1, p->rows, p->n_out, p->n_in);
     if (p->kind == 'W') linear_backward_weight(p->out, p->dy, p->x, 1, p->rows, p->n_out, p->n_in);
 }
 
 // The products Y, dX and dW of a map with bf16 weights w [n_out,n_in].
 static void bench_products(const void *w, size_t rows, size_t n_in, size_t n_out, double peak) {
     real *out = random_reals(max_size(max_size(rows * n_in, rows * n_out), n_in * n_out), 3);
-    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), w, rows, n_in, n_out };
+    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), { w, BF16, 0 }, rows, n_in,
+                  n_out };
     for (const char *kind = "YXW"; *kind; kind++) {
         p.kind = *kind;
         const char *what = name("%s%c %5zu rows, %5zu x %5zu", *kind == 'Y' ? "" : "d", *kind, rows, n_in, n_out);
@@ -8515,7 +8776,7 @@ static void one_attention(const void *attention) {
 static void bench_attention(size_t T, size_t heads, size_t groups, size_t d, double peak) {
     size_t ends[] = { 0, T }, *starts = device_take(COUNT(ends), sizeof *starts, "bench");
     memory_copy_in(starts, ends, sizeof ends);
-    Attention a = { .s = { 1, heads, groups, d, 0, starts, starts } };
+    Attention a = { .s = { 1, heads, groups, d, 0, T, T, starts, starts } };
     real **arrays[] = { &a.out, &a.q, &a.dout, &a.dq, &a.k, &a.v, &a.dk, &a.dv, &a.lse, &a.scratch };
     for (size_t i = 0; i < COUNT(arrays); i++)
         *arrays[i] = random_reals(T * (i < 4 ? heads * d : i < 8 ? groups * d : i < 9 ? heads : 2 * heads * d), i);

@@ -1,7 +1,8 @@
 // glmtune.cu: section 2 of glmtune.c again, for one NVIDIA GPU. `make cuda` builds glmtune-cuda from both.
 //
-// It is read beside section 2: the same order, the same names, the same numbers of subsections; each formula stands
-// there and is not repeated. Products are cuBLASLt's, part of the CUDA toolkit; all else are the short kernels below.
+// It is read beside section 2: the same names, the same numbers of subsections, and, but for memory, which comes first
+// here, the same order; each contract and formula stands there and is not repeated. Products are cuBLASLt's, part of
+// the CUDA toolkit; all else are the short kernels below.
 //
 // Two precisions, by --precision. `fp32`: everything in float, TF32 off; what is compared with the CPU. `bf16`: the
 // operands of products are rounded to bf16 as they enter the tensor cores and their sums are float; activations, norms,
@@ -21,8 +22,8 @@
 //                                                             a long vector still has blocks enough when T is 1
 //     a row                     grid rows                     sums along a row (norms, cross-entropy)
 //     32 columns                grid columns / 32             sums down the columns
-//     as many as run at once    grid cores x 2                attention: blocks walk over the work, whose size only the
-//                                                             device knows, for `starts` lie there
+//     as many as run at once    grid cores x 2                attention: blocks walk over the work, whose exact
+//                                                             size only the device knows: `starts` lie there
 // Neighbouring threads touch neighbouring numbers, so a warp's 32 accesses are one of 128 bytes.
 
 #define GLMTUNE_KERNELS_ONLY
@@ -168,7 +169,7 @@ static __device__ float largest_of_block(float x) {
     return x;
 }
 
-// ---- 2.2 Memory --------------------------------------------------------------------------------------------------
+// ---- 2.13 Memory and types ---------------------------------------------------------------------------------------
 
 size_t memory_left(void) {
     size_t left, all;
@@ -318,7 +319,7 @@ void fill_normal(real *out, uint64_t key, float center, float spread, size_t n) 
     LAUNCH(fill_normal_kernel, blocks_for(n, THREADS), THREADS, 0, out, key, center, spread, n);
 }
 
-// ---- 2.3 Matrix product ------------------------------------------------------------------------------------------
+// ---- 2.2 Matrix product ------------------------------------------------------------------------------------------
 // cuBLASLt counts by columns, so a matrix [rows,columns] of ours is one of [columns,rows] there, and C [M,N] += s A B
 // is asked for as C^T += s B^T A^T. Both operands must have one type: float in fp32, where the weights are widened;
 // bf16 in bf16, where bf16 weights enter as they lie and all else is rounded. What must be converted goes through an
@@ -415,12 +416,16 @@ static const ProductPlan *plan_of(const ProductShape &s) {
     return p;
 }
 
-// c [m,n] += scale a [m,k] b [k,n], as cuBLASLt counts: c has columns of ld_c numbers.
-static void product(real *c, size_t ld_c, Matrix a, Matrix b, size_t m, size_t n, size_t k, real scale) {
-    const real one = 1;
+// c [m,n] = from + scale a [m,k] b [k,n], as cuBLASLt counts: c, and from unless it is NULL, have columns of ld_c
+// numbers. With beta 0 what cuBLASLt calls C is not read.
+static void product(real *c, const real *from, size_t ld_c, Matrix a, Matrix b, size_t m, size_t n, size_t k,
+                    real scale) {
+    const real beta = from ? 1 : 0;
+    const void *start = from ? from : c;
     const ProductPlan *p = plan_of({ m, n, k, a.ld, b.ld, ld_c, (size_t)a.op, (size_t)b.op, gpu.bf16,
-                                     alignment_of(a.data), alignment_of(b.data), alignment_of(c) });
-    check_product(cublasLtMatmul(gpu.lt, p->product, &scale, a.data, p->a, b.data, p->b, &one, c, p->c, c, p->c,
+                                     alignment_of(a.data), alignment_of(b.data),
+                                     least(alignment_of(c), alignment_of(start)) });
+    check_product(cublasLtMatmul(gpu.lt, p->product, &scale, a.data, p->a, b.data, p->b, &beta, start, p->c, c, p->c,
                                  &p->algorithm, gpu.lt_space, LT_BYTES, 0), "cublasLtMatmul");
 }
 
@@ -460,10 +465,10 @@ static __device__ float dot_of_eight(uint4 w, const float4 *x, Dtype dtype) {
     return sum;
 }
 
-// y [n_out] += scale W x: a warp for each row of W, read once, as it lies, for decoding is bound by memory; `eights`:
-// by 16 bytes a thread. Nothing is rounded, in bf16 neither.
-static __global__ void one_row_kernel(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t n_out,
-                                      size_t n_in, bool eights) {
+// y [n_out] = from + scale W x: a warp for each row of W, read once, as it lies, for decoding is bound by memory;
+// `eights`: by 16 bytes a thread. Nothing is rounded, in bf16 neither.
+static __global__ void one_row_kernel(real *y, const real *from, const real *x, const void *w, Dtype dtype, real scale,
+                                      size_t n_out, size_t n_in, bool eights) {
     size_t j = (size_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     float sum = 0;
     if (j < n_out && eights) {
@@ -473,61 +478,80 @@ static __global__ void one_row_kernel(real *y, const real *x, const void *w, Dty
         for (size_t k = lane; k < n_in; k += WARP) sum += number_at(w, dtype, j * n_in + k) * x[k];
     }
     for (unsigned half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, half);
-    if (j < n_out && lane == 0) y[j] += scale * sum;
+    if (j < n_out && lane == 0) y[j] = (from ? from[j] : 0) + scale * sum;
 }
 
-static void one_row(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t n_out, size_t n_in) {
-    bool eights = size_of(dtype) == 2 && n_in % 8 == 0 && is_aligned(w, 16) && is_aligned(x, 16);
-    LAUNCH(one_row_kernel, blocks_for(n_out, THREADS / WARP), THREADS, 0, y, x, w, dtype, scale, n_out, n_in, eights);
+// Where the numbers of a weight begin.
+static const void *data_of(Weight w) { return (const char *)w.data + w.first * size_of(w.dtype); }
+
+static void one_row(real *y, const real *from, const real *x, Weight w, real scale, size_t n_out, size_t n_in) {
+    const void *data = data_of(w);
+    bool eights = size_of(w.dtype) == 2 && n_in % 8 == 0 && is_aligned(data, 16) && is_aligned(x, 16);
+    LAUNCH(one_row_kernel, blocks_for(n_out, THREADS / WARP), THREADS, 0, y, from, x, data, w.dtype, scale, n_out, n_in,
+           eights);
 }
 
-// There Y^T [n_out,T] += W X^T: W [n_out,n_in] is transposed, X^T as it lies.
-void linear_forward(real *y, const real *x, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+// There Y^T [n_out,T] = W X^T: W [n_out,n_in] is transposed, X^T as it lies.
+void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
                     size_t n_in) {
-    if (!T || !n_out || !n_in) return;
-    if (T == 1) return one_row(y, x, w, dtype, scale, n_out, n_in);
-    size_t t_step = rows_at_once(F32, T, n_in), j_step = rows_at_once(dtype, n_out, n_in);
+    if (!T) return;
+    if (T == 1) return one_row(y, from, x, w, scale, n_out, n_in);
+    size_t t_step = rows_at_once(F32, T, n_in), j_step = rows_at_once(w.dtype, n_out, n_in);
     for (size_t t = 0; t < T; t += t_step) {
         size_t n_t = least(t_step, T - t);
         const char *x_t = operand(0, x, F32, t, n_t, n_in);
         for (size_t j = 0; j < n_out; j += j_step) {
-            size_t n_j = least(j_step, n_out - j);
-            const char *w_j = operand(1, w, dtype, j, n_j, n_in);
-            product(y + t*n_out + j, n_out, { w_j, n_in, CUBLAS_OP_T }, { x_t, n_in, CUBLAS_OP_N }, n_j, n_t, n_in,
-                    scale);
+            size_t n_j = least(j_step, n_out - j), at = t*n_out + j;
+            const char *w_j = operand(1, data_of(w), w.dtype, j, n_j, n_in);
+            product(y + at, from ? from + at : NULL, n_out, { w_j, n_in, CUBLAS_OP_T }, { x_t, n_in, CUBLAS_OP_N }, n_j,
+                    n_t, n_in, scale);
         }
     }
 }
 
-// There dX^T [n_in,T] += W^T dY^T, both as they lie.
-void linear_backward_input(real *dx, const real *dy, const void *w, Dtype dtype, real scale, size_t T, size_t n_out,
+// There dX^T [n_in,T] = W^T dY^T, both as they lie.
+void linear_backward_input(real *dx, const real *from, const real *dy, Weight w, real scale, size_t T, size_t n_out,
                            size_t n_in) {
-    if (!T || !n_out || !n_in) return;
-    size_t t_step = rows_at_once(F32, T, n_out), j_step = rows_at_once(dtype, n_out, n_in);
+    if (!T) return;
+    size_t t_step = rows_at_once(F32, T, n_out), j_step = rows_at_once(w.dtype, n_out, n_in);
     for (size_t t = 0; t < T; t += t_step) {
         size_t n_t = least(t_step, T - t);
         const char *dy_t = operand(0, dy, F32, t, n_t, n_out);
+        const real *from_t = from ? from + t*n_in : NULL;
         for (size_t j = 0; j < n_out; j += j_step) {
             size_t n_j = least(j_step, n_out - j);
-            const char *w_j = operand(1, w, dtype, j, n_j, n_in), *dy_tj = dy_t + j * size_of(operand_type());
-            product(dx + t*n_in, n_in, { w_j, n_in, CUBLAS_OP_N }, { dy_tj, n_out, CUBLAS_OP_N }, n_in, n_t, n_j,
-                    scale);
+            const char *w_j = operand(1, data_of(w), w.dtype, j, n_j, n_in);
+            const char *dy_tj = dy_t + j * size_of(operand_type());
+            product(dx + t*n_in, j ? dx + t*n_in : from_t, n_in, { w_j, n_in, CUBLAS_OP_N },
+                    { dy_tj, n_out, CUBLAS_OP_N }, n_in, n_t, n_j, scale);
         }
     }
 }
 
 // There dW^T [n_in,n_out] += X^T dY: X^T as it lies, dY transposed.
 void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in) {
-    if (!T || !n_out || !n_in) return;
+    if (!T) return;
     size_t t_step = least(rows_at_once(F32, T, n_out), rows_at_once(F32, T, n_in));
     for (size_t t = 0; t < T; t += t_step) {
         size_t n_t = least(t_step, T - t);
         const char *dy_t = operand(0, dy, F32, t, n_t, n_out), *x_t = operand(1, x, F32, t, n_t, n_in);
-        product(dw, n_in, { x_t, n_in, CUBLAS_OP_N }, { dy_t, n_out, CUBLAS_OP_T }, n_in, n_out, n_t, scale);
+        product(dw, dw, n_in, { x_t, n_in, CUBLAS_OP_N }, { dy_t, n_out, CUBLAS_OP_T }, n_in, n_out, n_t, scale);
     }
 }
 
-// ---- 2.4 Rows: embedding, gather, bias, sums ---------------------------------------------------------------------
+void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
+                          const size_t *n_out, size_t n_parts, size_t n_in) {
+    for (size_t p = 0; p < n_parts; w.first += n_out[p++] * n_in)
+        linear_forward(y[p], from ? from[p] : NULL, x, w, scale, T, n_out[p], n_in);
+}
+
+void linear_parts_backward_input(real *dx, const real *from, real *const *dy, Weight w, real scale, size_t T,
+                                 const size_t *n_out, size_t n_parts, size_t n_in) {
+    for (size_t p = 0; p < n_parts; w.first += n_out[p++] * n_in, from = dx)
+        linear_backward_input(dx, from, dy[p], w, scale, T, n_out[p], n_in);
+}
+
+// ---- 2.3 Rows: embedding, gather, bias ---------------------------------------------------------------------------
 
 // x [T,H], ids [T], table [V,H]; a part of a row each
 static __global__ void embedding_forward_kernel(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t H) {
@@ -536,8 +560,8 @@ static __global__ void embedding_forward_kernel(real *x, const int32_t *ids, con
     for (size_t i = p.first; i < p.end; i += THREADS) x[p.row*H + i] = number_at(table, dtype, from + i);
 }
 
-void embedding_forward(real *x, const int32_t *ids, const void *table, Dtype dtype, size_t T, size_t H) {
-    LAUNCH(embedding_forward_kernel, parts_of_rows(T, H), THREADS, 0, x, ids, table, dtype, H);
+void embedding_forward(real *x, const int32_t *ids, Weight table, size_t T, size_t H) {
+    LAUNCH(embedding_forward_kernel, parts_of_rows(T, H), THREADS, 0, x, ids, data_of(table), table.dtype, H);
 }
 
 // dtable [V,H], dx [T,H]; a part of a row each: the first row with an id adds up, in order, all that have it, and the
@@ -562,7 +586,7 @@ void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t
 }
 
 void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
-    embedding_forward(out, rows, x, F32, R, H);
+    embedding_forward(out, rows, { x, F32, 0 }, R, H);
 }
 
 void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H) {
@@ -627,21 +651,21 @@ void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real e
     LAUNCH(rmsnorm_forward_kernel, (unsigned)T, THREADS, 0, y, rms, x, gain, eps, H);
 }
 
-// dx [T,H] is added to; a row each
-static __global__ void rmsnorm_backward_kernel(real *dx, const real *dy, const real *x, const real *gain,
-                                               const real *rms, size_t H) {
+// dx [T,H]; a row each
+static __global__ void rmsnorm_backward_kernel(real *dx, const real *from, const real *dy, const real *x,
+                                               const real *gain, const real *rms, size_t H) {
     const size_t t = blockIdx.x;
     const float r = rms[t];
     float along = 0;
     for (size_t i = threadIdx.x; i < H; i += THREADS) along += gain[i] * dy[t*H + i] * x[t*H + i];
     float factor = r * r / (real)H * sum_of_block(along);
     for (size_t i = threadIdx.x; i < H; i += THREADS)
-        dx[t*H + i] += r * (gain[i] * dy[t*H + i] - x[t*H + i] * factor);
+        dx[t*H + i] = (from ? from[t*H + i] : 0) + r * (gain[i] * dy[t*H + i] - x[t*H + i] * factor);
 }
 
-void rmsnorm_backward(real *dx, real *dgain, const real *dy, const real *x, const real *gain, const real *rms, size_t T,
-                      size_t H) {
-    LAUNCH(rmsnorm_backward_kernel, (unsigned)T, THREADS, 0, dx, dy, x, gain, rms, H);
+void rmsnorm_backward(real *dx, const real *from, real *dgain, const real *dy, const real *x, const real *gain,
+                      const real *rms, size_t T, size_t H) {
+    LAUNCH(rmsnorm_backward_kernel, (unsigned)T, THREADS, 0, dx, from, dy, x, gain, rms, H);
     if (dgain) add_columns(dgain, dy, x, rms, T, H);
 }
 
@@ -875,18 +899,17 @@ template<class C> struct Sums<C, __nv_bfloat16> {
     }
 };
 
-// to [n,d] = or += scale c, the sums of a slab from feature c0 on; by way of `out` in shared memory, whose tiles must
+// to [n,d] = scale c, the sums of a slab from feature c0 on; by way of `out` in shared memory, whose tiles must
 // be spent, so that neighbouring threads write neighbouring numbers
 template<class C> static __device__ void put_sums(real *to, size_t stride, unsigned n,
                                                   const Sums<C, typename C::number> &c, float *out, size_t c0,
-                                                  size_t d, float scale, bool onto) {
+                                                  size_t d, float scale) {
     c.put(out);
     __syncthreads();
     for (unsigned i = threadIdx.x; i < C::B * C::D; i += THREADS) {
         unsigned row = i / C::D, column = i % C::D;
         if (row >= n || c0 + column >= d) continue;
-        real *place = to + row * stride + c0 + column;
-        *place = (onto ? *place : 0) + scale * out[row * C::OUT_LD + column];
+        to[row * stride + c0 + column] = scale * out[row * C::OUT_LD + column];
     }
     __syncthreads();
 }
@@ -1026,7 +1049,7 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
             out.add(p, v);
         }
         __syncthreads();
-        put_sums<C>(a.out + th*d, stride, at.n, out, (float *)k, at.c0, d, 1, false);
+        put_sums<C>(a.out + th*d, stride, at.n, out, (float *)k, at.c0, d, 1);
     }
 }
 
@@ -1040,7 +1063,7 @@ template<class C> static __device__ float row_dot(const real *x, const real *y, 
     return sum_of_row<C>(sum);
 }
 
-// dq [T,n_heads,d] is added to. Shared: tiles q, dout, k, v, then ds and scores s.
+// dq [T,n_heads,d]. Shared: tiles q, dout, k, v, then ds and scores s.
 template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_kernel(Attention a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
@@ -1079,7 +1102,7 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
             dq.add(ds, k);
             __syncthreads();
         }
-        put_sums<C>(a.dq + th*d, stride, at.n, dq, (float *)k, at.c0, d, scale, true);
+        put_sums<C>(a.dq + th*d, stride, at.n, dq, (float *)k, at.c0, d, scale);
     }
 }
 
@@ -1097,7 +1120,7 @@ template<class C> static __device__ bool find_key_place(KeyPlace *p, const Atten
         const unsigned head = item / slabs % heads, first = item / slabs / heads * C::B;
         const size_t at = first*stride + head / group * s.head_dim;
         const unsigned n = (unsigned)least(C::B, s.n_prefix - first);
-        *p = { { a.prefix_k + at, stride, n }, { a.prefix_v + at, stride, n }, s.starts[s.n_sequences] + first, head,
+        *p = { { a.prefix_k + at, stride, n }, { a.prefix_v + at, stride, n }, s.T + first, head,
                item % slabs * C::D, first, 0, (unsigned)s.n_sequences, 0, false };
         return true;
     }
@@ -1117,7 +1140,7 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
     number *k = (number *)shared, *v = k + C::TILE, *q = v + C::TILE, *dout = q + C::TILE, *p = dout + C::TILE;
     float *s = (float *)(p + C::B * C::P_LD), *lse = s + C::B * C::S_LD, *D = lse + C::B;
     const unsigned row = threadIdx.x / C::LANES;
-    const size_t d = a.s.head_dim, stride = a.s.n_heads * d, T = a.s.starts[a.s.n_sequences];
+    const size_t d = a.s.head_dim, stride = a.s.n_heads * d, T = a.s.T;
     const float scale = 1 / sqrtf((float)d);
     KeyPlace at;
     for (unsigned item = blockIdx.x; find_key_place<C>(&at, a, item); item += gridDim.x) {
@@ -1156,23 +1179,27 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
                 __syncthreads();
             }
         real *to = a.scratch + (at.row * a.s.n_heads + at.head) * d;
-        put_sums<C>(to, stride, at.k.n, dk, (float *)q, at.c0, d, scale, false);
-        put_sums<C>(to + (T + a.s.n_prefix) * stride, stride, at.v.n, dv, (float *)q, at.c0, d, 1, false);
+        put_sums<C>(to, stride, at.k.n, dk, (float *)q, at.c0, d, scale);
+        put_sums<C>(to + (T + a.s.n_prefix) * stride, stride, at.v.n, dv, (float *)q, at.c0, d, 1);
     }
 }
 
-// dkv [rows,n_kv_heads,d] += what scratch has of it by heads, those of a group in order. `values`: dv, else dk;
-// `prefix`: the rows behind the T of the sequences. Blocks walk over all elements, for T lies on the device.
-static __global__ void add_heads_kernel(real *dkv, const real *scratch, bool values, bool prefix, AttentionShape s) {
-    const size_t d = s.head_dim, group = s.n_heads / s.n_kv_heads, T = s.starts[s.n_sequences];
-    const size_t first = (values ? T + s.n_prefix : 0) + (prefix ? T : 0), rows = prefix ? s.n_prefix : T;
-    for (size_t i = element(); i < rows * s.n_kv_heads * d; i += (size_t)gridDim.x * THREADS) {
-        size_t row_and_group = i / d, c = i % d;            // row_and_group x group: the group's first head
-        real sum = dkv[i];
-        for (size_t h = 0; h < group; h++)
-            sum += scratch[(first * s.n_heads + row_and_group * group + h) * d + c];
-        dkv[i] = sum;
-    }
+// dkv [rows,n_kv_heads,d] = the sum of what scratch has of it by heads [any,n_heads,d], those of a group in order; an
+// element each
+static __global__ void add_heads_kernel(real *dkv, const real *scratch, size_t n, size_t group, size_t d) {
+    size_t i = element();
+    if (i >= n) return;
+    size_t row_and_group = i / d, c = i % d;            // row_and_group x group: the group's first head
+    real sum = 0;
+    for (size_t h = 0; h < group; h++) sum += scratch[(row_and_group * group + h) * d + c];
+    dkv[i] = sum;
+}
+
+static void add_heads(real *dkv, const real *scratch, size_t rows, const AttentionShape &s) {
+    const size_t n = rows * s.n_kv_heads * s.head_dim;
+    if (dkv)
+        LAUNCH(add_heads_kernel, blocks_for(n, THREADS), THREADS, 0, dkv, scratch, n, s.n_heads / s.n_kv_heads,
+               s.head_dim);
 }
 
 template<class C> static void launch_forward(const Attention &a) {
@@ -1197,12 +1224,13 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
                         const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s) {
     const bool narrow_head = s.head_dim <= Bf16Narrow::D;
-    Attention a = { NULL, NULL, dq, scratch, dout, out, lse, q, k, v, prefix_k, prefix_v, dprefix_k != NULL, s };
+    Attention a = { NULL, NULL, dq, scratch, dout, out, lse, q, k, v, prefix_k, prefix_v, dprefix_k || dprefix_v, s };
     if (gpu.bf16) narrow_head ? launch_backward<Bf16Narrow>(a) : launch_backward<Bf16Wide>(a);
     else narrow_head ? launch_backward<Fp32Narrow>(a) : launch_backward<Fp32Wide>(a);
-    real *const sums[] = { dk, dv, dprefix_k, dprefix_v };
-    for (int i = 0; i < 4; i++)
-        if (sums[i]) LAUNCH(add_heads_kernel, 8 * gpu.cores, THREADS, 0, sums[i], scratch, i % 2 == 1, i >= 2, s);
+    const size_t row = s.n_heads * s.head_dim;
+    const real *dk_heads = scratch, *dv_heads = scratch + (s.T + s.n_prefix) * row;
+    add_heads(dk, dk_heads, s.T, s), add_heads(dprefix_k, dk_heads + s.T * row, s.n_prefix, s);
+    add_heads(dv, dv_heads, s.T, s), add_heads(dprefix_v, dv_heads + s.T * row, s.n_prefix, s);
 }
 
 // ---- 2.8 SwiGLU --------------------------------------------------------------------------------------------------
@@ -1218,15 +1246,15 @@ void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
     LAUNCH(swiglu_forward_kernel, parts_of_rows(T, F), THREADS, 0, h, gate_up, F);
 }
 
-// dgate_up [T,2F] is added to, dh [T,F]; a part of a row each
+// dgate_up [T,2F], dh [T,F]; a part of a row each
 static __global__ void swiglu_backward_kernel(real *dgate_up, const real *dh, const real *gate_up, size_t F) {
     Part p = part_of_row(F);
     const real *g = gate_up + p.row*2*F, *u = g + F, *dh_t = dh + p.row*F;
     real *dg = dgate_up + p.row*2*F, *du = dg + F;
     for (size_t i = p.first; i < p.end; i += THREADS) {
         real z = 1 / (1 + expf(-g[i]));
-        dg[i] += dh_t[i] * u[i] * z * (1 + g[i] * (1 - z));
-        du[i] += dh_t[i] * g[i] * z;
+        dg[i] = dh_t[i] * u[i] * z * (1 + g[i] * (1 - z));
+        du[i] = dh_t[i] * g[i] * z;
     }
 }
 
@@ -1243,8 +1271,8 @@ static __device__ real value_of(Activation f, real x) {
 
 static __device__ real slope_of(Activation f, real x) {
     if (f == RELU) return x > 0;
-    real y = tanhf(x), z = 1 / (1 + expf(-x));
-    return f == TANH ? 1 - y*y : z * (1 + x * (1 - z));
+    real y = tanhf(x), z = 1 / (1 + expf(-x)), rest = 1 / (1 + expf(x));
+    return f == TANH ? 1 - y*y : z * (1 + x * rest);
 }
 
 // y [n] = f(x), y may be x; an element each
@@ -1257,10 +1285,10 @@ void activation_forward(real *y, const real *x, Activation f, size_t n) {
     LAUNCH(activation_forward_kernel, blocks_for(n, THREADS), THREADS, 0, y, x, f, n);
 }
 
-// dx [n] += dy f'(x), an element each
+// dx [n] = dy f'(x), an element each
 static __global__ void activation_backward_kernel(real *dx, const real *dy, const real *x, Activation f, size_t n) {
     size_t i = element();
-    if (i < n) dx[i] += dy[i] * slope_of(f, x[i]);
+    if (i < n) dx[i] = dy[i] * slope_of(f, x[i]);
 }
 
 void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n) {
@@ -1283,23 +1311,24 @@ void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t 
 
 // ---- 2.10 Dropout ------------------------------------------------------------------------------------------------
 
-// dx [T,n] is added to, dy [T,n], token_keys [T]; a part of a row each
-static __global__ void dropout_backward_kernel(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site,
-                                               real p, size_t n) {
+// y [T,n] = x with some of it dropped, or, with `onto`, += ; token_keys [T]; a part of a row each
+static __global__ void dropout_kernel(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p,
+                                      size_t n, bool onto) {
     Part part = part_of_row(n);
     const uint64_t key = rng_key(token_keys[part.row], site);
     const real scale = 1 / (1 - p);
-    for (size_t i = part.first; i < part.end; i += THREADS)
-        dx[part.row*n + i] += rng_uniform(key, i) >= p ? scale * dy[part.row*n + i] : 0;
-}
-
-void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
-    LAUNCH(dropout_backward_kernel, parts_of_rows(T, n), THREADS, 0, dx, dy, token_keys, site, p, n);
+    for (size_t i = part.first; i < part.end; i += THREADS) {
+        const size_t at = part.row*n + i;
+        y[at] = (onto ? y[at] : 0) + (rng_uniform(key, i) >= p ? scale * x[at] : 0);
+    }
 }
 
 void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
-    zero(y, T*n);
-    dropout_backward(y, x, token_keys, site, p, T, n);
+    LAUNCH(dropout_kernel, parts_of_rows(T, n), THREADS, 0, y, x, token_keys, site, p, n, false);
+}
+
+void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n) {
+    LAUNCH(dropout_kernel, parts_of_rows(T, n), THREADS, 0, dx, dy, token_keys, site, p, n, true);
 }
 
 // ---- 2.11 Cross-entropy ------------------------------------------------------------------------------------------
@@ -1391,12 +1420,12 @@ void scale_by(real *x, real factor, size_t n) {
     LAUNCH(scale_by_kernel, blocks_for(n, THREADS), THREADS, 0, x, factor, n);
 }
 
-// partial [PARTS]: block b adds up the squares of every PARTS-th run of THREADS numbers, in double
+// partial [PARTS] += : block b adds up the squares of every PARTS-th run of THREADS numbers, in double
 static __global__ void squares_kernel(double *partial, const real *x, size_t n) {
     double sum = 0;
     for (size_t i = element(); i < n; i += (size_t)PARTS * THREADS) sum += (double)x[i] * (double)x[i];
     sum = sum_of_block(sum);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+    if (threadIdx.x == 0) partial[blockIdx.x] += sum;
 }
 
 // How many of PARTS blocks have one of n things to read.
@@ -1414,10 +1443,13 @@ static double sum_of_parts(unsigned parts) {
     return sum;
 }
 
-double sum_of_squares(const real *x, size_t n) {
+// The arrays one after another onto the same partial sums, which are copied out once.
+double sum_of_squares(const real *const *x, const size_t *n, size_t count) {
     begin();
-    LAUNCH(squares_kernel, parts_for(n), THREADS, 0, gpu.partial, x, n);
-    return sum_of_parts(parts_for(n));
+    check(cudaMemsetAsync(gpu.partial, 0, PARTS * sizeof *gpu.partial), "cudaMemsetAsync of partial sums");
+    for (size_t i = 0; i < count; i++)
+        LAUNCH(squares_kernel, parts_for(n[i]), THREADS, 0, gpu.partial, x[i], n[i]);
+    return sum_of_parts(PARTS);
 }
 
 // partial [PARTS]: the place of the first bad number that each block has met, n where none; exact in double
@@ -1442,7 +1474,7 @@ size_t first_not_finite(const real *x, size_t n) {
     return first;
 }
 
-// ---- 2.13 What the machine can do --------------------------------------------------------------------------------
+// ---- 2.14 What the machine can do --------------------------------------------------------------------------------
 
 // The GPU's own rate is that of a large product, of random numbers, in the precision that was chosen: x [K,M]^T y [K,M]
 // of M = 8192, K = 4096, five times for `steps` as bench gives them. Its memory is taken once and kept.
@@ -1461,7 +1493,7 @@ double multiply_adds(real *result, size_t steps) {
         fill_uniform(c, 8, 0, 1, K*M), convert(y, operand_type(), c, F32, K*M);
         zero(c, M*M);
     }
-    for (size_t i = 0; i < repeats; i++) product(c, M, { x, K, CUBLAS_OP_T }, { y, K, CUBLAS_OP_N }, M, M, K, 1);
+    for (size_t i = 0; i < repeats; i++) product(c, c, M, { x, K, CUBLAS_OP_T }, { y, K, CUBLAS_OP_N }, M, M, K, 1);
     memory_copy_out(result, c, sizeof *result);
     return 2.0 * M * M * K * (double)repeats;
 }

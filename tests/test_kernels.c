@@ -140,6 +140,20 @@ static TestArray *random_ids(size_t n, size_t end) {
     return put_array(I32, host, n);
 }
 
+// An output that starts from something: by `mode` from nothing, from itself, or from another array, which *from is.
+// Numbers of its host are those that it starts from.
+static TestArray *output_from(size_t n, int mode, TestArray **from) {
+    TestArray *a = mode == 1 ? random_array(n, 1) : unset_array(n);
+    *from = mode == 0 ? NULL : mode == 1 ? a : random_array(n, 1);
+    for (size_t i = 0; i < n && mode != 1; i++) a->host[i] = *from ? (*from)->host[i] : 0;
+    a->least = 0.1;
+    return a;
+}
+
+static const real *device_of(const TestArray *a) { return a ? a->device : NULL; }
+
+static const char *const from_names[] = { "from nothing", "added to", "from another" };
+
 // ---- Comparing, and the same bits at every pass ------------------------------------------------------------------
 
 static struct { void *bytes; size_t n; } *test_record;
@@ -446,7 +460,7 @@ static void test_naive_elements(void) {
     check_slopes("naive cross_entropy dlogits", dx, slope, T*V);
 }
 
-// ---- 2.2 Memory and types ----------------------------------------------------------------------------------------
+// ---- 2.13 Memory and types ---------------------------------------------------------------------------------------
 
 static void test_memory(void) {
     TestArray *a = random_array(1000, 1), *b = random_array(7, 1);
@@ -634,26 +648,67 @@ static void test_fill_normal(void) {
     }
 }
 
-// ---- 2.3 Matrix product ------------------------------------------------------------------------------------------
+// ---- 2.2 Matrix product ------------------------------------------------------------------------------------------
 
 static const double linear_tolerance = TOLERANCE(3e-6, 6e-15);
 
 // The weight is all rows but the first and last of a larger matrix, as q, k and v are views of a fused one.
-static void test_linear_shape(Dtype dtype, size_t T, size_t n_out, size_t n_in, double scale, double tolerance) {
+static void test_linear_shape(Dtype dtype, size_t T, size_t n_out, size_t n_in, double scale, int mode,
+                              double tolerance) {
     TestArray *x = random_array(T*n_in, 1), *dy = random_array(T*n_out, 1), *w = random_of(dtype, (n_out + 2)*n_in, 1);
-    TestArray *y = random_array(T*n_out, 1), *dx = random_array(T*n_in, 1), *dw = random_array((n_out + 2)*n_in, 1);
-    const char *view = (char *)w->device + n_in * test_size(dtype);
+    TestArray *y_from, *dx_from, *y = output_from(T*n_out, mode, &y_from), *dx = output_from(T*n_in, mode, &dx_from);
+    TestArray *dw = random_array((n_out + 2)*n_in, 1);
+    Weight view = { w->device, dtype, n_in };
     real s = (real)scale;
-    linear_forward(y->device, x->device, view, dtype, s, T, n_out, n_in);
-    linear_backward_input(dx->device, dy->device, view, dtype, s, T, n_out, n_in);
+    linear_forward(y->device, device_of(y_from), x->device, view, s, T, n_out, n_in);
+    linear_backward_input(dx->device, device_of(dx_from), dy->device, view, s, T, n_out, n_in);
     linear_backward_weight((real *)dw->device + n_in, dy->device, x->device, s, T, n_out, n_in);
     if (test_pass == 0)
         naive_linear(y->host, dx->host, dw->host + n_in, dy->host, x->host, w->host + n_in, (double)s, T, n_out, n_in);
-    const char *shape = label("dtype %d T=%zu out=%zu in=%zu", dtype, T, n_out, n_in);
+    const char *shape = label("%s, dtype %d T=%zu out=%zu in=%zu", from_names[mode], dtype, T, n_out, n_in);
     expect(y, tolerance, "linear_forward y, %s", shape);
     expect(dx, tolerance, "linear_backward_input dx, %s", shape);
     expect(dw, tolerance, "linear_backward_weight dw, %s", shape);
     finish_arrays("linear");
+}
+
+// A weight whose rows give three outputs: as many calls of its parts, in their order, to the bit.
+static void test_linear_parts(Dtype dtype, size_t T, int mode, double tolerance) {
+    enum { PARTS_OF_W = 3, IN = 70 };
+    static const size_t n_out[PARTS_OF_W] = { 64, 5, 17 };
+    TestArray *x = random_array(T*IN, 1), *w = random_of(dtype, (64 + 5 + 17 + 1)*IN, 1), *dx_from;
+    TestArray *dx = output_from(T*IN, mode, &dx_from), *dx2 = unset_array(T*IN), *y[PARTS_OF_W], *dy[PARTS_OF_W];
+    real *y_at[PARTS_OF_W], *from_at[PARTS_OF_W], *dy_at[PARTS_OF_W];
+    for (size_t p = 0; p < PARTS_OF_W; p++) {
+        TestArray *from;
+        y[p] = output_from(T*n_out[p], mode, &from), dy[p] = random_array(T*n_out[p], 1);
+        y_at[p] = y[p]->device, from_at[p] = from ? from->device : NULL, dy_at[p] = dy[p]->device;
+    }
+    real s = (real)0.7;
+    Weight view = { w->device, dtype, IN };
+    const real *from = device_of(dx_from);
+    for (size_t p = 0; p < PARTS_OF_W; p++) {
+        linear_backward_input(dx2->device, from, dy_at[p], view, s, T, n_out[p], IN);
+        view.first += n_out[p]*IN, from = dx2->device;
+        if (mode == 1) from_at[p] = y_at[p];
+    }
+    view.first = IN;
+    linear_parts_forward(y_at, mode ? from_at : NULL, x->device, view, s, T, n_out, PARTS_OF_W, IN);
+    linear_parts_backward_input(dx->device, device_of(dx_from), dy_at, view, s, T, n_out, PARTS_OF_W, IN);
+    double *unused = take(64*IN, sizeof *unused), *host = w->host + IN;
+    for (size_t p = 0; p < PARTS_OF_W; host += n_out[p++]*IN)
+        naive_linear(y[p]->host, dx->host, unused, dy[p]->host, x->host, host, (double)s, T, n_out[p], IN);
+    free(unused);
+    memcpy(dx2->host, dx->host, T*IN * sizeof *dx->host);
+    real *bits = take(T*IN, sizeof *bits), *bits2 = take(T*IN, sizeof *bits2);
+    memory_copy_out(bits, dx->device, T*IN * sizeof *bits), memory_copy_out(bits2, dx2->device, T*IN * sizeof *bits2);
+    const char *shape = label("%s, dtype %d T=%zu", from_names[mode], dtype, T);
+    check_equal_bits(label("linear_parts_backward_input is as many calls, %s", shape), bits, bits2, T*IN, sizeof *bits);
+    free(bits), free(bits2);
+    for (size_t p = 0; p < PARTS_OF_W; p++) expect(y[p], tolerance, "linear_parts_forward y[%zu], %s", p, shape);
+    expect(dx, tolerance, "linear_parts_backward_input dx, %s", shape);
+    expect(dx2, tolerance, "linear_backward_input part by part, %s", shape);
+    finish_arrays("linear_parts");
 }
 
 // A weight of every finite pattern, times ones and zeros: each must come out exactly as it went in, subnormals too.
@@ -664,16 +719,17 @@ static void test_linear_exact(Dtype dtype) {
     TestArray *w = all_patterns(dtype);
     double *eye = take(WIDE*WIDE, sizeof *eye);
     for (size_t i = 0; i < IN; i++) eye[i*IN + i] = 1;
-    TestArray *rows = array_from(REAL, eye, IN*IN), *y = random_array(finite, 0), *y1 = random_array(finite, 0);
-    TestArray *dx = random_array(finite, 0);
+    TestArray *rows = array_from(REAL, eye, IN*IN), *y = unset_array(finite), *y1 = unset_array(finite);
+    TestArray *dx = unset_array(finite);
+    Weight weight = { w->device, dtype, 0 };
     memset(eye, 0, WIDE*WIDE * sizeof *eye);
     for (size_t i = 0; i < WIDE; i++) eye[i*WIDE + i] = 1;
     TestArray *ones = array_from(REAL, eye, WIDE*WIDE);
-    linear_forward(y->device, rows->device, w->device, dtype, 1, IN, n_out, IN);
+    linear_forward(y->device, NULL, rows->device, weight, 1, IN, n_out, IN);
     for (size_t i = 0; i < WIDE; i++)
-        linear_forward((real *)y1->device + i*n_wide, (const real *)ones->device + i*WIDE, w->device, dtype, 1, 1,
-                       n_wide, WIDE);
-    linear_backward_input(dx->device, rows->device, w->device, dtype, 1, IN, IN, n_out);
+        linear_forward((real *)y1->device + i*n_wide, NULL, (const real *)ones->device + i*WIDE, weight, 1, 1, n_wide,
+                       WIDE);
+    linear_backward_input(dx->device, NULL, rows->device, weight, 1, IN, IN, n_out);
     for (size_t i = 0; i < finite; i++) {
         y->host[i % IN * n_out + i / IN] = dx->host[i] = w->host[i];
         y1->host[i % WIDE * n_wide + i / WIDE] = w->host[i];
@@ -695,8 +751,7 @@ static void test_linear_infinite(Dtype dtype, uint16_t infinity) {
     memory_copy_in(w, weights, sizeof weights);
     fill_uniform(x, 1, 1, 0, T*N);
     for (size_t rows = 1; rows <= T; rows += T - 1) {
-        zero(y, T*N);
-        linear_forward(y, x, w, dtype, 1, rows, N, N);
+        linear_forward(y, NULL, x, (Weight){ w, dtype, 0 }, 1, rows, N, N);
         memory_copy_out(host, y, sizeof host);
         check_true(label("dtype %d, %zu rows: an infinite weight stays infinite, and alone", dtype, rows),
                    isinf(host[3]) && host[3] > 0 && host[2] == 0 && host[4] == 0);
@@ -715,15 +770,19 @@ static void test_linear(void) {
             for (size_t k = 0; k < COUNT(shapes); k++) {
                 drawn_in_bf16 = in_bf16() && !rounds;
                 test_linear_shape(dtype, shapes[k].T, shapes[k].n_out, shapes[k].n_in, shapes[k].scale,
-                                  rounds ? 1e-2 : linear_tolerance);
+                                  (int)((dtype + k) % 3), rounds ? 1e-2 : linear_tolerance);
             }
+    drawn_in_bf16 = in_bf16();
+    for (Dtype dtype = F64; dtype <= BF16; dtype++)
+        for (int mode = 0; mode < 3; mode++)
+            for (size_t T = 0; T < 20; T += T ? 12 : 1) test_linear_parts(dtype, T, mode, linear_tolerance);
     drawn_in_bf16 = false;
     test_linear_exact(F16);
     test_linear_exact(BF16);
     test_linear_infinite(F16, 0x7C00), test_linear_infinite(BF16, 0x7F80);
 }
 
-// ---- 2.4 Rows ----------------------------------------------------------------------------------------------------
+// ---- 2.3 Rows ----------------------------------------------------------------------------------------------------
 
 static const double one_tolerance = TOLERANCE(1.2e-7, 3e-16);   // one operation for each number
 static const double row_tolerance = TOLERANCE(1e-6, 2e-15);     // sums of up to 263 rows
@@ -731,7 +790,7 @@ static const double row_tolerance = TOLERANCE(1e-6, 2e-15);     // sums of up to
 static void test_embedding(Dtype dtype, size_t T, size_t V, size_t H) {
     TestArray *ids = random_ids(T, V), *table = random_of(dtype, V*H, 1), *x = unset_array(T*H);
     TestArray *dx = random_array(T*H, 1), *dtable = random_array(V*H, 1);
-    embedding_forward(x->device, ids->device, table->device, dtype, T, H);
+    embedding_forward(x->device, ids->device, (Weight){ table->device, dtype, 0 }, T, H);
     embedding_backward(dtable->device, dx->device, ids->device, T, H);
     for (size_t t = 0; t < T; t++)
         for (size_t i = 0; i < H; i++) {
@@ -809,22 +868,23 @@ static void test_rows(void) {
 
 // ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
 
-static void test_rmsnorm_shape(size_t T, size_t H, double spread, bool frozen) {
+static void test_rmsnorm_shape(size_t T, size_t H, double spread, bool frozen, int mode) {
     double eps = (double)(real)1e-5;
     TestArray *x = random_array(T*H, spread), *gain = random_array(H, 2), *dy = random_array(T*H, 1);
-    TestArray *y = unset_array(T*H), *rms = unset_array(T), *dx = random_array(T*H, 1), *dgain = random_array(H, 1);
+    TestArray *y = unset_array(T*H), *rms = unset_array(T), *dgain = random_array(H, 1), *from;
+    TestArray *dx = output_from(T*H, mode, &from);
     rmsnorm_forward(y->device, rms->device, x->device, gain->device, (real)eps, T, H);
     naive_rmsnorm(y->host, rms->host, x->host, gain->host, eps, T, H);
     TestArray *kept = array_from(REAL, rms->host, T);       // the backward is judged by itself
-    rmsnorm_backward(dx->device, frozen ? NULL : dgain->device, dy->device, x->device, gain->device, kept->device, T,
-                     H);
+    rmsnorm_backward(dx->device, device_of(from), frozen ? NULL : dgain->device, dy->device, x->device, gain->device,
+                     kept->device, T, H);
     double *unused = take(H, sizeof *unused);
     naive_rmsnorm_backward(dx->host, frozen ? unused : dgain->host, dy->host, x->host, gain->host, kept->host, T, H);
     free(unused);
     double tolerance = TOLERANCE(6e-7, 2e-15), summed = TOLERANCE(4e-6, 6e-15);
     expect(y, tolerance, "rmsnorm_forward y, T=%zu H=%zu x to %g", T, H, spread);
     expect(rms, tolerance, "rmsnorm_forward rms, T=%zu H=%zu x to %g", T, H, spread);
-    expect(dx, summed, "rmsnorm_backward dx, T=%zu H=%zu x to %g", T, H, spread);
+    expect(dx, summed, "rmsnorm_backward dx, %s, T=%zu H=%zu x to %g", from_names[mode], T, H, spread);
     expect(dgain, summed, "rmsnorm_backward dgain%s, T=%zu H=%zu", frozen ? " (frozen)" : "", T, H);
     finish_arrays("rmsnorm");
 }
@@ -832,10 +892,10 @@ static void test_rmsnorm_shape(size_t T, size_t H, double spread, bool frozen) {
 static void test_rmsnorm(void) {
     static const size_t T[] = { 0, 1, 7, 263 }, H[] = { 1, 13, 64, 131 };
     for (size_t a = 0; a < COUNT(T); a++)
-        for (size_t b = 0; b < COUNT(H); b++) test_rmsnorm_shape(T[a], H[b], 1, b == 1);
-    test_rmsnorm_shape(3, 515, 100, false);
-    test_rmsnorm_shape(3, 67, 1e-3, false);     // eps outweighs the mean square
-    test_rmsnorm_shape(3, 67, 0, false);        // rows of zeros
+        for (size_t b = 0; b < COUNT(H); b++) test_rmsnorm_shape(T[a], H[b], 1, b == 1, (int)((a + b) % 3));
+    test_rmsnorm_shape(3, 515, 100, false, 0);
+    test_rmsnorm_shape(3, 67, 1e-3, false, 1);     // eps outweighs the mean square
+    test_rmsnorm_shape(3, 67, 0, false, 1);        // rows of zeros
 }
 
 // ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
@@ -913,8 +973,10 @@ typedef struct {
 static AttentionArrays attention_arrays(const AttentionCase *c, double spread) {
     TestArray *starts = starts_of(c, false), *kv_starts = starts_of(c, true);
     size_t width = c->n_kv_heads * c->head_dim, prefix = c->n_prefix * width;
+    size_t longest = 0;
+    for (size_t b = 0; b < c->n_sequences; b++) longest = max_size(longest, c->lengths[b]);
     AttentionArrays a = { .shape = { c->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, c->n_prefix,
-                                     starts->device, kv_starts->device },
+                                     rows_of(starts), longest, starts->device, kv_starts->device },
                           .q = random_array(rows_of(starts) * c->n_heads * c->head_dim, spread),
                           .k = random_array(rows_of(kv_starts) * width, 1),
                           .v = random_array(rows_of(kv_starts) * width, 1),
@@ -943,31 +1005,43 @@ static void test_attention_forward(const AttentionCase *c, double spread, double
     finish_arrays("attention_forward");
 }
 
-static void test_attention_backward(const AttentionCase *c, double spread, double tolerance, bool frozen) {
+// What is asked for: all gradients, all but the prefix's, or all but those of keys and of the prefix's values.
+enum { ALL_GRADIENTS, PREFIX_FROZEN, NO_KEYS };
+
+static void test_attention_backward(const AttentionCase *c, double spread, double tolerance, int asked) {
     AttentionArrays a = attention_arrays(c, spread);
     AttentionInputs in = { a.q->host, a.k->host, a.v->host, a.prefix_k->host, a.prefix_v->host };
     double *out_host = take(a.q->n, sizeof *out_host), *lse_host = take(a.q->n, sizeof *lse_host);
     naive_attention(out_host, lse_host, NULL, NULL, c, in);
     TestArray *out = array_from(REAL, out_host, a.q->n), *lse = array_from(REAL, lse_host, a.q->n / c->head_dim);
-    TestArray *dout = random_array(a.q->n, 1), *dq = random_array(a.q->n, 1);
-    TestArray *dk = random_array(a.k->n, 1), *dv = random_array(a.k->n, 1);
-    TestArray *dpk = random_array(a.prefix_k->n, 1), *dpv = random_array(a.prefix_k->n, 1);
-    bool given = c->n_prefix && !frozen;
+    TestArray *dout = random_array(a.q->n, 1), *d[5];
+    size_t sizes[] = { a.q->n, a.k->n, a.v->n, a.prefix_k->n, a.prefix_v->n };
+    bool given[] = { true, asked != NO_KEYS, true, c->n_prefix && asked != PREFIX_FROZEN,
+                     c->n_prefix && asked == ALL_GRADIENTS };
+    double *host[5];
+    for (size_t i = 0; i < 5; i++) {
+        d[i] = unset_array(sizes[i]), host[i] = take(sizes[i], sizeof **host);
+        d[i]->least = 1;        // where p is nearly 0 or 1, little is left of large terms
+    }
+    #define GIVEN_ARRAY(i) (given[i] ? d[i]->device : NULL)
     size_t n_scratch = 2 * (a.q->n + c->n_prefix * c->n_heads * c->head_dim);
     real *scratch = memory_take(n_scratch * sizeof *scratch);
     fill_uniform(scratch, 1, 0, 1, n_scratch);              // what lies there before does not matter
-    attention_backward(dq->device, dk->device, dv->device, given ? dpk->device : NULL, given ? dpv->device : NULL,
-                       scratch, dout->device, out->device, lse->device, a.q->device, a.k->device, a.v->device, a.device_prefix_k,
+    attention_backward(d[0]->device, GIVEN_ARRAY(1), GIVEN_ARRAY(2), GIVEN_ARRAY(3), GIVEN_ARRAY(4), scratch,
+                       dout->device, out->device, lse->device, a.q->device, a.k->device, a.v->device, a.device_prefix_k,
                        a.device_prefix_v, a.shape);
-    double *unused = take(2 * dpk->n, sizeof *unused);      // takes the gradient of a frozen prefix
-    AttentionGradients d = { dq->host, dk->host, dv->host, given ? dpk->host : unused, given ? dpv->host : unused };
-    if (test_pass == 0) naive_attention(NULL, NULL, &d, dout->host, c, in);
-    struct { const char *what; TestArray *a; } outputs[] = {
-        { "dq", dq }, { "dk", dk }, { "dv", dv }, { "dprefix_k", dpk }, { "dprefix_v", dpv } };
-    for (size_t i = 0; i < COUNT(outputs); i++)
-        expect(outputs[i].a, tolerance, "attention_backward %s%s, %s", outputs[i].what, frozen ? " (frozen)" : "",
-               attention_label(c, spread));
-    free(out_host), free(lse_host), free(unused);
+    AttentionGradients sums = { host[0], host[1], host[2], host[3], host[4] };
+    if (test_pass == 0) naive_attention(NULL, NULL, &sums, dout->host, c, in);
+    static const char *const names[] = { "dq", "dk", "dv", "dprefix_k", "dprefix_v" };
+    static const char *const without[] = { "", " (prefix frozen)", " (no dk, no dprefix_v)" };
+    for (size_t i = 0; i < 5; i++) {        // what is not given must stay as it was: finish_arrays looks
+        if (given[i]) memcpy(d[i]->host, host[i], sizes[i] * sizeof **host);
+        if (given[i])
+            expect(d[i], tolerance, "attention_backward %s%s, %s", names[i], without[asked],
+                   attention_label(c, spread));
+        free(host[i]);
+    }
+    free(out_host), free(lse_host);
     memory_give(scratch);
     finish_arrays("attention_backward");
 }
@@ -997,9 +1071,10 @@ static void test_attention(void) {
         bool cache = false;
         for (size_t b = 0; b < cases[k].n_sequences; b++) cache = cache || cases[k].past[b];
         if (cache) continue;
-        test_attention_backward(&cases[k], 1, PRODUCTS(7e-6, 1.5e-14, 5e-3), false);
-        test_attention_backward(&cases[k], 1, PRODUCTS(7e-6, 1.5e-14, 5e-3), true);
-        test_attention_backward(&cases[k], 200, PRODUCTS(5e-5, 5e-13, 5e-3), false);
+        test_attention_backward(&cases[k], 1, PRODUCTS(7e-6, 1.5e-14, 5e-3), ALL_GRADIENTS);
+        test_attention_backward(&cases[k], 1, PRODUCTS(7e-6, 1.5e-14, 5e-3), PREFIX_FROZEN);
+        test_attention_backward(&cases[k], 1, PRODUCTS(7e-6, 1.5e-14, 5e-3), NO_KEYS);
+        test_attention_backward(&cases[k], 200, PRODUCTS(5e-5, 5e-13, 5e-3), ALL_GRADIENTS);
     }
     drawn_in_bf16 = false;
 }
@@ -1014,10 +1089,11 @@ static void test_swiglu(void) {
     for (size_t k = 0; k < COUNT(shapes); k++) {
         size_t T = shapes[k].T, F = shapes[k].F;
         TestArray *gate_up = random_array(T*2*F, shapes[k].spread), *h = unset_array(T*F), *dh = random_array(T*F, 1);
-        TestArray *dgate_up = random_array(T*2*F, 1);
+        TestArray *dgate_up = unset_array(T*2*F);
         swiglu_forward(h->device, gate_up->device, T, F);
         swiglu_backward(dgate_up->device, dh->device, gate_up->device, T, F);
         naive_swiglu(h->host, gate_up->host, T, F);
+        memset(dgate_up->host, 0, T*2*F * sizeof *dgate_up->host), dgate_up->least = 0.1;
         naive_swiglu_backward(dgate_up->host, dh->host, gate_up->host, T, F);
         expect(h, TOLERANCE(6e-7, 6e-16), "swiglu_forward h, T=%zu F=%zu to %g", T, F, shapes[k].spread);
         expect(dgate_up, TOLERANCE(1.2e-6, 6e-16), "swiglu_backward dgate_up, T=%zu F=%zu to %g", T, F,
@@ -1029,25 +1105,29 @@ static void test_swiglu(void) {
 // ---- 2.9 Activations and gains -----------------------------------------------------------------------------------
 
 static double naive_activation(Activation f, double x, bool slope) {
-    double z = 1 / (1 + exp(-x));
+    double z = 1 / (1 + exp(-x)), rest = 1 / (1 + exp(x));      // 1 - z, without the digits that it would lose
     if (f == RELU) return x > 0 ? slope ? 1 : x : 0;
     if (f == TANH) return slope ? 1 - tanh(x) * tanh(x) : tanh(x);
-    return slope ? z + x * z * (1 - z) : x * z;
+    return slope ? z + x * z * rest : x * z;
 }
 
 static void test_activation(Activation f, size_t n, double spread) {
-    TestArray *x = random_array(n, spread), *y = unset_array(n), *dy = random_array(n, 1), *dx = random_array(n, 1);
-    TestArray *same = random_array(n, spread);
+    TestArray *x = random_array(n, spread), *y = unset_array(n), *dy = random_array(n, 1), *dx = unset_array(n);
+    TestArray *same = random_array(n, spread), *same_dy = random_array(n, 1);
+    dx->least = same_dy->least = 1;     // a slope's own size
     activation_forward(y->device, x->device, f, n);
     activation_backward(dx->device, dy->device, x->device, f, n);
+    activation_backward(same_dy->device, same_dy->device, x->device, f, n);
     activation_forward(same->device, same->device, f, n);
     for (size_t i = 0; i < n; i++) {
         y->host[i] = naive_activation(f, x->host[i], false);
-        dx->host[i] += dy->host[i] * naive_activation(f, x->host[i], true);
+        dx->host[i] = dy->host[i] * naive_activation(f, x->host[i], true);
+        same_dy->host[i] *= naive_activation(f, x->host[i], true);
         same->host[i] = naive_activation(f, same->host[i], false);
     }
     expect(y, TOLERANCE(6e-7, 6e-16), "activation_forward %d, n=%zu to %g", f, n, spread);
     expect(dx, TOLERANCE(6e-7, 6e-16), "activation_backward %d, n=%zu to %g", f, n, spread);
+    expect(same_dy, TOLERANCE(6e-7, 6e-16), "activation_backward %d in place, n=%zu to %g", f, n, spread);
     expect(same, TOLERANCE(6e-7, 6e-16), "activation_forward %d in place, n=%zu to %g", f, n, spread);
     finish_arrays("activation");
 }
@@ -1268,12 +1348,18 @@ static void test_lion(size_t n, double weight_decay) {
     finish_arrays("lion_step");
 }
 
-// Both builds sum in double; a spread of 1e25 has squares that no float holds.
-static void test_sum_of_squares(size_t n, double spread) {
-    TestArray *x = random_array(n, spread);
-    long double sum = 0;
+// Of one array, and of three in one call, the middle one empty. A device without double adds up in float, in parts.
+static void test_sum_of_squares(size_t n) {
+    TestArray *x = random_array(n, 1), *y = random_array(1000, 3);
+    const real *arrays[] = { x->device, y->device, y->device };
+    size_t sizes[] = { n, 0, y->n };
+    long double sum = 0, more = 0;
     for (size_t i = 0; i < n; i++) sum += (long double)x->host[i] * x->host[i];
-    expect_number(label("sum_of_squares n=%zu to %g", n, spread), sum_of_squares(x->device, n), (double)sum, 4e-15);
+    for (size_t i = 0; i < y->n; i++) more += (long double)y->host[i] * y->host[i];
+    expect_number(label("sum_of_squares n=%zu", n), sum_of_squares(arrays, sizes, 1), (double)sum, 1e-6);
+    expect_number(label("sum_of_squares of %zu, 0 and 1000", n), sum_of_squares(arrays, sizes, 3), (double)(sum + more),
+                  1e-6);
+    expect_number("sum_of_squares of nothing", sum_of_squares(NULL, NULL, 0), 0, 0);
     finish_arrays("sum_of_squares");
 }
 
@@ -1310,31 +1396,29 @@ static void test_optimizer(void) {
         test_adamw(n[k], k % 2 ? 0.1 : 0);
         test_sgd(n[k], k % 2 ? 0.1 : 0);
         test_lion(n[k], k % 2 ? 0.1 : 0);
-        test_sum_of_squares(n[k], 1);
-        test_sum_of_squares(n[k], 1e25);
+        test_sum_of_squares(n[k]);
         test_first_not_finite(n[k]);
     }
 }
 
 // ---- All of them -------------------------------------------------------------------------------------------------
 
-static void test_all_kernels(void) {
-    test_memory();
-    test_widen_half(F16), test_widen_half(BF16), test_widen_wide(F32), test_widen_wide(F64);
+static void test_narrow(void) {
     test_narrow_half(F16), test_narrow_half(BF16), test_narrow_nan(F16), test_narrow_nan(BF16);
     test_narrow_wide(F32), test_narrow_wide(F64);
-    test_fill_uniform(), test_fill_normal();
-    test_linear();
-    test_rows();
-    test_rmsnorm();
-    test_rope();
-    test_attention();
-    test_swiglu();
-    test_method_pieces();
-    test_dropout();
-    test_cross_entropy();
+}
+
+static void test_widen(void) {
+    test_widen_half(F16), test_widen_half(BF16), test_widen_wide(F32), test_widen_wide(F64);
+}
+
+// Each begins its random numbers anew, so that what one draws does not change what the next is tested with.
+static void test_all_kernels(void) {
+    static void (*const tests[])(void) = {
+        test_memory, test_widen, test_narrow, test_fill_uniform, test_fill_normal, test_linear, test_rows, test_rmsnorm,
+        test_rope, test_attention, test_swiglu, test_method_pieces, test_dropout, test_cross_entropy, test_optimizer };
+    for (size_t i = 0; i < COUNT(tests); i++) test_drawn = 0, tests[i]();
     if (test_pass == 0) test_cross_entropy_payloads();
-    test_optimizer();
 }
 
 static void test_kernels(void) {
@@ -1346,7 +1430,7 @@ static void test_kernels(void) {
 #ifdef _OPENMP
         omp_set_num_threads(test_pass + 1);
 #endif
-        test_drawn = record_at = 0;
+        record_at = 0;
         test_all_kernels();
     }
 #ifdef _OPENMP

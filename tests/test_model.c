@@ -886,7 +886,7 @@ static void check_released_parts(void) {
     for (size_t rows = ROWS; rows > 0; rows--) {
         real *out = device_take(rows*OUT, sizeof *out, "a test");
         in = next_reals(&f, rows*IN);
-        linear_forward(out, in, w, REAL, 1, rows, OUT, IN);
+        linear_forward(out, NULL, in, (Weight){ w, REAL, 0 }, 1, rows, OUT, IN);
         bias_forward(out, bias, rows, OUT);
         check_close(label("linear.data, %zu rows", rows), host_copy(out, rows*OUT), next_truth(&f, rows*OUT), rows*OUT,
                     1e-6);
