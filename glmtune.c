@@ -21,7 +21,7 @@
 //      3  Model                  config and weights by name, both released layouts; where a method may act
 //      4  Forward and backward   the transformer layer by layer, and the memory it needs
 //      5  Tuning methods         LoRA, full, P-tuning v2, adapters, freezing: what trains, and where it acts
-//      6  Optimizers, one step   AdamW, SGD, Lion; schedules, clipping
+//      6  Optimizers, one step   gradients of its batches, schedules, clipping; AdamW, SGD, Lion
 //   Part Two: the work
 //      7  Text                   encoding and decoding, chat layouts, from a conversation to ids and labels
 //      8  Data                   samples, splits, batches
@@ -704,8 +704,6 @@ static inline real largest_of(real least, const real *x, size_t n) {
     return least;
 }
 
-static inline real real_max(real a, real b) { return b > a ? b : a; }
-
 // ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
 // Scales each token to unit root mean square, then by a learned gain (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4):
 //     r_t = 1 / sqrt(mean_i x_ti^2 + eps)        y_ti = x_ti r_t g_i
@@ -815,8 +813,10 @@ KERNEL void attention_forward(real *out, real *lse, const real *q, const real *k
                 size_t th = (s.starts[b] + i) * s.n_heads + h, n = keys_seen_by(s, b, i);
                 const real *q_th = q + th*d;
                 real *out_th = out + th*d, largest = -(real)INFINITY, sum = 0;
-                for (size_t j = 0; j < n; j++)
-                    largest = real_max(largest, scale * dot(q_th, key_at(k, prefix_k, s, b, j, h), d));
+                for (size_t j = 0; j < n; j++) {
+                    real score = scale * dot(q_th, key_at(k, prefix_k, s, b, j, h), d);
+                    if (score > largest) largest = score;
+                }
                 memset(out_th, 0, d * sizeof *out);
                 for (size_t j = 0; j < n; j++) {
                     real p = real_exp(scale * dot(q_th, key_at(k, prefix_k, s, b, j, h), d) - largest);
@@ -1112,11 +1112,6 @@ static void (*const narrowers[])(void *, const real *, size_t) = { narrow_f64, n
 
 KERNEL void widen(real *out, const void *in, Dtype dtype, size_t n) { wideners[dtype](out, in, n); }
 KERNEL void narrow(void *out, Dtype dtype, const real *in, size_t n) { narrowers[dtype](out, in, n); }
-
-// out [n] = the numbers of w from `at` on
-static inline void load_weight(real *out, Weight w, size_t at, size_t n) {
-    wideners[w.dtype](out, (const char *)w.data + (w.first + at) * dtype_size(w.dtype), n);
-}
 
 KERNEL void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n) {
     #pragma omp parallel for if (n > WORTH_THREADS)
@@ -2069,10 +2064,6 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
     return sum;
 }
 
-static void zero_gradients(Model *m) {
-    for (size_t i = 0; i < m->n_trained; i++) zero(m->trained[i]->grad, m->trained[i]->n);
-}
-
 // ================================================================================================================
 //  5  Tuning methods
 // ================================================================================================================
@@ -2620,8 +2611,25 @@ static const Method *find_method(const char *wanted) {
 // ================================================================================================================
 //  6  Optimizers, and one step
 // ================================================================================================================
-// What turns gradients into steps: schedule, clipping, and a table of optimizers. Schedules are Hugging Face's, AdamW,
-// SGD and clipping PyTorch's, Lion its paper's.
+// A step of training: the gradients of its batches, clipped, and an optimizer that turns them into other weights.
+// Schedules are Hugging Face's, AdamW, SGD and clipping PyTorch's, Lion its paper's.
+
+// ---- 6.1 The gradients of a step ---------------------------------------------------------------------------------
+
+static void zero_gradients(Model *m) {
+    for (size_t i = 0; i < m->n_trained; i++) zero(m->trained[i]->grad, m->trained[i]->n);
+}
+
+// Adds up the gradients of the batches of a step, which has n_targets in all; returns the mean loss over these. How the
+// samples are cut into batches makes no difference, but for last digits.
+static double accumulate(Run *r, const Batch *batches, size_t n, size_t n_targets, double smoothing) {
+    double sum = 0;
+    zero_gradients(r->model);
+    for (size_t i = 0; i < n; i++) sum += forward_backward(r, &batches[i], n_targets, smoothing, true);
+    return sum / (double)n_targets;
+}
+
+// ---- 6.2 Schedules, clipping, optimizers -------------------------------------------------------------------------
 
 // The learning rate of step s = 0 .. T-1, with w steps of warm-up, the first at rate 0, and n = max(1, T-w) after them:
 //     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/n)) / 2    linear: lr (T-s)/n    constant: lr
@@ -4290,20 +4298,21 @@ static uint64_t key_of_step(const Options *o, int64_t step) {
     return rng_key(rng_key((uint64_t)o->seed, KEY_STEP), (uint64_t)step);
 }
 
-// Gradients of the mean loss over all targets of the chosen samples, computed in batches; returns that loss.
-static double accumulate(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size,
-                         const Options *o, int64_t step) {
-    size_t targets = 0;
-    double sum = 0;
+// The gradients of a step on the chosen samples, in batches of batch_size; returns the mean loss over their targets.
+static double accumulate_samples(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size,
+                                 const Options *o, int64_t step) {
+    size_t targets = 0, n_batches = 0;
+    Batch *batches = take(n, sizeof *batches);
     for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
-    zero_gradients(r->model);
     for (size_t i = 0; i < n; i += batch_size) {
-        Batch b = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
-        b.samples = chosen + i;
-        sum += forward_backward(r, &b, targets, o->label_smoothing_factor, true);
-        free_batch(&b);
+        Batch *b = &batches[n_batches++];
+        *b = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
+        b->samples = chosen + i;
     }
-    return sum / (double)targets;
+    double loss = accumulate(r, batches, n_batches, targets, o->label_smoothing_factor);
+    for (size_t i = 0; i < n_batches; i++) free_batch(&batches[i]);
+    free(batches);
+    return loss;
 }
 
 // The place of the first number of a tensor, or of it in its file, that is not finite; t->n when all are finite.
@@ -4889,7 +4898,7 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     const Options *o = t->o;
     Model *m = t->base.model;
     double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, step, warmup_of(o, t->steps), t->steps);
-    double loss = accumulate(&t->run, &t->train, chosen, n, t->batch_size, o, step);
+    double loss = accumulate_samples(&t->run, &t->train, chosen, n, t->batch_size, o, step);
     double norm = clip_gradients(m, o->max_grad_norm);
     if (!isfinite(loss) || !isfinite(norm)) stop_not_finite(m, &t->train, chosen, n, step, loss, norm);
     if (t->mean_norm > 0 && norm > 10 * t->mean_norm)

@@ -82,7 +82,7 @@ static void check_steps(Subject *s, const TensorSet *g) {
         for (size_t i = 0; i < GOLDEN_STEP; i++) chosen[i] = (size_t)order[step * GOLDEN_STEP + i];
         double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, (int64_t)step,
                                    warmup_of(o, (int64_t)n_steps), (int64_t)n_steps);
-        double loss = accumulate(&s->run, &s->data, chosen, GOLDEN_STEP, GOLDEN_MICRO_BATCH, o, (int64_t)step);
+        double loss = accumulate_samples(&s->run, &s->data, chosen, GOLDEN_STEP, GOLDEN_MICRO_BATCH, o, (int64_t)step);
         double norm = clip_gradients(s->model, o->max_grad_norm);
         optimizer_step(s->model, o, lr, (int64_t)step + 1);
         check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step],
@@ -330,7 +330,7 @@ static void test_merge(void) {
 // All gradients of a step, one after another.
 static real *step_gradients(Subject *s, size_t batch_size, int64_t step, double *loss, size_t *n) {
     size_t *all = count_up(s->data.n), at = 0;
-    *loss = accumulate(&s->run, &s->data, all, s->data.n, batch_size, &s->options, step);
+    *loss = accumulate_samples(&s->run, &s->data, all, s->data.n, batch_size, &s->options, step);
     *n = count_parameters(s->model->trained, s->model->n_trained);
     real *gradients = take(*n, sizeof *gradients);
     for (size_t i = 0; i < s->model->n_trained; at += s->model->trained[i++]->n)
