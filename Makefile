@@ -11,7 +11,7 @@ DEBUG  = -std=gnu11 -O1 -g -march=native -ffp-contract=fast -Wall -Wextra -Wshad
 PYTHON = python3
 TEST_SOURCES = $(wildcard tests/*.c tests/*.h) glmtune.c
 
-.PHONY: all test demo report debug cuda test-cuda test-cuda-emulated golden tiny help clean
+.PHONY: all test demo report bench debug cuda test-cuda test-cuda-emulated golden tiny help clean
 all: glmtune
 
 glmtune: glmtune.c              # the program
@@ -61,6 +61,19 @@ test-cuda: glmtune glmtune64 glmtune-cuda test-cuda-float
 
 test-debug: $(TEST_SOURCES)
 	$(CC) $(DEBUG) -Wno-unused-function $(OPENMP) tests/test.c -o $@ $(LDLIBS)
+
+# Speed of kernels, of a training step and of decoding against this machine's own peak; options stand in tests/bench.c,
+# as in `make bench BENCH="CONFIG.json --method full"`. On a GPU: make build/bench-cuda.
+bench: build/bench
+	./build/bench $(BENCH)
+
+build/bench: tests/bench.c glmtune.c
+	@mkdir -p build
+	$(CC) $(CFLAGS) -Wno-unused-function $(OPENMP) tests/bench.c -o $@ $(LDLIBS)
+
+build/bench-cuda: tests/bench.c glmtune.c glmtune-cuda.o
+	@mkdir -p build
+	$(CC) $(CFLAGS) -Wno-unused-function -DGLMTUNE_CUDA $(OPENMP) tests/bench.c glmtune-cuda.o -o $@ $(CUDA_LIBS) $(LDLIBS)
 
 test-fuzz: tests/fuzz/fuzz.c glmtune.c      # the fuzz targets without a fuzzer: reads the seeds and past crashes once
 	$(CC) $(CFLAGS) -Wno-unused-function tests/fuzz/fuzz.c -o $@ $(LDLIBS)
@@ -128,6 +141,7 @@ help:
 	@echo "make test       all tests, offline; GLM_REAL=FOLDER adds those that need real tokenizers"
 	@echo "make test-cuda-emulated  glmtune.cu on a device that tests/cuda emulates on the CPU, minutes"
 	@echo "make demo       tunes the bundled tiny model, a few seconds"
+	@echo "make bench      speed against this machine's own peak, a few seconds"
 	@echo "make report     what every method learns and forgets, on four tasks: tests/report, about half an hour"
 	@echo "make golden     makes the golden numbers again (Python, PyTorch)"
 	@echo "make tiny       makes tokenizer.bin and the tiny model again, about seven minutes"

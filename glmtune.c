@@ -32,7 +32,7 @@
 //     12  Fast CPU kernels       the matrix product on vectors, attention in blocks, one row of decoding
 //     13  Files                  JSON, YAML, safetensors, config.json
 //     14  Tokenizer files        tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json, Unicode
-//     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison, bench
+//     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison
 //     16  Commands               one table of commands, one of options, the official yaml files, main
 #ifndef GLMTUNE_C
 #define GLMTUNE_C
@@ -467,14 +467,6 @@ void scale_by(real *x, real factor, size_t n);
 double sum_of_squares(const real *const *x, const size_t *n, size_t count);
 // The place of the first number of x [n] that is NaN or infinite, on the host; n: all are finite.
 size_t first_not_finite(const real *x, size_t n);
-
-// -- The machine's own limits, for bench
-
-// Multiply-adds and nothing else, the more the larger `steps`, an even number, is; returns how many operations, a
-// multiply-add being two. *result, on the host, is of no use but to have been computed.
-double multiply_adds(real *result, size_t steps);
-// Reads x [n], n a multiple of 65536, once; the sum is of no use either.
-real read_through(const real *x, size_t n);
 
 #ifdef __cplusplus
 }
@@ -1367,8 +1359,8 @@ typedef struct Options {
     // other commands
     const char *out, *to, *dtype, *truth;
     bool ids, decode, check;
-    int64_t samples, sample, elements, tokens;
-    double target_share, std, max_shard_size;
+    int64_t samples, sample, elements;
+    double std, max_shard_size;
     bool yaml;                      // a yaml file was read: what it leaves out is as the official scripts have it
     bool given[1024];               // by offset of the field: the user set it, on the command line or in a yaml
 } Options;
@@ -2071,7 +2063,7 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
 // in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
 // beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
 // one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
-// one, write a block and give it a row in the table of 5.7; no more is needed. (Only export, dump, bench and the yaml
+// one, write a block and give it a row in the table of 5.7; no more is needed. (Only export, dump and the yaml
 // files know some of the methods by name.)
 
 // ---- 5.1 What methods are made of --------------------------------------------------------------------------------
@@ -4265,7 +4257,7 @@ static char *score_line(const Scores *s) {
 // per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
 // --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
 // Whatever is not finite stops the run at once. Before the loop stand the memory plan, scores and evaluation, behind it
-// what looks at a model or a run from outside: dump, gradient check, comparison, bench.
+// what looks at a model or a run from outside: dump, gradient check, comparison.
 
 // Of sections 11, 15 and 16.
 
@@ -5751,7 +5743,7 @@ static void export_adapter(const char *adapter, const char *out, Options *o) {
 // take nine tenths of a run's time and more, and are made of one routine, the matrix product, in float, on vectors.
 // The results depend on shapes alone, as those of section 2 do; sums have another order than there.
 
-#ifndef GLMTUNE_CUDA
+#if FAST
 
 // ---- 12.1 Vectors ------------------------------------------------------------------------------------------------
 // GCC's and Clang's vector types, as wide as the machine that is compiled for. A sum over lanes is joined by halves.
@@ -5786,8 +5778,6 @@ static inline real sum_of_lanes(vec sums) {
         for (size_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
     return sums[0];
 }
-
-#if FAST
 
 // ---- 12.2 Matrix product -----------------------------------------------------------------------------------------
 // One routine for the three products of training, C [M,N] = from + scale A B:
@@ -6257,58 +6247,6 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
     add_heads(dprefix_k, prefix_heads, s.n_prefix, s), add_heads(dprefix_v, prefix_heads + n_all, s.n_prefix, s);
 }
 #endif  // FAST
-
-// ---- 12.4 What the machine can do --------------------------------------------------------------------------------
-// The two limits that `glmtune bench` holds everything else against. They see the same threads, vectors and compiler.
-
-enum { CHAINS = 12, READ_BLOCK = 1 << 16 };
-
-// Multiply-adds alone, `steps` (even) of them in each of CHAINS chains on every thread; returns the operations. One
-// takes 4 cycles and two begin in each, so 8 independent chains keep a core busy; 12 and 4 operands fit 16 registers.
-// x -> a x + b -> -(a x + b)/a + d goes round through four numbers, so nothing grows or settles, and all mantissas are
-// random: with operands like 1.0 few bits flip, the core draws less power, clocks higher, and the peak is none.
-KERNEL double multiply_adds(real *result, size_t steps) {
-    size_t n_threads = 0;
-    real sum = 0;
-    #pragma omp parallel reduction(+ : sum, n_threads)
-    {
-        real start[(CHAINS + 4) * LANES];
-        for (size_t i = 0; i < COUNT(start); i++) start[i] = (real)(1 + rng_uniform(7, i));
-        for (size_t i = 0; i < LANES; i++) start[2*LANES + i] = -1 / start[i];
-        const vec *from = (const vec *)start;
-        vec a = from[0], b = from[1], c = from[2], d = from[3], x[CHAINS];
-        #pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; i++) x[i] = from[4 + i];
-        for (size_t k = 0; k < steps; k += 2) {
-            #pragma GCC unroll 12
-            for (int i = 0; i < CHAINS; i++) x[i] = x[i] * a + b;
-            #pragma GCC unroll 12
-            for (int i = 0; i < CHAINS; i++) x[i] = x[i] * c + d;
-        }
-        #pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; i++) sum += sum_of_lanes(x[i]);
-        n_threads++;
-    }
-    *result = sum;                      // whoever computes nothing has nothing to put here
-    return 2.0 * LANES * CHAINS * (double)steps * (double)n_threads;
-}
-
-// Reads x [n], n a multiple of READ_BLOCK, once; the sum is of no use but to have been computed.
-KERNEL real read_through(const real *x, size_t n) {
-    real sum = 0;
-    #pragma omp parallel for reduction(+ : sum)
-    for (size_t i = 0; i < n; i += READ_BLOCK) {
-        vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-        for (const real *p = x + i, *end = p + READ_BLOCK; p < end; p += 4 * LANES) {
-            s0 += *(const vec *)p, s1 += *(const vec *)(p + LANES);
-            s2 += *(const vec *)(p + 2*LANES), s3 += *(const vec *)(p + 3*LANES);
-        }
-        sum += sum_of_lanes((s0 + s1) + (s2 + s3));
-    }
-    return sum;
-}
-
-#endif  // GLMTUNE_CUDA
 
 // ================================================================================================================
 // 13  Files
@@ -8652,10 +8590,9 @@ static void compare(const char *const *folders, size_t n, const char *out) {
     fprintf(stderr, "curves: %s\n", out);
 }
 
-// ---- 15.7 Bench --------------------------------------------------------------------------------------------------
-// How fast this build is on this machine, as a share of what the machine can do: its own rate of multiply-adds and of
-// reading memory, measured first, and the former again at the end. Only operations that are needed count (a
-// multiply-add is two), whatever the code does besides, such as computing a layer twice or scores that are masked:
+// ---- 15.7 What a step costs on this machine ----------------------------------------------------------------------
+// Only operations that are needed count (a multiply-add is two), whatever the code does besides, such as computing a
+// layer twice or scores that are masked:
 //     a map of n_in x n_out   2 n_in n_out rows forward; as many for dX where a gradient flows on below it (not for the
 //                             lowest map that trains); as many for dW where its weight trains
 //     rows                    T; behind the last layer's attention and in the head R, the rows that have a target
@@ -8663,144 +8600,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 //     lora                    its A and B are maps of n_in x r and r x n_out that train
 // All else counts nothing and so shows as lost percent.
 
-#ifdef GLMTUNE_CUDA     // a quarter of a GB takes no longer there than to begin
-enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 30 };
-#else
-enum { BENCH_RUNS = 7, CHAIN_STEPS = 1 << 24, READ_BYTES = 1 << 28 };
-#endif
-
-static double median(double *x, size_t n) { return qsort(x, n, sizeof *x, by_value), x[n/2]; }
-
-// The median time of some work, after one run that brings memory and caches in.
-static double time_of(void (*work)(const void *), const void *context) {
-    double t[BENCH_RUNS];
-    work(context);
-    for (size_t i = 0; i < BENCH_RUNS; i++) t[i] = -seconds_when_done(), work(context), t[i] += seconds_when_done();
-    return median(t, BENCH_RUNS);
-}
-
-static void print_speed(const char *what, double time, double flops, double peak) {
-    printf("  %-38s %10.2f ms", what, time * 1e3);
-    if (flops > 0) printf(" %9.1f GFLOP/s %6.1f %% of peak", flops / time * 1e-9, flops / time / peak * 100);
-    printf("\n"), fflush(stdout);
-}
-
-// One thread stays on one core, so that two never share one. Only here: two programs that did this would.
-static void bind_threads(void) {
-#if defined _OPENMP && defined __linux__
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
-    #pragma omp parallel
-    {
-        cpu_set_t one;
-        size_t cpu = 0;
-        CPU_ZERO(&one);
-        for (int left = omp_get_thread_num() % CPU_COUNT(&allowed); !CPU_ISSET(cpu, &allowed) || left-- > 0; ) cpu++;
-        CPU_SET(cpu, &one);
-        sched_setaffinity(0, sizeof one, &one);
-    }
-#endif
-}
-
-static double peak_rate(void) {         // operations a second
-    double rate[BENCH_RUNS];
-    real result;
-    for (size_t i = 0; i < BENCH_RUNS; i++) {
-        double began = seconds(), n = multiply_adds(&result, CHAIN_STEPS);
-        rate[i] = isfinite(result) ? n / (seconds() - began) : 0;
-    }
-    return median(rate, BENCH_RUNS);
-}
-
-static double begin_bench(void) {
-    bind_threads();
-    double peak = peak_rate();
-    printf("peak %.1f GFLOP/s: %s\n", peak * 1e-9,
-           memory_left() < SIZE_MAX ? "a large product" : "multiply-adds in registers");
-    return peak;
-}
-
-// 1 where the peak is another than before: something else ran or the clock changed, so the figures are void.
-static int end_bench(double peak) {
-    double change = peak_rate() / peak - 1;
-    bool same = fabs(change) <= 0.05;
-    printf("peak afterwards %+.1f %%%s\n", change * 100, same ? "" : ": not the same machine, DISCARD these figures");
-    return !same;
-}
-
-static real *random_reals(size_t n, uint64_t key) {
-    real *x = device_take(n, sizeof *x, "bench");
-    fill_uniform(x, key, 0, 1, n);
-    return x;
-}
-
-static void read_once(const void *array) {
-    if (isnan(read_through(array, READ_BYTES / sizeof(real)))) fail("bench: uniform numbers add up to NaN");
-}
-
-// n weights with the standard deviation of a fresh model, in the type of most released ones.
-static void *random_bf16(size_t n, uint64_t key, double std) {
-    enum { CHUNK = 1 << 20 };
-    char *w = device_take(n, dtype_size(BF16), "bench");
-    real *numbers = device_take(CHUNK, sizeof *numbers, "bench");
-    for (size_t i = 0; i < n; i += CHUNK) {
-        fill_uniform(numbers, rng_key(key, i), 0, (float)(std * 1.7320508075688772), min_size(CHUNK, n - i));
-        narrow(w + i * dtype_size(BF16), BF16, numbers, min_size(CHUNK, n - i));
-    }
-    memory_give(numbers);
-    return w;
-}
-
-typedef struct { char kind; real *out, *x, *dy; Weight w; size_t rows, n_in, n_out; } Product;
-
-static void one_product(const void *product) {
-    const Product *p = product;
-    if (p->kind == 'Y') linear_forward(p->out, NULL, p->x, p->w, 1, p->rows, p->n_out, p->n_in);
-    if (p->kind == 'X') linear_backward_input(p->out, NULL, p->dy, p->w, 1, p->rows, p->n_out, p->n_in);
-    if (p->kind == 'W') linear_backward_weight(p->out, p->dy, p->x, 1, p->rows, p->n_out, p->n_in);
-}
-
-// The products Y, dX and dW of a map with bf16 weights w [n_out,n_in].
-static void bench_products(const void *w, size_t rows, size_t n_in, size_t n_out, double peak) {
-    real *out = random_reals(max_size(max_size(rows * n_in, rows * n_out), n_in * n_out), 3);
-    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), { w, BF16, 0 }, rows, n_in,
-                  n_out };
-    for (const char *kind = "YXW"; *kind; kind++) {
-        p.kind = *kind;
-        const char *what = name("%s%c %5zu rows, %5zu x %5zu", *kind == 'Y' ? "" : "d", *kind, rows, n_in, n_out);
-        print_speed(what, time_of(one_product, &p), 2.0 * (double)rows * (double)n_in * (double)n_out, peak);
-    }
-    memory_give(p.x), memory_give(p.dy), memory_give(out);
-}
-
-typedef struct { bool back; real *out, *q, *dout, *dq, *scratch, *k, *v, *dk, *dv, *lse; AttentionShape s; } Attention;
-
-static void one_attention(const void *attention) {
-    const Attention *a = attention;
-    if (!a->back) attention_forward(a->out, a->lse, a->q, a->k, a->v, NULL, NULL, a->s);
-    else attention_backward(a->dq, a->dk, a->dv, NULL, NULL, a->scratch, a->dout, a->out, a->lse, a->q, a->k, a->v,
-                            NULL, NULL, a->s);
-}
-
-static void bench_attention(size_t T, size_t heads, size_t groups, size_t d, double peak) {
-    size_t ends[] = { 0, T }, *starts = device_take(COUNT(ends), sizeof *starts, "bench");
-    memory_copy_in(starts, ends, sizeof ends);
-    Attention a = { .s = { 1, heads, groups, d, 0, T, T, starts, starts } };
-    real **arrays[] = { &a.out, &a.q, &a.dout, &a.dq, &a.k, &a.v, &a.dk, &a.dv, &a.lse, &a.scratch };
-    for (size_t i = 0; i < COUNT(arrays); i++)
-        *arrays[i] = random_reals(T * (i < 4 ? heads * d : i < 8 ? groups * d : i < 9 ? heads : 2 * heads * d), i);
-    double product = (double)heads * (double)d * (double)T * (double)(T + 1);       // the causal half
-    double there = time_of(one_attention, &a), back = (a.back = true, time_of(one_attention, &a));
-    print_speed(name("attention, %zu tokens, %zu heads of %zu", T, heads, d), there + back, 7 * product, peak);
-    print_speed("    forward", there, 2 * product, peak), print_speed("    backward", back, 5 * product, peak);
-    for (size_t i = 0; i < COUNT(arrays); i++) memory_give(*arrays[i]);
-    memory_give(starts);
-}
-
 enum { PHASE_DATA, PHASE_FORWARD, PHASE_HEAD, PHASE_BACKWARD, PHASE_OPTIMIZER, PHASE_ALL, PHASES };
-static const char *const phase_names[] = { "data", "forward", "head and loss, both ways", "backward",
-                                           "clipping and optimizer", "step" };
-
 // The operations of each phase of a step on the batch that the run holds, by the formula above.
 static void count_step(const Run *r, const Batch *b, double *flops) {
     const Model *m = r->model;
@@ -8830,7 +8630,7 @@ static void count_step(const Run *r, const Batch *b, double *flops) {
 }
 
 // One optimizer step on all samples as one batch: took [PHASES] in seconds, flops [PHASES].
-static void bench_one_step(Run *r, const Dataset *set, const Options *o, double lr, int64_t step, double *took,
+static void timed_step(Run *r, const Dataset *set, const Options *o, double lr, int64_t step, double *took,
                            double *flops) {
     double at[PHASES] = { seconds() };
     Batch b = make_batch(set, NULL, set->n, key_of_step(o, step), 0);
@@ -8846,13 +8646,14 @@ static void bench_one_step(Run *r, const Dataset *set, const Options *o, double 
     free_batch(&b);
 }
 
-static Dataset bench_data(size_t V, const Options *o) {
+// Samples of n random tokens each, of which the last `share` are targets.
+static Dataset random_data(size_t V, size_t n_samples, size_t n, double share, uint64_t seed) {
     Dataset set = {0};
-    size_t n = (size_t)o->tokens, first = n - (size_t)round((double)n * o->target_share);
-    for (size_t s = 0; s < (size_t)o->per_device_train_batch_size; s++) {
+    size_t first = n - (size_t)round((double)n * share);
+    for (size_t s = 0; s < n_samples; s++) {
         Sample sample = { .ids = take(n, sizeof *sample.ids), .labels = take(n, sizeof *sample.labels), .n = n };
         for (size_t t = 0; t < n; t++) {
-            sample.ids[t] = (int32_t)(rng_bits((uint64_t)o->seed + s, t) % V);
+            sample.ids[t] = (int32_t)(rng_bits(seed + s, t) % V);
             sample.labels[t] = t >= first ? sample.ids[t] : NO_TARGET;
             sample.n_targets += t && t >= first;
         }
@@ -8861,67 +8662,29 @@ static Dataset bench_data(size_t V, const Options *o) {
     return set;
 }
 
-static void bench_step(Model *m, const Options *o, double peak) {
-    const Method *method = find_method(o->method);
-    Dataset set = bench_data(m->config.vocab_size, o);
-    double took[PHASES], times_of[PHASES][BENCH_RUNS], flops[PHASES];
-    method->setup(m, o);
-    m->n_moments = find_optimizer(o->optim)->n_moments;
-    size_t T = set.n_tokens;
-    Run r = describe_run(m, method, plan_memory(m, method, o->gradient_checkpointing, T), T, T);
-    start_trainables(m, (uint64_t)o->seed, true);
-    take_run(&r);
-    for (int64_t i = -1; i < BENCH_RUNS; i++) {         // the first brings memory and caches in
-        bench_one_step(&r, &set, o, method->learning_rate, i + 1, took, flops);
-        for (size_t p = 0; p < PHASES && i >= 0; p++) times_of[p][i] = took[p];
+// n weights with the standard deviation of a fresh model, in the type of most released ones.
+static void *random_bf16(size_t n, uint64_t key, double std) {
+    enum { CHUNK = 1 << 20 };
+    char *w = device_take(n, dtype_size(BF16), "random weights");
+    real *numbers = device_take(CHUNK, sizeof *numbers, "random weights");
+    for (size_t i = 0; i < n; i += CHUNK) {
+        fill_uniform(numbers, rng_key(key, i), 0, (float)(std * 1.7320508075688772), min_size(CHUNK, n - i));
+        narrow(w + i * dtype_size(BF16), BF16, numbers, min_size(CHUNK, n - i));
     }
-    printf("training step: %s, %zu x %lld tokens, %zu targets\n", method->name, set.n, (long long)o->tokens,
-           set.n_targets);
-    for (size_t p = 0; p < PHASES; p++) print_speed(phase_names[p], median(times_of[p], BENCH_RUNS), flops[p], peak);
-    printf("  %-38s %10.1f tokens/s\n", "", (double)set.n_tokens / median(times_of[PHASE_ALL], BENCH_RUNS));
-    give_run(&r);
-}
-
-static void feed_one(const void *generator) {
-    Generator g = *(const Generator *)generator;
-    feed(&g, &(int32_t){0}, 1);
-}
-
-// Decoding reads every weight but the embedding's once for each token, so memory is what limits it.
-static void bench_decoding(Model *m) {
-    double bytes = (double)(m->head->n * dtype_size(m->head->dtype));
-    for (size_t l = 0; l < m->config.n_layers; l++)
-        for (const Map *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
-            bytes += (double)(w->weight->n * dtype_size(w->weight->dtype));
-    Generator g = make_generator(m, NULL, 64, 1);
-    real *array = random_reals(READ_BYTES / sizeof *array, 1);
-    double time = time_of(feed_one, &g), bandwidth = READ_BYTES / time_of(read_once, array);
-    printf("  %-38s %10.2f ms %9.1f tokens/s %6.1f %% of reading %.1f GB/s\n", "decoding, a token", time * 1e3,
-           1 / time, bytes / time / bandwidth * 100, bandwidth * 1e-9);
-    memory_give(array);
-    give_generator(&g);
+    memory_give(numbers);
+    return w;
 }
 
 // A model of this shape with random bf16 weights.
-static Model *random_model(Config c, const Options *o) {
+static Model *random_model(Config c, uint64_t seed, double std) {
     Model *m = describe_model(c);
     for (size_t i = 0; i < m->n_tensors; i++) {
         Tensor *t = m->tensors[i];
         real *vector = t->vector ? device_take(t->n, sizeof *vector, t->name) : NULL;
-        if (vector) random_tensor(vector, t, (uint64_t)o->seed, o->std, false), bind_tensor(t, vector, REAL);
-        else bind_tensor(t, random_bf16(t->n, rng_key((uint64_t)o->seed, hash_name(t->name)), o->std), BF16);
+        if (vector) random_tensor(vector, t, seed, std, false), bind_tensor(t, vector, REAL);
+        else bind_tensor(t, random_bf16(t->n, rng_key(seed, hash_name(t->name)), std), BF16);
     }
     return m;
-}
-
-// A model folder, or random weights in the shape of a config.json or of four layers of a small GLM.
-static Model *bench_model(const char *path, const Options *o) {
-    static const char usual[] =
-        "{\"model_type\": \"glm\", \"vocab_size\": 59264, \"hidden_size\": 2048, \"num_hidden_layers\": 4,"
-        " \"num_attention_heads\": 16, \"num_key_value_heads\": 2, \"head_dim\": 128, \"intermediate_size\": 6144,"
-        " \"attention_bias\": false, \"tie_word_embeddings\": true, \"max_position_embeddings\": 8192}";
-    if (path && is_folder(path)) return load_model(path);
-    return random_model(path ? read_config(path) : parse_config("the model of bench", usual), o);
 }
 
 // The same kind of model, small enough to measure in a second: one layer, at most 2048 wide, a small vocabulary.
@@ -8942,21 +8705,21 @@ static void print_speed_here(Model *whole, const Method *method, const Options *
     Options o = *options;
     Config c = shrunk(whole->config);
     double took[PHASES], flops[PHASES], all[PHASES];
-    o.per_device_train_batch_size = 1, o.tokens = 256, o.target_share = 1, o.trainable_layers = o.trainable_layers > 0;
-    size_t T = (size_t)o.tokens;
+    size_t T = 256;
+    o.trainable_layers = o.trainable_layers > 0;
     Model *m = describe_model(c);
     method->setup(m, &o);
     m->n_moments = whole->n_moments;
     size_t bytes = times(count_parameters(m->tensors, m->n_tensors), dtype_size(BF16)) + trainable_bytes(m, true);
     if (bytes + run_bytes(m, method, KEEPS_ALL, T) > min_size(available_bytes() / 2, (size_t)4 << 30)) return;
-    m = random_model(c, &o);
+    m = random_model(c, (uint64_t)o.seed, 0.02);
     method->setup(m, &o);
     m->n_moments = whole->n_moments;
-    Dataset set = bench_data(c.vocab_size, &o);
+    Dataset set = random_data(c.vocab_size, 1, T, 1, (uint64_t)o.seed);
     Run r = describe_run(m, method, KEEPS_ALL, T, T), counted = describe_run(whole, method, KEEPS_ALL, T, T);
     start_trainables(m, (uint64_t)o.seed, true);
     take_run(&r);
-    for (int64_t i = 0; i < 2; i++) bench_one_step(&r, &set, &o, 0, i, took, flops);
+    for (int64_t i = 0; i < 2; i++) timed_step(&r, &set, &o, 0, i, took, flops);
     Batch b = make_batch(&set, NULL, 1, 0, 0);
     counted.T = T, counted.R = r.R;
     count_step(&counted, &b, all);
@@ -8971,24 +8734,6 @@ static void print_speed_here(Model *whole, const Method *method, const Options *
     printf("disk: a checkpoint takes %s; a run keeps two, the newest and the best\n",
            size_text(checkpoint_bytes(whole)));
     free_batch(&b), give_run(&r);
-}
-
-static int bench(const char *model, const Options *o) {
-    if ((double)o->tokens * o->target_share < 1.5)
-        fail_usage("--tokens %lld with --target_share %g leaves nothing to learn", (long long)o->tokens,
-                   o->target_share);
-    Model *m = bench_model(model, o);
-    const Config *c = &m->config;
-    double peak = begin_bench();
-    printf("model: %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu; %zu parameters\n",
-           c->n_layers, c->hidden_size, c->n_heads, c->head_dim, c->n_kv_heads, c->ffn_dim, c->vocab_size,
-           count_parameters(m->tensors, m->n_tensors));
-    bench_products(m->layers[0].gate_up->weight->data, (size_t)(o->tokens * o->per_device_train_batch_size),
-                   c->hidden_size, 2 * c->ffn_dim, peak);
-    bench_attention((size_t)o->tokens, c->n_heads, c->n_kv_heads, c->head_dim, peak);
-    bench_decoding(m);
-    bench_step(m, o, peak);
-    return end_bench(peak);
 }
 
 // ================================================================================================================
@@ -9038,7 +8783,6 @@ static int dump_command(const Call *c) { return dump(c->words[0], c->words[1], c
 static int export_command(const Call *c) { return export_adapter(c->words[0], c->words[1], c->o), 0; }
 static int merge_command(const Call *c) { return merge(c->words[0], c->words[1], c->o), 0; }
 static int compare_command(const Call *c) { return compare(c->words, c->n, c->o->out), 0; }
-static int bench_command(const Call *c) { return bench(c->words[0], c->o); }
 static int gradcheck_command(const Call *c) { return gradcheck(c->words[0], c->o); }
 
 static const struct { const char *name, *torch; Dtype dtype; } dtype_options[] = {
@@ -9339,8 +9083,8 @@ static int check_command(const Call *c) {
 // ---- 16.4 The tables ---------------------------------------------------------------------------------------------
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
-       BENCH = 512, CHECK = 1024, EXPORT = 2048, COMPARE = 4096, ALL = 8191,
-       TUNES = TRAIN | GRADCHECK | INFO | BENCH };      // what sets a method up
+       CHECK = 512, EXPORT = 1024, COMPARE = 2048, ALL = 4095,
+       TUNES = TRAIN | GRADCHECK | INFO };      // what sets a method up
 
 typedef struct {
     const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
@@ -9367,11 +9111,9 @@ static const Command commands[] = {
     { "init", INIT, 2, 2, init_command, "CONFIG OUT", "write a randomly initialised model folder" },
     { "compare", COMPARE, 1, 1000, compare_command, "RUN [RUN ...]",
       "output folders of train side by side: a table, and their curves as an SVG" },
-    { "bench", BENCH, 0, 1, bench_command, "[MODEL|CONFIG]",
-      "speed of the kernels, of a training step and of decoding, against this machine's own peak" },
 };
 
-typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType;    // METHOD: a choice among 7.7
+typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType;    // METHOD: a choice among 5.7
 #define FIELD(field) .name = #field, .offset = offsetof(Options, field)
 
 // `text` is the default, NULL: not set; `rule` says how `train` finds another where nobody sets it; a number has
@@ -9383,11 +9125,11 @@ typedef struct {
 static const Option options[] = {
     { FIELD(method), METHOD, TUNES, "lora", "what trains" },
     { FIELD(r), INTEGER, TUNES, "8", "lora: rank of the change; parameters and memory grow with it", 1, 65536 },
-    { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK | BENCH, "32",
+    { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK, "32",
       "lora: the change is scaled by lora_alpha / r", 0, 1e6 },
-    { FIELD(lora_dropout), REAL_NUMBER, TRAIN | GRADCHECK | BENCH, "0.1",
+    { FIELD(lora_dropout), REAL_NUMBER, TRAIN | GRADCHECK, "0.1",
       "lora: share of its input that is dropped in training", 0, 0.99 },
-    { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK | BENCH, "false", "lora: scale by lora_alpha / sqrt(r) instead" },
+    { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK, "false", "lora: scale by lora_alpha / sqrt(r) instead" },
     { FIELD(target_modules), STRING, TUNES, NULL,
       "lora: linear maps by name, comma between", .rule = "all" },
     { FIELD(num_virtual_tokens), INTEGER, TUNES, "128",
@@ -9395,7 +9137,7 @@ static const Option options[] = {
     { FIELD(ptuning_positions), CHOICE, TUNES, NULL,
       "ptuning: a text's positions from 0 or from the prefix's length; default: chatglm in the remote layout",
       .choices = "chatglm,peft" },
-    { FIELD(prefix_dropout), REAL_NUMBER, TRAIN | GRADCHECK | BENCH, NULL,
+    { FIELD(prefix_dropout), REAL_NUMBER, TRAIN | GRADCHECK, NULL,
       "ptuning: share of the prefix that is dropped in training; default 0.1 in chatglm, 0 in peft", 0, 0.99 },
     { FIELD(prefix_projection), FLAG, TUNES, "false",
       "ptuning: the prefix comes from a smaller table by a two-layer network; easier to train" },
@@ -9431,14 +9173,14 @@ static const Option options[] = {
     { FIELD(adam_beta2), REAL_NUMBER, TRAIN, NULL,
       "adamw: memory of the mean square gradient, default 0.999; lion: of the mean that it keeps, 0.99", 0, 0.999999 },
     { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", "adamw: keeps it from dividing by 0", 1e-30, 1 },
-    { FIELD(max_grad_norm), REAL_NUMBER, TRAIN | BENCH, "1",
+    { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1",
       "gradients are scaled down to this norm; 0: never", 0, 1e9 },
     { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0",
       "share of a target spread over the whole vocabulary", 0, 0.99 },
-    { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO | BENCH, "1",
+    { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1",
       "samples computed together; activations grow with it", 1, 1e6,
       .rule = "by their length: up to 4 that are 1024 tokens at most" },
-    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO | BENCH, "false",
+    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false",
       "compute first norm and inside of the MLP twice rather than keep them: more time, less memory" },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", "batches that make one step; costs no memory",
       1, 1e6, .rule = "as many as make a step of 4 samples" },
@@ -9516,14 +9258,10 @@ static const Option options[] = {
     { FIELD(check), FLAG, INFO, "false", "look at every number in the files: exit 1 when one is not finite" },
     { FIELD(dtype), CHOICE, INIT | INFO, NULL,
       "type of the weights; default: what config.json says, else bf16", .choices = "f64,f32,f16,bf16" },
-    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK | BENCH, NULL,
+    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL,
       "standard deviation of random weights; default 0.02, in gradcheck 0.1", 0, 10 },
     { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", "largest file in GB", 1e-6, 1e6 },
-    { FIELD(tokens), INTEGER, BENCH, "512", "tokens of a sample", 2, 1e6 },
-    { FIELD(target_share), REAL_NUMBER, BENCH, "1",
-      "share of a sample's tokens, its last ones, that are targets", 0, 1 },
-    { FIELD(elements), INTEGER, GRADCHECK, "200", "numbers to check in each tensor", 1, 1e9 },
-    { FIELD(seed), INTEGER, TRAIN | EVAL | CHAT | INIT | GRADCHECK | BENCH, "42", "of every random number", 0, 9e15 },
+    { FIELD(seed), INTEGER, TRAIN | EVAL | CHAT | INIT | GRADCHECK, "42", "of every random number", 0, 9e15 },
     { FIELD(threads), INTEGER, ALL, "0", "cores to use; 0: all. The result is the same bits", 0, 4096 },
 #ifdef GLMTUNE_CUDA
     { FIELD(precision), CHOICE, ALL, "fp32",
