@@ -27,7 +27,7 @@
 //      8  Data                   samples, splits, batches
 //      9  Generation and scores  key/value cache, sampling, several answers together; ROUGE, BLEU
 //     10  Training               the loop, evaluation, checkpoints, resume
-//     11  Adapters               as PEFT and ChatGLM write them, fingerprints, merging, export
+//     11  Adapters               as PEFT and ChatGLM write them, fingerprints, merging
 //   Part Three: the machine room
 //     12  Fast CPU kernels       the matrix product on vectors, attention in blocks, one row of decoding
 //     13  Files                  JSON, YAML, safetensors, config.json
@@ -1333,7 +1333,7 @@ typedef struct Options {
     const char *settings;           // "name=value" lines of what bears on the result, as a checkpoint keeps them
     // methods
     const char *method, *target_modules, *ptuning_positions, *adapter_type, *trainable_modules;
-    bool use_rslora, prefix_projection, trainable_embedding, trainable_head, keep_trunk;
+    bool use_rslora, prefix_projection, trainable_embedding, trainable_head;
     int64_t r, num_virtual_tokens, encoder_hidden_size, reduction_factor, trainable_layers;
     double lora_alpha, lora_dropout, prefix_dropout;
     // optimization
@@ -1357,7 +1357,7 @@ typedef struct Options {
     int64_t max_new_tokens, max_context;
     double temperature, top_p;
     // other commands
-    const char *out, *to, *dtype, *truth;
+    const char *out, *dtype, *truth;
     bool ids, decode, check;
     int64_t samples, sample, elements;
     double std, max_shard_size;
@@ -1436,7 +1436,6 @@ typedef struct {                    // on the host; who makes one gives it back
     bool every_row;                 // without labels: logits are wanted at every row, else at the last
     uint64_t *token_keys, step_key; // [T] for dropout; and for a prefix, which all samples of a step share
     size_t *starts, n, T;           // [n+1] the rows at which its n sequences begin
-    const size_t *samples;          // [n] which they are of those that a trunk is kept of; NULL: of others
 } Batch;
 
 // What a layer computes, in the order in which it comes about. T tokens, n rows (T, or R in the last layer, see Run), H
@@ -1460,16 +1459,11 @@ typedef enum { FORWARD_ONLY, KEEPS_ALL, RECOMPUTES } RunKind;
 // What a sequence has in the cache of keys and values: n rows from `first` on.
 typedef struct { size_t first, n; } Cache;
 
-// Where nothing below a layer trains, its input for every sample of a data set: rows [all tokens,H], those of sample i
-// from starts[i] on, once it is known.
-typedef struct { size_t layer; real *rows; size_t *starts; bool *known; } Trunk;
-
 // A model, the memory to run it in, and the batch that is in it. Arrays are in model memory, in the two arenas; caches
-// and trunk belong to the caller.
+// belong to the caller.
 typedef struct {
     Model *model;
     const Method *method;           // of the base alone: one without functions
-    Trunk *trunk;                   // NULL: none is kept
     RunKind kind;
     size_t max_T, max_kv;           // tokens of a batch; rows of keys and values (a cache holds more than a batch)
     Arena kept_arena, scratch_arena;
@@ -1982,36 +1976,15 @@ static bool needs_prefix(const Run *r, const Batch *b) {
     return begins && r->model->n_prefix;
 }
 
-// A frozen trunk gives a sample the same bits in every batch, since no kernel mixes rows: they are computed once.
-static bool knows_trunk(const Run *r, const Batch *b) {
-    bool known = r->trunk && b->samples;
-    for (size_t i = 0; known && i < b->n; i++) known = r->trunk->known[b->samples[i]];
-    return known;
-}
-
-// Brings what is known of the trunk to where its layer reads it, or, with `keep`, the other way.
-static void copy_trunk(Run *r, const Batch *b, bool keep) {
-    size_t H = r->model->config.hidden_size;
-    for (size_t i = 0; i < b->n; i++) {
-        real *x = r->layers[r->trunk->layer].x + b->starts[i] * H;
-        real *kept = r->trunk->rows + r->trunk->starts[b->samples[i]] * H;
-        widen(keep ? kept : x, keep ? x : kept, REAL, (b->starts[i+1] - b->starts[i]) * H);
-        r->trunk->known[b->samples[i]] = true;
-    }
-}
-
 // Everything up to the last norm: r->final [R,H], at the rows whose logits are wanted.
 static void forward(Run *r, const Batch *b, bool dropout) {
     const Tensor *e = r->model->embedding;
     load_batch(r, b, dropout);
-    bool known = knows_trunk(r, b);
-    if (known) copy_trunk(r, b, false);
-    else embedding_forward(r->layers[0].x, r->ids, weight_of(e), r->T, e->shape[1]);
+    embedding_forward(r->layers[0].x, r->ids, weight_of(e), r->T, e->shape[1]);
     if (needs_prefix(r, b)) r->method->prefix_forward(r->model, r->prefix, r->prefix_kept, prefix_pass(r));
     r->n_rows = r->T;
-    for (size_t l = known ? r->trunk->layer : 0; l < r->model->config.n_layers; l++)
+    for (size_t l = 0; l < r->model->config.n_layers; l++)
         self_attention_forward(r, l), mlp_forward(r, l);
-    if (!known && r->trunk && b->samples) copy_trunk(r, b, true);
     norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm);
 }
 
@@ -2063,8 +2036,8 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
 // in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
 // beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
 // one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
-// one, write a block and give it a row in the table of 5.7; no more is needed. (Only export, dump and the yaml
-// files know some of the methods by name.)
+// one, write a block and give it a row in the table of 5.7; no more is needed. (Only dump and the yaml files know
+// some of the methods by name.)
 
 // ---- 5.1 What methods are made of --------------------------------------------------------------------------------
 
@@ -2172,9 +2145,26 @@ static void check_modules(const Model *m, const char *targets) {
 
 enum { LORA_A, LORA_B };
 
+// The maps that LoRA stands beside; NULL: every one. An official yaml names those of one layout, and leaving them out
+// means PEFT's; its names for the other layout serve too, a fused map standing for three.
+static const char *lora_targets(const Model *m, const Options *o) {
+    static const char *const names[][2] = {
+        { "q_proj", "query_key_value" }, { "k_proj", "query_key_value" }, { "v_proj", "query_key_value" },
+        { "o_proj", "dense" }, { "gate_up_proj", "dense_h_to_4h" }, { "down_proj", "dense_4h_to_h" } };
+    bool remote = m->config.remote;
+    Text others = {0}, same = {0};
+    if (!o->yaml) return o->target_modules;
+    if (!o->target_modules) return remote ? "query_key_value" : "q_proj,k_proj,v_proj";
+    for (size_t i = 0; i < COUNT(names); i++) {
+        text_print(&others, "%s,", names[i][!remote]);
+        if (list_has(o->target_modules, names[i][!remote]) && !list_has(same.s, names[i][remote]))
+            text_print(&same, "%s%s", same.n ? "," : "", names[i][remote]);
+    }
+    return names_in(others.s, o->target_modules) ? same.s : o->target_modules;
+}
+
 static void lora_setup(Model *m, const Options *o) {
-    const char *peft = o->yaml ? m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj" : NULL;
-    const char *targets = o->target_modules ? o->target_modules : peft;     // NULL: every map
+    const char *targets = lora_targets(m, o);
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
     if (targets) check_modules(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
@@ -2524,9 +2514,8 @@ static void adapter_read_config(const char *path, const Json *root, Options *o) 
 
 // ---- 5.6 Freezing ------------------------------------------------------------------------------------------------
 // The last layers of the base train with the last norm, or the maps of them that are named; embedding and head where
-// asked for. What lies below is the same for a sample in every epoch, so its output is computed once and kept (4.6).
-// Cost: 16 bytes for each number that trains. Learning rate 2e-4: as full tuning moves weights themselves, but few of
-// them (1e-3 did best on the bundled model, whose weights are larger).
+// asked for; the backward ends below them. Cost: 16 bytes for each number that trains. Learning rate 2e-4: as full
+// tuning moves weights themselves, but few of them (1e-3 did best on the bundled model, whose weights are larger).
 
 static bool freeze_trains(const Model *m, const Tensor *t, const Options *o) {
     size_t layers = (size_t)o->trainable_layers;
@@ -2585,7 +2574,7 @@ static const Method methods[] = {
       .no_merge = "an adapter is a network of its own behind the layers, no change of a weight" },
     { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .narrower = 0.66, .setup = freeze_setup,
       .write_config = freeze_write_config, .read_config = freeze_read_config,
-      .help = "the last layers; 16 bytes for each number that trains, and what is frozen below is computed once" },
+      .help = "the last layers; 16 bytes for each number that trains; the backward ends below them" },
 };
 
 static const char *method_names(void) {
@@ -4296,11 +4285,8 @@ static double accumulate_samples(Run *r, const Dataset *set, const size_t *chose
     size_t targets = 0, n_batches = 0;
     Batch *batches = take(n, sizeof *batches);
     for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
-    for (size_t i = 0; i < n; i += batch_size) {
-        Batch *b = &batches[n_batches++];
-        *b = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
-        b->samples = chosen + i;
-    }
+    for (size_t i = 0; i < n; i += batch_size)
+        batches[n_batches++] = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
     double loss = accumulate(r, batches, n_batches, targets, o->label_smoothing_factor);
     for (size_t i = 0; i < n_batches; i++) free_batch(&batches[i]);
     free(batches);
@@ -4701,7 +4687,7 @@ static void remove_checkpoints(const Trainer *t, size_t keep) {
 
 // The settings that may differ when a run goes on.
 static const char may_change[] =
-    "logging_steps,save_steps,save_total_limit,gradient_checkpointing,keep_trunk,max_new_tokens,eval_file,probe,"
+    "logging_steps,save_steps,save_total_limit,gradient_checkpointing,max_new_tokens,eval_file,probe,"
     "predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,load_best_model_at_end,"
     "temperature,top_p,per_device_eval_batch_size";
 
@@ -4974,22 +4960,6 @@ static void open_log(Trainer *t, const char *from) {
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
 }
 
-// Keeps what the frozen trunk gives for every sample (4.6), where something is frozen, more than one epoch comes, and
-// half of the memory that is left allows.
-static void take_trunk(Trainer *t) {
-    const Model *m = t->base.model;
-    static Trunk trunk;
-    size_t layer = m->lowest ? min_size((m->lowest - 1) / STAGES, m->config.n_layers - 1) : 0;
-    size_t bytes = times(times(t->train.n_tokens, m->config.hidden_size), sizeof(real));
-    if (!t->o->keep_trunk || !layer || t->steps <= t->steps_per_epoch || bytes > available_bytes() / 2) return;
-    trunk = (Trunk){ .layer = layer, .starts = take(t->train.n, sizeof *trunk.starts), .known = take(t->train.n, 1) };
-    for (size_t i = 1; i < t->train.n; i++) trunk.starts[i] = trunk.starts[i-1] + t->train.samples[i-1].n;
-    trunk.rows = device_take(bytes, 1, "the input of the lowest layer that trains (--keep_trunk false does without)");
-    t->run.trunk = &trunk;
-    fprintf(stderr, "memory: %s more for the input of layer %zu of every sample; the layers below run once for each\n",
-            size_text(bytes), trunk.layer);
-}
-
 // A checkpoint, opened as a user will.
 static Opened open_saved(const Trainer *t, const char *folder) {
     Options fresh = *t->o->defaults;
@@ -5005,7 +4975,6 @@ static void verify_saved(Trainer *t) {
     const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
     Batch b = probe_batch(t->base.model, min_size(PROBE_TOKENS, t->run.max_T));
     RunKind kind = t->run.kind;
-    if (t->run.trunk) memory_give(t->run.trunk->rows), t->run.trunk = NULL;
     real *want = all_logits(&t->run, &b);
     give_run(&t->run), memory_give(t->base.model->trainables.block);
     if (t->answers.n_sequences) give_generator(&t->answers);
@@ -5192,7 +5161,6 @@ static void begin_run(Trainer *t) {
     take_run(&t->run);
     if (o->predict_with_generate && t->validation.n && t->format.tokenizer && t->format.layout)
         t->answers = make_answerer(m, t->base.method, &t->validation, o);
-    take_trunk(t);
     const char *from = t->from;
     if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
     if (from) resume(t, from);
@@ -5251,7 +5219,7 @@ static void train(const char *data, const char *model, Options *o) {
 // An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, as
 // Hugging Face's PEFT names them, so that either program reads the other's. What PEFT has not, or would compute
 // otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved so too, as "GLMTUNE_...". ChatGLM's own
-// prefix folders are read too. `merge` makes a model folder of base and adapter, `export` gives an adapter other names.
+// prefix folders are read too. `merge` makes a model folder of base and adapter.
 
 // ---- 11.1 Model folders ------------------------------------------------------------------------------------------
 
@@ -5638,97 +5606,6 @@ static void merge(const char *adapter, const char *out, Options *o) {
     verify_merge(&m, temporary, o->force);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
-}
-
-// ---- 11.5 The same adapter under other names ---------------------------------------------------------------------
-
-// target_modules in the other layout; a fused map stands for three.
-static const char *other_targets(const char *targets, bool remote) {
-    static const char *const names[][2] = {
-        { "query_key_value", "q_proj" }, { "query_key_value", "k_proj" }, { "query_key_value", "v_proj" },
-        { "dense", "o_proj" }, { "dense_h_to_4h", "gate_up_proj" }, { "dense_4h_to_h", "down_proj" } };
-    Text t = {0};
-    for (size_t i = 0; i < COUNT(names); i++)
-        if (list_has(targets, names[i][!remote]) && !list_has(t.s, names[i][remote]))
-            text_print(&t, "%s%s", t.n ? "," : "", names[i][remote]);
-    return t.s;
-}
-
-// The map of a layer that gives part p (q, k, v, o, gate_up, down), and the first of its rows that do.
-static const Map *map_of_part(const Layer *l, size_t p, size_t *row) {
-    *row = 0;
-    if (l->n_qkv > 1) return &l->maps[p];
-    if (p >= MAX_PARTS) return &l->maps[p - MAX_PARTS + 1];
-    for (size_t i = 0; i < p; i++) *row += l->maps->part_rows[i];
-    return l->maps;
-}
-
-static bool same_numbers(const Tensor *a, const Tensor *b) {
-    real *x = take(2 * a->n, sizeof *x), *y = x + a->n;
-    memory_copy_out(x, a->value, a->n * sizeof *x), memory_copy_out(y, b->value, a->n * sizeof *y);
-    bool same = !memcmp(x, y, a->n * sizeof *x);
-    free(x);
-    return same;
-}
-
-static void export_lora(const char *adapter, const Model *from, const Model *to) {
-    for (size_t l = 0; l < from->config.n_layers; l++)
-        for (size_t p = 0; p < MAX_MAPS; p++) {
-            size_t row, new_row, r;
-            const Map *w = map_of_part(&from->layers[l], p, &row), *new = map_of_part(&to->layers[l], p, &new_row);
-            if (!(r = lora_rank(new))) continue;
-            size_t n = min_size(w->n_out, new->n_out);      // of the one that is not fused
-            Tensor *a = new->added.t[LORA_A], *old = w->added.t[LORA_A];
-            if (!old) fail("%s: %s has no LoRA, and the fused map has one A for query, key, value", adapter, w->path);
-            if (new_row && !same_numbers(a, old))
-                fail("%s: query, key and value have an A each, and the fused map has one for the three: that is "
-                     "another adapter; tune one in the other layout", adapter);
-            widen(a->value, old->value, REAL, a->n);
-            widen(new->added.t[LORA_B]->value + new_row * r, w->added.t[LORA_B]->value + row * r, REAL, n * r);
-        }
-}
-
-static void export_prefix(const char *adapter, const Model *from, const Model *to, const char *names) {
-    if ((from->first_position > 0) == from->config.remote || (from->first_position && !strcmp(names, "chatglm")))
-        fail("%s: a text's positions begin at %zu, and in a model under these names elsewhere: that is another "
-             "adapter; tune one with --ptuning_positions", adapter, from->first_position);
-    if (!strcmp(names, "chatglm")) {
-        for (size_t i = 0; i < from->n_trained; i++)
-            widen(to->trained[i]->value, from->trained[i]->value, REAL, from->trained[i]->n);
-        return;
-    }
-    real *kept = device_take(ptuning_keeps(from), sizeof *kept, "a prefix");
-    widen(to->trained[0]->value, prefix_table(from, kept), REAL, to->trained[0]->n);
-    memory_give(kept);
-}
-
-// Writes an adapter once more under PEFT's names for Hugging Face's layout, or ChatGLM's, where that is exact. A prefix
-// stays on its base: there the names say whether PEFT or ChatGLM's own code is to read it.
-static void export_adapter(const char *adapter, const char *out, Options *o) {
-    const char *base;
-    if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
-    if (exists(out)) fail("%s: exists already; name a new folder", out);
-    const Method *method = read_adapter_config(adapter, o, &base);
-    Model *from = describe_model(read_config(name("%s/config.json", base)));
-    Config config = from->config;
-    Options set = *o;
-    bool lora = !strcmp(method->name, "lora"), chatglm = !strcmp(o->to, "chatglm");
-    if (!lora && !method->prefix_forward)
-        fail("%s: %s has the same names everywhere; there is nothing to export", adapter, method->name);
-    if (lora && config.remote == chatglm) fail("%s: is under these names already", adapter);
-    if (lora && config.post_norms) fail("%s: its base is a glm4, which has no layout of ChatGLM's", adapter);
-    method->setup(from, o), start_trainables(from, 0, false), read_adapter_tensors(adapter, from, method);
-    config.remote = lora ? chatglm : config.remote && chatglm;
-    if (lora) set.target_modules = other_targets(o->target_modules, !chatglm);
-    else set.ptuning_positions = o->to, set.prefix_projection = o->prefix_projection && chatglm;
-    Model *to = describe_model(config);
-    method->setup(to, &set), start_trainables(to, 0, false);
-    if (lora) export_lora(adapter, from, to);
-    else to->fingerprint = stored_fingerprint(adapter), export_prefix(adapter, from, to, o->to);
-    const char *temporary = begin_folder(out), *real_base = realpath(base, NULL);
-    save_adapter(temporary, to, method, &set, real_base ? real_base : base);
-    finish_output(temporary);
-    printf("%s: %zu tensors%s\n", out, to->n_trained, lora ? "; its base is the same model in the other layout" : "");
 }
 
 // ================================================================================================================
@@ -7942,17 +7819,15 @@ static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Op
     return (Pace){ p.both / tokens, p.forward / tokens, p.optimizer };
 }
 
-// What the run will take, in words. Where a trunk is kept, its layers run in the first epoch alone. Of the validations
-// that are worth a checkpoint every second is taken to be the best; a checkpoint to take 50 ms and 5 ns a byte.
+// How long the run will take, in words. Of the validations that are worth a checkpoint every second is taken to be the
+// best; a checkpoint to take 50 ms and 5 ns a byte.
 static char *time_plan(Trainer *t) {
     Pace p = measure_pace(&t->run, &t->train, t->batch_size, t->o);
-    const Trunk *trunk = t->run.trunk;
     double epochs = (double)t->steps / (double)t->steps_per_epoch, n_old = (double)(t->train.n - t->n_new), tokens = 0;
-    double known = trunk ? p.forward * (double)trunk->layer / (double)t->run.model->config.n_layers : 0;
     for (size_t i = 0; i < t->train.n; i++)
         tokens += (double)t->train.samples[i].n * (i < t->n_new ? 1 : t->replay_ratio * (double)t->n_new / n_old);
     double evaluation = p.forward * (double)t->validation.n_tokens;
-    double training = tokens * (p.both * epochs - known * fmax(epochs - 1, 0)) + p.optimizer * (double)t->steps;
+    double training = tokens * p.both * epochs + p.optimizer * (double)t->steps;
     double saves = (double)t->steps / (double)t->o->save_steps;
     if (t->validation.n) saves += (double)t->steps / fmax((double)eval_every(t), (double)t->saves_after) / 2;
     double all = training + evaluation * (double)(1 + t->steps / eval_every(t)) +
@@ -8780,7 +8655,6 @@ typedef struct { Options *o; size_t n; const char **words; } Call;
 static int train_command(const Call *c) { return train(c->words[0], c->words[1], c->o), 0; }
 static int eval_command(const Call *c) { return eval(c->words[0], c->words[1], c->o), 0; }
 static int dump_command(const Call *c) { return dump(c->words[0], c->words[1], c->words[2], c->o), 0; }
-static int export_command(const Call *c) { return export_adapter(c->words[0], c->words[1], c->o), 0; }
 static int merge_command(const Call *c) { return merge(c->words[0], c->words[1], c->o), 0; }
 static int compare_command(const Call *c) { return compare(c->words, c->n, c->o->out), 0; }
 static int gradcheck_command(const Call *c) { return gradcheck(c->words[0], c->o); }
@@ -9083,7 +8957,7 @@ static int check_command(const Call *c) {
 // ---- 16.4 The tables ---------------------------------------------------------------------------------------------
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
-       CHECK = 512, EXPORT = 1024, COMPARE = 2048, ALL = 4095,
+       CHECK = 512, COMPARE = 1024, ALL = 2047,
        TUNES = TRAIN | GRADCHECK | INFO };      // what sets a method up
 
 typedef struct {
@@ -9099,8 +8973,6 @@ static const Command commands[] = {
       "show what would be learned: tokens, targets, lengths, doubtful places; trains nothing" },
     { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT",
       "write base and adapter as one model folder, in the base's type" },
-    { "export", EXPORT, 2, 2, export_command, "ADAPTER OUT",
-      "write an adapter under the names of the other layout, or of PEFT or ChatGLM, where that is exact" },
     { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE", "text on stdin to token ids, or back with --decode" },
     { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT",
       "logits, loss, hidden states and every gradient of one batch, as safetensors" },
@@ -9148,8 +9020,6 @@ static const Option options[] = {
       "freeze: only these linear maps of them, by name, comma between; default: all of the layer" },
     { FIELD(trainable_embedding), FLAG, TUNES, "false", "freeze: the embedding trains too" },
     { FIELD(trainable_head), FLAG, TUNES, "false", "freeze: the head trains too" },
-    { FIELD(keep_trunk), FLAG, TRAIN, "true",
-      "what frozen layers below all that trains give is kept for each sample, where memory allows; the same bits" },
     { FIELD(adapter_type), CHOICE, TUNES, "houlsby",
       "adapter: swish behind both halves of a layer, or ReLU behind the MLP", .choices = "houlsby,pfeiffer" },
     { FIELD(reduction_factor), INTEGER, TUNES, "0", "adapter: its inside is hidden_size / reduction_factor wide", 0,
@@ -9236,8 +9106,7 @@ static const Option options[] = {
       "options differ" },
     { FIELD(layout), CHOICE, TRAIN | EVAL | CHECK | CHAT | INIT | INFO, NULL,
       "chat layout; default: told from the model", .choices = "chatglm2,chatglm3,glm4-chat,0414,z1,edge" },
-    { FIELD(to), CHOICE, EXPORT, "peft", "whose names", .choices = "peft,chatglm" },
-    { FIELD(base), STRING, TRAIN | EVAL | CHECK | CHAT | MERGE | EXPORT | DUMP | INFO, NULL,
+    { FIELD(base), STRING, TRAIN | EVAL | CHECK | CHAT | MERGE | DUMP | INFO, NULL,
       "base model of an adapter; default: the one that it names" },
     { FIELD(prompt), STRING, CHAT, NULL, "answer this one text and end" },
     { FIELD(system), STRING, CHAT, NULL, "system message that opens the conversation" },
@@ -9261,6 +9130,7 @@ static const Option options[] = {
     { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL,
       "standard deviation of random weights; default 0.02, in gradcheck 0.1", 0, 10 },
     { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", "largest file in GB", 1e-6, 1e6 },
+    { FIELD(elements), INTEGER, GRADCHECK, "200", "numbers to check in each tensor", 1, 1e9 },
     { FIELD(seed), INTEGER, TRAIN | EVAL | CHAT | INIT | GRADCHECK, "42", "of every random number", 0, 9e15 },
     { FIELD(threads), INTEGER, ALL, "0", "cores to use; 0: all. The result is the same bits", 0, 4096 },
 #ifdef GLMTUNE_CUDA

@@ -283,8 +283,6 @@ static Model *bench_model(const char *path, const Options *o) {
 }
 
 static void bench_all(const char *model, const Options *o, size_t tokens, double share, double peak) {
-    if ((double)tokens * share < 1.5)
-        fail_usage("--tokens %zu with --target_share %g leaves nothing to learn", tokens, share);
     Model *m = bench_model(model, o);
     const Config *c = &m->config;
     printf("model: %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu; %zu parameters\n",
@@ -312,6 +310,8 @@ int main(int argc, char **argv) {
         else if (!strncmp(argv[i], "--", 2)) i += parse_option(&o, &train, argv + i, n - i);
         else model = argv[i++];
     }
+    if ((double)tokens * share < 1.5)
+        fail_usage("--tokens %zu with --target_share %g leaves nothing to learn", tokens, share);
     use_threads(o.threads);
     set_precision(o.precision && !strcmp(o.precision, "bf16"));
     double peak = begin_bench();

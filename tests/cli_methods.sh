@@ -82,27 +82,6 @@ check 'the official folder answers as the checkpoint does' cmp stdout answer
 works 'trains' info official
 sed -i 's/"pre_seq_len": 4/"pre_seq_len": 6/' official/config.json
 refuse 'config.json|"pre_seq_len" is 6|a prefix of 4' chat official --prompt hi
-works '1 tensors' export tuned/checkpoint-2 peft --to peft
-check 'PEFT gets its type' grep -q '"PREFIX_TUNING"' peft/adapter_config.json
-works '' chat peft --prompt hi --max_new_tokens 8 --layout glm4-chat
-check 'PEFT names answer as the checkpoint does' cmp stdout answer
-works '1 tensors' export peft back --to chatglm
-works '' chat back --prompt hi --max_new_tokens 8 --layout glm4-chat
-check 'and back again' cmp stdout answer
-refuse 'positions begin at 4' export prefix/checkpoint-2 out --to chatglm
-
-rm -rf tuned
-works 'done' train data.jsonl remote --output_dir tuned $short --layout glm4-chat --target_modules query_key_value,dense_4h_to_h --learning_rate 0.01
-works '8 tensors' export tuned/checkpoint-2 split --to peft
-works '4 tensors' export split fused --to chatglm --base f
-numbers=$(($(wc -c <fused/adapter_model.safetensors) - 8 - $(header_length fused/adapter_model.safetensors)))
-tail -c $numbers fused/adapter_model.safetensors >fused/numbers
-tail -c $numbers tuned/checkpoint-2/adapter_model.safetensors >tuned/numbers
-check 'fused to split and back is the same' cmp fused/numbers tuned/numbers
-refuse 'under these names already' export tuned/checkpoint-2 out --to chatglm
-refuse 'query, key and value have an A each' export $adapter out --to chatglm
-refuse 'nothing to export' export bottleneck/checkpoint-2 out
-refuse 'exists already' export tuned/checkpoint-2 split
 
 # ---- LoRA beside three maps is not LoRA beside the fused one -----------------------------------------------------
 

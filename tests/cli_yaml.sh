@@ -84,6 +84,9 @@ check 'and lora_alpha' grep -q '"lora_alpha": 32,' output/checkpoint-2/adapter_c
 yaml_runs c3_sft full 0.0003
 yaml_runs g4_lora lora 0.0005
 check 'combine leaves the last answer alone' grep -q 'official script.*the last answer alone' stderr
+works 'done' train yamldata remote g4_lora.yaml --layout glm4-chat --max_steps 1 --output_dir out_fused
+check 'q_proj, k_proj, v_proj are the fused map where there is one' grep -q '"target_modules": \["query_key_value"\]' \
+    out_fused/checkpoint-1/adapter_config.json
 yaml_runs g4_sft full 5e-05
 if run train --help; grep -q 'ptuning' stdout; then
     yaml_runs c3_ptuning_v2 ptuning 0.0003

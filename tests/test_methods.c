@@ -1,5 +1,5 @@
 // Tests of the tuning methods beside LoRA and full tuning: golden numbers (tests/reference_methods.py), files, what
-// leaves the base as it is, the frozen trunk.
+// leaves the base as it is.
 
 // ---- Golden cases ------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ static void test_beginnings(void) {
     }
 }
 
-// ---- A prefix's dropout, and the frozen trunk --------------------------------------------------------------------
+// ---- A prefix's dropout -------------------------------------------------------------------------------------------
 
 static Subject method_subject(const char *folder, const Options *o, uint64_t seed) {
     Subject s = { .name = o->method, .model = golden_model(folder), .options = *o };
@@ -159,32 +159,6 @@ static void test_prefix_dropout(void) {
     s.run.model->added.dropout = 0;
     step_gradients(&s, 4, 5, &other, &n);
     check_true("a prefix's dropout changes the loss", fabs(other - loss) > 1e-4 * loss);
-}
-
-static void test_trunk(void) {
-    static const char *const folders[] = { "tests/golden/glm4", "tests/golden/glm_edge", "tests/golden/chatglm" };
-    for (size_t i = 0; i < COUNT(folders); i++) {
-        Options o = options_of("freeze");
-        o.trainable_layers = 1;
-        Subject s = method_subject(folders[i], &o, 41);
-        size_t H = s.model->config.hidden_size, layer = s.model->config.n_layers - 1, n, at = 0, n_first;
-        Trunk trunk = { .layer = layer, .rows = device_take(s.data.n_tokens * H, sizeof(real), "a trunk"),
-                        .starts = take(s.data.n, sizeof(size_t)), .known = take(s.data.n, 1) };
-        for (size_t k = 0; k < s.data.n; k++) trunk.starts[k] = at, at += s.data.samples[k].n;
-        double loss, want_loss;
-        real *want = step_gradients(&s, 5, 0, &want_loss, &n);
-        s.run.trunk = &trunk;
-        step_gradients(&s, 3, 0, &loss, &n_first);
-        mark(s.run.layers[0].a, s.data.n_tokens * H);
-        real *got = step_gradients(&s, 5, 0, &loss, &n);
-        check_equal_bits(label("%s: gradients above a kept trunk", folders[i]), got, want, n, sizeof *got);
-        check_true(label("%s: loss above a kept trunk", folders[i]), loss == want_loss);
-        check_true(label("%s: the layers below a kept trunk are not computed", folders[i]),
-                   layer == 0 || s.run.layers[0].a == s.run.layers[layer].a ||
-                   is_marked(s.run.layers[0].a, s.data.n_tokens * H));
-        check_true(label("%s: every sample is known", folders[i]), trunk.known[0] && trunk.known[s.data.n - 1]);
-        give_run(&s.run);
-    }
 }
 
 // ---- Slopes of what the table of methods has no row for ----------------------------------------------------------
@@ -253,6 +227,6 @@ static void test_released_prefix(void) {
 }
 
 static void test_methods(void) {
-    test_method_golden(), test_method_files(), test_beginnings(), test_prefix_dropout(), test_trunk();
+    test_method_golden(), test_method_files(), test_beginnings(), test_prefix_dropout();
     test_method_slopes(), test_released_prefix();
 }
