@@ -105,9 +105,9 @@ test-emulator: tests/cuda/test_emulator.cpp $(EMULATOR)
 	$(CXX) $(EMULATED) tests/cuda/test_emulator.cpp -o $@
 
 # The groups of tests that compute, in two orders of blocks and threads and both precisions; then whole runs.
-COMPUTING = kernels golden training saved adapters merge accumulation dropout recomputing frozen methods init drift \
+COMPUTING = kernels golden training saved adapters merge accumulation dropout recomputing frozen methods init \
             generation answers
-LONG      = drift generation answers
+LONG      = generation answers
 test-cuda-emulated: glmtune glmtune64 glmtune-emulated test-emulated test-emulator
 	@sh tests/run.sh ./test-emulator $(foreach p,fp32 bf16,$(foreach o,forward reverse, \
 	    "env GLM_PRECISION=$(p) CUDA_ORDER=$(o) ./test-emulated $(filter-out $(LONG),$(COMPUTING))")) \

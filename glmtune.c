@@ -4990,61 +4990,28 @@ static void verify_saved(Trainer *t) {
     free_batch(&b), free(want), free(got);
 }
 
-// What the base gives and what the tuned model gives on the probe, row by row of logits: the sums of both losses and of
-// KL(base || tuned) = sum_v p_v (log p_v - log q_v). Memory for two rows, however long the probe is.
-typedef struct { double base, tuned, kl; } Drift;
-
-static double log_sum_exp(const real *logits, size_t V) {
-    double top = (double)logits[0], sum = 0;
-    for (size_t v = 1; v < V; v++) top = fmax(top, (double)logits[v]);
-    for (size_t v = 0; v < V; v++) sum += exp((double)logits[v] - top);
-    return top + log(sum);
+static double loss_on(Model *m, const Method *method, const Dataset *set) {
+    size_t T = most_tokens(set, 1);
+    Run r = describe_run(m, method, FORWARD_ONLY, T, T);
+    take_run(&r);
+    double loss = evaluate(&r, set, 1);
+    give_run(&r);
+    return loss;
 }
 
-static void add_drift(Drift *d, Run *base, Run *tuned, const Batch *b) {
-    size_t V = base->model->config.vocab_size, H = base->model->config.hidden_size;
-    real *p = take(V, sizeof *p), *q = take(V, sizeof *q);
-    forward(base, b, false), forward(tuned, b, false);
-    int32_t *targets = take(base->R, sizeof *targets);
-    memory_copy_out(targets, base->targets, base->R * sizeof *targets);
-    for (size_t row = 0; row < base->R; row++) {
-        size_t at = row % HEAD_ROWS, n = min_size(HEAD_ROWS, base->R - row);
-        if (!at) head_forward(base, base->final + row*H, n), head_forward(tuned, tuned->final + row*H, n);
-        memory_copy_out(p, base->logits + at*V, V * sizeof *p);
-        memory_copy_out(q, tuned->logits + at*V, V * sizeof *q);
-        double log_p = log_sum_exp(p, V), log_q = log_sum_exp(q, V);
-        d->base += log_p - (double)p[targets[row]], d->tuned += log_q - (double)q[targets[row]];
-        for (size_t v = 0; v < V; v++)
-            d->kl += exp((double)p[v] - log_p) * ((double)p[v] - log_p - (double)q[v] + log_q);
-    }
-    free(p), free(q), free(targets);
-}
-
-// What the model forgot: the probe's loss, the drift of its distributions and its answers, before and after. The base
-// is opened once more from its files, the result as a user will.
+// What the model forgot: its loss on the probe and its answers to it, before and after. The base is opened once more
+// from its files, the result as a user will.
 static void print_probe(const Trainer *t, const char *result) {
     Opened tuned = open_saved(t, result);
     Model *base = load_model(t->base.folder);
-    size_t T = most_tokens(&t->probe, 1);
-    Run a = describe_run(base, NULL, FORWARD_ONLY, T, T);
-    Run b = describe_run(tuned.model, tuned.method, FORWARD_ONLY, T, T);
-    Drift d = {0};
-    take_run(&a), take_run(&b);
-    for (size_t i = 0; i < t->probe.n; i++) {
-        Batch batch = make_batch(&t->probe, NULL, 1, 0, i);
-        add_drift(&d, &a, &b, &batch);
-        free_batch(&batch);
-    }
-    give_run(&a), give_run(&b);
-    double n = (double)t->probe.n_targets;
-    printf("probe       %s: loss %.4f before, %.4f after; KL(base || tuned) %.4g per target token\n", t->o->probe,
-           d.base / n, d.tuned / n, d.kl / n);
+    double before = loss_on(base, NULL, &t->probe), after = loss_on(tuned.model, tuned.method, &t->probe);
+    printf("probe       %s: loss %.4f before, %.4f after\n", t->o->probe, before, after);
     if (!t->answers.n_sequences) return;
-    for (int after = 0; after < 2; after++) {
+    for (int late = 0; late < 2; late++) {
         const char *example = "";
-        Generator g = make_answerer(after ? tuned.model : base, after ? tuned.method : NULL, &t->probe, t->o);
+        Generator g = make_answerer(late ? tuned.model : base, late ? tuned.method : NULL, &t->probe, t->o);
         Scores s = score_answers(&g, &t->format, t->o, &t->probe, NULL, &example);
-        printf("            answers %s: %s\n", after ? "after" : "before", score_line(&s));
+        printf("            answers %s: %s\n", late ? "after" : "before", score_line(&s));
         give_generator(&g);
     }
 }

@@ -66,7 +66,7 @@ rm -rf split
 
 head -n 12 "$tests/data/facts.jsonl" >facts12.jsonl
 for method in lora full ptuning; do
-    works 'KL(base || tuned)' train "$tests/data/identity.jsonl" "$tiny" --output_dir drift --max_steps 2 --learning_rate 1e-3 \
+    works 'loss|before|after' train "$tests/data/identity.jsonl" "$tiny" --output_dir drift --max_steps 2 --learning_rate 1e-3 \
         --method $method --probe facts12.jsonl --force
     said=$(sed -n 's/^probe .*: loss \([0-9.]*\) before, \([0-9.]*\) after.*/\1 \2/p' stdout)
     base=$("$program" eval facts12.jsonl "$tiny" --max_new_tokens 1 2>err.eval | awk '$1 == "loss" { print $2 }')

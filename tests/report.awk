@@ -45,7 +45,7 @@ function number(group, name, format) { return sprintf(format, mean(group, name, 
 
 # The columns that every task has, behind those of its own.
 function common(g) {
-    return sprintf("%s | %s | %s | %s | %.3f | %s", kept(g), number(g, "kl", "%.3f"), percent(g, "stopped", 1),
+    return sprintf("%s | %s | %s | %.3f | %s", kept(g), percent(g, "stopped", 1),
                    percent(g, "loops", -1), mean(g, "dev_loss", -1) - mean(g, "train_loss", -1), number(g, "best_step", "%.0f"))
 }
 
@@ -55,13 +55,13 @@ function table(task, columns, heads,    column, head, n, i, m, r, line, g) {
     split(heads, head, "/")
     line = "| method | replay | trains |"
     for (i = 1; i <= n; i++) line = line " " head[i] " |"
-    print line " kept | KL | stop | loops | gap | best step |"
+    print line " kept | stop | loops | gap | best step |"
     line = "|---|---|---|"
     for (i = 1; i <= n; i++) line = line "---|"
-    print line "---|---|---|---|---|---|"
+    print line "---|---|---|---|---|"
     line = "| base | | |"
     for (i = 1; i <= n; i++) line = line sprintf(" %.1f |", 100 * value("base." task, column[i]))
-    printf "%s %.1f %% | | %.1f | %.1f | | |\n", line, 100 * value("base." task, "kept"),
+    printf "%s %.1f %% | %.1f | %.1f | | |\n", line, 100 * value("base." task, "kept"),
            100 * value("base." task, "stopped"), 100 * value("base." task, "loops")
     for (r = 1; r >= 0; r--)
         for (m = 1; m <= n_methods; m++) {

@@ -110,7 +110,6 @@ tune() {        # RUN METHOD TASK DATA RATIO SEED [OPTION ...]
         echo "parameters $(number '^trained .*: ([0-9]+) parameters.*' "$run.out")"
         echo "best_step $(number '^validation .*best .* at step ([0-9]+),.*' "$run.out")"
         echo "best_loss $(number '^validation .*best ([0-9.]+) .*' "$run.out")"
-        echo "kl $(number '^probe .*tuned\) ([0-9.e+-]+) .*' "$run.out")"
         echo "time $(number '^time +(.*) of training.*' "$run.out" | tr ' ' _)"
         echo "speed $(number '^time .* ([0-9,]+) tokens\/s' "$run.out")"
         echo "memory $(number '^memory +([0-9.]+ [KMG]iB).*' "$run.out" | tr ' ' _)"
@@ -217,14 +216,14 @@ head_of_report() {
 # What the methods learn, and what they forget
 
 Made by `make report`; every number is the same each time. The bundled model (0.94 million parameters), three seeds: a cell
-has the mean, and the worst seed in brackets. All in percent but KL, the gap and the steps.
+has the mean, and the worst seed in brackets. All in percent but the gap and the steps.
 
 - **known**: questions about name, maker and job in wordings of the base that no sample has; **later**: the same after another
   exchange; **novel**: in wordings that the base never saw (asked who it was, the base itself answers 77 % of them right);
   **doubted**: another name is offered, the old one too; **turn 1, 8, 16**: conversations in which the role is asked for at these
   turns, the model hearing its own answers throughout.
 - **kept**: change of the share of 300 held-out tasks of the base that are answered to the letter, in points (its own identity
-  is left out); **KL**: of the base's distributions from the tuned ones on the same, per target token.
+  is left out).
 - **stop**, **loops**: share of all answers that end in a stop token, that end in a loop. **gap**: loss on the validation set less
   that on the samples. **best step**: where the validation loss was lowest.
 

@@ -296,7 +296,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "chunks", test_chunks }, { "tokenizers", test_tokenizers }, { "vectors", test_vectors },
     { "masks", test_masks }, { "data", test_data_sets }, { "configs", test_configs },
     { "layouts", test_layouts }, { "chat", test_chat },
-    { "scores", test_scores }, { "answers", test_answers }, { "drift", test_drift }, { "replay", test_replay },
+    { "scores", test_scores }, { "answers", test_answers }, { "replay", test_replay },
     { "svg", test_svg },
     { "tokenizer_json", test_json_tokenizers },
     { "yaml", test_yaml },

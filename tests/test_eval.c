@@ -121,43 +121,6 @@ static void test_answers(void) {
     check_answers_together(0), check_answers_together(1);
 }
 
-// ---- Forgetting --------------------------------------------------------------------------------------------------
-
-// Losses and KL of two models on more rows than a block of the head, against sums over all their logits.
-static void test_drift(void) {
-    Subject s[] = { make_subject("base", golden_model("tests/golden/glm4"), "lora", 3),
-                    make_subject("tuned", golden_model("tests/golden/glm4"), "lora", 4) };
-    Dataset set = random_samples(1, 2 * HEAD_ROWS + 30, 2 * HEAD_ROWS + 30, s[0].model->config.vocab_size);
-    Batch b = whole_batch(&set);
-    size_t V = s[0].model->config.vocab_size;
-    real *logits[2];
-    Run runs[2];
-    for (size_t k = 0; k < 2; k++) {
-        runs[k] = describe_run(s[k].model, s[k].method, FORWARD_ONLY, b.T, b.T);
-        take_run(&runs[k]);
-        s[k].data = set;
-        compute(&s[k]);
-        logits[k] = s[k].logits;
-    }
-    Drift d = {0}, want = {0}, none = {0};
-    for (size_t t = 0; t + 1 < b.T; t++) {
-        if (b.labels[t+1] == NO_TARGET) continue;
-        double sum[2] = {0};
-        for (size_t k = 0; k < 2; k++) for (size_t v = 0; v < V; v++) sum[k] += exp((double)logits[k][t*V + v]);
-        for (size_t v = 0; v < V; v++) {
-            double p = exp((double)logits[0][t*V + v]) / sum[0], q = exp((double)logits[1][t*V + v]) / sum[1];
-            want.kl += p * log(p / q);
-            if ((size_t)b.labels[t+1] == v) want.base -= log(p), want.tuned -= log(q);
-        }
-    }
-    add_drift(&d, &runs[0], &runs[1], &b);
-    add_drift(&none, &runs[0], &runs[0], &b);
-    check_number("drift: loss of the base", d.base, want.base, 1e-12);
-    check_number("drift: loss of the tuned model", d.tuned, want.tuned, 1e-12);
-    check_number("drift: KL", d.kl, want.kl, 1e-12);
-    check_number("drift: none from itself", none.kl + 1, 1, 1e-12);
-}
-
 // ---- Replay ------------------------------------------------------------------------------------------------------
 
 // Two and a half epochs of 10 new samples, four a step, with half an old sample for each: every new one once an epoch,
