@@ -2837,7 +2837,6 @@ enum { TOKENIZER_VERSION = 1 };
 enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
 enum { WHOLE_CHUNKS = 1,                        // flags: a chunk that is a piece is taken whole, without merging
        LISTED_MERGES = 2 };                     // only listed pairs merge, by their own ranks
-enum { REMEMBERED = 1 << 14 };                  // chunks: 1 MiB, which stays in a core's cache
 enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
 
 #define BLANK "\xE2\x96\x81"           // U+2581, which SentencePiece writes for a blank
@@ -2848,7 +2847,6 @@ typedef struct { const char *text; uint32_t n, rank; } Piece;
 typedef struct { const char *name; int32_t id; } Special;
 // A run of bytes up to `next`, which is this piece or none (-1); with the one there it may become `made`, by `rank`.
 typedef struct { uint32_t previous, next, rank; int32_t piece, made; } Symbol;
-typedef struct { char text[30]; uint8_t n, n_ids; int32_t ids[8]; } Remembered;         // a chunk and its ids: 64 bytes
 typedef struct { uint32_t left_n, rank; } ListedMerge;          // of a piece whose left part has so many bytes
 
 typedef struct {
@@ -2859,8 +2857,6 @@ typedef struct {
     Piece *pieces;
     Special *specials;
     uint64_t *slots; uint32_t slot_mask;    // hash table: upper half of the hash, piece + 1
-    int32_t *two;                       // the pieces of two bytes, by these: -1: none
-    uint8_t known[1 << 17];             // a bit for 20 bits of each piece's hash
     bool alone[256];                    // SentencePiece: this byte is ASCII, and part of no longer piece
     bool inner_blank;                   // SentencePiece: some piece has U+2581 after another character
     ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
@@ -2869,7 +2865,6 @@ typedef struct {
     uint8_t *class_of;                  // of every code point
     Symbol *symbols; size_t symbols_capacity;
     uint64_t *heap; size_t heap_n, heap_capacity;       // what may be merged: rank, place of the left symbol
-    Remembered *remembered;             // chunks seen before
 } Tokenizer;
 
 typedef struct { int32_t *ids; size_t n, capacity; } Ids;
@@ -2891,29 +2886,9 @@ static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length)
 
 static bool at_blank(const char *s, size_t n) { return n >= 3 && !memcmp(s, BLANK, 3); }
 
-// Eight bytes at a time, the last eight overlapping: FNV-1a takes one, and half of the time of encoding.
-static uint64_t piece_hash(const char *s, size_t n) {
-    const unsigned char *u = (const unsigned char *)s;
-    uint64_t h = n * 0x9E3779B97F4A7C15u, w = 0;
-    uint32_t a, b;
-    for (size_t i = 0; i + 8 < n; i += 8) {
-        memcpy(&w, s + i, 8);
-        h = (h ^ w) * 0xD6E8FEB86659FD93u;
-        h ^= h >> 32;
-    }
-    if (n >= 8) memcpy(&w, s + n - 8, 8);
-    else if (n >= 4) memcpy(&a, s, 4), memcpy(&b, s + n - 4, 4), w = a | (uint64_t)b << 32;
-    else if (n) w = u[0] | (uint64_t)u[n/2] << 8 | (uint64_t)u[n-1] << 16;
-    h = (h ^ w) * 0xD6E8FEB86659FD93u;
-    return h ^ h >> 32;
-}
-
-// The piece of exactly these bytes, or -1. Most questions are about what is no piece: a bit says so without a look at
-// the slots (Chinese: from 9.7 to 12.2 MB/s), and pairs of bytes have a table of their own (from 8.9 to 9.7).
+// The piece of exactly these bytes, or -1.
 static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
-    if (n == 2) return t->two[(unsigned char)s[0] << 8 | (unsigned char)s[1]];
-    uint64_t h = piece_hash(s, n), slot;
-    if (!(t->known[h >> 47] >> (h >> 44 & 7) & 1)) return -1;
+    uint64_t h = hash_bytes(s, n), slot;
     for (uint32_t i = (uint32_t)h & t->slot_mask; (slot = t->slots[i]); i = (i + 1) & t->slot_mask) {
         if ((slot ^ h) >> 32) continue;
         const Piece *p = &t->pieces[(uint32_t)slot - 1];
@@ -2934,8 +2909,8 @@ static int32_t largest_id(const Tokenizer *t) {
 }
 
 // ---- 7.3 Encoding ------------------------------------------------------------------------------------------------
-// Measured with tests/bench_tokenizers.py on one busy core of an AMD EPYC, in MB/s of English, code, Chinese: GLM-4's
-// vocabulary 65, 73, 12; ChatGLM3's 28, 20, 29.
+// Measured with tests/bench_tokenizers.c on one core of a Sapphire Rapids Xeon, in MB/s of English, code, Chinese:
+// GLM-4's vocabulary 93, 85, 16; ChatGLM3's 19, 15, 36.
 
 static void heap_push(Tokenizer *t, uint64_t merge) {
     t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
@@ -3069,25 +3044,6 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     return length;
 }
 
-// The ids of a chunk, as they were before if it was seen lately: words come again and again. (GLM-4: English from 44 to
-// 65 MB/s, Chinese from 11 to 12; ChatGLM3: English from 15 to 28.)
-static void encode_remembered(Tokenizer *t, const char *s, size_t n, Ids *out) {
-    Remembered *r = &t->remembered[piece_hash(s, n) % REMEMBERED];
-    size_t first = out->n;
-    if (n <= sizeof r->text && r->n == n && !memcmp(r->text, s, n)) {
-        for (int i = 0; i < r->n_ids; i++) ids_add(out, r->ids[i]);
-        return;
-    }
-    int64_t whole = t->flags & WHOLE_CHUNKS ? find_piece(t, s, n) : -1;
-    if (whole >= 0) ids_add(out, (int32_t)whole);
-    else encode_chunk(t, s, n, out);
-    size_t n_ids = out->n - first;
-    if (n > sizeof r->text || n_ids > COUNT(r->ids)) return;
-    r->n = (uint8_t)n, r->n_ids = (uint8_t)n_ids;
-    memcpy(r->text, s, n);
-    memcpy(r->ids, out->ids + first, n_ids * sizeof *r->ids);
-}
-
 // The part of SentencePiece's text s that no merge leaves: it ends before a blank that no piece has inside, and before
 // and after a character that no longer piece holds, such as a line break. (English: from 0.5 to 15 MB/s.)
 static size_t next_word(const Tokenizer *t, const char *s, size_t n) {
@@ -3109,7 +3065,9 @@ static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
     }
     for (size_t at = 0, length; at < n; at += length) {
         length = words ? next_word(t, s + at, n - at) : next_chunk(t, s + at, n - at);
-        encode_remembered(t, s + at, length, out);
+        int64_t whole = t->flags & WHOLE_CHUNKS ? find_piece(t, s + at, length) : -1;
+        if (whole >= 0) ids_add(out, (int32_t)whole);
+        else encode_chunk(t, s + at, length, out);
     }
     free(escaped.s);
 }
@@ -7243,9 +7201,7 @@ static uint32_t image_get(const char *p) {
 
 static void place_piece(Tokenizer *t, uint32_t piece) {
     const Piece *p = &t->pieces[piece];
-    if (p->n == 2) t->two[(unsigned char)p->text[0] << 8 | (unsigned char)p->text[1]] = (int32_t)piece;
-    uint64_t h = piece_hash(p->text, p->n);
-    t->known[h >> 47] |= (uint8_t)(1 << (h >> 44 & 7));
+    uint64_t h = hash_bytes(p->text, p->n);
     uint32_t i = (uint32_t)h & t->slot_mask;
     while (t->slots[i]) i = (i + 1) & t->slot_mask;
     t->slots[i] = (h & ~(uint64_t)UINT32_MAX) | (piece + 1);
@@ -7258,7 +7214,6 @@ static void index_pieces(Tokenizer *t, const char *file) {
     t->slot_mask = size - 1;
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
     memset(t->alone, 1, 128);
-    t->two = memset(take(1 << 16, sizeof *t->two), 0xFF, (1 << 16) * sizeof *t->two);       // -1 everywhere
     for (uint32_t i = 0; i < t->n_pieces; i++) {
         const Piece *p = &t->pieces[i];
         bool is_byte = p->n == 1 && (t->kind == BYTE_BPE ? p->rank < RANK_BYTE : p->rank == RANK_BYTE);
@@ -7316,8 +7271,7 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     *t = (Tokenizer){ .file = name("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
                       .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
                       .pieces = take(h[PIECES], sizeof *t->pieces), .class_of = take(0x110000, 1),
-                      .specials = take(h[SPECIALS], sizeof *t->specials),
-                      .remembered = take(REMEMBERED, sizeof *t->remembered) };
+                      .specials = take(h[SPECIALS], sizeof *t->specials) };
     const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
     const uint32_t *special_lengths = ids + t->n_specials, *runs = special_lengths + t->n_specials;
     runs = read_runs(t, file, runs, h[LETTERS], CLASS_LETTER);
@@ -7615,7 +7569,7 @@ static Text import_tokenizer_json(const char *file, const char *bytes, size_t n)
     Text image = tokenizer_image(BYTE_BPE, flags, t.pieces, t.n_pieces, specials, added->count);
     text_add(&image, listed.s, listed.n);
     json_close(&r);
-    free(t.pieces), free(t.slots), free(t.two), free(specials), free(listed.s), free(text);
+    free(t.pieces), free(t.slots), free(specials), free(listed.s), free(text);
     return image;
 }
 
@@ -8582,7 +8536,7 @@ static void print_speed_here(Model *whole, const Method *method, const Options *
 // 16  Commands
 // ================================================================================================================
 // The smaller commands, chat and check; then the tables: commands, options with their types, defaults, limits and
-// meaning, what options do, defaults under a yaml. Help, parsing and checks all come from them.
+// meaning, defaults under a yaml. Help, parsing and checks all come from them.
 
 // ---- 16.1 The smaller commands -----------------------------------------------------------------------------------
 
@@ -9106,47 +9060,6 @@ static const Option options[] = {
 #endif
 };
 
-// What an option does to memory, to the number of parameters and to the result, for --help OPTION.
-static const struct { const char *option, *effect; } effects[] = {
-    { "method", "memory, parameters: each method's own; see --help lora and its like" },
-    { "r", "memory, parameters: r (in + out) numbers for each target, 16 bytes a number under AdamW.\n    "
-      "result: 8 learns a style or a task; more for much new text; double lora_alpha with r to keep the scale" },
-    { "lora_alpha", "result: twice the value makes the change twice as strong, much as twice the learning rate does" },
-    { "lora_dropout", "result: guards small data against learning by heart; 0 reaches a lower training loss" },
-    { "target_modules", "memory, parameters: each map adds r (in + out).\n    "
-      "result: all of them hold a role better than query, key and value alone, and forget less for it" },
-    { "num_virtual_tokens", "memory, parameters: 2 layers kv_heads head_dim numbers for each, and one key and value\n"
-      "    more for every token to look at. result: 128 is the official choice" },
-    { "trainable_layers", "memory, parameters: the last layers whole, 16 bytes a number; backward ends below them" },
-    { "trainable_embedding", "memory, parameters: vocabulary x hidden numbers; backward goes through all layers" },
-    { "trainable_head", "memory, parameters: vocabulary x hidden numbers" },
-    { "reduction_factor", "parameters: about 2 hidden^2 / reduction_factor numbers for each adapter" },
-    { "adapter_type", "memory, parameters: houlsby has two adapters a layer, pfeiffer one" },
-    { "prefix_projection", "memory, parameters: many times more, in training alone. result: helps some tasks" },
-    { "learning_rate", "result: too high diverges or forgets, too low learns nothing; try 3 times more or less first" },
-    { "per_device_train_batch_size", "memory: activations for so many of the longest samples. result: times\n    "
-      "gradient_accumulation_steps it is the samples of a step; only that product matters" },
-    { "gradient_accumulation_steps", "no memory. result: more samples a step, so fewer and steadier steps an epoch" },
-    { "gradient_checkpointing", "memory: less for activations (`glmtune info` counts it); time: more; result: none" },
-    { "max_output_length", "memory: activations grow with the longest sample that the data has, up to this" },
-    { "max_input_length", "memory: activations grow with the longest sample that the data has, up to this" },
-    { "overlong", "result: drop loses samples, truncate loses the ends of texts; both are counted before step 1" },
-    { "optim", "memory for each trained number: adamw 16 bytes, sgd and lion 12.\n    "
-      "result: lion wants a third to a tenth of adamw's rate, sgd a far higher one" },
-    { "adam_epsilon", "result: 1e-5 to 1e-3, with a higher rate, leaves alone what has next to no gradient:\n    "
-      "full tuning of few samples then learns more and forgets less" },
-    { "replay", "time: as many more samples a step. result: what the old samples show is kept; 1 is a good ratio" },
-    { "weight_decay", "result: keeps weights small; rarely matters in a short tuning" },
-    { "warmup_ratio", "result: spares the start from steps made on moments of few gradients" },
-    { "num_train_epochs", "result: small data is learned by heart after a few; watch the validation loss" },
-    { "official_mask", "result: what is a target; `glmtune check` shows it token by token" },
-    { "val_size", "result: less to train on, but learning by heart is seen" },
-    { "per_device_eval_batch_size", "memory: a cache of keys and values for so many answers. result: none" },
-    { "max_context", "memory: the cache of keys and values grows with it" },
-    { "save_total_limit", "disk: each checkpoint holds what trains three times: weights and two moments" },
-    { "threads", "memory: a little scratch for each; the result is the same bits" },
-};
-
 // The defaults under a yaml that are not ours: the Trainer's and, with a peft_config, PEFT's.
 static const struct { const char *section, *option, *value; } yaml_defaults[] = {
     { NULL, "learning_rate", "5e-5" }, { NULL, "lr_scheduler_type", "linear" }, { NULL, "warmup_ratio", "0" },
@@ -9290,8 +9203,6 @@ static void option_help(const Option *x) {
     printf("\n    of:");
     for (size_t k = 0; k < COUNT(commands); k++) if (x->commands & commands[k].bit) printf(" %s", commands[k].name);
     putchar('\n');
-    for (size_t k = 0; k < COUNT(effects); k++)
-        if (!strcmp(effects[k].option, x->name)) printf("    %s\n", effects[k].effect);
 }
 
 static void method_help(const Method *m) {

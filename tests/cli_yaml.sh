@@ -183,8 +183,8 @@ rm -rf out1 out2 out3 out4 out5 out6 out7 out8 yamldata ./*.yaml rates
 
 # ---- --help OPTION, --help METHOD --------------------------------------------------------------------------------
 
-works '--r: |a whole number from 1 to 65536|default 8|memory, parameters: |result: ' train --help r
-works '--learning_rate|a number from 0|under a yaml 5e-5|result: ' train --help --learning_rate
+works '--r: |a whole number from 1 to 65536|default 8' train --help r
+works '--learning_rate|a number from 0|under a yaml 5e-5' train --help --learning_rate
 works 'one of cosine,linear|default cosine, under a yaml linear' --help lr_scheduler_type
 works '--method lora: |learning rate 0.0005|LORA' train --help lora
 works '--method full: |learning rate 5e-05' --help full

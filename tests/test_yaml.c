@@ -114,8 +114,6 @@ static void test_yaml(void) {
     const Json *numbers = read_yaml("a: 5e-4\nb: no\nc: ~", 18, &r);
     check_true("a scalar keeps its words", !strcmp(json_get(numbers, "a")->text, "5e-4") &&
                !strcmp(json_get(numbers, "b")->text, "no") && !strcmp(json_get(numbers, "c")->text, "~"));
-    for (size_t i = 0; i < COUNT(effects); i++)
-        check_true(effects[i].option, find_option(effects[i].option, ALL) != NULL);
     for (size_t i = 0; i < COUNT(yaml_defaults); i++)
         check_true(yaml_defaults[i].option, find_option(yaml_defaults[i].option, TRAIN) != NULL);
     for (size_t i = 0; i < COUNT(yaml_words); i++)
