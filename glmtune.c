@@ -147,7 +147,7 @@ static void *checked(void *p, size_t bytes) {
     return p;
 }
 
-static void *take(size_t n, size_t size) { return checked(calloc(n ? n : 1, size), times(n, size)); }
+static void *alloc(size_t n, size_t size) { return checked(calloc(n ? n : 1, size), times(n, size)); }
 
 // Makes room for `want` elements in an array that grows.
 static void *grow(void *array, size_t *capacity, size_t want, size_t size) {
@@ -185,7 +185,7 @@ const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names
 #endif
 
 // A formatted string of its own, for names and paths; most live as long as the program.
-__attribute__((format(printf, 1, 2))) static char *name(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static char *strf(const char *format, ...) {
     va_list args;
     char *s;
     va_start(args, format);
@@ -201,7 +201,7 @@ static char *number_text(double x) {
         snprintf(digits, sizeof digits, "%.*g", n, x);
         if (strtod(digits, NULL) == x) break;
     }
-    return name("%s", digits);
+    return strf("%s", digits);
 }
 
 // Whether `list` ("q_proj,v_proj") holds this name.
@@ -215,7 +215,7 @@ static bool list_has(const char *list, const char *wanted) {
 // Whether `list` holds each name of `names`.
 static bool names_in(const char *list, const char *names) {
     bool all = true;
-    for (char *rest = name("%s", names), *one; (one = strsep(&rest, ",")); ) all &= list_has(list, one);
+    for (char *rest = strf("%s", names), *one; (one = strsep(&rest, ",")); ) all &= list_has(list, one);
     return all;
 }
 
@@ -503,7 +503,7 @@ enum { WORTH_THREADS = 1 << 15 };       // less work than this stays on one thre
 static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; } x = { bits }; return x.f; }
 static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
 
-static inline float half_to_float(uint16_t h) {
+static inline float f16_to_float(uint16_t h) {
     // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and
     // the multiplication is exact, for subnormal numbers too.
     uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
@@ -521,7 +521,7 @@ static inline real weight_at(Weight w, size_t i) {
     switch (w.dtype) {
         case F64: return (real)((const double *)w.data)[i];
         case F32: return (real)((const float *)w.data)[i];
-        case F16: return (real)half_to_float(((const uint16_t *)w.data)[i]);
+        case F16: return (real)f16_to_float(((const uint16_t *)w.data)[i]);
         default: return (real)bits_to_float((uint32_t)((const uint16_t *)w.data)[i] << 16);
     }
 }
@@ -1061,7 +1061,7 @@ KERNEL void zero(real *x, size_t n) {
     for (size_t i = 0; i < n; i += PART) memset(x + i, 0, min_size(PART, n - i) * sizeof *x);
 }
 
-static uint16_t float_to_half(float f) {        // to nearest, ties to even
+static uint16_t float_to_f16(float f) {        // to nearest, ties to even
     uint32_t bits = float_to_bits(f), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
     if (magnitude > 0x7F800000u) return (uint16_t)(sign | 0x7E00u);
     if (magnitude >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);            // 65520 and more round to infinity
@@ -1092,11 +1092,11 @@ static float round_to_odd(double d) {
         type *to = out; for (size_t i = 0; i < n; i++) to[i] = expression; }
 WIDEN(widen_f64, double, p[i])
 WIDEN(widen_f32, float, p[i])
-WIDEN(widen_f16, uint16_t, half_to_float(p[i]))
+WIDEN(widen_f16, uint16_t, f16_to_float(p[i]))
 WIDEN(widen_bf16, uint16_t, bits_to_float((uint32_t)p[i] << 16))
 NARROW(narrow_f64, double, (double)p[i])
 NARROW(narrow_f32, float, (float)p[i])
-NARROW(narrow_f16, uint16_t, float_to_half(round_to_odd((double)p[i])))
+NARROW(narrow_f16, uint16_t, float_to_f16(round_to_odd((double)p[i])))
 NARROW(narrow_bf16, uint16_t, float_to_bf16(round_to_odd((double)p[i])))
 
 static void (*const wideners[])(real *, const void *, size_t) = { widen_f64, widen_f32, widen_f16, widen_bf16 };
@@ -1192,15 +1192,15 @@ typedef struct {
     size_t index;                   // in the layer's maps
     uint64_t site;                  // for dropout: one number per map of the model
     Added added;                    // section 5
-} Map;
+} Linear;
 
 enum { ATTENTION, MLP, HALVES };    // the two halves of a layer
 
 typedef struct {
     Tensor *input_norm, *mlp_norm, *post_norm[HALVES];      // post norms: glm4 only, else NULL
-    Map maps[MAX_MAPS];             // one map of q, k and v or one for each (n_qkv), then o, gate_up, down
+    Linear maps[MAX_MAPS];             // one map of q, k and v or one for each (n_qkv), then o, gate_up, down
     size_t n_maps, n_qkv;
-    Map *o, *gate_up, *down;        // where they stand in maps
+    Linear *o, *gate_up, *down;        // where they stand in maps
     Added branch[HALVES];           // section 5: behind attention, behind the MLP
 } Layer;
 
@@ -1242,12 +1242,12 @@ static const char *path_of(const Model *m, int which, size_t layer) {
     bool remote = m->config.remote;
     const char *last = remote ? tensor_names[which].remote : tensor_names[which].hf;
     if (which < N_INPUT_NORM) return last;
-    return name("%s.layers.%zu.%s", remote ? "transformer.encoder" : "model", layer, last);
+    return strf("%s.layers.%zu.%s", remote ? "transformer.encoder" : "model", layer, last);
 }
 
 // A tensor [rows,columns], or a vector [rows] when columns is 0.
 static Tensor *describe_tensor(const char *tensor_name, size_t rows, size_t columns, size_t depth) {
-    Tensor *t = take(1, sizeof *t);
+    Tensor *t = alloc(1, sizeof *t);
     *t = (Tensor){ .name = tensor_name, .n_dims = columns ? 2 : 1, .shape = { rows, columns }, .depth = depth,
                    .vector = !columns, .n = times(rows, columns ? columns : 1) };
     return t;
@@ -1256,7 +1256,7 @@ static Tensor *describe_tensor(const char *tensor_name, size_t rows, size_t colu
 // The same, of the base: PATH.weight or PATH.bias.
 static Tensor *describe_base(Model *m, const char *path, const char *last, size_t rows, size_t columns, size_t depth) {
     m->tensors = grow(m->tensors, &m->capacity, m->n_tensors + 1, sizeof *m->tensors);
-    Tensor *t = m->tensors[m->n_tensors++] = describe_tensor(name("%s.%s", path, last), rows, columns, depth);
+    Tensor *t = m->tensors[m->n_tensors++] = describe_tensor(strf("%s.%s", path, last), rows, columns, depth);
     t->of_base = true;
     return t;
 }
@@ -1265,13 +1265,13 @@ static Tensor *describe_norm(Model *m, int which, size_t layer, size_t stage) {
     return describe_base(m, path_of(m, which, layer), "weight", m->config.hidden_size, 0, depth_of(layer, stage));
 }
 
-static Map *describe_map(Model *m, size_t layer, int which, const size_t *rows, size_t n_parts, size_t n_in,
+static Linear *describe_map(Model *m, size_t layer, int which, const size_t *rows, size_t n_parts, size_t n_in,
                          size_t stage, bool bias) {
     Layer *l = &m->layers[layer];
     size_t index = l->n_maps++;
-    Map *map = &l->maps[index];
-    *map = (Map){ .path = path_of(m, which, layer), .n_in = n_in, .n_parts = n_parts, .depth = depth_of(layer, stage),
-                  .index = index, .site = layer * MAX_MAPS + index };
+    Linear *map = &l->maps[index];
+    *map = (Linear){ .path = path_of(m, which, layer), .n_in = n_in, .n_parts = n_parts,
+                     .depth = depth_of(layer, stage), .index = index, .site = layer * MAX_MAPS + index };
     for (size_t i = 0; i < n_parts; i++) map->n_out += map->part_rows[i] = rows[i];
     map->short_name = strrchr(map->path, '.') + 1;
     map->weight = describe_base(m, map->path, "weight", map->n_out, n_in, map->depth);
@@ -1297,9 +1297,9 @@ static void describe_layer(Model *m, size_t i) {
 
 // The model that a config describes: every tensor by name and shape, no numbers yet.
 static Model *describe_model(Config c) {
-    Model *m = take(1, sizeof *m);
+    Model *m = alloc(1, sizeof *m);
     *m = (Model){ .config = c, .lowest = SIZE_MAX, .n_moments = 2 };
-    m->layers = take(c.n_layers, sizeof *m->layers);
+    m->layers = alloc(c.n_layers, sizeof *m->layers);
     m->embedding = describe_base(m, path_of(m, N_EMBEDDING, 0), "weight", c.vocab_size, c.hidden_size, 0);
     for (size_t i = 0; i < c.n_layers; i++) describe_layer(m, i);
     m->final_norm = describe_norm(m, N_FINAL_NORM, c.n_layers, AT_FINAL_NORM);
@@ -1394,13 +1394,13 @@ typedef struct {
     void (*setup)(Model *, const Options *);
     // what a map reads instead of x [T,in]; then, behind the map's own backward, dx in place. That backward is given x,
     // so where this changes it the map itself must be frozen
-    const real *(*input_forward)(const Map *, const real *x, real *kept, Pass);
-    void (*input_backward)(const Map *, real *dx, const real *x, const real *kept, Pass);
+    const real *(*input_forward)(const Linear *, const real *x, real *kept, Pass);
+    void (*input_backward)(const Linear *, real *dx, const real *x, const real *kept, Pass);
     // beside a map: y[part] [T,rows of the part] are there; dy comes before the map's own backward and may be changed,
     // but where the map ends a half of a layer (o, down): there it can be the gradient of the residual stream itself
-    size_t (*map_keeps)(const Map *);
-    void (*map_forward)(const Map *, real *const *y, const real *x, real *kept, Pass);
-    void (*map_backward)(const Map *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
+    size_t (*map_keeps)(const Linear *);
+    void (*map_forward)(const Linear *, real *const *y, const real *x, real *kept, Pass);
+    void (*map_backward)(const Linear *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
     // behind a half of a layer: x [T,H] = residual stream + s is changed; s [T,H] is what the half gave. The backward
     // turns dx into the gradient of the residual stream and returns that of s: dx itself, or ds filled; with `below`
     // false nobody reads either, for nothing below trains
@@ -1417,7 +1417,7 @@ typedef struct {
     bool (*is_pefts)(const Model *);            // false: own_type
     // what PEFT wants in its file in the place of what trains, the caller's to give back; NULL: what trains
     Tensor *(*projected)(const Model *);
-    void (*merge)(real *weight, const Map *);   // adds what the method does to W [out,in]
+    void (*merge)(real *weight, const Linear *);   // adds what the method does to W [out,in]
 } Method;
 
 // ================================================================================================================
@@ -1449,7 +1449,7 @@ typedef struct {
     real *gate_up, *h;                          // [n,2F], [n,F]
     real *half[HALVES], *half_rms[HALVES];      // [n,H] Wo att and W h, [n] of their post norms
     real *beside[MAX_MAPS], *branch[HALVES];    // [n,map_keeps], [n,branch_keeps] what the method keeps
-} Kept;
+} LayerState;
 
 // FORWARD_ONLY: layers share everything but keys and values, which are the cache. KEEPS_ALL: each keeps what its
 // backward needs. RECOMPUTES: the same but for the first norm and the inside of the MLP, which the backward computes
@@ -1481,7 +1481,7 @@ typedef struct {
     uint64_t *token_keys, *row_keys, *prefix_keys;  // [T], [R], [P] for dropout; P tokens of a prefix
     int32_t *prefix_rows;                           // [2L P] see Method
     // activations
-    Kept *layers, shared;                           // [n_layers]; shared: what several layers use in turn
+    LayerState *layers, shared;                           // [n_layers]; shared: what several layers use in turn
     real *rope;                                     // [positions,rotated]
     real *prefix, *prefix_kept;                     // [2L,P,kv_heads,d]; what the method keeps for its backward
     real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's x and att at those R rows
@@ -1500,7 +1500,7 @@ typedef struct {
 // ---- 4.1 The memory of a run -------------------------------------------------------------------------------------
 
 // How many numbers the method keeps for each token beside a map, or behind a half of a layer.
-static size_t map_keeps(const Run *r, const Map *w) { return r->method->map_keeps ? r->method->map_keeps(w) : 0; }
+static size_t map_keeps(const Run *r, const Linear *w) { return r->method->map_keeps ? r->method->map_keeps(w) : 0; }
 
 static size_t branch_keeps(const Run *r, const Added *a) {
     return r->method->branch_keeps ? r->method->branch_keeps(a, r->model->config.hidden_size) : 0;
@@ -1509,10 +1509,10 @@ static size_t branch_keeps(const Run *r, const Added *a) {
 static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a, times(rows, columns), sizeof(real)); }
 
 // Whether the map, or what stands beside it, trains: then its backward needs its input.
-static bool needs_input(const Map *w) { return w->weight->trained || w->added.t[0]; }
+static bool needs_input(const Linear *w) { return w->weight->trained || w->added.t[0]; }
 
 // An array of the layer's own where its backward needs it, else one that layers use in turn (the first takes it).
-static real *keep(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
+static real *own_or_shared(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
     if (!own && *shared) return *shared;
     real *array = reals(a, rows, columns);
     if (!own) *shared = array;
@@ -1523,24 +1523,25 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     const Config *c = &r->model->config;
     const Layer *L = &r->model->layers[l];
     size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim;
-    Kept *k = &r->layers[l], *s = &r->shared;
+    LayerState *k = &r->layers[l], *s = &r->shared;
     bool own = r->kind != FORWARD_ONLY, all = r->kind == KEEPS_ALL, qkv = false;
     for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || needs_input(&L->maps[i]);
-    k->x = keep(a, own, &s->x, T, H), k->rms1 = keep(a, own, &s->rms1, T, 1);
-    k->a = keep(a, all && qkv, &s->a, T, H);
-    k->q = keep(a, own, &s->q, T, q_width(c)), k->att = keep(a, own, &s->att, T, q_width(c));
+    k->x = own_or_shared(a, own, &s->x, T, H), k->rms1 = own_or_shared(a, own, &s->rms1, T, 1);
+    k->a = own_or_shared(a, all && qkv, &s->a, T, H);
+    k->q = own_or_shared(a, own, &s->q, T, q_width(c)), k->att = own_or_shared(a, own, &s->att, T, q_width(c));
     k->k = reals(a, r->max_kv, kv_width(c)), k->v = reals(a, r->max_kv, kv_width(c));
-    k->lse = keep(a, own, &s->lse, T, c->n_heads);
-    k->mid = keep(a, own, &s->mid, T, H), k->rms2 = keep(a, own, &s->rms2, T, 1);
-    k->m = keep(a, all && needs_input(L->gate_up), &s->m, T, H);
-    k->gate_up = keep(a, all, &s->gate_up, T, 2 * F);
-    k->h = keep(a, all && needs_input(L->down), &s->h, T, F);
-    for (size_t i = 0; i < L->n_maps; i++) k->beside[i] = keep(a, own, &s->beside[i], T, map_keeps(r, &L->maps[i]));
+    k->lse = own_or_shared(a, own, &s->lse, T, c->n_heads);
+    k->mid = own_or_shared(a, own, &s->mid, T, H), k->rms2 = own_or_shared(a, own, &s->rms2, T, 1);
+    k->m = own_or_shared(a, all && needs_input(L->gate_up), &s->m, T, H);
+    k->gate_up = own_or_shared(a, all, &s->gate_up, T, 2 * F);
+    k->h = own_or_shared(a, all && needs_input(L->down), &s->h, T, F);
+    for (size_t i = 0; i < L->n_maps; i++)
+        k->beside[i] = own_or_shared(a, own, &s->beside[i], T, map_keeps(r, &L->maps[i]));
     for (size_t i = 0; i < HALVES; i++) {
         bool needed = L->post_norm[i] && (i == MLP ? all : own);        // by the post norm's backward
-        k->half[i] = keep(a, needed, &s->half[i], T, H);
-        k->half_rms[i] = keep(a, own, &s->half_rms[i], T, 1);
-        k->branch[i] = keep(a, own, &s->branch[i], T, branch_keeps(r, &L->branch[i]));
+        k->half[i] = own_or_shared(a, needed, &s->half[i], T, H);
+        k->half_rms[i] = own_or_shared(a, own, &s->half_rms[i], T, 1);
+        k->branch[i] = own_or_shared(a, own, &s->branch[i], T, branch_keeps(r, &L->branch[i]));
     }
 }
 
@@ -1548,7 +1549,7 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
     size_t T = r->max_T, P = r->model->n_prefix, beside = 0;
     size_t H = c->hidden_size, F = c->ffn_dim, qd = q_width(c), kvd = kv_width(c);
-    r->shared = (Kept){0};
+    r->shared = (LayerState){0};
     for (size_t l = 0; l < c->n_layers; l++) {
         const Layer *L = &r->model->layers[l];
         lay_out_layer(r, l, kept);
@@ -1586,7 +1587,7 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
 static Run describe_run(Model *m, const Method *method, RunKind kind, size_t max_T, size_t max_kv) {
     static const Method none;
     Run r = { .model = m, .method = method ? method : &none, .kind = kind, .max_T = max_T, .max_kv = max_kv };
-    r.layers = take(m->config.n_layers, sizeof *r.layers);
+    r.layers = alloc(m->config.n_layers, sizeof *r.layers);
     lay_out_run(&r, &r.kept_arena, &r.scratch_arena);
     return r;
 }
@@ -1606,7 +1607,7 @@ static void take_run(Run *r) {
     lay_out_run(r, &r->kept_arena, &r->scratch_arena);      // now that they have blocks, in them
     rope_table(r->rope, r->model->config.rope_theta, r->model->config.n_rotated, r->max_kv + r->model->first_position);
     size_t P = r->model->n_prefix, n = 2 * r->model->config.n_layers;
-    int32_t *rows = take(n * P, sizeof *rows);
+    int32_t *rows = alloc(n * P, sizeof *rows);
     for (size_t i = 0; i < n * P; i++) rows[i] = (int32_t)(i % P * n + i / P);     // [n,P] as rows of [P,n]
     move_in(r->prefix_rows, rows, n * P * sizeof *rows);
 }
@@ -1629,8 +1630,8 @@ static bool is_wanted(const Batch *b, size_t t, size_t end) {
 static void place_keys(Run *r, const Batch *b) {
     const Cache *c = r->caches;
     size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1;
-    size_t *starts = take(n + 1, sizeof *starts), *kv_starts = take(n + 1, sizeof *kv_starts);
-    int32_t *rows = take(b->T, sizeof *rows);
+    size_t *starts = alloc(n + 1, sizeof *starts), *kv_starts = alloc(n + 1, sizeof *kv_starts);
+    int32_t *rows = alloc(b->T, sizeof *rows);
     size_t longest = 0;
     for (size_t s = 0, t = 0, i = 0; s < b->n; s++, i += each) {
         longest = max_size(longest, b->starts[s+1] - b->starts[s]);
@@ -1652,9 +1653,9 @@ static void place_keys(Run *r, const Batch *b) {
 
 // Puts a batch into a run.
 static void load_batch(Run *r, const Batch *b, bool dropout) {
-    int32_t *positions = take(b->T, sizeof *positions), *rows = take(b->T, sizeof *rows);
-    int32_t *targets = take(b->T, sizeof *targets);
-    uint64_t *row_keys = take(b->T, sizeof *row_keys);
+    int32_t *positions = alloc(b->T, sizeof *positions), *rows = alloc(b->T, sizeof *rows);
+    int32_t *targets = alloc(b->T, sizeof *targets);
+    uint64_t *row_keys = alloc(b->T, sizeof *row_keys);
     place_keys(r, b);
     r->T = b->T, r->R = 0, r->dropout = dropout;
     for (size_t s = 0; s < b->n; s++)
@@ -1727,7 +1728,8 @@ static Pass prefix_pass(const Run *r) {
 static Weight weight_of(const Tensor *t) { return (Weight){ t->data, t->dtype, 0 }; }
 
 // y[part] [n,rows of the part] = from[part] + W x + b, and what the method adds; from NULL: 0; k: of the map's layer
-static void map_forward(const Run *r, const Kept *k, const Map *w, real *const *y, real *const *from, const real *x) {
+static void map_forward(const Run *r, const LayerState *k, const Linear *w, real *const *y, real *const *from,
+                        const real *x) {
     real *kept = k->beside[w->index];
     if (r->method->input_forward) x = r->method->input_forward(w, x, kept, pass_of(r));
     linear_parts_forward(y, from, x, weight_of(w->weight), 1, r->n_rows, w->part_rows, w->n_parts, w->n_in);
@@ -1738,7 +1740,7 @@ static void map_forward(const Run *r, const Kept *k, const Map *w, real *const *
 
 // dx [n,in] is overwritten by the first map that writes it, and added to by the others; NULL: nothing below trains. A
 // method comes before the map's own product, and adds: where it stands at the first map, all start from zeros.
-static void map_backward(const Run *r, const Kept *k, const Map *w, real *dx, bool first, real *const *dy,
+static void map_backward(const Run *r, const LayerState *k, const Linear *w, real *dx, bool first, real *const *dy,
                          const real *x) {
     const real *kept = k->beside[w->index];
     size_t n = r->n_rows;
@@ -1781,9 +1783,9 @@ static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
 
 // Ends a half of layer l: out [n,H] = x + s, s being W in, normalized where there is a post norm, and what the method
 // does behind it. Where nothing stands between, the product starts from x.
-static void half_forward(const Run *r, size_t l, size_t half, const Map *w, real *out, real *x, const real *in) {
+static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, real *out, real *x, const real *in) {
     const Layer *L = &r->model->layers[l];
-    const Kept *k = &r->layers[l];
+    const LayerState *k = &r->layers[l];
     size_t H = r->model->config.hidden_size;
     bool direct = !L->post_norm[half] && !w->added.t[0] && !r->method->branch_forward;
     map_forward(r, k, w, direct ? &out : &k->half[half], direct ? &x : NULL, in);
@@ -1799,7 +1801,7 @@ static bool is_last(const Run *r, size_t l) { return l + 1 == r->model->config.n
 static void self_attention_forward(Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
-    Kept *k = &r->layers[l];
+    LayerState *k = &r->layers[l];
     size_t kvd = kv_width(c);
     real *k_new = k->k + r->new_keys * kvd, *v_new = k->v + r->new_keys * kvd, *qkv[] = { k->q, k_new, v_new };
     real *x = k->x, *att = k->att;
@@ -1828,7 +1830,7 @@ static void self_attention_forward(Run *r, size_t l) {
 
 static void mlp_inside(const Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
-    Kept *k = &r->layers[l];
+    LayerState *k = &r->layers[l];
     // 6. m = norm(mid)
     norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm);
     // 7. gate, up = W m
@@ -1838,7 +1840,7 @@ static void mlp_inside(const Run *r, size_t l) {
 }
 
 static void mlp_forward(const Run *r, size_t l) {
-    Kept *k = &r->layers[l];
+    LayerState *k = &r->layers[l];
     mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
     half_forward(r, l, MLP, r->model->layers[l].down, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
@@ -1856,7 +1858,7 @@ static real *wanted(const Run *r, real *array, size_t l, size_t stage) {
 // there is nothing between); NULL: nothing from the post norm's input down trains.
 static real *half_backward(const Run *r, size_t l, size_t half) {
     const Layer *L = &r->model->layers[l];
-    const Kept *k = &r->layers[l];
+    const LayerState *k = &r->layers[l];
     size_t H = r->model->config.hidden_size, post_norm = half == MLP ? AT_MLP_POST_NORM : AT_ATTENTION_POST_NORM;
     size_t branch = post_norm + 1;      // the stage behind it
     real *ds = r->dx;
@@ -1875,7 +1877,7 @@ static bool mlp_backward(const Run *r, size_t l) {
     // r->dx holds the gradient of the layer's output and becomes that of mid; false: nothing further down trains
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
-    Kept *k = &r->layers[l];
+    LayerState *k = &r->layers[l];
     if (r->kind == RECOMPUTES) {
         mlp_inside(r, l);
         if (L->post_norm[MLP]) map_forward(r, k, L->down, &k->half[MLP], NULL, k->h);
@@ -1910,7 +1912,7 @@ static bool self_attention_backward(Run *r, size_t l) {
     // r->dx holds the gradient of mid and becomes that of the layer's input
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
-    const Kept *k = &r->layers[l];
+    const LayerState *k = &r->layers[l];
     size_t T = r->T;
     // 5. mid = x + [norm] (Wo att)
     real *dhalf = half_backward(r, l, ATTENTION);
@@ -1959,7 +1961,7 @@ static double head_loss(Run *r, real smoothing, real scale) {
         if (scale > 0 && head->grad) linear_backward_weight(head->grad, dlogits, final, 1, n, V, H);
     }
     if (flows) norm_backward(r, r->dx, NULL, r->dfinal, r->x_final, r->model->final_norm, r->final_rms);
-    real *loss = take(r->R, sizeof *loss);
+    real *loss = alloc(r->R, sizeof *loss);
     double sum = 0;
     memory_copy_out(loss, r->loss, r->R * sizeof *loss);
     for (size_t i = 0; i < r->R; i++) sum += (double)loss[i];
@@ -1991,7 +1993,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
 // The logits at every position of a batch, not only at targets: [T,V], on the host.
 static real *all_logits(Run *r, const Batch *b) {
     size_t H = r->model->config.hidden_size, V = r->model->config.vocab_size;
-    real *logits = take(times(b->T, V), sizeof *logits);
+    real *logits = alloc(times(b->T, V), sizeof *logits);
     Batch every = *b;
     every.labels = NULL, every.every_row = true;
     forward(r, &every, false);
@@ -2130,7 +2132,7 @@ static void check_modules(const Model *m, const char *targets) {
     Text known = {0};
     const Layer *l = &m->layers[0];
     for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
-    for (char *copy = name("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one;
+    for (char *copy = strf("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one;
          one = strtok_r(NULL, ",", &rest))
         if (!list_has(known.s, one)) fail("target module '%s' is not in this model; it has %s", one, known.s);
     free(known.s);
@@ -2168,11 +2170,11 @@ static void lora_setup(Model *m, const Options *o) {
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
     if (targets) check_modules(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
-        for (Map *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
+        for (Linear *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
             if (targets && !list_has(targets, w->short_name)) continue;
             Start uniform = { .spread = (float)(1 / sqrt((double)w->n_in)) }, zeros = {0};
-            const char *a = name("base_model.model.%s.lora_A.weight", w->path);
-            const char *b = name("base_model.model.%s.lora_B.weight", w->path);
+            const char *a = strf("base_model.model.%s.lora_A.weight", w->path);
+            const char *b = strf("base_model.model.%s.lora_B.weight", w->path);
             w->added = (Added){ .scale = (real)scale, .dropout = (real)o->lora_dropout };
             w->added.t[LORA_A] = add_tensor(m, a, (size_t)o->r, w->n_in, w->depth, uniform);
             w->added.t[LORA_B] = add_tensor(m, b, w->n_out, (size_t)o->r, w->depth, zeros);
@@ -2180,17 +2182,17 @@ static void lora_setup(Model *m, const Options *o) {
     if (!m->n_trained) fail("--target_modules '%s' names no linear map", targets ? targets : "");
 }
 
-static size_t lora_rank(const Map *w) { return w->added.t[LORA_A] ? w->added.t[LORA_A]->shape[0] : 0; }
+static size_t lora_rank(const Linear *w) { return w->added.t[LORA_A] ? w->added.t[LORA_A]->shape[0] : 0; }
 
 // The input of A: x, or x with some of it dropped.
-static const real *lora_input(const Map *w, const real *x, Pass p) {
+static const real *lora_input(const Linear *w, const real *x, Pass p) {
     if (!p.token_keys || !(w->added.dropout > 0)) return x;
     dropout_forward(p.scratch, x, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
     return p.scratch;
 }
 
 // y[part] [T,rows of the part] are added to, x [T,in]; keeps z = A dropout(x) [T,r]
-static void lora_forward(const Map *w, real *const *y, const real *x, real *z, Pass p) {
+static void lora_forward(const Linear *w, real *const *y, const real *x, real *z, Pass p) {
     size_t r = lora_rank(w);
     if (!r) return;
     linear_forward(z, NULL, lora_input(w, x, p), weight_of(w->added.t[LORA_A]), 1, p.T, r, w->n_in);
@@ -2199,7 +2201,7 @@ static void lora_forward(const Map *w, real *const *y, const real *x, real *z, P
 
 // dx [T,in] is added to, NULL: nothing below trains; dy[part] [T,rows of the part]
 //     dz = s B^T dy,  dB += s dy z^T,  dA += dz dropout(x)^T,  dx += dropout'(A^T dz)
-static void lora_backward(const Map *w, real *dx, real *const *dy, const real *x, const real *z, Pass p) {
+static void lora_backward(const Linear *w, real *dx, real *const *dy, const real *x, const real *z, Pass p) {
     size_t r = lora_rank(w), at = 0;
     if (!r) return;
     const Tensor *a = w->added.t[LORA_A], *b = w->added.t[LORA_B];
@@ -2223,7 +2225,7 @@ static void lora_write_config(Text *t, const Model *m, const Options *o) {
                o->use_rslora ? "true" : "false");
     text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
     text_print(t, ",\n  \"target_modules\": [");
-    for (const Map *w = l->maps; w < l->maps + l->n_maps; w++)
+    for (const Linear *w = l->maps; w < l->maps + l->n_maps; w++)
         if (lora_rank(w)) text_print(t, "%s\"%s\"", comma, w->short_name), comma = ", ";
     text_print(t, "]");
 }
@@ -2271,7 +2273,7 @@ static void lora_read_config(const char *path, const Json *root, Options *o) {
     o->target_modules = list.s;
 }
 
-static void lora_merge(real *weight, const Map *w) {
+static void lora_merge(real *weight, const Linear *w) {
     // weight [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
     if (lora_rank(w))
         linear_backward_input(weight, weight, w->added.t[LORA_B]->value, weight_of(w->added.t[LORA_A]), w->added.scale,
@@ -2421,7 +2423,7 @@ static void ptuning_write_config(Text *t, const Model *m, const Options *o) {
 
 // PEFT's PREFIX_TUNING says nothing of positions: it runs the model's own code, so they are those of the layout.
 static void ptuning_read_config(const char *path, const Json *root, Options *o) {
-    const char *projection = name("%.*s/prefix_projection.safetensors", (int)(strrchr(path, '/') - path), path);
+    const char *projection = strf("%.*s/prefix_projection.safetensors", (int)(strrchr(path, '/') - path), path);
     bool own = json_get(root, "ptuning_positions"), projects = config_flag(root, "prefix_projection", false);
     fix_integer(path, root, "num_virtual_tokens", &o->num_virtual_tokens, GIVEN(o, num_virtual_tokens), 1, 1e6, NAN);
     if (own) fix_text(path, root, "ptuning_positions", &o->ptuning_positions, GIVEN(o, ptuning_positions));
@@ -2459,7 +2461,7 @@ static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
     Added *a = &m->layers[l].branch[half];
     a->kind = strcmp(o->adapter_type, "houlsby") ? PFEIFFER : HOULSBY;
     for (size_t i = 0; i < COUNT(parts); i++)
-        a->t[i] = add_tensor(m, name("%.*s.%s_adapters.adapters.glmtune.adapter_%s", n, path, place, parts[i]), rows[i],
+        a->t[i] = add_tensor(m, strf("%.*s.%s_adapters.adapters.glmtune.adapter_%s", n, path, place, parts[i]), rows[i],
                              columns[i], depth, (Start){ .spread = i == ADAPTER_DOWN ? 0.02f : 0, .normal = true });
 }
 
@@ -2524,7 +2526,7 @@ static bool freeze_trains(const Model *m, const Tensor *t, const Options *o) {
     if (!layers || t->depth < depth_of(m->config.n_layers - layers, 0)) return false;
     const char *dot = strrchr(t->name, '.'), *owner = dot;      // of PATH.q_proj.weight: q_proj
     while (owner > t->name && owner[-1] != '.') owner--;
-    return !o->trainable_modules || list_has(o->trainable_modules, name("%.*s", (int)(dot - owner), owner));
+    return !o->trainable_modules || list_has(o->trainable_modules, strf("%.*s", (int)(dot - owner), owner));
 }
 
 static void freeze_setup(Model *m, const Options *o) {
@@ -2629,8 +2631,8 @@ static int64_t warmup_of(const Options *o, int64_t total_steps) {
 // The norm over all trained tensors; gradients are scaled down to max_norm when it is above: g min(1,
 // max_norm/(norm+1e-6)). A norm that is not finite is returned as it is, with the gradients untouched.
 static double clip_gradients(Model *m, double max_norm) {
-    const real **gradients = take(m->n_trained, sizeof *gradients);
-    size_t *sizes = take(m->n_trained, sizeof *sizes);
+    const real **gradients = alloc(m->n_trained, sizeof *gradients);
+    size_t *sizes = alloc(m->n_trained, sizeof *sizes);
     for (size_t i = 0; i < m->n_trained; i++) gradients[i] = m->trained[i]->grad, sizes[i] = m->trained[i]->n;
     double norm = sqrt(sum_of_squares(gradients, sizes, m->n_trained)), factor = max_norm / (norm + 1e-6);
     free(gradients), free(sizes);
@@ -2818,7 +2820,7 @@ static const char *excerpt(const char *s, size_t n) {
         length = utf8_get(s + at, n - at, &c);
         if (c == INVALID || c < ' ') break;
     }
-    return name("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
+    return strf("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
 }
 
 // ---- 7.2 Tokens --------------------------------------------------------------------------------------------------
@@ -3168,15 +3170,15 @@ static bool file_contains(const char *path, const char *wanted) {
 static const char *layout_name(const Options *o, const Config *c, const char *folder) {
     if (o->layout) return o->layout;
     if (c->layout) return c->layout;
-    bool thinks = file_contains(name("%s/tokenizer_config.json", folder), "<think>") ||
-                  file_contains(name("%s/chat_template.jinja", folder), "<think>");
+    bool thinks = file_contains(strf("%s/tokenizer_config.json", folder), "<think>") ||
+                  file_contains(strf("%s/chat_template.jinja", folder), "<think>");
     if (!strcmp(c->model_type, "glm4")) return thinks ? "z1" : "0414";
     if (c->vocab_size == 59264) return "edge";
     if (!c->remote || c->vocab_size == 151552) return "glm4-chat";
     if (c->vocab_size != 65024) return NULL;
     static const char *const files[] = { "tokenizer_config.json", "added_tokens.json", "tokenization_chatglm.py" };
     for (size_t i = 0; i < COUNT(files); i++)
-        if (file_contains(name("%s/%s", folder, files[i]), role_tokens[ASSISTANT])) return "chatglm3";
+        if (file_contains(strf("%s/%s", folder, files[i]), role_tokens[ASSISTANT])) return "chatglm3";
     if (c->name_or_path && strstr(c->name_or_path, "chatglm3")) return "chatglm3";
     return c->name_or_path && strstr(c->name_or_path, "chatglm2") ? "chatglm2" : NULL;
 }
@@ -3195,8 +3197,8 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
     // The bundled vocabulary is for models of our own: the smallest release has 59,264 ids and its own tokenizer.
     f.tokenizer = load_tokenizer(folder, c->layout || c->vocab_size < 59264 ? c->vocab_size : 0, &f.why);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
-    if (!wanted) f.why = name("%s: its chat layout cannot be told from its files; set --layout", folder);
-    else if (!f.layout) f.why = name("chat layout '%s' is none of those that --layout knows", wanted);
+    if (!wanted) f.why = strf("%s: its chat layout cannot be told from its files; set --layout", folder);
+    else if (!f.layout) f.why = strf("chat layout '%s' is none of those that --layout knows", wanted);
     if (f.tokenizer && largest_id(f.tokenizer) >= (int64_t)c->vocab_size)
         fail("%s: the tokenizer has ids up to %d, the model only %zu: they do not belong together", folder,
              largest_id(f.tokenizer), c->vocab_size);
@@ -3372,7 +3374,7 @@ static const char *quoted(const DataReader *d, const Json *j) {
 
 static void note(const DataReader *d, int kind, const Json *at, const char *text) {
     Finding *f = &d->set->findings[kind];
-    if (!f->n++) f->first = name("%s: %s", where(d, at), text);
+    if (!f->n++) f->first = strf("%s: %s", where(d, at), text);
 }
 
 static const Json *typed(const DataReader *d, const Json *j, JsonType type, const char *what) {
@@ -3576,7 +3578,7 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
 }
 
 static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
-    int32_t *ids = take(array->count, sizeof *ids), *out = ids;
+    int32_t *ids = alloc(array->count, sizeof *ids), *out = ids;
     for (const Json *j = array->first; j; j = j->next) {
         bool whole = j->type == JSON_NUMBER && j->number >= -1e9 && j->number <= 1e9 && floor(j->number) == j->number;
         bool inside = whole && j->number >= 0 && j->number < (double)d->vocab_size;
@@ -3642,7 +3644,7 @@ static Dataset scan_data_file(const char *path, const ChatFormat *f, const Optio
             fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100; here stands %s",
                  where(&d, root), quoted(&d, root));
         bool fits = s.n <= most_ids(o), drops = !fits && !strcmp(o->overlong, "drop");
-        if (!fits && !drops) note(&d, TOO_LONG, root, name("%zu tokens", s.n));
+        if (!fits && !drops) note(&d, TOO_LONG, root, strf("%zu tokens", s.n));
         if (!drops) { dataset_add(&set, s); continue; }
         free(s.ids), free(s.labels);
         set.n_dropped++;
@@ -3669,7 +3671,7 @@ static Dataset read_data_file(const char *path, const ChatFormat *f, const Optio
 
 // The file of a data folder: train.json or train.jsonl, dev.json or dev.jsonl. NULL: there is none.
 static const char *data_file(const char *data, const char *part) {
-    const char *json = name("%s/%s.json", data, part), *jsonl = name("%sl", json);
+    const char *json = strf("%s/%s.json", data, part), *jsonl = strf("%sl", json);
     return exists(json) ? json : exists(jsonl) ? jsonl : NULL;
 }
 
@@ -3699,7 +3701,7 @@ static int by_size_down(const void *a, const void *b) {
 
 // Samples whose ids another one before them has.
 static size_t count_duplicates(const Dataset *set) {
-    size_t *hashes = take(set->n, sizeof *hashes), n = 0;
+    size_t *hashes = alloc(set->n, sizeof *hashes), n = 0;
     for (size_t i = 0; i < set->n; i++)
         hashes[i] = hash_bytes(set->samples[i].ids, set->samples[i].n * sizeof *set->samples[i].ids);
     qsort(hashes, set->n, sizeof *hashes, by_size_down);
@@ -3752,7 +3754,7 @@ static double split_place(const Sample *s, uint64_t seed) {
 
 // The share that moves n samples of a set, those with the lowest places.
 static double share_of(const Dataset *set, size_t n, uint64_t seed) {
-    double *places = take(set->n + 1, sizeof *places);
+    double *places = alloc(set->n + 1, sizeof *places);
     for (size_t i = 0; i < set->n; i++) places[i] = split_place(&set->samples[i], seed);
     qsort(places, set->n, sizeof *places, by_value);
     double share = n && n < set->n ? (places[n-1] + places[n]) / 2 : 0;
@@ -3782,7 +3784,7 @@ static Dataset split_off(Dataset *set, double share, uint64_t seed) {
 
 // The order of the samples in one epoch (Fisher-Yates).
 static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
-    size_t *order = take(n, sizeof *order);
+    size_t *order = alloc(n, sizeof *order);
     uint64_t key = rng_key(rng_key(seed, KEY_SHUFFLE), epoch);
     for (size_t i = 0; i < n; i++) {
         size_t j = (size_t)(rng_bits(key, i) % (i + 1));
@@ -3795,10 +3797,10 @@ static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
 // One batch of the samples chosen[0 .. n-1], the first of which is number `first` of its optimizer step (the keys for
 // dropout count them); or, where chosen is NULL, of n samples of the set from `first` on.
 static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
-    Batch b = { .n = n, .step_key = step_key, .starts = take(n + 1, sizeof *b.starts) };
+    Batch b = { .n = n, .step_key = step_key, .starts = alloc(n + 1, sizeof *b.starts) };
     for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen ? chosen[i] : first + i].n;
-    b.ids = take(b.T, sizeof *b.ids), b.labels = take(b.T, sizeof *b.labels),
-    b.token_keys = take(b.T, sizeof *b.token_keys);
+    b.ids = alloc(b.T, sizeof *b.ids), b.labels = alloc(b.T, sizeof *b.labels),
+    b.token_keys = alloc(b.T, sizeof *b.token_keys);
     for (size_t i = 0; i < n; i++) {
         const Sample *s = &set->samples[chosen ? chosen[i] : first + i];
         memcpy(b.ids + b.starts[i], s->ids, s->n * sizeof *s->ids);
@@ -3810,10 +3812,10 @@ static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint
 }
 
 // Fixed random ids, each a target, to compare models on.
-enum { PROBE_TOKENS = 96 };
-static Batch probe_batch(const Model *m, size_t n) {
-    Sample s = { .ids = take(n, sizeof *s.ids), .n = n };
-    for (size_t i = 0; i < n; i++) s.ids[i] = (int32_t)(rng_bits(PROBE_TOKENS, i) % m->config.vocab_size);
+enum { FIXED_TOKENS = 96 };
+static Batch fixed_batch(const Model *m, size_t n) {
+    Sample s = { .ids = alloc(n, sizeof *s.ids), .n = n };
+    for (size_t i = 0; i < n; i++) s.ids[i] = (int32_t)(rng_bits(FIXED_TOKENS, i) % m->config.vocab_size);
     s.labels = s.ids;
     Dataset set = { .samples = &s, .n = 1 };
     Batch b = make_batch(&set, NULL, 1, 0, 0);
@@ -3825,7 +3827,7 @@ static void free_batch(Batch *b) { free(b->ids), free(b->labels), free(b->token_
 
 // The tokens of the largest batch of different samples: the longest together.
 static size_t most_tokens(const Dataset *set, size_t batch_size) {
-    size_t *lengths = take(set->n, sizeof *lengths), sum = 0;
+    size_t *lengths = alloc(set->n, sizeof *lengths), sum = 0;
     for (size_t i = 0; i < set->n; i++) lengths[i] = set->samples[i].n;
     qsort(lengths, set->n, sizeof *lengths, by_size_down);
     for (size_t i = 0; i < min_size(batch_size, set->n); i++) sum += lengths[i];
@@ -3855,8 +3857,8 @@ static Run generator_run(Model *m, const Method *method, size_t longest, size_t 
 static Generator make_generator(Model *m, const Method *method, size_t longest, size_t n) {
     Generator g = { .run = generator_run(m, method, longest, n), .n_sequences = n, .longest = longest };
     take_run(&g.run);
-    g.run.caches = take(n, sizeof *g.run.caches);
-    g.logits = take(times(n, m->config.vocab_size), sizeof *g.logits);
+    g.run.caches = alloc(n, sizeof *g.run.caches);
+    g.logits = alloc(times(n, m->config.vocab_size), sizeof *g.logits);
     return g;
 }
 
@@ -3900,7 +3902,7 @@ static int32_t draw_token(const real *logits, size_t V, double temperature, doub
     for (size_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
     if (!isfinite(logits[best])) fail("the model gives numbers that are not finite; its weights are damaged");
     if (!(temperature > 0)) return (int32_t)best;
-    Choice *c = take(V, sizeof *c);
+    Choice *c = alloc(V, sizeof *c);
     double sum = 0, kept = 0, passed = 0;
     for (size_t v = 0; v < V; v++) {
         c[v] = (Choice){ (real)exp((double)(logits[v] - logits[best]) / temperature), (int32_t)v };
@@ -3955,7 +3957,7 @@ typedef struct { const Sample *sample; size_t number; Ids answer; bool stopped; 
 
 // One more token for each of n sequences: gives the next one for each, in place.
 static void next_tokens(Generator *g, const Options *o, Question *const *asked, int32_t *ids, size_t n) {
-    size_t V = g->run.model->config.vocab_size, *starts = take(n + 1, sizeof *starts);
+    size_t V = g->run.model->config.vocab_size, *starts = alloc(n + 1, sizeof *starts);
     for (size_t i = 0; i <= n; i++) starts[i] = i;
     feed_batch(g, &(Batch){ .ids = ids, .starts = starts, .n = n, .T = n }, g->logits);
     for (size_t i = 0; i < n; i++) ids[i] = draw_answer(o, g->logits + i*V, V, asked[i]->number, asked[i]->answer.n);
@@ -3968,10 +3970,11 @@ static void next_tokens(Generator *g, const Options *o, Question *const *asked, 
 static void answer_together(Generator *g, const ChatFormat *f, const Options *o, Question *questions, size_t n) {
     const Config *config = &g->run.model->config;
     size_t V = config->vocab_size, cache_n = g->run.max_kv * config->n_kv_heads * config->head_dim, kept = n;
-    Question **asked = take(n, sizeof *asked);
+    Question **asked = alloc(n, sizeof *asked);
     Cache *caches = g->run.caches;
-    int32_t *ids = take(n, sizeof *ids);
-    for (Kept *l = g->run.layers, *end = l + config->n_layers; l < end; l++) zero(l->k, cache_n), zero(l->v, cache_n);
+    int32_t *ids = alloc(n, sizeof *ids);
+    for (LayerState *l = g->run.layers, *end = l + config->n_layers; l < end; l++)
+        zero(l->k, cache_n), zero(l->v, cache_n);
     for (size_t i = 0; i < n; i++) {
         asked[i] = &questions[i];
         asked[i]->number = g->n_answers++;
@@ -4017,7 +4020,7 @@ typedef struct { uint32_t c[4]; } Gram;         // a run of 1 to 4 characters, z
 
 // The characters of a text without the blanks at its ends, or without any.
 static Characters characters_of(const char *s, size_t n, bool any_blanks) {
-    Characters t = { take(n, sizeof *t.at), 0 };
+    Characters t = { alloc(n, sizeof *t.at), 0 };
     for (size_t at = 0, end = 0; at < n; ) {
         uint32_t c;
         at += utf8_get(s + at, n - at, &c);
@@ -4031,7 +4034,7 @@ static int by_gram(const void *a, const void *b) { return memcmp(a, b, sizeof(Gr
 
 static Gram *sorted_grams(Characters t, size_t order, size_t *n) {
     *n = t.n < order ? 0 : t.n - order + 1;
-    Gram *grams = take(*n, sizeof *grams);
+    Gram *grams = alloc(*n, sizeof *grams);
     for (size_t i = 0; i < *n; i++) memcpy(grams[i].c, t.at + i, order * sizeof *t.at);
     qsort(grams, *n, sizeof *grams, by_gram);
     return grams;
@@ -4068,7 +4071,7 @@ static double rouge_n(Characters answer, Characters reference, size_t order) {
 }
 
 static double rouge_l(Characters a, Characters b) {
-    size_t *row = take(b.n + 1, sizeof *row);   // row[j]: of the first i characters of a and the first j of b
+    size_t *row = alloc(b.n + 1, sizeof *row);   // row[j]: of the first i characters of a and the first j of b
     for (size_t i = 0; i < a.n; i++)
         for (size_t j = 0, diagonal = 0; j < b.n; j++) {
             size_t above = row[j+1];
@@ -4171,7 +4174,7 @@ static Generator make_answerer(Model *m, const Method *method, const Dataset *se
 static Scores score_answers(Generator *g, const ChatFormat *f, const Options *o, const Dataset *set, FILE *out,
                             const char **example) {
     Scores scores = {0};
-    Question *q = take(g->n_sequences, sizeof *q);
+    Question *q = alloc(g->n_sequences, sizeof *q);
     g->n_answers = 0;
     for (size_t i = 0, n; i < set->n; ) {
         for (n = 0; i < set->n && n < g->n_sequences; i++)
@@ -4241,7 +4244,7 @@ static uint64_t key_of_step(const Options *o, int64_t step) {
 static double accumulate_samples(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size,
                                  const Options *o, int64_t step) {
     size_t targets = 0, n_batches = 0;
-    Batch *batches = take(n, sizeof *batches);
+    Batch *batches = alloc(n, sizeof *batches);
     for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
     for (size_t i = 0; i < n; i += batch_size)
         batches[n_batches++] = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
@@ -4280,7 +4283,7 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
     Text samples = {0};
     for (size_t i = 0; i < n; i++)
         text_print(&samples, "%s%zu", i ? ", " : "with samples ", set->samples[chosen[i]].number);
-    const char *head = name("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
+    const char *head = strf("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
                             n ? samples.s : "in validation");
     for (size_t i = 0; i < m->n_tensors; i++)
         refuse_bad(m->tensors[i], true, head, "its file is damaged, download it again");
@@ -4370,7 +4373,7 @@ static void read_replay(Trainer *t, const char *replay) {
     t->replay_ratio = colon ? strtod(colon + 1, &end) : 0;
     if (!colon || end == colon + 1 || *end || !(t->replay_ratio > 0 && t->replay_ratio <= 1000))
         fail_usage("--replay wants FILE:RATIO with a ratio above 0, up to 1000, not '%s'", replay);
-    Dataset old = read_data_file(name("%.*s", (int)(colon - replay), replay), &t->format, t->o,
+    Dataset old = read_data_file(strf("%.*s", (int)(colon - replay), replay), &t->format, t->o,
                                  t->base.model->config.vocab_size, true);
     for (size_t i = 0; i < old.n; i++) dataset_add(&t->train, old.samples[i]);
     fprintf(stderr, "replay: %zu samples, %g for each new one, added to the steps and their loss\n", old.n,
@@ -4566,7 +4569,7 @@ static bool log_evaluation(Trainer *t, int64_t step) {
     bool best = judge_evaluation(t, step, loss, &words);
     if (s->eval_steps > 0) s->train_loss = s->eval_sum / s->eval_steps;
     progress(true, "step %lld/%lld  validation loss %.4f%s%s", (long long)step, (long long)t->steps, loss,
-             s->eval_steps > 0 ? name(", training %.4f", s->train_loss) : "", words);
+             s->eval_steps > 0 ? strf(", training %.4f", s->train_loss) : "", words);
     fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g, \"tokens\": %.0f, \"best\": %s",
             (long long)step, loss, fmin(exp(loss), 1e300),      // JSON has no infinity
             s->tokens, best ? "true" : "false");
@@ -4598,9 +4601,9 @@ static void draw_progress(Trainer *t) {
 static void write_facts(const Trainer *t) {
     size_t trained = count_parameters(t->base.model->trained, t->base.model->n_trained);
     size_t own = trainable_bytes(t->base.model, true) + bytes_of(&t->run);
-    char *facts = name("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
+    char *facts = strf("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
                        size_text(own));
-    write_file(name("%s/run.json", t->o->output_dir), facts, strlen(facts));
+    write_file(strf("%s/run.json", t->o->output_dir), facts, strlen(facts));
 }
 
 // The steps of the checkpoints in a folder, the newest first.
@@ -4622,7 +4625,7 @@ static size_t list_checkpoints(const char *folder, size_t **steps) {
 
 // It loses its name first, so that no checkpoint is ever seen half removed.
 static void remove_checkpoint(const char *folder, size_t step) {
-    const char *path = name("%s/checkpoint-%zu", folder, step), *gone = name("%s" TEMPORARY, path);
+    const char *path = strf("%s/checkpoint-%zu", folder, step), *gone = strf("%s" TEMPORARY, path);
     if (!rename(path, gone)) remove_tree(gone);
 }
 
@@ -4668,12 +4671,12 @@ static Text run_settings(const Trainer *t) {
 
 // The moments by tensor name, s [n_moments x n_trained].
 static StoredTensor *list_moments(const Model *m) {
-    StoredTensor *s = take(times(m->n_moments, m->n_trained), sizeof *s);
+    StoredTensor *s = alloc(times(m->n_moments, m->n_trained), sizeof *s);
     for (size_t k = 0; k < m->n_moments; k++)
         for (size_t i = 0; i < m->n_trained; i++) {
             StoredTensor *one = &s[k * m->n_trained + i];
             *one = stored_as(m->trained[i], REAL);
-            one->name = name("moment%zu.%s", k + 1, m->trained[i]->name);
+            one->name = strf("moment%zu.%s", k + 1, m->trained[i]->name);
             one->data = m->trained[i]->moments[k];
         }
     return s;
@@ -4700,10 +4703,10 @@ static void write_trainer_state(const Trainer *t, const char *path) {
     const RunState *s = &t->state;
     const Options *o = t->o;
     char *log = read_file(t->log_path, &n);
-    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+    const char *best = strf("%s/checkpoint-%.0f", o->output_dir, s->best_step);
     Text out = {0};
     text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": ",
-               s->best_step > 0 ? name("%.9g", s->best_metric) : "null");
+               s->best_step > 0 ? strf("%.9g", s->best_metric) : "null");
     if (s->best_step > 0) text_json(&out, best, strlen(best));
     else text_print(&out, "null");
     text_print(&out, ",\n  \"epoch\": %.9g,\n", s->step / (double)t->steps_per_epoch);
@@ -4731,14 +4734,14 @@ static void save_checkpoint(Trainer *t, bool last) {
                       : "no checkpoint is saved", size_text(left), o->output_dir,
                  size_text(checkpoint_bytes(t->base.model)));
     if (!whole && !last) return;
-    const char *temporary = begin_output(name("%s/checkpoint-%.0f", o->output_dir, t->state.step));
+    const char *temporary = begin_output(strf("%s/checkpoint-%.0f", o->output_dir, t->state.step));
     remove_tree(temporary);
     if (mkdir(temporary, 0777))     // not begin_folder: a new output_dir would lack the run's log
         fail("%s: %s", o->output_dir, errno == ENOENT ? "the folder has vanished, and the run in it" : strerror(errno));
     t->state.saved_step = t->state.step;
     save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
-    if (whole) write_optimizer(t, name("%s/optimizer.safetensors", temporary));
-    write_trainer_state(t, name("%s/trainer_state.json", temporary));
+    if (whole) write_optimizer(t, strf("%s/optimizer.safetensors", temporary));
+    write_trainer_state(t, strf("%s/trainer_state.json", temporary));
     finish_output(temporary);
     if (o->save_total_limit > 0) remove_checkpoints(t, (size_t)o->save_total_limit);
 }
@@ -4752,11 +4755,11 @@ static const char *choose_checkpoint(const Options *o) {
     bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
     size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
     for (size_t i = 0; i < n; i++) {
-        if (newest) folder = name("%s/checkpoint-%zu", o->output_dir, steps[i]);
+        if (newest) folder = strf("%s/checkpoint-%zu", o->output_dir, steps[i]);
         else if (strspn(wanted, "0123456789") == strlen(wanted))
-            folder = name("%s/checkpoint-%s", o->output_dir, wanted);
+            folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
         missing = NULL;
-        for (size_t k = COUNT(parts); k-- > 0; ) if (!exists(name("%s/%s", folder, parts[k]))) missing = parts[k];
+        for (size_t k = COUNT(parts); k-- > 0; ) if (!exists(strf("%s/%s", folder, parts[k]))) missing = parts[k];
         if (!missing) return folder;
     }
     if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, missing);
@@ -4767,7 +4770,7 @@ static const char *choose_checkpoint(const Options *o) {
 // The "key=value" lines of a checkpoint.
 static const char *stored_settings(const char *folder) {
     TensorSet set = {0};
-    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
+    read_tensor_file(&set, strf("%s/optimizer.safetensors", folder));
     return set.metadata.s;
 }
 
@@ -4786,7 +4789,7 @@ static void compare_settings(const Trainer *t, const char *folder, const char *s
         if (list_has(may_change, line)) continue;
         const char *was = line_value(stored, line);
         if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
-        const char *differs = name("%s was %s, now it is %s", line, was, value);
+        const char *differs = strf("%s was %s, now it is %s", line, was, value);
         if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", folder, differs);
         fprintf(stderr, "warning: %s\n", differs);
     }
@@ -4811,7 +4814,7 @@ static Text read_history(const char *path) {
 static void resume(Trainer *t, const char *folder) {
     const Model *m = t->base.model;
     TensorSet set = {0};
-    read_tensor_file(&set, name("%s/optimizer.safetensors", folder));
+    read_tensor_file(&set, strf("%s/optimizer.safetensors", folder));
     compare_settings(t, folder, set.metadata.s);
     read_adapter_tensors(folder, t->base.model, t->base.method);
     StoredTensor *wanted = list_moments(m);
@@ -4822,11 +4825,11 @@ static void resume(Trainer *t, const char *folder) {
         widen_stored(m->trained[i % m->n_trained]->moments[i / m->n_trained], s);
     }
     for (size_t i = 0; i < COUNT(state_names); i++) {
-        const char *value = line_value(set.metadata.s, name("state.%s", state_names[i]));
+        const char *value = line_value(set.metadata.s, strf("state.%s", state_names[i]));
         if (value) t->state.numbers[i] = strtod(value, NULL);
     }
     if (!(t->state.lowest > 0)) t->state.lowest = t->state.best_metric;        // a run begun before it was kept
-    t->history = read_history(name("%s/trainer_state.json", folder));
+    t->history = read_history(strf("%s/trainer_state.json", folder));
     free(wanted);
 }
 
@@ -4856,7 +4859,7 @@ static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
 
 static void train_loop(Trainer *t) {
     const Options *o = t->o;
-    size_t *chosen = take((size_t)((1 + t->replay_ratio) * (double)t->samples_per_step) + 2, sizeof *chosen);
+    size_t *chosen = alloc((size_t)((1 + t->replay_ratio) * (double)t->samples_per_step) + 2, sizeof *chosen);
     bool enough = is_enough(t);
     if (!(t->state.step > 0)) print_start(t);
     if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
@@ -4899,20 +4902,20 @@ static void open_log(Trainer *t, const char *from) {
     make_folders(folder);
     remove_inside(folder, TEMPORARY);
     const char *resumed = from ? realpath(from, NULL) : NULL;
-    const char *inside = realpath(name("%s/checkpoint-%.0f", folder, t->state.step), NULL);
+    const char *inside = realpath(strf("%s/checkpoint-%.0f", folder, t->state.step), NULL);
     bool goes_on = resumed && inside && !strcmp(resumed, inside);
     size_t *steps, n = list_checkpoints(folder, &steps), later = 0;     // they are the first
     while (later < n && (!goes_on || (double)steps[later] > t->state.step)) later++;
     if (later && !t->o->force)
         fail("%s: holds %s; choose another --output_dir, %sor --force to remove them", folder,
-             goes_on ? name("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run",
+             goes_on ? strf("checkpoints past step %.0f", t->state.step) : "the checkpoints of another run",
              goes_on || t->from ? "" : "--resume_from_checkpoint yes to go on with it, ");
     t->base.folder = outside_of(t->base.folder, folder);
     if (t->base.adapter) outside_of(t->base.adapter, folder);
     for (size_t i = 0; i < later; i++) remove_checkpoint(folder, steps[i]);
     if (list_checkpoints(folder, &steps) > n - later)
         fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
-    t->log_path = name("%s/log.jsonl", folder);
+    t->log_path = strf("%s/log.jsonl", folder);
     write_file(t->log_path, t->history.s, t->history.n);
     t->log = fopen(t->log_path, "ae");
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
@@ -4930,8 +4933,8 @@ static Opened open_saved(const Trainer *t, const char *folder) {
 // What was saved last is read back, and must give the logits of the model in memory, whose place it takes.
 static void verify_saved(Trainer *t) {
     const Options *o = t->o;
-    const char *folder = name("%s/checkpoint-%.0f", o->output_dir, t->state.step);
-    Batch b = probe_batch(t->base.model, min_size(PROBE_TOKENS, t->run.max_T));
+    const char *folder = strf("%s/checkpoint-%.0f", o->output_dir, t->state.step);
+    Batch b = fixed_batch(t->base.model, min_size(FIXED_TOKENS, t->run.max_T));
     RunKind kind = t->run.kind;
     real *want = all_logits(&t->run, &b);
     give_run(&t->run), memory_give(t->base.model->trainables.block);
@@ -4982,13 +4985,13 @@ static void print_result(const Trainer *t) {
     printf("trained     %s: %zu parameters; the base has %zu\n", t->base.method->name,
            count_parameters(m->trained, m->n_trained), count_parameters(m->tensors, m->n_tensors));
     printf("data        %zu samples%s, %lld steps = %.3g epochs, %zu tokens\n", t->n_new,
-           t->n_new < t->train.n ? name(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
+           t->n_new < t->train.n ? strf(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
            t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
     printf("loss        %.4f before training, %.4f at its end\n", t->state.first_loss, t->state.last_loss);
     if (t->validation.n)
         printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n",
                t->state.best_metric, t->state.best_step, t->state.eval_loss,
-               t->state.base_loss > 0 ? name("%.4f", t->state.base_loss) : "unknown", t->validation.n);
+               t->state.base_loss > 0 ? strf("%.4f", t->state.base_loss) : "unknown", t->validation.n);
     if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
     printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(t->took - t->validating),
@@ -5023,7 +5026,7 @@ static void print_settings(const Options *o) {
     const char *usual = settings_of(o->defaults);
     Text line = {0};
     for (const char *p = o->settings, *end; p && (end = strchr(p, '\n')); p = end + 1) {
-        char *setting = name("%.*s", (int)(end - p), p), *key = name("%.*s", (int)strcspn(setting, "="), setting);
+        char *setting = strf("%.*s", (int)(end - p), p), *key = strf("%.*s", (int)strcspn(setting, "="), setting);
         const char *was = line_value(usual, key);
         if (!list_has(told, key) && was && strcmp(was, setting + strlen(key) + 1))
             text_print(&line, "%s%s", line.n ? ", " : "settings: ", setting);
@@ -5069,7 +5072,7 @@ static void prepare(Trainer *t, const char *data, Options *o) {
     fprintf(stderr, "training: %lld steps of %zu samples (%lld at once) = %.3g epochs, learning rate %.3g%s\n",
             (long long)t->steps, t->samples_per_step, (long long)o->per_device_train_batch_size,
             (double)t->steps / (double)t->steps_per_epoch, o->learning_rate, !may_stop ? "" :
-            name("; stops after %lld validations that are no better", (long long)o->early_stopping_patience));
+            strf("; stops after %lld validations that are no better", (long long)o->early_stopping_patience));
     warn_of_settings(t);
 }
 
@@ -5092,7 +5095,7 @@ static void begin_run(Trainer *t) {
     open_log(t, from);
     if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
     const char *disk = disk_plan(t);        // before any time is spent
-    fprintf(stderr, "%sdisk: %s\n", from ? "" : name("time: %s; ", time_plan(t)), disk);
+    fprintf(stderr, "%sdisk: %s\n", from ? "" : strf("time: %s; ", time_plan(t)), disk);
     write_facts(t);
 }
 
@@ -5105,8 +5108,8 @@ static void end_run(const Trainer *t) {
                  t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
         return;
     }
-    const char *result = name("%s/checkpoint-%.0f", o->output_dir, s->step);
-    const char *best = name("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+    const char *result = strf("%s/checkpoint-%.0f", o->output_dir, s->step);
+    const char *best = strf("%s/checkpoint-%.0f", o->output_dir, s->best_step);
     if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
     else if (o->load_best_model_at_end && s->best_step > 0)
         progress(true, "warning: the best step, %.0f, is not here: it lies in the folder that the run went on from, or "
@@ -5156,7 +5159,7 @@ typedef void (*TensorSource)(real *out, const Tensor *t, const void *context);
 static void write_numbers(TensorWriter *w, const char *tensor_name, const real *numbers, size_t n, Dtype dtype) {
     enum { CHUNK = 1 << 18 };
     size_t bytes = CHUNK * dtype_size(dtype);
-    void *narrowed = device_take(bytes, 1, "writing"), *host = take(bytes, 1);
+    void *narrowed = device_take(bytes, 1, "writing"), *host = alloc(bytes, 1);
     real *back = device_take(CHUNK, sizeof *back, "writing");
     for (size_t i = 0; i < n; i += CHUNK) {
         size_t part = min_size(CHUNK, n - i), good;
@@ -5181,11 +5184,11 @@ static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
 // Writes the tensors of a model that belong into one file.
 static void write_shard(const char *folder, const Model *m, const char *file, TensorSource source,
                         const void *context) {
-    StoredTensor *s = take(m->n_tensors, sizeof *s);
+    StoredTensor *s = alloc(m->n_tensors, sizeof *s);
     size_t n = 0;
     for (size_t i = 0; i < m->n_tensors; i++)
         if (!strcmp(m->tensors[i]->file, file)) s[n++] = stored_as(m->tensors[i], m->tensors[i]->file_dtype);
-    TensorWriter w = begin_tensor_file(name("%s/%s", folder, file), s, n, "\"format\":\"pt\"");
+    TensorWriter w = begin_tensor_file(strf("%s/%s", folder, file), s, n, "\"format\":\"pt\"");
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
         if (strcmp(t->file, file)) continue;
@@ -5200,7 +5203,7 @@ static void write_shard(const char *folder, const Model *m, const char *file, Te
 
 // Gives each tensor its file: model.safetensors, or shards of at most max_shard bytes.
 static void choose_files(Model *m, double max_shard) {
-    size_t *shard = take(m->n_tensors, sizeof *shard), n_shards = 1, bytes = 0;
+    size_t *shard = alloc(m->n_tensors, sizeof *shard), n_shards = 1, bytes = 0;
     for (size_t i = 0; i < m->n_tensors; shard[i++] = n_shards) {
         size_t more = times(m->tensors[i]->n, dtype_size(m->tensors[i]->file_dtype));
         if (bytes && (double)(bytes + more) > max_shard) n_shards++, bytes = 0;
@@ -5208,7 +5211,7 @@ static void choose_files(Model *m, double max_shard) {
     }
     for (size_t i = 0; i < m->n_tensors; i++)
         m->tensors[i]->file = n_shards == 1 ? "model.safetensors"
-                                            : name("model-%05zu-of-%05zu.safetensors", shard[i], n_shards);
+                                            : strf("model-%05zu-of-%05zu.safetensors", shard[i], n_shards);
     free(shard);
 }
 
@@ -5226,16 +5229,16 @@ static void write_weights(const char *folder, const Model *m, TensorSource sourc
     }
     text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {%s}}\n", total, map.s);
     if (strcmp(m->tensors[0]->file, "model.safetensors"))
-        write_file(name("%s/model.safetensors.index.json", folder), index.s, index.n);
+        write_file(strf("%s/model.safetensors.index.json", folder), index.s, index.n);
     free(index.s), free(map.s);
 }
 
 static void copy_if_there(const char *from, const char *to, const char *file) {
-    const char *path = name("%s/%s", from, file);
+    const char *path = strf("%s/%s", from, file);
     if (!exists(path)) return;
     size_t n;
     char *bytes = read_file(path, &n);
-    write_file(name("%s/%s", to, file), bytes, n);
+    write_file(strf("%s/%s", to, file), bytes, n);
     free(bytes);
 }
 
@@ -5260,10 +5263,10 @@ static void write_reals(const char *path, const StoredTensor *s, size_t n, const
 }
 
 static void write_trained(const char *path, Tensor *const *t, size_t n, const char *fingerprint) {
-    StoredTensor *s = take(n, sizeof *s);
+    StoredTensor *s = alloc(n, sizeof *s);
     for (size_t i = 0; i < n; i++) s[i] = stored_as(t[i], REAL), s[i].data = t[i]->value;
     const char *metadata = "\"format\":\"pt\"";
-    if (fingerprint) metadata = name("%s,\"glmtune.fingerprint\":\"%s\"", metadata, fingerprint);
+    if (fingerprint) metadata = strf("%s,\"glmtune.fingerprint\":\"%s\"", metadata, fingerprint);
     write_reals(path, s, n, metadata);
     free(s);
 }
@@ -5271,13 +5274,13 @@ static void write_trained(const char *path, Tensor *const *t, size_t n, const ch
 // Writes the files of an adapter into a folder that is there; one that shall appear complete, the caller begins. Where
 // PEFT wants something else than what trains, that lies in a file of its own, so that training can go on.
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
-    const char *file = name("%s/adapter_model.safetensors", folder);
+    const char *file = strf("%s/adapter_model.safetensors", folder);
     Tensor *projected = method->projected ? method->projected(m) : NULL;
     if (projected) write_trained(file, &projected, 1, m->fingerprint), memory_give(projected->value);
-    write_trained(projected ? name("%s/prefix_projection.safetensors", folder) : file, m->trained, m->n_trained,
+    write_trained(projected ? strf("%s/prefix_projection.safetensors", folder) : file, m->trained, m->n_trained,
                   m->fingerprint);
     Text config = adapter_config(m, method, o, base);
-    write_file(name("%s/adapter_config.json", folder), config.s, config.n);
+    write_file(strf("%s/adapter_config.json", folder), config.s, config.n);
     free(config.s);
 }
 
@@ -5294,7 +5297,7 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
             base = rng_key(base, hash_bytes((const char *)t->file_data + at[k], part));
     }
     if (f && f->tokenizer) tokenizer = hash_bytes(f->tokenizer->image, f->tokenizer->image_bytes);
-    return name("%016llx-%016llx-%016llx", (unsigned long long)base, (unsigned long long)tokenizer,
+    return strf("%016llx-%016llx-%016llx", (unsigned long long)base, (unsigned long long)tokenizer,
                 (unsigned long long)layout);
 }
 
@@ -5304,7 +5307,7 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
 static const char *official_prefix(const char *folder) {
     static const char *const files[] = { "pytorch_model.safetensors", "model.safetensors" };
     for (size_t i = 0; i < COUNT(files); i++) {
-        const char *path = name("%s/%s", folder, files[i]);
+        const char *path = strf("%s/%s", folder, files[i]);
         TensorSet set = {0};
         size_t k = 0;
         if (!exists(path)) continue;
@@ -5316,15 +5319,15 @@ static const char *official_prefix(const char *folder) {
 }
 
 static bool is_adapter(const char *folder) {
-    return exists(name("%s/adapter_config.json", folder)) || (is_folder(folder) && official_prefix(folder));
+    return exists(strf("%s/adapter_config.json", folder)) || (is_folder(folder) && official_prefix(folder));
 }
 
 // The base folder that an adapter names, as it stands or seen from the adapter's folder.
 static const char *find_base(const char *path, const char *folder, const Json *named, const Options *o) {
     const char *base = o->base;
     if (!base && json_is(named, JSON_STRING)) {
-        const char *beside = name("%s/%s", folder, named->text);
-        base = named->text[0] != '/' && is_folder(beside) ? beside : name("%s", named->text);
+        const char *beside = strf("%s/%s", folder, named->text);
+        base = named->text[0] != '/' && is_folder(beside) ? beside : strf("%s", named->text);
     }
     if (!base || !is_folder(base))
         fail("%s: its base model '%s' is no folder here; name it with --base DIR", path, base ? base : "");
@@ -5333,7 +5336,7 @@ static const char *find_base(const char *path, const char *folder, const Json *n
 
 // Such a folder has the config.json of its base, which says how long the prefix is and may say where the base lies.
 static const Method *read_official_config(const char *folder, Options *o, const char **base) {
-    const char *file = official_prefix(folder), *path = name("%s/config.json", folder);
+    const char *file = official_prefix(folder), *path = strf("%s/config.json", folder);
     TensorSet set = {0};
     read_tensor_file(&set, file);
     const StoredTensor *table = find_tensor(&set, prefix_names[1][PREFIX_TABLE]);
@@ -5353,7 +5356,7 @@ static const Method *read_official_config(const char *folder, Options *o, const 
 
 // Reads adapter_config.json into the options; returns its method, and the base folder that it names in *base.
 static const Method *read_adapter_config(const char *folder, Options *o, const char **base) {
-    const char *path = name("%s/adapter_config.json", folder);
+    const char *path = strf("%s/adapter_config.json", folder);
     if (!exists(path) && official_prefix(folder)) return read_official_config(folder, o, base);
     size_t k = 0;
     JsonReader r = json_open_file(path);
@@ -5376,7 +5379,7 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
 
 // False for a tensor of the base, and where a tensor that starts from one constant (LoRA's B: zero) has left it.
 static bool is_as_started(const Tensor *t) {
-    real *numbers = take(t->n, sizeof *numbers);
+    real *numbers = alloc(t->n, sizeof *numbers);
     size_t i = 0;
     memory_copy_out(numbers, t->value, t->n * sizeof *numbers);
     while (i < t->n && (t->start.spread != 0 || numbers[i] == (real)t->start.center)) i++;
@@ -5392,9 +5395,9 @@ static const StoredTensor *find_trained(const TensorSet *set, const Tensor *t) {
 // What is trained starts from the files of an adapter.
 static void read_adapter_tensors(const char *folder, Model *m, const Method *method) {
     TensorSet set = {0};
-    const char *file = name("%s/prefix_projection.safetensors", folder);
+    const char *file = strf("%s/prefix_projection.safetensors", folder);
     size_t n_constant = 0, n_as_started = 0;
-    if (!method->projected || !exists(file)) file = name("%s/adapter_model.safetensors", folder);
+    if (!method->projected || !exists(file)) file = strf("%s/adapter_model.safetensors", folder);
     if (!exists(file) && official_prefix(folder)) file = official_prefix(folder);
     read_tensor_file(&set, file);
     for (size_t i = 0; i < m->n_trained; i++) {
@@ -5434,7 +5437,7 @@ static void start_method(const Opened *m, uint64_t seed, bool trains) {
 }
 
 static const char *stored_fingerprint(const char *adapter) {    // NULL: it has none, as PEFT's and the official ones
-    const char *file = name("%s/adapter_model.safetensors", adapter);
+    const char *file = strf("%s/adapter_model.safetensors", adapter);
     TensorSet set = {0};
     if (exists(file)) read_tensor_file(&set, file);
     free(set.tensors);
@@ -5450,7 +5453,7 @@ static void check_fingerprint(const Opened *m, const ChatFormat *f, const Option
     if (!was || strlen(was) != strlen(is)) return;
     for (size_t k = 0; k < COUNT(parts); k++, was += DIGITS + 1, is += DIGITS + 1) {
         if (!strncmp(was, is, DIGITS) || !strncmp(was, unknown, DIGITS) || !strncmp(is, unknown, DIGITS)) continue;
-        const char *differs = name("%s was trained with another %s: its fingerprint is %.16s, that of %s is %.16s",
+        const char *differs = strf("%s was trained with another %s: its fingerprint is %.16s, that of %s is %.16s",
                                    m->adapter, parts[k], was, m->folder, is);
         if (!o->force) fail("%s; name the right one, or --force", differs);
         fprintf(stderr, "warning: %s\n", differs);
@@ -5464,13 +5467,13 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
     const Opened *o = context;
     widen(out, t->data, t->dtype, t->n);
     for (size_t l = 0; o->method->merge && l < o->model->config.n_layers; l++)
-        for (const Map *w = o->model->layers[l].maps, *end = w + o->model->layers[l].n_maps; w < end; w++)
+        for (const Linear *w = o->model->layers[l].maps, *end = w + o->model->layers[l].n_maps; w < end; w++)
             if (w->weight == t) o->method->merge(out, w);
 }
 
 // The logits of fixed random ids and, in *loss, the mean loss of each from those before it; *n is how many logits.
-static real *probe(Model *m, const Method *method, double *loss, size_t *n) {
-    Batch b = probe_batch(m, PROBE_TOKENS);
+static real *fixed_logits(Model *m, const Method *method, double *loss, size_t *n) {
+    Batch b = fixed_batch(m, FIXED_TOKENS);
     Run r = describe_run(m, method, FORWARD_ONLY, b.T, b.T);
     take_run(&r);
     real *logits = all_logits(&r, &b);
@@ -5495,7 +5498,8 @@ static double merge_bound(const Model *m) {
 static void verify_merge(const Opened *o, const char *folder, bool force) {
     double loss, merged_loss, change = 0, largest = 0, bound = merge_bound(o->model);
     size_t n, bad = 0;
-    real *want = probe(o->model, o->method, &loss, &n), *got = probe(load_model(folder), NULL, &merged_loss, &n);
+    real *want = fixed_logits(o->model, o->method, &loss, &n);
+    real *got = fixed_logits(load_model(folder), NULL, &merged_loss, &n);
     for (size_t i = 0; i < n; i++) {
         change = fmax(change, fabs((double)got[i] - (double)want[i])), largest = fmax(largest, fabs((double)want[i]));
         bad += !isfinite(got[i]) || !isfinite(want[i]);
@@ -5652,7 +5656,7 @@ static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0,
         transpose_block(panel, BLOCK_K, from, a.k_stride, n_k, n_lines);
 }
 
-// Numbers of two bytes, one in the low half of each lane; the same arithmetic as half_to_float and bf16's shift.
+// Numbers of two bytes, one in the low half of each lane; the same arithmetic as f16_to_float and bf16's shift.
 static inline vec widen_lanes(bit_vec x, Dtype dtype) {
     if (dtype == BF16) return (vec)(x << 16);
     bit_vec magnitude = x & 0x7FFF, infinite = (bit_vec)(magnitude >= 0x7C00) & 0x7F800000;
@@ -5668,7 +5672,7 @@ static inline void widen_pairs(vec *even, vec *odd, bit_vec pairs, Dtype dtype) 
 // panel [n_k,TILE_N] of whole vectors of two-byte numbers, widened on the way. Where lines run along k, two neighbours
 // travel through the transposition as one lane, which halves its work. With this and the prefetch below, Y and dX of
 // 64 rows at 4096 x 4608 reach 71 and 72 % of the peak of one core, against 62 and 56 (clang: 74 and 76, 68 and 50).
-static void pack_halves(real *panel, View b, size_t line0, size_t k0, size_t n_k) {
+static void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t n_k) {
     vec rows[LANES], even, odd;
     if (b.k_stride != 1) {
         for (size_t k = 0; k < n_k; k++, panel += TILE_N) {     // a tile is two vectors wide
@@ -5693,7 +5697,7 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
     // panel [n_k, TILE_N]; columns past n_lines become zero
     real lines[TILE_N * BLOCK_K];
     if (dtype_size(b.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0) {
-        pack_halves(panel, b, line0, k0, n_k);
+        pack_two_bytes(panel, b, line0, k0, n_k);
         return;
     }
     if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
@@ -6077,7 +6081,7 @@ static void remove_inside(const char *folder, const char *ending) {
         size_t n = strlen(e->d_name), tail = strlen(ending);
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
         if (n <= tail || strcmp(e->d_name + n - tail, ending)) continue;
-        char *path = name("%s/%s", folder, e->d_name);
+        char *path = strf("%s/%s", folder, e->d_name);
         remove_tree(path);
         free(path);
     }
@@ -6101,7 +6105,7 @@ static const char *begin_output(const char *path) {
     while (n > 1 && path[n-1] == '/') n--;
     while (i < COUNT(unfinished) && unfinished[i]) i++;
     if (i == COUNT(unfinished)) fail("internal error: more than %zu files are being written at once", i);
-    return unfinished[i] = name("%.*s" TEMPORARY, (int)n, path);
+    return unfinished[i] = strf("%.*s" TEMPORARY, (int)n, path);
 }
 
 static void sync_path(const char *path) {
@@ -6113,7 +6117,7 @@ static void sync_path(const char *path) {
 
 // Gives what was written under `temporary` its name.
 static void finish_output(const char *temporary) {
-    char *final = name("%.*s", (int)(strlen(temporary) - strlen(TEMPORARY)), temporary), *slash = strrchr(final, '/');
+    char *final = strf("%.*s", (int)(strlen(temporary) - strlen(TEMPORARY)), temporary), *slash = strrchr(final, '/');
     sync_path(temporary);
     if (rename(temporary, final)) fail("%s: cannot be given its name: %s", final, strerror(errno));
     if (slash) *slash = 0;
@@ -6157,7 +6161,7 @@ static bool is_folder(const char *path) {
 // Makes a folder and those above it.
 static void make_folders(const char *path) {
     if (!*path) fail("the name of a folder to write to is empty");
-    char *p = name("%s", path);
+    char *p = strf("%s", path);
     for (char *end = p; *end; ) {
         end += 1 + strcspn(end + 1, "/");
         char kept = *end;
@@ -6245,8 +6249,8 @@ enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and 
 static JsonReader json_open(const char *file, const char *source, size_t n) {
     JsonReader r = { .file = file, .language = "JSON", .source = source, .n = n };
     if (n >= 3 && !memcmp(source, "\xEF\xBB\xBF", 3)) r.at = 3;     // a byte order mark, as Windows editors leave it
-    r.strings = take(n + 1, 1);
-    r.blocks = r.block = take(1, sizeof(JsonBlock));
+    r.strings = alloc(n + 1, 1);
+    r.blocks = r.block = alloc(1, sizeof(JsonBlock));
     return r;
 }
 
@@ -6270,7 +6274,7 @@ static const char *json_where(const JsonReader *r, size_t at) {
         if (r->source[i] == '\n') line++, column = 1;
         else if (((unsigned char)r->source[i] & 0xC0) != 0x80) column++;
     }
-    return name("%s:%zu:%zu", r->file, line, column);
+    return strf("%s:%zu:%zu", r->file, line, column);
 }
 
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
@@ -6285,7 +6289,7 @@ __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char 
 
 static Json *json_node(JsonReader *r, JsonType type) {
     if (r->block->used == COUNT(r->block->nodes)) {
-        if (!r->block->next) r->block->next = take(1, sizeof(JsonBlock));
+        if (!r->block->next) r->block->next = alloc(1, sizeof(JsonBlock));
         r->block = r->block->next;
         r->block->used = 0;
     }
@@ -6387,7 +6391,7 @@ static Json *json_members(JsonReader *r, JsonType type, int depth) {
     Json *j = json_node(r, type), **end = &j->first;
     char closing = type == JSON_OBJECT ? '}' : ']';
     r->at++;
-    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
+    if (depth == JSON_DEPTH) json_fail(r, strf("nested deeper than %d levels", JSON_DEPTH));
     if (json_accept(r, closing)) return j;
     do {
         const char *key = NULL;
@@ -6402,7 +6406,7 @@ static Json *json_members(JsonReader *r, JsonType type, int depth) {
         end = &(*end)->next;
         j->count++;
     } while (json_accept(r, ','));
-    if (!json_accept(r, closing)) json_fail(r, name("a comma or %c was expected here", closing));
+    if (!json_accept(r, closing)) json_fail(r, strf("a comma or %c was expected here", closing));
     return j;
 }
 
@@ -6588,7 +6592,7 @@ static Json **yaml_append(JsonReader *r, Json *to, Json **end, const Json *key, 
 }
 
 static Json *yaml_collection(JsonReader *r, JsonType type, int depth) {
-    if (depth == JSON_DEPTH) json_fail(r, name("nested deeper than %d levels", JSON_DEPTH));
+    if (depth == JSON_DEPTH) json_fail(r, strf("nested deeper than %d levels", JSON_DEPTH));
     return json_node(r, type);
 }
 
@@ -6608,7 +6612,7 @@ static Json *yaml_flow(JsonReader *r, bool in_flow, int depth) {
         end = yaml_append(r, j, end, key, yaml_flow(r, true, depth + 1));
         char after = yaml_skip(r, true);
         if (after == ',') r->at++;
-        else if (after != closing) json_fail(r, name("a comma or %c was expected here", closing));
+        else if (after != closing) json_fail(r, strf("a comma or %c was expected here", closing));
     }
     r->at++;
     return j;
@@ -6705,7 +6709,7 @@ static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted) {
 static const char *line_value(const char *lines, const char *key) {
     size_t n = strlen(key);
     for (const char *p = lines; p && *p; p = strchr(p, '\n'), p += p ? 1 : 0)
-        if (!strncmp(p, key, n) && p[n] == '=') return name("%.*s", (int)strcspn(p + n + 1, "\n"), p + n + 1);
+        if (!strncmp(p, key, n) && p[n] == '=') return strf("%.*s", (int)strcspn(p + n + 1, "\n"), p + n + 1);
     return NULL;
 }
 
@@ -6717,7 +6721,7 @@ static bool json_size(const Json *j, size_t *out) {
 }
 
 static StoredTensor read_tensor_entry(const char *file, const Json *j) {
-    StoredTensor t = { .file = file, .name = name("%s", j->key), .n = 1 };
+    StoredTensor t = { .file = file, .name = strf("%s", j->key), .n = 1 };
     const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
     size_t end = 0, known = 0;
     if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
@@ -6778,7 +6782,7 @@ static const uint8_t *map_file(const char *path, size_t *n) {
 // Adds the tensors of one file to the set.
 static void read_tensor_file(TensorSet *set, const char *path) {
     size_t n, first = set->n;
-    const char *file = name("%s", path);
+    const char *file = strf("%s", path);
     const uint8_t *bytes = map_file(path, &n);
     uint64_t header = 0;
     for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
@@ -6799,7 +6803,7 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
         t->data = bytes + 8 + header + t->begin;
         if (t->n && (uintptr_t)t->data % (t->bytes / t->n))     // old libraries did not put numbers on their boundary
-            t->data = memcpy(take(t->bytes, 1), t->data, t->bytes);
+            t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);
     }
 }
 
@@ -6808,7 +6812,7 @@ static int by_name(const void *a, const void *b) {
 }
 
 static void check_duplicates(const TensorSet *s) {
-    StoredTensor *sorted = take(s->n, sizeof *sorted);
+    StoredTensor *sorted = alloc(s->n, sizeof *sorted);
     for (size_t i = 0; i < s->n; i++) sorted[i] = s->tensors[i];
     qsort(sorted, s->n, sizeof *sorted, by_name);
     for (size_t i = 1; i < s->n; i++)
@@ -6826,7 +6830,7 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
         bool seen = false;
         if (j->type != JSON_STRING || strchr(j->text, '/'))
             fail("%s: '%s' names no file of this folder", index, j->key);
-        char *path = name("%s/%s", folder, j->text);
+        char *path = strf("%s/%s", folder, j->text);
         for (size_t i = 0; i < set->n && !seen; i++) seen = !strcmp(set->tensors[i].file, path);
         if (!seen && !exists(path)) fail("%s: is missing, %s names it: download it again", path, index);
         if (!seen) read_tensor_file(set, path);
@@ -6839,7 +6843,7 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
 // The tensors of a model folder, from model.safetensors or from the shards of its index.
 static TensorSet read_model_tensors(const char *folder) {
     TensorSet set = {0};
-    const char *single = name("%s/model.safetensors", folder), *index = name("%s.index.json", single);
+    const char *single = strf("%s/model.safetensors", folder), *index = strf("%s.index.json", single);
     if (exists(index)) read_shards(&set, folder, index);
     else if (exists(single)) read_tensor_file(&set, single);
     else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
@@ -6919,7 +6923,7 @@ static bool config_flag(const Json *root, const char *key, bool missing) {
 
 static const char *config_text(const Json *root, const char *key) {
     const Json *j = json_get(root, key);
-    return json_is(j, JSON_STRING) ? name("%s", j->text) : NULL;
+    return json_is(j, JSON_STRING) ? strf("%s", j->text) : NULL;
 }
 
 static void read_sizes(Config *c, const Json *root) {
@@ -6979,7 +6983,7 @@ static void check_supported(const Config *c, const Json *root) {
 static Config parse_config(const char *path, const char *source) {
     JsonReader r = json_open(path, source, strlen(source));
     const Json *root = json_only(&r), *rope = json_get(root, "rope_parameters");
-    Config c = { .file = name("%s", path), .source = source };
+    Config c = { .file = strf("%s", path), .source = source };
     c.model_type = config_text(root, "model_type");
     const char *t = c.model_type ? c.model_type : "";
     if (strcmp(t, "chatglm") && strcmp(t, "glm") && strcmp(t, "glm4"))
@@ -7050,7 +7054,7 @@ static void check_stored(const Tensor *t, const StoredTensor *s) {
 static bool may_be_ignored(const Model *m, const char *tensor_name) {
     size_t n = strlen(tensor_name), tail = strlen("inv_freq");
     if (n >= tail && !strcmp(tensor_name + n - tail, "inv_freq")) return true;
-    return m->config.tied && !strcmp(tensor_name, name("%s.weight", path_of(m, N_HEAD, 0)));
+    return m->config.tied && !strcmp(tensor_name, strf("%s.weight", path_of(m, N_HEAD, 0)));
 }
 
 static void bind_files(Model *m, const char *folder) {
@@ -7074,7 +7078,7 @@ static void bind_files(Model *m, const char *folder) {
 }
 
 static Model *load_model(const char *folder) {
-    Model *m = describe_model(read_config(name("%s/config.json", folder)));
+    Model *m = describe_model(read_config(strf("%s/config.json", folder)));
     bind_files(m, folder);
     return m;
 }
@@ -7210,7 +7214,7 @@ static void place_piece(Tokenizer *t, uint32_t piece) {
 static void index_pieces(Tokenizer *t, const char *file) {
     uint32_t size = 16;
     while (size < 2 * t->n_pieces) size *= 2;
-    t->slots = take(size, sizeof *t->slots);
+    t->slots = alloc(size, sizeof *t->slots);
     t->slot_mask = size - 1;
     for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
     memset(t->alone, 1, 128);
@@ -7240,8 +7244,8 @@ static const uint32_t *read_runs(Tokenizer *t, const char *file, const uint32_t 
 
 // Sorts the listed merges at p by the piece that they make.
 static void read_merges(Tokenizer *t, const char *file, const char *p, uint32_t n) {
-    uint32_t *place = take((size_t)t->n_pieces + 2, sizeof *place);
-    t->listed = take(n, sizeof *t->listed);
+    uint32_t *place = alloc((size_t)t->n_pieces + 2, sizeof *place);
+    t->listed = alloc(n, sizeof *t->listed);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t piece = image_get(p + 8*(size_t)i);
         if (piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
@@ -7267,11 +7271,11 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     if (h[FLAGS] & LISTED_MERGES) want += 4 + 8 * (uint64_t)n_merges;
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
     if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
-    Tokenizer *t = take(1, sizeof *t);
-    *t = (Tokenizer){ .file = name("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
+    Tokenizer *t = alloc(1, sizeof *t);
+    *t = (Tokenizer){ .file = strf("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
                       .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
-                      .pieces = take(h[PIECES], sizeof *t->pieces), .class_of = take(0x110000, 1),
-                      .specials = take(h[SPECIALS], sizeof *t->specials) };
+                      .pieces = alloc(h[PIECES], sizeof *t->pieces), .class_of = alloc(0x110000, 1),
+                      .specials = alloc(h[SPECIALS], sizeof *t->specials) };
     const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
     const uint32_t *special_lengths = ids + t->n_specials, *runs = special_lengths + t->n_specials;
     runs = read_runs(t, file, runs, h[LETTERS], CLASS_LETTER);
@@ -7370,8 +7374,8 @@ static Text import_sentencepiece(const char *file, const char *bytes, size_t n) 
         scored[count] = read_piece(f.inside, count);
         count++;
     }
-    Piece *pieces = take(count, sizeof *pieces);
-    Special *specials = take(count + COUNT(added), sizeof *specials);
+    Piece *pieces = alloc(count, sizeof *pieces);
+    Special *specials = alloc(count + COUNT(added), sizeof *specials);
     qsort(scored, count, sizeof *scored, by_score);
     for (uint32_t rank = 0; rank < count; rank++) {
         ScoredPiece *s = &scored[rank];
@@ -7414,7 +7418,7 @@ static Text import_tiktoken(const char *file, const char *bytes, size_t n) {
     Special specials[COUNT(added)];
     Piece *pieces = NULL;
     size_t capacity = 0, count = 0;
-    char *text = take(n, 1), *out = text;
+    char *text = alloc(n, 1), *out = text;
     for (const char *p = bytes, *end = bytes + n; p < end; ) {
         const char *line = memchr(p, '\n', (size_t)(end - p)), *blank = memchr(p, ' ', (size_t)(end - p));
         if (!line) line = end;
@@ -7520,7 +7524,7 @@ static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *t
         uint32_t id = json_id(r, j);
         if (id >= t.n_pieces) t.n_pieces = id + 1;
     }
-    t.pieces = take(t.n_pieces, sizeof *t.pieces);
+    t.pieces = alloc(t.n_pieces, sizeof *t.pieces);
     for (uint32_t i = 0; i < t.n_pieces; i++) t.pieces[i] = (Piece){ "", 0, RANK_NEVER };
     for (const Json *j = vocab->first; j; j = j->next) {
         Piece *p = &t.pieces[json_id(r, j)];
@@ -7554,9 +7558,9 @@ static Text import_tokenizer_json(const char *file, const char *bytes, size_t n)
     const Json *added = json_need(&r, root, "added_tokens", JSON_ARRAY, "an array of tokens");
     const Json *whole = json_get(model, "ignore_merges");
     check_tokenizer_json(&r, root, model);
-    char *text = take(3*n, 1);          // of the pieces, and behind it of one merge
+    char *text = alloc(3*n, 1);          // of the pieces, and behind it of one merge
     Tokenizer t = json_vocabulary(&r, json_need(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
-    Special *specials = take(added->count, sizeof *specials), *s = specials;
+    Special *specials = alloc(added->count, sizeof *specials), *s = specials;
     Text listed = {0};
     image_add(&listed, (uint32_t)merges->count);
     for (const Json *j = merges->first; j; j = j->next) json_merge(&r, j, &t, text + n, &listed);
@@ -7579,7 +7583,7 @@ static const char *beside_program(const char *file) {
     char path[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     char *slash = n > 0 ? memrchr(path, '/', (size_t)n) : NULL;
-    return slash ? name("%.*s/%s", (int)(slash - path), path, file) : file;
+    return slash ? strf("%.*s/%s", (int)(slash - path), path, file) : file;
 }
 
 // A tokenizer from its file, whichever of the known kinds it is.
@@ -7601,12 +7605,12 @@ static Tokenizer *load_tokenizer_file(const char *path) {
 static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why) {
     static const char *const files[] = { "tokenizer.bin", "tokenizer.model", "tokenizer.json" };
     for (size_t i = 0; i < COUNT(files); i++) {
-        const char *path = name("%s/%s", folder, files[i]);
+        const char *path = strf("%s/%s", folder, files[i]);
         if (exists(path)) return load_tokenizer_file(path);
     }
     const char *own = beside_program("tokenizer.bin");
     Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
-    *why = name("%s: has no tokenizer (tokenizer.bin, tokenizer.model or tokenizer.json), and %s %s", folder, own,
+    *why = strf("%s: has no tokenizer (tokenizer.bin, tokenizer.model or tokenizer.json), and %s %s", folder, own,
                 t ? "is not for this model" : "is missing");
     return t && (size_t)largest_id(t) < room ? t : NULL;
 }
@@ -7624,7 +7628,7 @@ static const char *size_text(size_t bytes) {
     double n = (double)bytes;
     size_t unit = 0;
     for (; n >= 1000 && unit + 1 < COUNT(units); unit++) n /= 1024;
-    return name("%.3g %s", n, units[unit]);
+    return strf("%.3g %s", n, units[unit]);
 }
 
 // The sum of the numbers behind these words in a file; without words the number that it holds. SIZE_MAX: there is none.
@@ -7705,8 +7709,8 @@ static double seconds_when_done(void) { return finish_kernels(), seconds(); }
 
 static const char *time_text(double s) {
     long long n = (long long)s;
-    if (s < 1) return name("%.0f ms", s * 1e3);
-    return n < 60 ? name("%.*f s", s < 10, s) : name("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
+    if (s < 1) return strf("%.0f ms", s * 1e3);
+    return n < 60 ? strf("%.*f s", s < 10, s) : strf("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
 }
 
 // How long work takes: forward and backward, and forward alone, for each token; the optimizer in each step.
@@ -7719,7 +7723,7 @@ static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Op
     Model *m = r->model;
     Pace p = {0};
     size_t n = min_size(min_size(batch_size, set->n), max_size(1, BATCH_TOKENS / set->longest));
-    size_t *order = epoch_order(set->n, 0, 0), *chosen = take(n, sizeof *chosen);
+    size_t *order = epoch_order(set->n, 0, 0), *chosen = alloc(n, sizeof *chosen);
     double tokens = 0, spent = 0, began, halfway;
     for (size_t i = 0; !i || (spent < 0.5 && i < 100); i++) {
         if (i == 1 && spent < 0.5) p = (Pace){0}, tokens = 0;
@@ -7754,7 +7758,7 @@ static char *time_plan(Trainer *t) {
     double all = training + evaluation * (double)(1 + t->steps / eval_every(t)) +
                  saves * (0.05 + 5e-9 * (double)checkpoint_bytes(t->run.model));
     bool may_stop = t->o->early_stopping_patience && t->validation.n;
-    return name("%s %s (a step %s, a validation %s)", may_stop ? "at most" : "about", time_text(all),
+    return strf("%s %s (a step %s, a validation %s)", may_stop ? "at most" : "about", time_text(all),
                 time_text(training / (double)t->steps), time_text(evaluation));
 }
 
@@ -7783,7 +7787,7 @@ static char *disk_plan(const Trainer *t) {
         fail("%s: not enough disk: %s are needed for %zu checkpoints side by side, %s are free; free some, choose "
              "another --output_dir, or keep fewer (--save_total_limit 1, --val_size 0)", folder, size_text(more), most,
              size_text(left));
-    return name("a checkpoint takes %s, %s; %s are free", size_text(one),
+    return strf("a checkpoint takes %s, %s; %s are free", size_text(one),
                 t->o->save_total_limit ? "the newest and the best are kept" : "all are kept", size_text(left));
 }
 
@@ -7812,7 +7816,7 @@ static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t
 
 static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, size_t columns, const real *device) {
     size_t n = rows * (columns ? columns : 1);
-    real *host = take(n, sizeof *host);
+    real *host = alloc(n, sizeof *host);
     memory_copy_out(host, device, n * sizeof *host);
     list_add(l, tensor_name, REAL, rows, columns, host);
 }
@@ -7821,7 +7825,7 @@ static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, 
 static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
     size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
     real *logits = all_logits(r, b);
-    for (size_t i = 0; i <= L; i++) list_add_reals(l, name("hidden.%zu", i), T, H, i < L ? r->layers[i].x : r->x_final);
+    for (size_t i = 0; i <= L; i++) list_add_reals(l, strf("hidden.%zu", i), T, H, i < L ? r->layers[i].x : r->x_final);
     list_add_reals(l, "final_norm", T, H, r->final);
     list_add(l, "logits", REAL, T, V, logits);
 }
@@ -7855,7 +7859,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     list_add_activations(&l, &r, &b);
     for (size_t i = 0; i < m->n_trained; i++) {
         const Tensor *t = m->trained[i];
-        list_add_reals(&l, name("grad.%s", t->name), t->shape[0], t->shape[1], t->grad);
+        list_add_reals(&l, strf("grad.%s", t->name), t->shape[0], t->shape[1], t->grad);
     }
     write_list(out, &l);
     printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
@@ -7888,9 +7892,9 @@ static const char *const gradcheck_configs[] = {
 static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
     static const size_t starts[] = { 0, 7, 8, 19, 21 };
     enum { N = COUNT(starts) - 1, T = 21 };
-    Batch b = { .n = N, .T = T, .step_key = seed, .starts = take(N + 1, sizeof *b.starts),
-                .ids = take(T, sizeof *b.ids), .labels = take(T, sizeof *b.labels),
-                .token_keys = take(T, sizeof *b.token_keys) };
+    Batch b = { .n = N, .T = T, .step_key = seed, .starts = alloc(N + 1, sizeof *b.starts),
+                .ids = alloc(T, sizeof *b.ids), .labels = alloc(T, sizeof *b.labels),
+                .token_keys = alloc(T, sizeof *b.token_keys) };
     memcpy(b.starts, starts, sizeof starts);
     *n_targets = 0;
     for (size_t t = 0; t < T; t++) {
@@ -7950,7 +7954,7 @@ static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t 
         worst = isnan(worst) || error <= worst ? worst : error;
     }
     return print_check(t, worst, worst <= 1e-6 && 2 * kinks <= n,
-                       kinks ? name(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
+                       kinks ? strf(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
 }
 
 static double norm_of(const StoredTensor *s) {      // of doubles
@@ -7981,7 +7985,7 @@ static bool compare_tensor(const Gradcheck *check, const char *listed, const Ten
 }
 
 static bool check_gradient(Gradcheck *check, const Slope *s, const Tensor *t) {
-    const char *listed = name("%s: %s", s->run->model->config.model_type, t->name);
+    const char *listed = strf("%s: %s", s->run->model->config.model_type, t->name);
     list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
     const real *g = check->gradients.tensors[check->gradients.n - 1].data;
     return sizeof(real) < 8 ? compare_tensor(check, listed, t, g) : check_tensor(s, t, g, (size_t)check->o->elements);
@@ -8025,7 +8029,7 @@ static int gradcheck(const char *folder, const Options *o) {
     set_precision(false);       // what is checked are the kernels, not the rounding of their operands
     if (folder) failed = gradcheck_method(&check, load_model(folder), method);
     for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
-        Model *m = describe_model(parse_config(name("small model %zu", i + 1), gradcheck_configs[i]));
+        Model *m = describe_model(parse_config(strf("small model %zu", i + 1), gradcheck_configs[i]));
         printf("%s, method %s\n", m->config.model_type, method->name);
         bind_random(m, (uint64_t)o->seed, o->std);
         failed += gradcheck_method(&check, m, method);
@@ -8101,7 +8105,7 @@ static void svg_text(Text *t, double x, double y, const char *class, const char 
 }
 
 static char *short_number(double v, int digits) {
-    char *number = name("%.*g", digits, v + 0), *e = strchr(number, 'e');       // -0 is 0
+    char *number = strf("%.*g", digits, v + 0), *e = strchr(number, 'e');       // -0 is 0
     if (e) sprintf(e, "e%d", atoi(e + 1));                                      // 1e-05 is 1e-5
     return number;
 }
@@ -8157,7 +8161,7 @@ static void draw_curve(Text *t, const Curve *c, const Axis *x, const Axis *y) {
 // The last value of each curve, and in brackets the best, right of the panel at its height; values that would stand on
 // another move down, or up where they would leave the panel.
 static void write_values(Text *t, const Panel *p, const Axis *y) {
-    double *heights = take(p->n, sizeof *heights);
+    double *heights = alloc(p->n, sizeof *heights);
     for (size_t k = 0; k < p->n; k++) {
         const Curve *c = &p->curves[k];
         if (!c->n) { heights[k] = -1e9; continue; }
@@ -8165,8 +8169,8 @@ static void write_values(Text *t, const Panel *p, const Axis *y) {
         for (size_t i = 0; i < k; i++) if (fabs(heights[i] - at) < 11.9) at += by, i = SIZE_MAX;
         heights[k] = at;
         const char *last = short_number(c->points[c->n-1].y, 3);
-        if (!isnan(c->best.x)) last = name("%s (%s)", last, short_number(c->best.y, 3));
-        svg_text(t, p->left + p->w + 6, at + 4, name("s c%zu", c->style % CURVE_STYLES), last, 99);
+        if (!isnan(c->best.x)) last = strf("%s (%s)", last, short_number(c->best.y, 3));
+        svg_text(t, p->left + p->w + 6, at + 4, strf("s c%zu", c->style % CURVE_STYLES), last, 99);
     }
     free(heights);
 }
@@ -8181,7 +8185,7 @@ static void draw_panel(Text *t, const Panel *p, const Panel *panels, size_t n_pa
     bool empty = !(least <= most), log = p->may_log && least > 0 && most > 50 * least;
     Axis x = make_axis(0, last, false, p->left, p->w);
     Axis y = make_axis(empty ? 0 : least, empty ? 1 : most, log, bottom, -p->h);
-    svg_text(t, p->left, p->top - 10, "h", name("%s%s", p->title, log ? ", log scale" : ""), 99);
+    svg_text(t, p->left, p->top - 10, "h", strf("%s%s", p->title, log ? ", log scale" : ""), 99);
     svg_text(t, center, bottom + 34, "s m", p->across, 99);
     draw_axis(t, &x, &y);
     draw_axis(t, &y, &x);
@@ -8216,7 +8220,7 @@ typedef struct { char *name, *text; } Fact;
 typedef struct { Curve curves[N_LOGGED]; Fact facts[MAX_FACTS]; size_t n_facts, n_lines; } RunLog;
 
 static void add_fact(RunLog *log, const char *fact, char *text) {
-    if (log->n_facts < MAX_FACTS) log->facts[log->n_facts++] = (Fact){ name("%s", fact), text };
+    if (log->n_facts < MAX_FACTS) log->facts[log->n_facts++] = (Fact){ strf("%s", fact), text };
     else free(text);
 }
 
@@ -8225,8 +8229,8 @@ static void add_facts(RunLog *log, const Json *object) {
         if (list_has("epoch,loss,learning_rate,grad_norm,tokens,tokens_per_s,best", j->key)) continue;
         const char *fact = strcmp(j->key, "step") ? j->key : "best step";
         bool whole = floor(j->number) == j->number;
-        if (j->type == JSON_NUMBER) add_fact(log, fact, whole ? name("%.0f", j->number) : name("%.4g", j->number));
-        if (j->type == JSON_STRING) add_fact(log, fact, name("%s", j->text));
+        if (j->type == JSON_NUMBER) add_fact(log, fact, whole ? strf("%.0f", j->number) : strf("%.4g", j->number));
+        if (j->type == JSON_STRING) add_fact(log, fact, strf("%s", j->text));
     }
 }
 
@@ -8258,17 +8262,17 @@ static bool read_lines(RunLog *log, JsonReader *r) {
     }
     Curve *speed = &log->curves[SPEED];
     if (speed->n) qsort(speed->points, speed->n, sizeof *speed->points, by_y);
-    add_fact(log, "steps", name("%.0f", last));
-    if (speed->n) add_fact(log, "tokens/s", name("%.0f", speed->points[speed->n / 2].y));       // the median
+    add_fact(log, "steps", strf("%.0f", last));
+    if (speed->n) add_fact(log, "tokens/s", strf("%.0f", speed->points[speed->n / 2].y));       // the median
     r->at = best_at;
     return best < INFINITY;
 }
 
 static RunLog read_run(const char *folder) {
     RunLog log = {0};
-    char *facts = name("%s/run.json", folder), *lines = name("%s/log.jsonl", folder);
+    char *facts = strf("%s/run.json", folder), *lines = strf("%s/log.jsonl", folder);
     if (!exists(lines)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
-    add_fact(&log, "run", name("%s", folder));
+    add_fact(&log, "run", strf("%s", folder));
     JsonReader r = exists(facts) ? json_open_file(facts) : json_open(facts, "{}", 2), of_lines = json_open_file(lines);
     add_facts(&log, json_only(&r));
     if (read_lines(&log, &of_lines)) add_facts(&log, json_next(&of_lines));
@@ -8291,7 +8295,7 @@ static void draw_losses(const char *folder) {       // loss.svg of a run folder
     const Panel panels[] = { { "loss", "step", c, 2, 0, true, 64, 96, 632, 240 },
                              { "learning rate", "step", &c[RATE], 1, 1, false, 64, 412, 256, 140 },
                              { "gradient norm", "step", &c[NORM], 1, 2, true, 444, 412, 252, 140 } };
-    char *path = name("%s/loss.svg", folder);
+    char *path = strf("%s/loss.svg", folder);
     draw_picture(path, folder, 800, 602, panels, COUNT(panels));
     free(path);
     free_run(&log);
@@ -8341,7 +8345,7 @@ static const char *short_name(const char *const *folders, size_t n, size_t which
         }
         if (same && strchr(marks, own[length - k])) back = k;
     }
-    return name("%.*s", (int)(length - front - back), own + front);
+    return strf("%.*s", (int)(length - front - back), own + front);
 }
 
 // The same curve over tokens; where a step has none, in proportion.
@@ -8362,9 +8366,9 @@ static Curve over_tokens(const Curve *c, const Curve *tokens) {
 }
 
 static void compare(const char *const *folders, size_t n, const char *out) {
-    RunLog *runs = take(n, sizeof *runs);
+    RunLog *runs = alloc(n, sizeof *runs);
     Curve *curves[4];
-    for (size_t k = 0; k < COUNT(curves); k++) curves[k] = take(n, sizeof **curves);
+    for (size_t k = 0; k < COUNT(curves); k++) curves[k] = alloc(n, sizeof **curves);
     for (size_t i = 0; i < n; i++) {
         runs[i] = read_run(folders[i]);
         if (!runs[i].n_lines) fail("%s/log.jsonl: is empty: no step has been logged yet", folders[i]);
@@ -8411,7 +8415,7 @@ static void count_step(const Run *r, const Batch *b, double *flops) {
         flops[PHASE_FORWARD] += 2 * product;
         flops[PHASE_BACKWARD] += flows_below(r, l, AT_O) ? 5 * product : 0;
         for (size_t i = 0; i < m->layers[l].n_maps; i++) {
-            const Map *w = &m->layers[l].maps[i];
+            const Linear *w = &m->layers[l].maps[i];
             double rows = (double)(is_last(r, l) && i >= m->layers[l].n_qkv ? r->R : r->T);
             double below = m->lowest < w->depth;
             double base = 2 * rows * (double)w->weight->n, rank = 2 * rows * (double)lora_rank(w);
@@ -8447,7 +8451,7 @@ static Dataset random_data(size_t V, size_t n_samples, size_t n, double share, u
     Dataset set = {0};
     size_t first = n - (size_t)round((double)n * share);
     for (size_t s = 0; s < n_samples; s++) {
-        Sample sample = { .ids = take(n, sizeof *sample.ids), .labels = take(n, sizeof *sample.labels), .n = n };
+        Sample sample = { .ids = alloc(n, sizeof *sample.ids), .labels = alloc(n, sizeof *sample.labels), .n = n };
         for (size_t t = 0; t < n; t++) {
             sample.ids[t] = (int32_t)(rng_bits(seed + s, t) % V);
             sample.labels[t] = t >= first ? sample.ids[t] : NO_TARGET;
@@ -8615,7 +8619,7 @@ static int init_command(const Call *c) {
     const char *temporary = begin_folder(out);
     choose_files(m, c->o->max_shard_size * 1e9);
     write_weights(temporary, m, initial_tensor, c->o);
-    write_file(name("%s/config.json", temporary), text.s, text.n);
+    write_file(strf("%s/config.json", temporary), text.s, text.n);
     finish_output(temporary);
     printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
     return 0;
@@ -8640,10 +8644,10 @@ static int info_command(const Call *c) {
     const char *path = c->words[0], *base = path;
     Options *o = c->o, fresh = *o;
     const Method *method = is_adapter(path) ? read_adapter_config(path, o, &base) : find_method(o->method);
-    Config config = read_config(is_folder(base) ? name("%s/config.json", base) : base);
+    Config config = read_config(is_folder(base) ? strf("%s/config.json", base) : base);
     Model *m = describe_model(config);
     const char *slash = strrchr(base, '/'), *folder = base;
-    if (!is_folder(base)) folder = slash ? name("%.*s", (int)(slash - base), base) : ".";
+    if (!is_folder(base)) folder = slash ? strf("%.*s", (int)(slash - base), base) : ".";
     const char *layout = layout_name(o, &config, folder);
     set_dtype(m, o);
     method->setup(m, o);
@@ -8864,7 +8868,7 @@ static int check_command(const Call *c) {
     Options *o = c->o;
     const char *base = c->words[1], *dev = validation_file(c->words[0], o);
     if (is_adapter(base)) read_adapter_config(base, o, &base);
-    Config config = read_config(name("%s/config.json", base));
+    Config config = read_config(strf("%s/config.json", base));
     ChatFormat f = choose_format(o, &config, base);
     const char *official = mask_words(o, &f), *train_file = training_file(c->words[0]);
     if (!o->ids) printf("layout    %s, %s\n", f.layout ? f.layout->name : "none: ready ids only",
@@ -9094,9 +9098,9 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
     const char *choices = choices_of(x);
     char *end;
     if (x->type == FLAG && strcmp(value, "true") && strcmp(value, "false"))
-        return name("is true or false, not '%s'", value);
+        return strf("is true or false, not '%s'", value);
     if (choices && (strchr(value, ',') || !list_has(choices, value)))
-        return name("is one of %s, not '%s'", choices, value);
+        return strf("is one of %s, not '%s'", choices, value);
     o->given[x->offset] = true;
     if (x->type == FLAG) return *(bool *)field = value[0] == 't', NULL;
     if (x->type >= STRING) return *(const char **)field = value, NULL;
@@ -9104,9 +9108,9 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
     // no 0x10, no nan
     bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");
     if (!decimal || (x->type == INTEGER && floor(number) != number))
-        return name("wants a %s, not '%s'", x->type == INTEGER ? "whole number" : "number", value);
+        return strf("wants a %s, not '%s'", x->type == INTEGER ? "whole number" : "number", value);
     if (!(number >= x->least && number <= x->most))
-        return name("must be from %g to %g, not %s", x->least, x->most, value);
+        return strf("must be from %g to %g, not %s", x->least, x->most, value);
     if (x->type == INTEGER) *(int64_t *)field = (int64_t)number;
     else *(double *)field = number;
     return NULL;
@@ -9174,10 +9178,10 @@ static Options default_options(void) {
 // where more than half of them would change.
 static const char *nearest(const char *given, const char *dashes, const char *list) {
     const char *best = NULL, *one;
-    for (char *rest = name("%s", list); (one = strsep(&rest, ",")); )
+    for (char *rest = strf("%s", list); (one = strsep(&rest, ",")); )
         if (*one && (!best || edit_distance(given, one) < edit_distance(given, best))) best = one;
     bool near = best && 2 * edit_distance(given, best) <= max_size(strlen(given), strlen(best));
-    return near ? name("; nearest: %s%s", dashes, best) : "";
+    return near ? strf("; nearest: %s%s", dashes, best) : "";
 }
 
 __attribute__((noreturn)) static void unknown_option(const char *given, const Command *c) {
@@ -9235,7 +9239,7 @@ static void command_help(const Command *c) {
         if (!(x->commands & c->bit)) continue;
         size_t at = (size_t)printf("  --%s", x->name);
         at += (size_t)printf("%*s", (int)(max_size(at + 2, 20) - at), "");
-        print_wrapped(20, at, name("%s%s%s%s%s%s", x->help, choices ? ": " : "", choices ? choices : "",
+        print_wrapped(20, at, strf("%s%s%s%s%s%s", x->help, choices ? ": " : "", choices ? choices : "",
                                    usual ? " [" : "", usual ? usual : "", usual ? "]" : ""));
     }
 }
@@ -9255,10 +9259,10 @@ static void general_help(void) {
 static void print_version(void) {
     const char *build = sizeof(real) == sizeof(double) ? "double" : "float";
 #ifdef GLMTUNE_CUDA
-    build = name("%s, on a GPU", build);
+    build = strf("%s, on a GPU", build);
 #endif
 #ifdef _OPENMP
-    build = name("%s, OpenMP", build);
+    build = strf("%s, OpenMP", build);
 #endif
     printf("glmtune " GLMTUNE_VERSION " (%s)\n", build);
 }
@@ -9281,7 +9285,7 @@ static void word_help(const char *given, int commands_of) {
 // Reads "--name value", "--name=value" or, for a flag, "--name" at words[0]; returns how many words it took.
 static size_t parse_option(Options *o, const Command *c, char **words, size_t left) {
     const char *given = words[0] + 2, *equals = strchr(given, '=');
-    const char *option_name = name("%.*s", (int)strcspn(given, "="), given);
+    const char *option_name = strf("%.*s", (int)strcspn(given, "="), given);
     const Option *x = find_option(option_name, c->bit);
     if (!x) unknown_option(option_name, c);
     if (equals) return want_option(o, x, equals + 1), 1;
@@ -9403,7 +9407,7 @@ static void yaml_section(YamlRun *y, const Json *map, const char *section) {
         fail("%s: \"name: value\" lines were expected%s%s", json_where(y->reader, map->at), *section ? " under " : "",
              section);
     for (const Json *j = map->first; j; j = j->next) {
-        const char *path = *section ? name("%s.%s", section, j->key) : j->key;
+        const char *path = *section ? strf("%s.%s", section, j->key) : j->key;
         if (list_has(yaml_sections, path)) yaml_section(y, j, path);
         else yaml_set(y, j, path);
     }
@@ -9415,7 +9419,7 @@ static const char *yaml_data_file(const YamlRun *y, const Json *root, const char
     if (!file || file->type == JSON_NULL) return NULL;
     if (file->type != JSON_STRING) fail("%s: %s must be the name of a file", json_where(y->reader, file->at), key);
     if (!is_folder(data)) fail("%s: must be the folder that holds '%s'", data, file->text);
-    return name("%s/%s", data, file->text);
+    return strf("%s/%s", data, file->text);
 }
 
 // When evaluation takes place: "no", "steps" or "epoch".
@@ -9473,7 +9477,7 @@ int main(int argc, char **argv) {
     mallopt(M_MMAP_THRESHOLD, 1 << 20);     // large blocks go back to the system when they are given back: see the plan
 #endif
     signal(SIGXFSZ, SIG_IGN);       // so that a file past `ulimit -f` is an error that can be told, as a full disk is
-    Call call = { .o = &o, .words = take((size_t)argc, sizeof *call.words) };
+    Call call = { .o = &o, .words = alloc((size_t)argc, sizeof *call.words) };
     Text known = {0};
     size_t n = (size_t)argc;
     const Command *c = commands, *end = commands + COUNT(commands);

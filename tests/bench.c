@@ -185,7 +185,7 @@ static void bench_products(const void *w, size_t rows, size_t n_in, size_t n_out
                   n_out };
     for (const char *kind = "YXW"; *kind; kind++) {
         p.kind = *kind;
-        const char *what = name("%s%c %5zu rows, %5zu x %5zu", *kind == 'Y' ? "" : "d", *kind, rows, n_in, n_out);
+        const char *what = strf("%s%c %5zu rows, %5zu x %5zu", *kind == 'Y' ? "" : "d", *kind, rows, n_in, n_out);
         print_speed(what, time_of(one_product, &p), 2.0 * (double)rows * (double)n_in * (double)n_out, peak);
     }
     memory_give(p.x), memory_give(p.dy), memory_give(out);
@@ -209,7 +209,7 @@ static void bench_attention(size_t T, size_t heads, size_t groups, size_t d, dou
         *arrays[i] = random_reals(T * (i < 4 ? heads * d : i < 8 ? groups * d : i < 9 ? heads : 2 * heads * d), i);
     double product = (double)heads * (double)d * (double)T * (double)(T + 1);       // the causal half
     double there = time_of(one_attention, &a), back = (a.back = true, time_of(one_attention, &a));
-    print_speed(name("attention, %zu tokens, %zu heads of %zu", T, heads, d), there + back, 7 * product, peak);
+    print_speed(strf("attention, %zu tokens, %zu heads of %zu", T, heads, d), there + back, 7 * product, peak);
     print_speed("    forward", there, 2 * product, peak), print_speed("    backward", back, 5 * product, peak);
     for (size_t i = 0; i < COUNT(arrays); i++) memory_give(*arrays[i]);
     memory_give(starts);
@@ -263,7 +263,7 @@ static void feed_one(const void *generator) {
 static void bench_decoding(Model *m) {
     double bytes = (double)(m->head->n * dtype_size(m->head->dtype));
     for (size_t l = 0; l < m->config.n_layers; l++)
-        for (const Map *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
+        for (const Linear *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
             bytes += (double)(w->weight->n * dtype_size(w->weight->dtype));
     Generator g = make_generator(m, NULL, 64, 1);
     double time = time_of(feed_one, &g), reading = bandwidth();

@@ -13,7 +13,7 @@ static const struct { const char *prefix; double logits, loss, gradient; } truth
     { "hf.", 5e-6, 1e-6, 1e-5 }, { "f64.", 1e-11, 1e-11, 1e-11 } };
 
 static double *numbers(const StoredTensor *s) {
-    double *out = take(s->n, sizeof *out);
+    double *out = alloc(s->n, sizeof *out);
     widen(out, s->data, s->dtype, s->n);
     return out;
 }

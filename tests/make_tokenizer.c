@@ -56,7 +56,7 @@ static Tokenizer *byte_tokenizer(size_t limit) {
     t->pieces = checked(realloc(t->pieces, times(limit, sizeof *t->pieces)), times(limit, sizeof *t->pieces));
     while (t->slot_mask < 2 * limit) t->slot_mask = 2 * t->slot_mask + 1;
     free(t->slots);
-    t->slots = take((size_t)t->slot_mask + 1, sizeof *t->slots);
+    t->slots = alloc((size_t)t->slot_mask + 1, sizeof *t->slots);
     t->n_pieces = 0;
     for (size_t b = 0; b < 256; b++) add_piece(t, bytes + b, 1);
     return t;
@@ -107,7 +107,7 @@ static void count_word(Learner *l, const char *s, size_t n) {
     }
     free(l->slots);
     l->slot_mask = 2 * l->slot_mask + 1;
-    l->slots = take((size_t)l->slot_mask + 1, sizeof *l->slots);
+    l->slots = alloc((size_t)l->slot_mask + 1, sizeof *l->slots);
     for (uint32_t i = 0; i < l->n_words; i++) place_word(l, i);
 }
 
@@ -139,7 +139,7 @@ static int by_count(const void *a, const void *b) {     // the most frequent fir
 }
 
 static Character *sorted_characters(const Learner *l, size_t *n) {
-    Character *found = take(0x110000, sizeof *found);
+    Character *found = alloc(0x110000, sizeof *found);
     *n = 0;
     for (uint32_t c = 0; c < 0x110000; c++)
         if (l->characters[c]) found[(*n)++] = (Character){ c, l->characters[c] };
@@ -187,9 +187,9 @@ static uint32_t best_pair(const Learner *l, const int32_t *ids, size_t n, int32_
 // Joins the most frequent pair until none is frequent enough or the room is used. Words are encoded anew by the encoder
 // itself, so the counts are those of the pieces that it will really give.
 static void learn_words(Learner *l, size_t least) {
-    int32_t *ids = take(l->limit, sizeof *ids), a = 0, b = 0;   // what words are made of, ids ascending
+    int32_t *ids = alloc(l->limit, sizeof *ids), a = 0, b = 0;   // what words are made of, ids ascending
     size_t n = 0;
-    l->pairs = take(times(l->limit, l->limit), sizeof *l->pairs);
+    l->pairs = alloc(times(l->limit, l->limit), sizeof *l->pairs);
     for (int32_t c = 0; c < 128; c++) if (c == ' ' || is_ascii_letter((char)c)) ids[n++] = c;
     for (size_t i = 0; i < l->n_words; i++) encode_word(l, &l->words[i]);
     while (l->t->n_pieces < l->limit) {
@@ -283,7 +283,7 @@ int main(int argc, char **argv) {
     if (argc < 3 || argc > 4 || *end || limit < 256 || limit > MOST_PIECES)
         fail_usage("make_tokenizer CORPUS.jsonl OUT.bin [PIECES], with 256 to %d pieces", MOST_PIECES);
     l = (Learner){ .limit = (size_t)limit, .t = byte_tokenizer((size_t)limit), .slot_mask = 1023,
-                   .slots = take(1024, sizeof *l.slots), .characters = take(0x110000, sizeof *l.characters) };
+                   .slots = alloc(1024, sizeof *l.slots), .characters = alloc(0x110000, sizeof *l.characters) };
     size_t samples = each_content(argv[1], count_content, &l);
     if (!samples) fail("%s: has no samples", argv[1]);
     Character *found = sorted_characters(&l, &n_characters);
@@ -292,7 +292,7 @@ int main(int argc, char **argv) {
 
     Text image = finished_image(l.t);
     m.t = parse_tokenizer(argv[2], image.s, image.n);
-    m.used = take(m.t->n_pieces, sizeof *m.used);
+    m.used = alloc(m.t->n_pieces, sizeof *m.used);
     each_content(argv[1], measure_content, &m);
     write_file(argv[2], image.s, image.n);
 

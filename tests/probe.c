@@ -21,7 +21,7 @@ static Score *score_of(Tally *s, const char *kind) {
     size_t i = 0;
     while (i < s->n && strcmp(s->rows[i].kind, kind)) i++;
     if (i == COUNT(s->rows)) fail("more than %zu kinds", COUNT(s->rows));
-    if (i == s->n) s->rows[s->n++] = (Score){ .kind = name("%s", kind) };
+    if (i == s->n) s->rows[s->n++] = (Score){ .kind = strf("%s", kind) };
     return &s->rows[i];
 }
 
@@ -59,7 +59,7 @@ static void ask(Probe *p, const Json *sample) {
         if (!answers) read_message(p->data, m, NULL, &c->turns);
         else {
             bool good = answer_is_right(p, score, m, &answer), counts = !converses || json_get(m, "want");
-            Score *of_turn = converses && counts ? score_of(p->tally, name("turn_%zu", turn + 1)) : NULL;
+            Score *of_turn = converses && counts ? score_of(p->tally, strf("turn_%zu", turn + 1)) : NULL;
             if (of_turn) of_turn->asked++, of_turn->right += good;
             right = right && (good || !counts);
             turn++;

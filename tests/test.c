@@ -19,7 +19,7 @@
 static const char *scratch_folder;
 static pid_t scratch_owner;
 
-static const char *scratch(const char *file) { return name("%s/%s", scratch_folder, file); }
+static const char *scratch(const char *file) { return strf("%s/%s", scratch_folder, file); }
 
 static void remove_scratch(void) {
     if (getpid() != scratch_owner) return;      // a forked test that ends must leave it to us
@@ -32,7 +32,7 @@ static void remove_scratch(void) {
 
 static void make_scratch(void) {
     const char *parent = getenv("TMPDIR");
-    char *form = name("%s/glmtune-test-XXXXXX", parent ? parent : "/tmp");
+    char *form = strf("%s/glmtune-test-XXXXXX", parent ? parent : "/tmp");
     if (!mkdtemp(form)) fail("tests: %s: %s", form, strerror(errno));
     scratch_folder = form;
     scratch_owner = getpid();
@@ -42,7 +42,7 @@ static void make_scratch(void) {
 // Where a file of the released models lies; NULL when they are not here.
 static const char *real_file(const char *file) {
     const char *folder = getenv("GLM_REAL");
-    return folder ? name("%s/%s", folder, file) : NULL;
+    return folder ? strf("%s/%s", folder, file) : NULL;
 }
 
 // Some of what is tested prints to stdout; it is of interest only to who asked for more.
@@ -101,7 +101,7 @@ static double stored_number(const StoredTensor *s, size_t i) {
 
 static TensorSet open_golden(const char *folder) {
     TensorSet set = {0};
-    read_tensor_file(&set, name("%s/golden.safetensors", folder));
+    read_tensor_file(&set, strf("%s/golden.safetensors", folder));
     return set;
 }
 
@@ -109,7 +109,7 @@ static TensorSet open_golden(const char *folder) {
 static double *golden_all(const TensorSet *g, const char *tensor, size_t *n) {
     const StoredTensor *s = find_tensor(g, tensor);
     if (!s) fail("tests: there is no golden '%s'", tensor);
-    double *numbers = take(s->n, sizeof *numbers);
+    double *numbers = alloc(s->n, sizeof *numbers);
     for (size_t i = 0; i < s->n; i++) numbers[i] = stored_number(s, i);
     *n = s->n;
     return numbers;
@@ -126,12 +126,12 @@ static double *golden(const TensorSet *g, const char *tensor, size_t want_n) {
 
 // The numbers that this build is compared with.
 static double *truth(const TensorSet *g, const char *what, size_t n) {
-    return golden(g, name("%s%s", TRUTH_NAME, what), n);
+    return golden(g, strf("%s%s", TRUTH_NAME, what), n);
 }
 
 static int32_t *golden_ids(const TensorSet *g, const char *tensor, size_t *n) {
     double *numbers = golden_all(g, tensor, n);
-    int32_t *ids = take(*n, sizeof *ids);
+    int32_t *ids = alloc(*n, sizeof *ids);
     for (size_t i = 0; i < *n; i++) ids[i] = (int32_t)numbers[i];
     free(numbers);
     return ids;
@@ -143,8 +143,8 @@ static uint64_t golden_seed(const TensorSet *g) { return (uint64_t)*golden(g, "s
 static Dataset golden_samples(const TensorSet *g, const char *prefix) {
     Dataset set = {0};
     size_t n, n_starts;
-    int32_t *ids = golden_ids(g, name("%sids", prefix), &n), *labels = golden_ids(g, name("%slabels", prefix), &n);
-    int32_t *starts = golden_ids(g, name("%sstarts", prefix), &n_starts);
+    int32_t *ids = golden_ids(g, strf("%sids", prefix), &n), *labels = golden_ids(g, strf("%slabels", prefix), &n);
+    int32_t *starts = golden_ids(g, strf("%sstarts", prefix), &n_starts);
     for (size_t i = 0; i + 1 < n_starts; i++) {
         Sample s = { .ids = ids + starts[i], .labels = labels + starts[i], .number = i + 1,
                      .n = (size_t)(starts[i+1] - starts[i]) };
@@ -156,7 +156,7 @@ static Dataset golden_samples(const TensorSet *g, const char *prefix) {
 }
 
 static size_t *count_up(size_t n) {     // 0, 1, 2, ...
-    size_t *numbers = take(n, sizeof *numbers);
+    size_t *numbers = alloc(n, sizeof *numbers);
     for (size_t i = 0; i < n; i++) numbers[i] = i;
     return numbers;
 }
@@ -224,10 +224,10 @@ static Subject make_subject(const char *what, Model *m, const char *method, uint
     return s;
 }
 
-static Model *golden_model(const char *folder) { return describe_model(read_config(name("%s/config.json", folder))); }
+static Model *golden_model(const char *folder) { return describe_model(read_config(strf("%s/config.json", folder))); }
 
 static real *host_copy(const real *device, size_t n) {
-    real *host = take(n, sizeof *host);
+    real *host = alloc(n, sizeof *host);
     memory_copy_out(host, device, n * sizeof *host);
     return host;
 }
@@ -262,7 +262,7 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
     Dataset set = {0};
     for (size_t i = 0; i < n; i++) {
         Sample s = { .n = shortest + pick(longest - shortest + 1), .number = i + 1 };
-        s.ids = take(s.n, sizeof *s.ids), s.labels = take(s.n, sizeof *s.labels);
+        s.ids = alloc(s.n, sizeof *s.ids), s.labels = alloc(s.n, sizeof *s.labels);
         for (size_t t = 0; t < s.n; t++) {
             s.ids[t] = (int32_t)pick(vocabulary);
             s.labels[t] = pick(4) ? s.ids[t] : NO_TARGET;

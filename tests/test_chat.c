@@ -36,7 +36,7 @@ static void test_golden_labels(void) {
         o.max_input_length = 100000;
         Expected e =
             expected_row(json_get(line, "row"), (size_t)json_get(line, "prompt")->number, formats[k].tokenizer);
-        Dataset set = read_text(name("%.*s", (int)(strstr(sample, ", \"row\": ") - sample), sample), &formats[k], &o);
+        Dataset set = read_text(strf("%.*s", (int)(strstr(sample, ", \"row\": ") - sample), sample), &formats[k], &o);
         check_sample(label("row %zu, %s, official %d, combine %d", n_rows + 1, layout, o.official_mask, o.combine),
                      &set, 0, e.ids.ids, e.labels.ids, e.ids.n);
         wrong_prompts += set.samples[0].prompt_n != e.prompt_n;
@@ -101,7 +101,7 @@ static void test_cutting(void) {
         Ids roles = tokens_of_roles(&f, all.samples[0].ids, all.samples[0].n);
         o.overlong = "truncate";
         for (size_t most = all.longest; most >= 20; most -= 7) {
-            const char *what = name("%s, %zu of %zu ids", names[k], most, all.longest);
+            const char *what = strf("%s, %zu of %zu ids", names[k], most, all.longest);
             o.max_input_length = (int64_t)most - 2, o.max_output_length = 1;
             Dataset set = read_text(cut_conversation, &f, &o);
             const Sample *s = &set.samples[0];
@@ -169,7 +169,7 @@ static void check_history(const char *layout, const char *tokenizer, const char 
         check_equal(label("%s, turn %zu: rows of the cache", layout, i + 1), chat.g.run.caches->n, row.ids.n);
         Generator fresh = make_generator(m.model, m.method, 512, 1);
         feed(&fresh, row.ids.ids, row.ids.n);
-        double *want_logits = take(V, sizeof *want_logits);
+        double *want_logits = alloc(V, sizeof *want_logits);
         for (size_t v = 0; v < V; v++) want_logits[v] = (double)fresh.logits[v];
         check_close(label("%s, turn %zu: logits as from a fresh cache", layout, i + 1), chat.g.logits, want_logits, V,
                     TOLERANCE(4e-6, 4e-15));

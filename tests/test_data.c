@@ -85,7 +85,7 @@ static void test_json(void) {
     }
     for (size_t i = 0; i < COUNT(json_errors); i++)
         check_fails(label("json error %zu", i), read_bad_json, json_errors[i].source,
-                    name("file.json:%s: ", json_errors[i].place));
+                    strf("file.json:%s: ", json_errors[i].place));
     JsonReader r;
     check_true("arrays may be nested a hundred deep", read_json(nested(JSON_DEPTH), &r)->type == JSON_ARRAY);
     check_fails("but not deeper", read_bad_json, nested(JSON_DEPTH + 1), "nested deeper");
@@ -115,12 +115,12 @@ static size_t make_tensors(StoredTensor *t) {
         { "bf\"16\\\n", BF16, 1, { 1 } }, { "\xE4\xBD\xA0", I64, 4, { 1, 2, 1, 2 } }, { "i32", I32, 2, { 0, 4 } },
         { "one", I32, 0, { 0 } } };
     for (size_t i = 0; i < COUNT(made); i++) {
-        t[i] = (StoredTensor){ .name = name("%s", made[i].name), .dtype = made[i].dtype, .n = 1 };
+        t[i] = (StoredTensor){ .name = strf("%s", made[i].name), .dtype = made[i].dtype, .n = 1 };
         t[i].n_dims = made[i].n_dims;
         memcpy(t[i].shape, made[i].shape, sizeof t[i].shape);
         for (size_t d = 0; d < t[i].n_dims; d++) t[i].n *= t[i].shape[d];
         t[i].bytes = t[i].n * dtype_size(t[i].dtype);
-        char *bytes = take(t[i].bytes, 1);
+        char *bytes = alloc(t[i].bytes, 1);
         for (size_t b = 0; b < t[i].bytes; b++) bytes[b] = (char)pick(256);
         t[i].data = bytes;
     }
@@ -217,7 +217,7 @@ static void check_written(const char *folder, Model *m, Model *loaded, Dtype dty
     write_weights(folder, m, initial_tensor, &o);
     bind_files(loaded, folder);
     check_true(label("%s: shards where they are wanted", folder),
-               exists(name("%s/model.safetensors.index.json", folder)) == (max_shard < 1e6));
+               exists(strf("%s/model.safetensors.index.json", folder)) == (max_shard < 1e6));
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = loaded->tensors[i];
         double worst = 0;
@@ -263,7 +263,7 @@ static void test_init(void) {
         { "init-real", "glm4", REAL, 1e9 }, { "init-f32", "glm4", F32, 10000 }, { "init-f16", "chatglm", F16, 3000 },
         { "init-bf16", "glm_edge", BF16, 1 } };
     for (size_t i = 0; i < COUNT(cases); i++) {
-        const char *config = name("tests/golden/%s", cases[i].config);
+        const char *config = strf("tests/golden/%s", cases[i].config);
         check_written(scratch(cases[i].folder), golden_model(config), golden_model(config), cases[i].dtype,
                       cases[i].max_shard);
     }
@@ -425,7 +425,7 @@ static const char *small_sentencepiece(void) {
     Text model = {0}, trainer = {0}, normalizer = {0};
     wire_piece(&model, "<unk>", 0, SP_UNKNOWN);
     wire_piece(&model, "<s>", 0, SP_CONTROL), wire_piece(&model, "</s>", 0, SP_CONTROL);
-    for (unsigned b = 0; b < 256; b++) wire_piece(&model, name("<0x%02X>", b), 0, SP_BYTE);
+    for (unsigned b = 0; b < 256; b++) wire_piece(&model, strf("<0x%02X>", b), 0, SP_BYTE);
     for (size_t i = 0; i < COUNT(normal); i++) wire_piece(&model, normal[i].text, normal[i].score, SP_NORMAL);
     wire_number(&trainer, 3, 2);                                            // BPE
     wire_number(&normalizer, 3, 1), wire_number(&normalizer, 4, 0);         // dummy prefix; blanks stay
@@ -553,7 +553,7 @@ static void check_round_trips(Vocabulary v) {
 // The definition: of all neighbours whose joined piece is in the vocabulary, those with the lowest rank are merged, the
 // leftmost of equals, until there are none.
 static void slow_merge(const Tokenizer *t, const char *s, size_t n, Ids *out) {
-    size_t *starts = take(n + 1, sizeof *starts), n_symbols = 0;
+    size_t *starts = alloc(n + 1, sizeof *starts), n_symbols = 0;
     uint32_t unused;
     for (size_t at = 0; at < n; at += t->kind == BYTE_BPE ? 1 : utf8_get(s + at, n - at, &unused))
         starts[n_symbols++] = at;
@@ -613,7 +613,7 @@ static void check_special_names(Vocabulary v) {
 // A long run of one letter is where a quadratic encoder stands still.
 static void check_speed(Vocabulary v) {
     enum { N = 200000 };
-    char *text = take(N, 1);
+    char *text = alloc(N, 1);
     memset(text, 'a', N);
     double began = seconds();
     check_true(label("%s: %d letters come back", v.name, N), comes_back(v.t, text, N));
@@ -732,7 +732,7 @@ static void check_tuning_vector(const char *what, const Json *vector, const Chat
     Ids ids = json_ids(json_get(vector, "input_ids")), labels = json_ids(json_get(vector, "labels"));
     Options o = default_options();
     const char *columns =
-        prompt ? name("{\"prompt\": \"%s\", \"response\": \"%s\"}", prompt->text, response->text) : NULL;
+        prompt ? strf("{\"prompt\": \"%s\", \"response\": \"%s\"}", prompt->text, response->text) : NULL;
     o.official_mask = o.combine = strstr(what, "combine=true") != NULL;
     for (size_t official = 0; official < 2; official++) {       // here the official mask is also ours
         const char *text =
@@ -910,7 +910,7 @@ static void test_reading(const ChatFormat *f) {
     check_equal("samples dropped", cut.n_dropped, 1);
     check_equal("the number of a sample is its place in the file", cut.samples[0].number, 2);
     Options d = default_options();
-    const char *renamed = name("{\"conversations\"%s", conversation + strlen("{\"messages\""));
+    const char *renamed = strf("{\"conversations\"%s", conversation + strlen("{\"messages\""));
     Dataset a = read_text(conversation, f, &d), b = read_text(renamed, f, &d);
     check_sample("conversations are messages", &b, 0, a.samples[0].ids, a.samples[0].labels, a.samples[0].n);
 }
@@ -920,7 +920,7 @@ static Dataset twins(size_t n) {
     Dataset set = {0};
     for (size_t i = 0; i < n; i++) {
         Sample s = { .n = 3, .n_targets = 1, .number = i + 1 };
-        s.ids = take(s.n, sizeof *s.ids), s.labels = take(s.n, sizeof *s.labels);
+        s.ids = alloc(s.n, sizeof *s.ids), s.labels = alloc(s.n, sizeof *s.labels);
         s.ids[0] = s.labels[2] = (int32_t)(i / 2), s.ids[1] = 1;
         dataset_add(&set, s);
     }
@@ -928,9 +928,9 @@ static Dataset twins(size_t n) {
 }
 
 static void check_split(size_t n, double share, uint64_t seed, size_t least, size_t most) {
-    bool *held = take(n, sizeof *held);     // by sample: it validates
+    bool *held = alloc(n, sizeof *held);     // by sample: it validates
     Dataset set = twins(n), validation = split_off(&set, share, seed);
-    const char *what = name("%zu samples, share %g, seed %zu", n, share, (size_t)seed);
+    const char *what = strf("%zu samples, share %g, seed %zu", n, share, (size_t)seed);
     check_equal(label("%s: no sample is lost", what), set.n + validation.n, n);
     check_equal(label("%s: no token is lost", what), set.n_tokens + validation.n_tokens, 3 * n);
     check_true(label("%s: %zu validate", what, validation.n), validation.n >= least && validation.n <= most);

@@ -3,10 +3,10 @@
 
 static Dataset samples_of(size_t n, size_t length) {
     Dataset set = { .n = n, .longest = length };
-    set.samples = take(n, sizeof *set.samples);
+    set.samples = alloc(n, sizeof *set.samples);
     for (size_t i = 0; i < n; i++) {
         Sample *s = &set.samples[i];
-        *s = (Sample){ .ids = take(length, sizeof *s->ids), .n = length };
+        *s = (Sample){ .ids = alloc(length, sizeof *s->ids), .n = length };
         for (size_t k = 0; k < length; k++) s->ids[k] = (int32_t)(i * 7919 + k);
     }
     return set;
@@ -127,7 +127,7 @@ static void test_kept_checkpoints(void) {
         Trainer t = { .o = &o, .state = { .best_step = 3 } };
         Text found = {0};
         size_t *steps;
-        for (int i = 1; i <= 5; i++) make_folders(name("%s/checkpoint-%d", folder, i));
+        for (int i = 1; i <= 5; i++) make_folders(strf("%s/checkpoint-%d", folder, i));
         remove_checkpoints(&t, keep);
         for (size_t i = 0, n = list_checkpoints(folder, &steps); i < n; i++)
             text_print(&found, "%s%zu", i ? " " : "", steps[i]);

@@ -84,7 +84,7 @@ static TestArray *put_array(Dtype dtype, double *host, size_t n) {
     size_t bytes = 2*GUARD + n * test_size(dtype);
     *a = (TestArray){ .n = n, .dtype = dtype, .host = host, .least = TINY };
     a->block = memory_take(bytes);
-    a->start = take(bytes, 1);
+    a->start = alloc(bytes, 1);
     if (!a->block) fail("tests: memory_take(%zu) gave nothing", bytes);
     memset(a->start, 0xFF, bytes);
     test_encode(a->start + GUARD, dtype, host, n);
@@ -101,7 +101,7 @@ static bool drawn_in_bf16;          // that bf16 holds exactly: then a port that
 
 // Numbers on [-spread, spread) that the dtype and `real` both hold exactly.
 static TestArray *random_of(Dtype dtype, size_t n, double spread) {
-    double *host = take(n, sizeof *host);
+    double *host = alloc(n, sizeof *host);
     for (size_t i = 0; i < n; i++) {
         volatile real rounded = (real)(spread * test_random());     // gcc 12 -O3 with AVX-512 loses a rounding it vectorizes
         host[i] = (double)rounded;
@@ -119,21 +119,21 @@ static TestArray *random_array(size_t n, double spread) { return random_of(REAL,
 
 // An array that a kernel is to fill.
 static TestArray *unset_array(size_t n) {
-    double *host = take(n, sizeof *host);
+    double *host = alloc(n, sizeof *host);
     for (size_t i = 0; i < n; i++) host[i] = (double)NAN;
     return put_array(REAL, host, n);
 }
 
 // Given numbers, rounded to `real` when they are reals.
 static TestArray *array_from(Dtype dtype, const double *from, size_t n) {
-    double *host = take(n, sizeof *host);
+    double *host = alloc(n, sizeof *host);
     for (size_t i = 0; i < n; i++) host[i] = dtype == REAL ? (double)(real)from[i] : from[i];
     return put_array(dtype, host, n);
 }
 
 // Whole numbers on [0, end), the last and the first coming first.
 static TestArray *random_ids(size_t n, size_t end) {
-    double *host = take(n, sizeof *host);
+    double *host = alloc(n, sizeof *host);
     for (size_t i = 0; i < n; i++) host[i] = floor((test_random() + 1) / 2 * (double)end);
     if (n > 0) host[0] = (double)(end - 1);
     if (n > 1) host[1] = 0;
@@ -175,7 +175,7 @@ static void same_at_every_pass(const char *what, void *bytes, size_t n, size_t s
 }
 
 static void expect_number(const char *what, double got, double want, double tolerance) {
-    double *kept = take(1, sizeof *kept);
+    double *kept = alloc(1, sizeof *kept);
     *kept = got;
     if (test_pass == 0) check_number(what, got, want, tolerance);
     same_at_every_pass(what, kept, 1, sizeof *kept);
@@ -188,7 +188,7 @@ __attribute__((format(printf, 3, 4))) static void expect(TestArray *a, double to
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
-    real *got = take(a->n, sizeof *got);
+    real *got = alloc(a->n, sizeof *got);
     memory_copy_out(got, a->device, a->n * sizeof *got);
     if (test_pass == 0) check_arrays(what, got, sizeof *got, a->host, a->n, false, a->least, tolerance);
     same_at_every_pass(what, got, a->n, sizeof *got);
@@ -200,7 +200,7 @@ static void finish_arrays(const char *test) {
     for (size_t i = 0; i < n_test_arrays; i++) {
         TestArray *a = &test_arrays[i];
         size_t bytes = a->n * test_size(a->dtype);
-        char *now = take(2*GUARD + bytes, 1);
+        char *now = alloc(2*GUARD + bytes, 1);
         memory_copy_out(now, a->block, 2*GUARD + bytes);
         if (memcmp(now, a->start, GUARD) || memcmp(now + GUARD + bytes, a->start + GUARD + bytes, GUARD))
             check_true(label("%s: array %zu of the test was written past its ends", test, i), false);
@@ -303,7 +303,7 @@ static double naive_softmax(double *p, const AttentionCase *c, AttentionInputs i
 static void naive_attend_backward(AttentionGradients d, const double *dout, const double *p, const AttentionCase *c,
                                   AttentionInputs in, size_t th, size_t first, size_t n_keys, size_t h) {
     size_t n = c->head_dim;
-    double mean = 0, *dp = take(n_keys, sizeof *dp);
+    double mean = 0, *dp = alloc(n_keys, sizeof *dp);
     for (size_t j = 0; j < n_keys; j++) {
         dp[j] = naive_dot(dout, naive_key(c, (double *)in.prefix_v, (double *)in.v, first, j, h), n);
         mean += p[j] * dp[j];
@@ -324,7 +324,7 @@ static void naive_attend_backward(AttentionGradients d, const double *dout, cons
 // The forward when d is NULL, else the backward for the gradient `dout` of out.
 static void naive_attention(double *out, double *lse, const AttentionGradients *d, const double *dout,
                             const AttentionCase *c, AttentionInputs in) {
-    double *p = take(4096, sizeof *p);
+    double *p = alloc(4096, sizeof *p);
     for (size_t b = 0, t = 0, first = 0; b < c->n_sequences; first += c->past[b] + c->lengths[b], b++)
         for (size_t i = 0; i < c->lengths[b]; i++, t++)
             for (size_t h = 0; h < c->n_heads; h++) {
@@ -501,7 +501,7 @@ static TestArray *all_patterns(Dtype dtype) {
 
 static void test_widen_half(Dtype dtype) {
     TestArray *in = all_patterns(dtype), *out = unset_array(65536);
-    real *got = take(65536, sizeof *got);
+    real *got = alloc(65536, sizeof *got);
     widen(out->device, in->device, dtype, 65536);
     memory_copy_out(got, out->device, 65536 * sizeof *got);
     size_t wrong = 0;
@@ -519,7 +519,7 @@ static void test_widen_half(Dtype dtype) {
 static void test_widen_wide(Dtype dtype) {
     double values[] = { 0, -0.0, 1, -1.1, 3e38, -1e-38, 1e-45, 1 / 3.0, (double)INFINITY, -(double)INFINITY };
     for (size_t i = 0; i < COUNT(values); i++) if (dtype == F32) values[i] = (double)(float)values[i];
-    TestArray *in = put_array(dtype, memcpy(take(COUNT(values), sizeof *values), values, sizeof values), COUNT(values));
+    TestArray *in = put_array(dtype, memcpy(alloc(COUNT(values), sizeof *values), values, sizeof values), COUNT(values));
     TestArray *out = unset_array(COUNT(values));
     widen(out->device, in->device, dtype, in->n);
     real want[COUNT(values)], got[COUNT(values)];
@@ -533,7 +533,7 @@ static void test_widen_wide(Dtype dtype) {
 // Every number of a half type, the middle between it and the next, and what lies closest to that middle on both sides.
 static TestArray *rounding_cases(HalfFormat f) {
     enum { PER_PATTERN = 4, PATTERNS = 65536 };
-    double *host = take(PER_PATTERN * PATTERNS, sizeof *host);
+    double *host = alloc(PER_PATTERN * PATTERNS, sizeof *host);
     for (size_t i = 0; i < PATTERNS; i++) {
         double x = naive_decode((uint16_t)i, f), next = naive_decode((uint16_t)((i & 0x8000) | ((i + 1) & 0x7FFF)), f);
         if (isinf(next)) next = 2*x - naive_decode((uint16_t)(i - 1), f);       // where it would be if there were one
@@ -553,7 +553,7 @@ static void test_narrow_half(Dtype dtype) {
     HalfFormat f = half_format_of(dtype);
     TestArray *in = rounding_cases(f);
     void *device = memory_take(in->n * sizeof(uint16_t));
-    uint16_t *got = take(in->n, sizeof *got);
+    uint16_t *got = alloc(in->n, sizeof *got);
     narrow(device, dtype, in->device, in->n);
     memory_copy_out(got, device, in->n * sizeof *got);
     size_t wrong = 0, first = 0;
@@ -695,12 +695,12 @@ static void test_linear_parts(Dtype dtype, size_t T, int mode, double tolerance)
     view.first = IN;
     linear_parts_forward(y_at, mode ? from_at : NULL, x->device, view, s, T, n_out, PARTS_OF_W, IN);
     linear_parts_backward_input(dx->device, device_of(dx_from), dy_at, view, s, T, n_out, PARTS_OF_W, IN);
-    double *unused = take(64*IN, sizeof *unused), *host = w->host + IN;
+    double *unused = alloc(64*IN, sizeof *unused), *host = w->host + IN;
     for (size_t p = 0; p < PARTS_OF_W; host += n_out[p++]*IN)
         naive_linear(y[p]->host, dx->host, unused, dy[p]->host, x->host, host, (double)s, T, n_out[p], IN);
     free(unused);
     memcpy(dx2->host, dx->host, T*IN * sizeof *dx->host);
-    real *bits = take(T*IN, sizeof *bits), *bits2 = take(T*IN, sizeof *bits2);
+    real *bits = alloc(T*IN, sizeof *bits), *bits2 = alloc(T*IN, sizeof *bits2);
     memory_copy_out(bits, dx->device, T*IN * sizeof *bits), memory_copy_out(bits2, dx2->device, T*IN * sizeof *bits2);
     const char *shape = label("%s, dtype %d T=%zu", from_names[mode], dtype, T);
     check_equal_bits(label("linear_parts_backward_input is as many calls, %s", shape), bits, bits2, T*IN, sizeof *bits);
@@ -717,7 +717,7 @@ static void test_linear_exact(Dtype dtype) {
     size_t finite = (size_t)half_format_of(dtype).top << half_format_of(dtype).mantissa, n_out = finite / IN;
     size_t n_wide = finite / WIDE;
     TestArray *w = all_patterns(dtype);
-    double *eye = take(WIDE*WIDE, sizeof *eye);
+    double *eye = alloc(WIDE*WIDE, sizeof *eye);
     for (size_t i = 0; i < IN; i++) eye[i*IN + i] = 1;
     TestArray *rows = array_from(REAL, eye, IN*IN), *y = unset_array(finite), *y1 = unset_array(finite);
     TestArray *dx = unset_array(finite);
@@ -878,7 +878,7 @@ static void test_rmsnorm_shape(size_t T, size_t H, double spread, bool frozen, i
     TestArray *kept = array_from(REAL, rms->host, T);       // the backward is judged by itself
     rmsnorm_backward(dx->device, device_of(from), frozen ? NULL : dgain->device, dy->device, x->device, gain->device,
                      kept->device, T, H);
-    double *unused = take(H, sizeof *unused);
+    double *unused = alloc(H, sizeof *unused);
     naive_rmsnorm_backward(dx->host, frozen ? unused : dgain->host, dy->host, x->host, gain->host, kept->host, T, H);
     free(unused);
     double tolerance = TOLERANCE(6e-7, 2e-15), summed = TOLERANCE(4e-6, 6e-15);
@@ -1011,7 +1011,7 @@ enum { ALL_GRADIENTS, PREFIX_FROZEN, NO_KEYS };
 static void test_attention_backward(const AttentionCase *c, double spread, double tolerance, int asked) {
     AttentionArrays a = attention_arrays(c, spread);
     AttentionInputs in = { a.q->host, a.k->host, a.v->host, a.prefix_k->host, a.prefix_v->host };
-    double *out_host = take(a.q->n, sizeof *out_host), *lse_host = take(a.q->n, sizeof *lse_host);
+    double *out_host = alloc(a.q->n, sizeof *out_host), *lse_host = alloc(a.q->n, sizeof *lse_host);
     naive_attention(out_host, lse_host, NULL, NULL, c, in);
     TestArray *out = array_from(REAL, out_host, a.q->n), *lse = array_from(REAL, lse_host, a.q->n / c->head_dim);
     TestArray *dout = random_array(a.q->n, 1), *d[5];
@@ -1020,7 +1020,7 @@ static void test_attention_backward(const AttentionCase *c, double spread, doubl
                      c->n_prefix && asked == ALL_GRADIENTS };
     double *host[5];
     for (size_t i = 0; i < 5; i++) {
-        d[i] = unset_array(sizes[i]), host[i] = take(sizes[i], sizeof **host);
+        d[i] = unset_array(sizes[i]), host[i] = alloc(sizes[i], sizeof **host);
         d[i]->least = 1;        // where p is nearly 0 or 1, little is left of large terms
     }
     #define GIVEN_ARRAY(i) (given[i] ? d[i]->device : NULL)
@@ -1193,7 +1193,7 @@ static void test_dropout_shape(const double *keys, double p, uint64_t site, size
 // Bit i of the result: feature i of a token with this key was kept, seen by dropping ones.
 static uint64_t dropout_mask(double key, uint64_t site, size_t T, size_t at) {
     enum { N = 64 };
-    double *keys = take(T, sizeof *keys), *ones = take(T*N, sizeof *ones);
+    double *keys = alloc(T, sizeof *keys), *ones = alloc(T*N, sizeof *ones);
     for (size_t t = 0; t < T; t++) keys[t] = t == at ? key : 1000 + (double)t;
     for (size_t i = 0; i < T*N; i++) ones[i] = 1;
     TestArray *token_keys = array_from(I64, keys, T), *x = array_from(REAL, ones, T*N), *y = unset_array(T*N);
@@ -1227,7 +1227,7 @@ static void test_dropout(void) {
 
 static void test_cross_entropy_shape(size_t R, size_t V, double spread, double smoothing, double scale) {
     TestArray *logits = random_array(R*V, spread), *targets = random_ids(R, V), *loss = unset_array(R);
-    double *dlogits = take(R*V, sizeof *dlogits), e = (double)(real)smoothing;
+    double *dlogits = alloc(R*V, sizeof *dlogits), e = (double)(real)smoothing;
     if (spread == 80) for (size_t i = 0; i < R*V; i++) logits->host[i] = logits->host[i] < 0 ? -80 : 80;
     test_encode(logits->start + GUARD, REAL, logits->host, R*V);
     memory_copy_in(logits->device, logits->start + GUARD, R*V * sizeof(real));
@@ -1365,7 +1365,7 @@ static void test_sum_of_squares(size_t n) {
 
 static size_t first_with(TestArray *x, size_t i, double bad, size_t j, double worse) {
     // x with two other elements for once
-    real *values = take(x->n, sizeof *values);
+    real *values = alloc(x->n, sizeof *values);
     memcpy(values, x->start + GUARD, x->n * sizeof *values);
     values[j] = (real)worse;
     values[i] = (real)bad;

@@ -33,7 +33,7 @@ static Options method_options(const Options *own) {
 
 static void test_method_golden(void) {
     for (size_t i = 0; i < COUNT(method_cases); i++) {
-        const char *folder = name("tests/golden/%s", method_cases[i].name);
+        const char *folder = strf("tests/golden/%s", method_cases[i].name);
         TensorSet g = open_golden(folder);
         Subject s = { .name = method_cases[i].name, .model = golden_model(folder),
                       .options = method_options(&method_cases[i].options), .data = golden_samples(&g, "") };
@@ -75,7 +75,7 @@ static void test_method_files(void) {
     TensorSet g = open_golden("tests/golden/saved_peft");
     Dataset data = golden_samples(&g, "");
     for (size_t k = 0; k < COUNT(method_files); k++) {
-        const char *out = scratch(name("methods-%s", method_files[k].name));
+        const char *out = scratch(strf("methods-%s", method_files[k].name));
         Options o = method_options(&method_files[k].options), fresh = default_options();
         Subject s = open_subject(method_files[k].folder, &data, &o);
         optimizer_step(s.model, &s.options, 1e-2, 1);

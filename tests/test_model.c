@@ -19,12 +19,12 @@ static void check_outputs(const Subject *s, const TensorSet *g) {
 
 static void check_gradients(const Subject *s, const TensorSet *g) {
     size_t n_golden = 0;
-    const char *prefix = name("%sgrad.", TRUTH_NAME);
+    const char *prefix = strf("%sgrad.", TRUTH_NAME);
     for (size_t i = 0; i < g->n; i++) n_golden += !strncmp(g->tensors[i].name, prefix, strlen(prefix));
     check_equal(label("%s: tensors that train", s->name), s->model->n_trained, n_golden);
     for (size_t i = 0; i < s->model->n_trained; i++) {
         const Tensor *t = s->model->trained[i];
-        double *want_grad = truth(g, name("grad.%s", t->name), t->n);
+        double *want_grad = truth(g, strf("grad.%s", t->name), t->n);
         real *grad = host_copy(t->grad, t->n);
         check_arrays(label("%s: gradient of %s", s->name, t->name), grad, sizeof *grad, want_grad, t->n, true,
                      LEAST_GRADIENT, GRADIENT_TOLERANCE);
@@ -34,9 +34,9 @@ static void check_gradients(const Subject *s, const TensorSet *g) {
 
 // The model of a golden folder, with LoRA where it has an adapter_config.json, and generated weights.
 static Subject golden_subject(const char *case_name, const TensorSet *g) {
-    const char *folder = name("tests/golden/%s", case_name), *base;
+    const char *folder = strf("tests/golden/%s", case_name), *base;
     Subject s = { .name = case_name, .model = golden_model(folder), .options = default_options() };
-    if (exists(name("%s/adapter_config.json", folder))) read_adapter_config(folder, &s.options, &base);
+    if (exists(strf("%s/adapter_config.json", folder))) read_adapter_config(folder, &s.options, &base);
     else s.options.method = "full";
     bind_generated(s.model, golden_seed(g));
     begin_tuning(&s, golden_seed(g));
@@ -47,7 +47,7 @@ static void test_golden(void) {
     static const char *const cases[] = { "glm_bias", "glm_edge", "glm4", "glm4_plain", "glm_long", "chatglm",
                                          "lora_qkv", "lora_all", "lora_tied", "lora_fused" };
     for (size_t i = 0; i < COUNT(cases); i++) {
-        TensorSet g = open_golden(name("tests/golden/%s", cases[i]));
+        TensorSet g = open_golden(strf("tests/golden/%s", cases[i]));
         Subject s = golden_subject(cases[i], &g);
         s.data = golden_samples(&g, "");
         compute(&s);
@@ -98,7 +98,7 @@ static void check_steps(Subject *s, const TensorSet *g) {
 static void test_training(void) {
     static const char *const cases[] = { "train_full", "train_lora", "train_sgd", "train_lion" };
     for (size_t i = 0; i < COUNT(cases); i++) {
-        TensorSet g = open_golden(name("tests/golden/%s", cases[i]));
+        TensorSet g = open_golden(strf("tests/golden/%s", cases[i]));
         Subject s = golden_subject(cases[i], &g);
         s.data = golden_samples(&g, "sample_");
         read_hyper(&s.options, &g);
@@ -108,9 +108,9 @@ static void test_training(void) {
         check_steps(&s, &g);
         for (size_t k = 0; k < s.model->n_trained; k++) {
             const Tensor *t = s.model->trained[k];
-            if (!find_tensor(&g, name("%sfinal.%s", TRUTH_NAME, t->name))) continue;
+            if (!find_tensor(&g, strf("%sfinal.%s", TRUTH_NAME, t->name))) continue;
             check_close_l2(label("%s: %s after the last step", s.name, t->name), host_copy(t->value, t->n),
-                           truth(&g, name("final.%s", t->name), t->n), t->n, PRODUCTS(5e-7, 1e-11, 1e-2));
+                           truth(&g, strf("final.%s", t->name), t->n), t->n, PRODUCTS(5e-7, 1e-11, 1e-2));
             n_final++;
         }
         check_equal(label("%s: tensors compared after the last step", s.name), n_final, 2);
@@ -122,7 +122,7 @@ static void test_training(void) {
 // A folder as a user gives it: an adapter, or a model, which is then tuned by the method of the options.
 static Subject open_subject(const char *folder, const Dataset *data, const Options *o) {
     Subject s = { .name = folder, .options = *o, .data = *data };
-    if (exists(name("%s/adapter_config.json", folder))) s.options = default_options();     // the adapter says the rest
+    if (exists(strf("%s/adapter_config.json", folder))) s.options = default_options();     // the adapter says the rest
     Opened opened = open_model(folder, &s.options);
     s.model = opened.model;
     s.method = opened.method;
@@ -244,8 +244,8 @@ static bool same_shape(const StoredTensor *a, const StoredTensor *b) {
 // What we write must be named and shaped as what PEFT wrote.
 static void check_peft_names(const char *peft, const char *ours) {
     TensorSet a = {0}, b = {0};
-    read_tensor_file(&a, name("%s/adapter_model.safetensors", peft));
-    read_tensor_file(&b, name("%s/adapter_model.safetensors", ours));
+    read_tensor_file(&a, strf("%s/adapter_model.safetensors", peft));
+    read_tensor_file(&b, strf("%s/adapter_model.safetensors", ours));
     check_equal("tensors of an adapter that PEFT saved and of ours", b.n, a.n);
     for (size_t i = 0; i < a.n; i++)
         check_true(label("%s has %s in PEFT's shape", ours, a.tensors[i].name),
@@ -266,15 +266,15 @@ static void test_adapters(void) {
 // What a base tensor is after merging, before it is rounded.
 static double *merged_exactly(const Subject *s, size_t index) {
     const Tensor *t = s->model->tensors[index];
-    double *numbers = take(t->n, sizeof *numbers);
-    void *host = take(t->n, dtype_size(t->dtype));
+    double *numbers = alloc(t->n, sizeof *numbers);
+    void *host = alloc(t->n, dtype_size(t->dtype));
     StoredTensor now = { .dtype = t->dtype, .data = host };
     memory_copy_out(host, t->data, t->n * dtype_size(t->dtype));
     for (size_t i = 0; i < t->n; i++) numbers[i] = stored_number(&now, i);
     free(host);
     for (size_t l = 0; l < s->model->config.n_layers; l++)
         for (size_t k = 0; k < s->model->layers[l].n_maps; k++) {
-            const Map *w = &s->model->layers[l].maps[k];
+            const Linear *w = &s->model->layers[l].maps[k];
             size_t r = w->weight == t && w->added.t[LORA_A] ? (size_t)s->options.r : 0;
             if (!r) continue;
             real *A = host_copy(w->added.t[LORA_A]->value, r * w->n_in);
@@ -308,7 +308,7 @@ static void test_merge(void) {
     TensorSet g = open_golden("tests/golden/saved_peft");
     Dataset data = golden_samples(&g, "");
     for (size_t k = 0; k < COUNT(saved_cases); k++) {
-        const char *adapter = scratch(name("unmerged%zu", k)), *out = scratch(name("merged%zu", k));
+        const char *adapter = scratch(strf("unmerged%zu", k)), *out = scratch(strf("merged%zu", k));
         Subject s = save_trained(k, &data, adapter);
         Options o = default_options();
         o.max_shard_size = 3e-6, GIVEN(&o, max_shard_size) = true;        // in GB: several shards even of this model
@@ -316,7 +316,7 @@ static void test_merge(void) {
         merge(adapter, out, &o);
         set_precision(in_bf16());
         unsilence(kept);
-        check_true(label("%s is in shards", out), exists(name("%s/model.safetensors.index.json", out)));
+        check_true(label("%s is in shards", out), exists(strf("%s/model.safetensors.index.json", out)));
         Model *merged = load_model(out);
         for (size_t i = 0; i < merged->n_tensors; i++) {
             check_equal(label("dtype of merged %s", merged->tensors[i]->name), merged->tensors[i]->file_dtype, BF16);
@@ -332,7 +332,7 @@ static real *step_gradients(Subject *s, size_t batch_size, int64_t step, double 
     size_t *all = count_up(s->data.n), at = 0;
     *loss = accumulate_samples(&s->run, &s->data, all, s->data.n, batch_size, &s->options, step);
     *n = count_parameters(s->model->trained, s->model->n_trained);
-    real *gradients = take(*n, sizeof *gradients);
+    real *gradients = alloc(*n, sizeof *gradients);
     for (size_t i = 0; i < s->model->n_trained; at += s->model->trained[i++]->n)
         memory_copy_out(gradients + at, s->model->trained[i]->grad, s->model->trained[i]->n * sizeof *gradients);
     free(all);
@@ -340,7 +340,7 @@ static real *step_gradients(Subject *s, size_t batch_size, int64_t step, double 
 }
 
 static double *as_doubles(const real *x, size_t n) {
-    double *y = take(n, sizeof *y);
+    double *y = alloc(n, sizeof *y);
     for (size_t i = 0; i < n; i++) y[i] = (double)x[i];
     return y;
 }
@@ -375,7 +375,7 @@ static void test_accumulation_of(const char *method) {
     double *gradients = as_doubles(one_by_one, n);
     for (size_t batch = 4; batch <= SAMPLES; batch *= 4) {
         real *got = step_gradients(&s, batch, 5, &loss, &n);
-        const char *what = name("%s: %zu batches of %zu against 16 of 1", method, SAMPLES / batch, batch);
+        const char *what = strf("%s: %zu batches of %zu against 16 of 1", method, SAMPLES / batch, batch);
         check_close_l2(label("%s: gradients", what), got, gradients, n, PRODUCTS(5e-6, 1e-12, 3e-3));
         check_number(label("%s: loss", what), loss, want_loss, PRODUCTS(1e-6, 1e-12, 5e-5));
     }
@@ -438,7 +438,7 @@ static Subject unit_lora(void) {
     start_trainables(s.model, 91, true);
     for (size_t i = 0; i < s.model->n_trained; i++)
         if (s.model->trained[i]->shape[1] == H && strstr(s.model->trained[i]->name, "lora_A")) {
-            real *unit = take(H * H, sizeof *unit);
+            real *unit = alloc(H * H, sizeof *unit);
             for (size_t k = 0; k < H; k++) unit[k*H + k] = 1;
             memory_copy_in(s.model->trained[i]->value, unit, H * H * sizeof *unit);
             free(unit);
@@ -450,9 +450,9 @@ static Subject unit_lora(void) {
 static bool *dropped(Subject *s, size_t layer, size_t map, int64_t step) {
     size_t H = s->model->config.hidden_size, n = s->data.n_tokens * H, n_gradients, n_dropped = 0, n_wrong = 0;
     double loss;
-    bool *mask = take(n, sizeof *mask);
+    bool *mask = alloc(n, sizeof *mask);
     free(step_gradients(s, s->data.n, step, &loss, &n_gradients));
-    const Kept *k = &s->run.layers[layer];
+    const LayerState *k = &s->run.layers[layer];
     real *x = host_copy(map < 3 ? k->a : k->m, n), *z = host_copy(k->beside[map], n);
     for (size_t i = 0; i < n; i++) {
         mask[i] = z[i] == 0;
@@ -522,10 +522,10 @@ static Text train_with(const char *method, int threads, const Dataset *data, siz
         text_add(&bytes, (char *)gradients, n * sizeof *gradients);
         free(gradients);
     }
-    const char *folder = scratch(name("threads-%s-%zu", method, run));
+    const char *folder = scratch(strf("threads-%s-%zu", method, run));
     make_folders(folder);
     save_adapter(folder, s.model, s.method, &s.options, "/");
-    char *file = read_file(name("%s/adapter_model.safetensors", folder), &n);
+    char *file = read_file(strf("%s/adapter_model.safetensors", folder), &n);
     text_add(&bytes, file, n);
     give_run(&s.run);
     return bytes;
@@ -571,7 +571,7 @@ static void test_slope_of_nan(void) {
     take_run(&r), zero_gradients(m);
     forward_backward(&r, &b, n_targets, 0, true);
     const Tensor *t = m->trained[m->n_trained - 1];
-    real *g = take(t->n, sizeof *g);
+    real *g = alloc(t->n, sizeof *g);
     memory_copy_out(g, t->grad, t->n * sizeof *g);
     int kept = silence();
     bool right = check_tensor(&slope, t, g, 10);

@@ -13,7 +13,7 @@ static void test_fingerprints(void) {
         Tensor *t = m->tensors[i], kept = *t;
         size_t n = t->n * dtype_size(t->file_dtype), places[] = { 0, n / 2, n - 1 };
         for (size_t k = 0; k < COUNT(places); k++) {
-            char *copy = take(n, 1);
+            char *copy = alloc(n, 1);
             memcpy(copy, kept.file_data, n);
             copy[places[k]] ^= 1;
             t->file_data = copy;
@@ -42,7 +42,7 @@ static int signalled(int times, bool writing, const char *path) {
         dup2(open("/dev/null", O_WRONLY | O_CLOEXEC), 2);
         if (writing) begin_folder(path);
         for (int i = 0; i < times; i++) raise(SIGTERM);
-        if (writing) write_trained(name("%s.glmtune.tmp/t", path), list, 1, NULL);
+        if (writing) write_trained(strf("%s.glmtune.tmp/t", path), list, 1, NULL);
         _exit(7);
     }
     waitpid(child, &status, 0);
@@ -54,9 +54,9 @@ static void test_signals(void) {
     check_equal("one signal lets a run end by itself", (size_t)signalled(1, false, path), 7);
     check_equal("two signals end it", (size_t)signalled(2, false, path), 128 + SIGTERM);
     check_equal("one signal lets a file be written", (size_t)signalled(1, true, path), 7);
-    remove_tree(name("%s.glmtune.tmp", path));
+    remove_tree(strf("%s.glmtune.tmp", path));
     check_equal("two signals end the writing", (size_t)signalled(2, true, path), 1);
-    check_true("and nothing half-written stays", !exists(name("%s.glmtune.tmp", path)));
+    check_true("and nothing half-written stays", !exists(strf("%s.glmtune.tmp", path)));
 }
 
 static void test_state(void) {

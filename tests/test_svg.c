@@ -68,9 +68,9 @@ static size_t occurrences(const char *s, const char *part) {
 // Draws the log of a run folder; returns the picture.
 static char *drawn(const char *folder, const char *log) {
     size_t n;
-    write_file(name("%s/log.jsonl", folder), log, strlen(log));
+    write_file(strf("%s/log.jsonl", folder), log, strlen(log));
     draw_losses(folder);
-    return read_file(name("%s/loss.svg", folder), &n);
+    return read_file(strf("%s/loss.svg", folder), &n);
 }
 
 static void check_picture(const char *what, const char *picture) {
@@ -129,8 +129,8 @@ static void test_run_facts(void) {
     const char *facts = "{\"method\": \"lora\", \"trainable\": 9399951360}";
     static const char *const want[][2] = { { "method", "lora" }, { "trainable", "9399951360" }, { "steps", "6" },
         { "tokens/s", "120" }, { "best step", "4" }, { "eval_loss", "1.5" }, { "rouge_l", "0.1235" } };
-    write_file(name("%s/log.jsonl", folder), log, strlen(log));
-    write_file(name("%s/run.json", folder), facts, strlen(facts));
+    write_file(strf("%s/log.jsonl", folder), log, strlen(log));
+    write_file(strf("%s/run.json", folder), facts, strlen(facts));
     RunLog run = read_run(folder);
     check_equal("facts of a run", run.n_facts, 1 + COUNT(want));
     for (size_t i = 0; i < COUNT(want); i++)

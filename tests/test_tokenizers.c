@@ -8,7 +8,7 @@
 static const char *replaced(const char *source, const char *from, const char *to) {
     const char *at = strstr(source, from);
     if (!at) fail("tests: '%s' is not there to be replaced", from);
-    return name("%.*s%s%s", (int)(at - source), source, to, at + strlen(from));
+    return strf("%.*s%s%s", (int)(at - source), source, to, at + strlen(from));
 }
 
 static Tokenizer *tokenizer_of(const char *source, const char *file) {
@@ -144,7 +144,7 @@ static void check_whole_texts(const char *path) {
 // One line of 10 MB, of words and of one letter: seconds at most, and it comes back.
 static void test_long_line(void) {
     enum { N = SANITIZED ? 1000000 : 10000000 };
-    char *text = take(N, 1);
+    char *text = alloc(N, 1);
     for (int run = 0; run < 2; run++) {
         for (size_t i = 0; i < N; i++) text[i] = run || i % 7 ? 'a' : ' ';
         double began = seconds();

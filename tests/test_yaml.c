@@ -98,7 +98,7 @@ static void test_yaml(void) {
     check_true("there are golden documents", compare_yaml(golden_text.s, golden_text.s + golden_text.n) > 200);
     for (size_t i = 0; i < COUNT(yaml_errors); i++) {
         check_fails(label("yaml error %zu", i), read_bad_yaml, yaml_errors[i].source,
-                    name("file.yaml:%s: ", yaml_errors[i].place));
+                    strf("file.yaml:%s: ", yaml_errors[i].place));
         check_fails(label("yaml error %zu", i), read_bad_yaml, yaml_errors[i].source, yaml_errors[i].words);
     }
     static const char *const openings[] = { "[", "- ", "-\n ", "[{a: " };
