@@ -1,6 +1,6 @@
 // glmtune: fine-tunes the GLM family (ChatGLM2, ChatGLM3, GLM-4, GLM-4-0414, GLM-Edge) on a CPU.
 //
-// What it is: the whole of it in one file. Weight files and tokenizers as released, the transformer forward and
+// What it is: the whole program in one file. Weight files and tokenizers as released, the transformer forward and
 // backward, LoRA, P-tuning v2, bottleneck adapters, freezing and full tuning, AdamW, evaluation, chat. It needs libc
 // and libm; OpenMP if there is one. What it is not: an inference server, or a framework. It knows one family of models,
 // and knows it exactly.
@@ -10,10 +10,10 @@
 // room: what makes it fast and lets it read the world's files. Stop after the part that you came for: what a part needs
 // of a later one is declared where it is first used, with a line that says what it gives. Each section opens with what
 // it does and why, and otherwise uses only what stands above it.
-// Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch,
-// H the hidden size, V the vocabulary; a prefix d marks a gradient; x_t is row t of x. All numbers that are
-// computed with are `real`: float, or double when built with -DGLMTUNE_DOUBLE (`make glmtune64`), which is what the
-// float build is measured against.
+// Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch, R
+// of rows chosen of them, H the hidden size, F the MLP's, V the vocabulary; a prefix d marks a gradient; x_t is row t
+// of x. All numbers that are computed with are `real`: float, or double when built with -DGLMTUNE_DOUBLE (`make
+// glmtune64`), which is what the float build is measured against.
 //
 //   Part One: the model
 //      1  What C leaves out      errors, memory, hashes
@@ -21,7 +21,7 @@
 //      3  Model                  config and weights by name, both released layouts; where a method may act
 //      4  Forward and backward   the transformer layer by layer, and the memory it needs
 //      5  Tuning methods         LoRA, full, P-tuning v2, adapters, freezing: what trains, and where it acts
-//      6  Optimizers, one step   gradients of its batches, schedules, clipping; AdamW, SGD, Lion
+//      6  Optimizers, one step   gradients of a step, schedules, clipping; AdamW, SGD, Lion
 //   Part Two: the work
 //      7  Text                   encoding and decoding, chat layouts, from a conversation to ids and labels
 //      8  Data                   samples, splits, batches
@@ -52,7 +52,7 @@ typedef float real;
 // The types of numbers a weight file may hold. REAL is whichever of the first two `real` is.
 typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) == 8 ? F64 : F32 } Dtype;
 
-#ifndef GLMTUNE_KERNELS_ONLY    // section 2 closes this: a port sees the types above and the prototypes there
+#ifndef GLMTUNE_KERNELS_ONLY    // closed before section 2: a port sees the types above and 2.1
 
 #include <ctype.h>
 #include <dirent.h>
@@ -80,15 +80,15 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 #ifdef _OPENMP
 #include <omp.h>
 #else
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // the omp lines below then say nothing, and that is right
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // without OpenMP the omp lines are ignored
 #endif
 
 // ================================================================================================================
 // PART ONE: THE MODEL
 // ================================================================================================================
 // What GLM fine-tuning is, from the loops that a product is made of to one step of an optimizer. Nothing here reads a
-// file: the numbers of a model are there, and so are the token ids of a batch. Who stops at the end of this part has
-// seen all of the mathematics.
+// file: a model's weights are in memory already, and so are the token ids of a batch. If you stop after this part, you
+// have seen all of the mathematics.
 
 // ================================================================================================================
 //  1  What C leaves out
@@ -107,8 +107,8 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 // Every error is one line: what failed, where, and what to do about it. Bad input ends the program with 1, bad usage
 // with 2. Whatever was being written at that moment is removed (13.1), so that nothing half-written stays.
 
-static void discard_unfinished(void);
-static void end_passing_line(void);
+static void discard_unfinished(void);       // removes files that are not complete (13.1)
+static void end_passing_line(void);         // clears a line of progress from the terminal (13.2)
 
 __attribute__((noreturn)) static void stop_with(int status, const char *format, va_list args) {
     char *message = NULL;
@@ -134,7 +134,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail_usage(const cha
     stop_with(2, format, args);
 }
 
-// ---- 1.2 Memory --------------------------------------------------------------------------------------------------
+// ---- 1.2 Memory and text -----------------------------------------------------------------------------------------
 
 static size_t times(size_t a, size_t b) {
     size_t product;
@@ -147,6 +147,7 @@ static void *checked(void *p, size_t bytes) {
     return p;
 }
 
+// n elements, all zero; never NULL.
 static void *alloc(size_t n, size_t size) { return checked(calloc(n ? n : 1, size), times(n, size)); }
 
 // Makes room for `want` elements in an array that grows.
@@ -220,7 +221,7 @@ static bool names_in(const char *list, const char *names) {
 }
 
 // An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The code that
-// takes them first runs on an arena without a block, which only counts: what the memory plan prints is what is taken.
+// takes them first runs on an arena without a block, which only counts: what the memory plan (15.1) prints is taken.
 typedef struct { char *block; size_t used, size; } Arena;
 
 static void *arena_take(Arena *a, size_t n, size_t size) {
@@ -248,43 +249,46 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // ================================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
 // X_backward stands under X_forward and takes only what the forward saved. A kernel never prints, never allocates, and
-// knows no model. Sections 3 to 16 hold model memory only as pointers that they hand back to a kernel.
+// knows no model. Model memory is what memory_take and memory_mapped give; but for section 12, all that follows holds
+// it only as pointers that it hands back to a kernel.
 //
 // 2.1 is the seam: each function with its whole contract. Below it stands each of them once, as plain loops: one loop
 // nest, no blocking, no vectors. That is the definition; it is what glmtune64 runs, and where a port begins. Products
-// and attention are slow so, and have fast bodies in section 12; all others run as they stand here. Loops are threaded
-// over independent outputs: each number has one thread that computes it, in an order that depends on shapes alone, so
-// results are the same bits with 1 thread or 64.
+// and attention are slow that way, and have fast bodies in section 12; all others run as they stand here. Loops are
+// threaded over independent outputs: each number has one thread that computes it, in an order that depends on shapes
+// alone, so results are the same bits with 1 thread or 64.
 
 // ---- 2.1 The seam ------------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just this. What holds for all:
 //     Arrays    lie in model memory, row by row, without gaps. A pointer may point into what memory_take or
-//               memory_mapped gave: at any row, and in a Weight at any element. Arrays of a call do not overlap, but
-//               where it says "may be". T counts tokens, H and n features.
-//     Sizes     that count tokens, rows, sequences or elements (T, R, n, n_sequences, n_prefix) may be 0: then there is
-//               nothing to do. The others are at least 1.
+//               memory_mapped gave, at any element: rely on no more alignment. Arrays of a call do not overlap, but
+//               where it says "may be".
+//     Lists     of pointers and of their sizes (y, from, dy, n_out of linear_parts; x, n of sum_of_squares) lie on the
+//               host, and may change once the function returns.
+//     Sizes     that count tokens, rows, sequences, arrays or elements (T, R, n_sequences, n_prefix, count; n where
+//               there is no T) may be 0: what has that size is empty, and a sum over it is 0. Others are at least 1.
 //     Gradients of weights (dw, dbias, dgain, dtable) are added to. For others it says "=" where they are overwritten
 //               and "+=" where they are added to. `from` says where a sum starts: NULL, at nothing; the output itself,
 //               which is then added to; or another array of its shape, such as a residual.
-//     Sums      have one order, given by shapes: two runs give the same bits. float is enough inside a kernel, where
-//               sums of more than some thousand terms are taken in parts.
-//     NaN       in an input reaches the output.
+//     Sums      have one order, given by shapes: two runs give the same bits. float is enough for them if those of more
+//               than a few thousand terms are taken in parts (the plain products are simpler: one sum).
+//     NaN       in an input reaches an output (lion_step: m; dropout: where it is kept).
 //     Calls     come from one thread, and take effect in their order. A kernel may return before it has ended.
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// What stands before a function that kernels call: a port to a GPU defines it to make it one of the device too.
+// Stands before functions that kernels call; a port to a GPU defines it, as __host__ __device__ say.
 #ifndef GLMTUNE_DEVICE
 #define GLMTUNE_DEVICE
 #endif
 
 // Random numbers. A random number here is a function of what it is for: (seed, step, sample, token, site, feature) for
-// dropout, (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling, (seed, answer, token) for
-// sampling. Nothing has to be stored or restored, and neither threads nor accumulation can change it. Keys are folded
-// one by one, then a counter is hashed, by the finalizer of splitmix64 (Steele, Lea, Flood 2014), whose increment is
-// the golden ratio. A port draws with these.
+// dropout (2.10), (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling, (seed, answer, token)
+// for sampling. Nothing has to be stored or restored, and neither threads nor accumulation can change it. Keys are
+// folded one by one, then a counter is hashed, by the finalizer of splitmix64 (Steele, Lea, Flood 2014), whose
+// increment is 2^64 / golden ratio. A port draws with these.
 #define GOLDEN 0x9E3779B97F4A7C15u
 
 GLMTUNE_DEVICE static inline uint64_t mix64(uint64_t x) {
@@ -301,15 +305,12 @@ GLMTUNE_DEVICE static inline float rng_uniform(uint64_t key, uint64_t i) {
     return (float)(rng_bits(key, i) >> 40) / 16777216.0f;
 }
 
-// Folded into a seed first, these keep one use from repeating the numbers of another.
-enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
-
 // Ends the program with this line, and exit status 1. For ports to call, not theirs to write.
 __attribute__((noreturn)) void kernel_failed(const char *what);
 
 // -- Memory. `device` is where kernels compute; on the CPU it is the same memory as the host's.
 
-// Bytes on the device, all zero (an optimizer's moments start so), on a boundary of 64; NULL: there are not so many.
+// Bytes on the device, all zero, on a boundary of 64; NULL: out of memory. 0 bytes give a pointer too, not NULL.
 void *memory_take(size_t bytes);
 // Gives back what memory_take gave; NULL is nothing to do.
 void memory_give(void *p);
@@ -318,14 +319,16 @@ void memory_copy_in(void *device, const void *host, size_t bytes);
 // Copies to the host, when all kernels called so far have ended.
 void memory_copy_out(void *host, const void *device, size_t bytes);
 // Bytes of a mapped file, where kernels can read them: on a GPU a copy. Those bytes stay where they are, unchanged,
-// until memory_unmap was called as often as memory_mapped was for them. The same bytes give the same pointer.
+// until memory_unmap was called as often as memory_mapped was for them. The same address and size give the same
+// pointer. Never NULL: what fails is kernel_failed's.
 const void *memory_mapped(const void *host, size_t bytes);
 void memory_unmap(const void *mapped);
 // Bytes that memory_take can still give; SIZE_MAX: the device's memory is the machine's (15.1 then asks the system).
 size_t memory_left(void);
 // Returns when all kernels called so far have ended, so that time can be measured.
 void finish_kernels(void);
-// 1: operands of products may be rounded to bf16, sums stay `real`; 0: nothing is. Where there is no choice, nothing.
+// 1: operands of products and of attention may be rounded to bf16, sums stay `real`; 0, at the start: nothing is. A
+// port without a choice ignores it.
 void set_precision(int bf16);
 
 // -- Arrays of one type
@@ -346,7 +349,7 @@ void fill_normal(real *out, uint64_t key, float center, float spread, size_t n);
 
 // -- Matrix products
 
-// A matrix [n_out,n_in] of any of the four types, as it lies in a file.
+// A matrix [n_out,n_in] of type F64, F32, F16 or BF16, as it lies in a file.
 typedef struct {
     const void *data;       // numbers of `dtype`
     Dtype dtype;
@@ -362,8 +365,8 @@ void linear_backward_input(real *dx, const real *from, const real *dy, Weight w,
 // dw [n_out,n_in] += scale dy^T x, dy [T,n_out], x [T,n_in]
 void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in);
 
-// The same for a w whose rows give up to three outputs, y[p] [T,n_out[p]] (query_key_value): y[p] = from[p] + ..., from
-// NULL: at nothing. dx is the sum of its parts in their order, so it has the bits of as many calls of the one above.
+// The same for a w whose rows are up to three outputs (q, k, v): y[p] [T,n_out[p]] = from[p] + ..., from or from[p]
+// NULL: at nothing. dx is the sum over the parts in their order, so it has the bits of as many calls of the one above.
 void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
                           const size_t *n_out, size_t n_parts, size_t n_in);
 void linear_parts_backward_input(real *dx, const real *from, real *const *dy, Weight w, real scale, size_t T,
@@ -388,18 +391,18 @@ void add(real *out, const real *a, const real *b, size_t n);
 
 // -- Pieces of the transformer
 
-// y [T,H] = x r gain, x [T,H], gain [H]; rms [T] = the factors r, for the backward (formula in 2.5)
-void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H);
-// dx [T,H] = from + ..., dgain [H] += ..., NULL: it is frozen; dy [T,H], and x, gain, rms as the forward had them
+// y [T,H] = x r gain, x [T,H], gain [H]; inv_rms [T] = the factors r, for the backward (formula in 2.5)
+void rmsnorm_forward(real *y, real *inv_rms, const real *x, const real *gain, real eps, size_t T, size_t H);
+// dx [T,H] = from + ..., dgain [H] += ..., NULL: it is frozen; dy [T,H], and x, gain, inv_rms as the forward had them
 void rmsnorm_backward(real *dx, const real *from, real *dgain, const real *dy, const real *x, const real *gain,
-                      const real *rms, size_t T, size_t H);
+                      const real *inv_rms, size_t T, size_t H);
 
-// table [n_positions,n_rotated] = cos, sin of the angle of pair 0, cos, sin of pair 1, ... n_rotated is even. Each line
-// is rounded to `real` once; power, cosine and sine are exact before that (in double, or as good):
-//     exponent = 2j / n_rotated      inv_freq = 1 / (real)theta^exponent      angle = p inv_freq
+// table [n_positions,n_rotated] = cos, sin of the angle of pair 0, cos, sin of pair 1, ... n_rotated is even. Each of
+// these, and the power, is rounded to `real` once; power, cosine and sine are exact before (in double, or as good):
+//     exponent = 2j / n_rotated      inv_freq = 1 / (real)(theta^exponent)      angle = p inv_freq
 void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions);
-// x [T,n_heads,head_dim] turned in place by the angles of positions [T]: of each head the pairs (2j, 2j + 1) below
-// n_rotated, the others stay
+// x [T,n_heads,head_dim] turned in place by the angles of positions [T], below n_positions: of each head the pairs (2j,
+// 2j + 1) below n_rotated, the others stay
 void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
                   size_t n_rotated);
 // dx turned back, in place
@@ -407,12 +410,12 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
                    size_t n_rotated);
 
 // The shapes of an attention call. Query head h reads key/value head h / (n_heads / n_kv_heads). Sequence b has the
-// rows starts[b] .. starts[b+1] of q, and of k and v the rows kv_starts[b] .. kv_starts[b+1]: it may be empty, and may
-// have more keys than queries, which are then the last of it. Each query sees the prefix, the earlier keys of its
-// sequence and its own.
+// rows starts[b] .. starts[b+1] of q, and of k and v the rows kv_starts[b] .. kv_starts[b+1]. It may have no queries,
+// or more keys than queries: the queries then belong to its last keys. Each query sees the prefix, the earlier keys of
+// its sequence and its own.
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
-    size_t T, longest;                  // rows of q; queries of the longest sequence
+    size_t T, most_queries;             // rows of q; the most queries of one sequence
     const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory
 } AttentionShape;
 
@@ -421,14 +424,14 @@ typedef struct {
 // [n_prefix,n_kv_heads,head_dim], not rotated, the same for every sequence; both NULL when n_prefix is 0
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s);
-// dq, dk, dv, dprefix_k, dprefix_v = ..., shaped as what they are the gradients of; each of the last four may be NULL:
-// nobody asks for it. dout, out, lse as of the forward. All keys belong to queries of this call: kv_starts equals
-// starts. scratch [2,T + n_prefix,n_heads,head_dim] is free to use.
+// dq, dk, dv, dprefix_k, dprefix_v = ..., shaped as their arrays; each of the last four may be NULL: not asked for.
+// dout as out; out and lse from the forward (formulas in 2.7). All keys belong to queries of this call: kv_starts
+// equals starts. scratch [2,T + n_prefix,n_heads,head_dim] is free to use.
 void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
                         const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s);
 
-// h [T,F] = silu(g) u, gate_up [T,2F] being rows of g [F], u [F]
+// h [T,F] = silu(g) u, gate_up [T,2F] being rows of g [F], u [F]; silu(x) = x / (1 + exp(-x)), which is SWISH too (2.8)
 void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F);
 // dgate_up [T,2F] = ..., dh [T,F]
 void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t T, size_t F);
@@ -440,13 +443,13 @@ typedef enum { RELU, TANH, SWISH } Activation;
 void activation_forward(real *y, const real *x, Activation f, size_t n);
 // dx [n] = dy f'(x), x as before f; dx may be dy. ReLU's slope at 0 is 0.
 void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n);
-// y [T,n] = x gain, gain [n]; y may be x. The gradient of x is the same of dy.
+// y [T,n] = x gain, gain [n]; y may be x. For dx, call it with dy.
 void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n);
 // dgain [n] += the sum over the rows of dy x, both [T,n]
 void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n);
 // y [T,n] = x / (1-p), or 0 where rng_uniform(rng_key(token_keys[t], site), i) < (float)p; token_keys [T]
 void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
-// dx [T,n] += the same of dy [T,n]
+// dx [T,n] += dy / (1-p), or nothing, at the same places
 void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
 
 // -- Loss and optimizers
@@ -455,17 +458,18 @@ void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint
 // 2.11). With scale 0 what is left of them has no meaning.
 void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V);
 
-// One step of n numbers (formulas in 2.12). The scalars come in double, because 1 - b2 does not survive in float: taken
-// from a rounded 0.999 it is 1.3e-5 off, and so is every step. What is computed of them alone is rounded once.
-void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
+// One step of n numbers (formulas in 2.12); keep = 1 - lr weight_decay. The scalars come in double, because 1 - b2 does
+// not survive in float: taken from a rounded 0.999 it is 1.3e-5 off, and so is every step. What is computed of them
+// alone is rounded once.
+void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double keep, double beta1, double beta2,
                 double eps, double correction1, double correction2, size_t n);
 void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n);
-void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2, size_t n);
+void lion_step(real *w, const real *grad, real *m, double lr, double keep, double beta1, double beta2, size_t n);
 // x [n] *= factor
 void scale_by(real *x, real factor, size_t n);
-// The sum of squares of all numbers of `count` arrays x[a] [n[a]], on the host; the two lists lie there too. To 1e-6.
+// The sum of squares of all numbers of `count` arrays x[a] [n[a]], within 1e-6 of its size; returns to the host.
 double sum_of_squares(const real *const *x, const size_t *n, size_t count);
-// The place of the first number of x [n] that is NaN or infinite, on the host; n: all are finite.
+// The place of the first number of x [n] that is NaN or infinite; n: all are finite. Returns to the host.
 size_t first_not_finite(const real *x, size_t n);
 
 #ifdef __cplusplus
@@ -477,8 +481,9 @@ size_t first_not_finite(const real *x, size_t n);
 void kernel_failed(const char *what) { fail("%s", what); }
 
 // FAST: products and attention come from section 12. A build in double, or with -DGLMTUNE_PLAIN, runs the plain loops.
-// With -DGLMTUNE_PORT these are weak symbols: a port in another file replaces one function at a time. With
-// -DGLMTUNE_CUDA, for memory that the host cannot read, there are none: a function that a port lacks does not link.
+// With -DGLMTUNE_PORT the plain loops are weak symbols: a port in another file replaces one function at a time. With
+// -DGLMTUNE_CUDA, for any memory that the host cannot read, no body is compiled: what a port lacks does not link.
+// glmtune.cu is such a port; tests/test_kernels.c judges each.
 #if defined GLMTUNE_DOUBLE || defined GLMTUNE_PLAIN || defined GLMTUNE_PORT || defined GLMTUNE_CUDA
 #define FAST 0
 #else
@@ -491,6 +496,9 @@ void kernel_failed(const char *what) { fail("%s", what); }
 #endif
 
 static size_t dtype_size(Dtype d) { return (const size_t[]){ 8, 4, 2, 2, 8, 4, 1 }[d]; }      // in bytes
+
+// Folded in, these keep one use of random numbers from repeating those of another.
+enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
 
 #ifndef GLMTUNE_CUDA            // the end of section 2 closes this
 
@@ -701,12 +709,12 @@ static inline real largest_of(real least, const real *x, size_t n) {
 //     r_t = 1 / sqrt(mean_i x_ti^2 + eps)        y_ti = x_ti r_t g_i
 // GLM uses it before attention, before the MLP and at the end; GLM-4-0414 also after each of the two.
 
-KERNEL void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
+KERNEL void rmsnorm_forward(real *y, real *inv_rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
     #pragma omp parallel for if (T * H > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         const real *x_t = x + t*H;
         real *y_t = y + t*H, r = 1 / real_sqrt(dot(x_t, x_t, H) / (real)H + eps);
-        rms[t] = r;
+        inv_rms[t] = r;
         for (size_t i = 0; i < H; i++) y_t[i] = x_t[i] * r * gain[i];
     }
 }
@@ -714,11 +722,11 @@ KERNEL void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain,
 //     y_ti = x_ti r_t g_i,  d r_t / d x_ti = -r_t^3 x_ti / H
 //     dx_ti = r_t ( g_i dy_ti  -  x_ti r_t^2 / H  sum_j g_j dy_tj x_tj )          dg_i = sum_t dy_ti x_ti r_t
 KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real *dy, const real *x, const real *gain,
-                             const real *rms, size_t T, size_t H) {
+                             const real *inv_rms, size_t T, size_t H) {
     #pragma omp parallel for if (T * H > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         const real *x_t = x + t*H, *dy_t = dy + t*H, *from_t = from ? from + t*H : NULL;
-        real *dx_t = dx + t*H, r = rms[t];
+        real *dx_t = dx + t*H, r = inv_rms[t];
         real factor = r * r / (real)H * dot3(gain, dy_t, x_t, H);
         for (size_t i = 0; i < H; i++)
             dx_t[i] = (from_t ? from_t[i] : 0) + r * (gain[i] * dy_t[i] - x_t[i] * factor);
@@ -727,7 +735,8 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
     #pragma omp parallel for if (T * H > WORTH_THREADS)
     for (size_t block0 = 0; block0 < H; block0 += FEATURES)
         for (size_t t = 0; t < T; t++)
-            for (size_t i = block0; i < H && i < block0 + FEATURES; i++) dgain[i] += dy[t*H + i] * x[t*H + i] * rms[t];
+            for (size_t i = block0; i < H && i < block0 + FEATURES; i++)
+                dgain[i] += dy[t*H + i] * x[t*H + i] * inv_rms[t];
 }
 
 // ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
@@ -736,7 +745,7 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
 //     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
 // A query and a key then meet at the difference of their positions. The rest of the head passes through. In float the
 // angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq): exact
-// cosines would differ from its own by 5e-7 at position 33 and by 1e-4 at 8192. In double it is exact.
+// cosines would differ from its own by up to 1e-4 at position 8192. In double it is exact.
 
 KERNEL void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
     for (size_t j = 0; j < n_rotated / 2; j++) {
@@ -769,15 +778,15 @@ KERNEL void rope_forward(real *x, const int32_t *positions, const real *table, s
     rotate(x, positions, table, 1, T, n_heads, head_dim, n_rotated);
 }
 
-// A rotation is undone by the opposite one, and so is its gradient.
+// The gradient is turned back by the opposite angle.
 KERNEL void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads,
                           size_t head_dim, size_t n_rotated) {
     rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
 }
 
 // ---- 2.7 Attention -----------------------------------------------------------------------------------------------
-// Causal attention with grouped heads. Query i of head h meets the keys j of its sequence, j <= i, and all of the
-// prefix; these are counted first. (12.3 does the same in blocks.)
+// Causal attention with grouped heads. Query i meets the keys of its sequence up to its own (with a cache there are
+// earlier ones than its queries have), and before them, in j, all of the prefix.
 //     s_ij = q_i . k_j / sqrt(d)    lse_i = ln sum_j exp(s_ij)    p_ij = exp(s_ij - lse_i)    out_i = sum_j p_ij v_j
 
 #if !FAST
@@ -882,14 +891,14 @@ KERNEL void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up,
 }
 
 // ---- 2.9 What tuning methods are made of -------------------------------------------------------------------------
-// Activations by name (what a bottleneck or a projection bends its numbers with), and a gain for each feature.
+// Activations, for adapters and for projections of a prefix (section 5), and a gain for each feature.
 
 static real relu(real x) { return x < 0 ? 0 : x; }      // NaN stays NaN
 static real relu_slope(real x) { return x > 0; }
 static real tanh_slope(real x) { real y = real_tanh(x); return 1 - y*y; }
 static real sigmoid(real x) { return 1 / (1 + real_exp(-x)); }
 static real swish(real x) { return x / (1 + real_exp(-x)); }
-static real swish_slope(real x) { return sigmoid(x) * (1 + x * sigmoid(-x)); }     // 1 - sigmoid(x) would lose digits
+static real swish_slope(real x) { return sigmoid(x) * (1 + x * sigmoid(-x)); }
 
 static const struct { real (*value)(real), (*slope)(real); } activations[] = {
     [RELU] = { relu, relu_slope }, [TANH] = { real_tanh, tanh_slope }, [SWISH] = { swish, swish_slope } };
@@ -967,17 +976,17 @@ KERNEL void cross_entropy(real *loss, real *logits, const int32_t *targets, real
 // ---- 2.12 Optimizer steps ----------------------------------------------------------------------------------------
 
 // AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory:
-//     w *= decay      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
-// decay = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ...
-KERNEL void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
+//     w *= keep      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
+// keep = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ...
+KERNEL void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double keep, double beta1, double beta2,
                        double eps, double correction1, double correction2, size_t n) {
-    real step = (real)(lr / correction1), root = (real)sqrt(correction2), keep = (real)decay, tiny = (real)eps;
+    real step = (real)(lr / correction1), root = (real)sqrt(correction2), rest = (real)keep, tiny = (real)eps;
     real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2);
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
         m[i] += new1 * (grad[i] - m[i]);
         v[i] = old2 * v[i] + new2 * grad[i] * grad[i];
-        w[i] = keep * w[i] - step * m[i] / (real_sqrt(v[i]) / root + tiny);
+        w[i] = rest * w[i] - step * m[i] / (real_sqrt(v[i]) / root + tiny);
     }
 }
 
@@ -993,16 +1002,16 @@ KERNEL void sgd_step(real *w, const real *grad, real *buffer, double lr, double 
     }
 }
 
-// Lion (Chen et al. 2023, arXiv:2302.06675): every number moves by lr, or stays where the sign is of 0:
-//     w = decay w - lr sign(b1 m + (1-b1) g)      m = b2 m + (1-b2) g
-KERNEL void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2,
+// Lion (Chen et al. 2023, arXiv:2302.06675): behind the decay every number moves by lr, or by 0 where the sign is of 0:
+//     w = keep w - lr sign(b1 m + (1-b1) g)      m = b2 m + (1-b2) g
+KERNEL void lion_step(real *w, const real *grad, real *m, double lr, double keep, double beta1, double beta2,
                       size_t n) {
-    real step = (real)lr, keep = (real)decay, old1 = (real)beta1, old2 = (real)beta2;
+    real step = (real)lr, rest = (real)keep, old1 = (real)beta1, old2 = (real)beta2;
     real new1 = (real)(1 - beta1), new2 = (real)(1 - beta2);
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
         real direction = old1 * m[i] + new1 * grad[i];
-        w[i] = keep * w[i] - (direction > 0 ? step : direction < 0 ? -step : 0);
+        w[i] = rest * w[i] - (direction > 0 ? step : direction < 0 ? -step : 0);
         m[i] = old2 * m[i] + new2 * grad[i];
     }
 }
@@ -1131,7 +1140,7 @@ KERNEL void fill_normal(real *out, uint64_t key, float center, float spread, siz
 // Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
 // ChatGLM2/3 and GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps;
 // glm4 has two more norms a layer). The computation knows neither: it sees maps that have parts, and both give
-// the same bits. Only the defaults of LoRA and P-tuning, the choice of a chat layout and the names in files ask.
+// the same bits. Only the defaults of LoRA and P-tuning, the choice of a chat layout and the names in files differ.
 
 // ---- 3.1 Config --------------------------------------------------------------------------------------------------
 
@@ -1152,7 +1161,8 @@ static size_t kv_width(const Config *c) { return c->n_kv_heads * c->head_dim; }
 // ---- 3.2 Tensors, maps, layers -----------------------------------------------------------------------------------
 
 // How far up the model something acts: the embedding at depth 0, then the stages of each layer in the order in which
-// they act, then the last norm and the head. Gradients flow down to the lowest depth that trains, and no further.
+// they act, then, as stages of a layer n_layers, the last norm and the head. Gradients flow down to the lowest depth
+// that trains, and no further.
 enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_ATTENTION_BRANCH, AT_MLP_NORM, AT_GATE_UP, AT_DOWN,
        AT_MLP_POST_NORM, AT_MLP_BRANCH, STAGES, AT_FINAL_NORM = 0, AT_HEAD = 1 };
 
@@ -1218,30 +1228,30 @@ typedef struct {
     Arena trainables;
 } Model;
 
-enum { N_EMBEDDING, N_FINAL_NORM, N_HEAD, N_INPUT_NORM, N_MLP_NORM, N_ATTENTION_POST_NORM, N_MLP_POST_NORM, N_QKV,
-       N_Q, N_K, N_V, N_O, N_GATE_UP, N_DOWN };
+enum { NAME_EMBEDDING, NAME_FINAL_NORM, NAME_HEAD, NAME_INPUT_NORM, NAME_MLP_NORM, NAME_ATTENTION_POST_NORM,
+       NAME_MLP_POST_NORM, NAME_QKV, NAME_Q, NAME_K, NAME_V, NAME_O, NAME_GATE_UP, NAME_DOWN };
 static const struct { const char *remote, *hf; } tensor_names[] = {
-    [N_EMBEDDING] = { "transformer.embedding.word_embeddings", "model.embed_tokens" },
-    [N_FINAL_NORM] = { "transformer.encoder.final_layernorm", "model.norm" },
-    [N_HEAD] = { "transformer.output_layer", "lm_head" },
+    [NAME_EMBEDDING] = { "transformer.embedding.word_embeddings", "model.embed_tokens" },
+    [NAME_FINAL_NORM] = { "transformer.encoder.final_layernorm", "model.norm" },
+    [NAME_HEAD] = { "transformer.output_layer", "lm_head" },
     // behind transformer.encoder.layers.N. or model.layers.N.
-    [N_INPUT_NORM] = { "input_layernorm", "input_layernorm" },
-    [N_MLP_NORM] = { "post_attention_layernorm", "post_attention_layernorm" },
-    [N_ATTENTION_POST_NORM] = { "post_self_attn_layernorm", "post_self_attn_layernorm" },
-    [N_MLP_POST_NORM] = { "post_mlp_layernorm", "post_mlp_layernorm" },
-    [N_QKV] = { "self_attention.query_key_value", NULL },
-    [N_Q] = { NULL, "self_attn.q_proj" },
-    [N_K] = { NULL, "self_attn.k_proj" },
-    [N_V] = { NULL, "self_attn.v_proj" },
-    [N_O] = { "self_attention.dense", "self_attn.o_proj" },
-    [N_GATE_UP] = { "mlp.dense_h_to_4h", "mlp.gate_up_proj" },
-    [N_DOWN] = { "mlp.dense_4h_to_h", "mlp.down_proj" },
+    [NAME_INPUT_NORM] = { "input_layernorm", "input_layernorm" },
+    [NAME_MLP_NORM] = { "post_attention_layernorm", "post_attention_layernorm" },
+    [NAME_ATTENTION_POST_NORM] = { "post_self_attn_layernorm", "post_self_attn_layernorm" },
+    [NAME_MLP_POST_NORM] = { "post_mlp_layernorm", "post_mlp_layernorm" },
+    [NAME_QKV] = { "self_attention.query_key_value", NULL },
+    [NAME_Q] = { NULL, "self_attn.q_proj" },
+    [NAME_K] = { NULL, "self_attn.k_proj" },
+    [NAME_V] = { NULL, "self_attn.v_proj" },
+    [NAME_O] = { "self_attention.dense", "self_attn.o_proj" },
+    [NAME_GATE_UP] = { "mlp.dense_h_to_4h", "mlp.gate_up_proj" },
+    [NAME_DOWN] = { "mlp.dense_4h_to_h", "mlp.down_proj" },
 };
 
 static const char *path_of(const Model *m, int which, size_t layer) {
     bool remote = m->config.remote;
     const char *last = remote ? tensor_names[which].remote : tensor_names[which].hf;
-    if (which < N_INPUT_NORM) return last;
+    if (which < NAME_INPUT_NORM) return last;
     return strf("%s.layers.%zu.%s", remote ? "transformer.encoder" : "model", layer, last);
 }
 
@@ -1283,16 +1293,16 @@ static void describe_layer(Model *m, size_t i) {
     const Config *c = &m->config;
     Layer *l = &m->layers[i];
     size_t H = c->hidden_size, qkv[] = { q_width(c), kv_width(c), kv_width(c) }, two_ffn = 2 * c->ffn_dim;
-    l->input_norm = describe_norm(m, N_INPUT_NORM, i, AT_INPUT_NORM);
-    if (c->remote) describe_map(m, i, N_QKV, qkv, 3, H, AT_QKV, c->qkv_bias);
-    else for (int p = 0; p < 3; p++) describe_map(m, i, N_Q + p, qkv + p, 1, H, AT_QKV, c->qkv_bias);
+    l->input_norm = describe_norm(m, NAME_INPUT_NORM, i, AT_INPUT_NORM);
+    if (c->remote) describe_map(m, i, NAME_QKV, qkv, 3, H, AT_QKV, c->qkv_bias);
+    else for (int p = 0; p < 3; p++) describe_map(m, i, NAME_Q + p, qkv + p, 1, H, AT_QKV, c->qkv_bias);
     l->n_qkv = l->n_maps;
-    l->o = describe_map(m, i, N_O, &H, 1, q_width(c), AT_O, false);
-    if (c->post_norms) l->post_norm[ATTENTION] = describe_norm(m, N_ATTENTION_POST_NORM, i, AT_ATTENTION_POST_NORM);
-    l->mlp_norm = describe_norm(m, N_MLP_NORM, i, AT_MLP_NORM);
-    l->gate_up = describe_map(m, i, N_GATE_UP, &two_ffn, 1, H, AT_GATE_UP, false);
-    l->down = describe_map(m, i, N_DOWN, &H, 1, c->ffn_dim, AT_DOWN, false);
-    if (c->post_norms) l->post_norm[MLP] = describe_norm(m, N_MLP_POST_NORM, i, AT_MLP_POST_NORM);
+    l->o = describe_map(m, i, NAME_O, &H, 1, q_width(c), AT_O, false);
+    if (c->post_norms) l->post_norm[ATTENTION] = describe_norm(m, NAME_ATTENTION_POST_NORM, i, AT_ATTENTION_POST_NORM);
+    l->mlp_norm = describe_norm(m, NAME_MLP_NORM, i, AT_MLP_NORM);
+    l->gate_up = describe_map(m, i, NAME_GATE_UP, &two_ffn, 1, H, AT_GATE_UP, false);
+    l->down = describe_map(m, i, NAME_DOWN, &H, 1, c->ffn_dim, AT_DOWN, false);
+    if (c->post_norms) l->post_norm[MLP] = describe_norm(m, NAME_MLP_POST_NORM, i, AT_MLP_POST_NORM);
 }
 
 // The model that a config describes: every tensor by name and shape, no numbers yet.
@@ -1300,10 +1310,10 @@ static Model *describe_model(Config c) {
     Model *m = alloc(1, sizeof *m);
     *m = (Model){ .config = c, .lowest = SIZE_MAX, .n_moments = 2 };
     m->layers = alloc(c.n_layers, sizeof *m->layers);
-    m->embedding = describe_base(m, path_of(m, N_EMBEDDING, 0), "weight", c.vocab_size, c.hidden_size, 0);
+    m->embedding = describe_base(m, path_of(m, NAME_EMBEDDING, 0), "weight", c.vocab_size, c.hidden_size, 0);
     for (size_t i = 0; i < c.n_layers; i++) describe_layer(m, i);
-    m->final_norm = describe_norm(m, N_FINAL_NORM, c.n_layers, AT_FINAL_NORM);
-    m->head = c.tied ? m->embedding : describe_base(m, path_of(m, N_HEAD, 0), "weight", c.vocab_size, c.hidden_size,
+    m->final_norm = describe_norm(m, NAME_FINAL_NORM, c.n_layers, AT_FINAL_NORM);
+    m->head = c.tied ? m->embedding : describe_base(m, path_of(m, NAME_HEAD, 0), "weight", c.vocab_size, c.hidden_size,
                                                     depth_of(c.n_layers, AT_HEAD));
     return m;
 }
@@ -1382,13 +1392,13 @@ typedef struct {
 typedef struct Json Json;       // a value of a JSON file: 5.1
 
 // Functions that a method has no use for are NULL. `kept` is what a forward keeps for its backward; X_keeps says how
-// many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share a map's. Gradients are
-// added to; dx NULL: nothing below trains.
+// many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share a map's. Gradients of
+// weights, and dx beside a map, are added to; dx NULL: nothing below trains.
 typedef struct {
     const char *name, *peft_type;   // peft_type: in adapter_config.json
     const char *own_type;           // there instead, where PEFT would compute something else (is_pefts); NULL: never
     double learning_rate;           // the default at hidden 4096; the reason stands in the method's comment
-    double narrower;                // times (4096 / hidden) to this power; 0: 1/2
+    double width_power;             // times (4096 / hidden) to this; 0: 1/2; few samples take less (section 10)
     const char *help;               // what trains, and what it costs
     const char *no_merge;           // why it cannot be merged; NULL: it can
     void (*setup)(Model *, const Options *);
@@ -1396,8 +1406,8 @@ typedef struct {
     // so where this changes it the map itself must be frozen
     const real *(*input_forward)(const Linear *, const real *x, real *kept, Pass);
     void (*input_backward)(const Linear *, real *dx, const real *x, const real *kept, Pass);
-    // beside a map: y[part] [T,rows of the part] are there; dy comes before the map's own backward and may be changed,
-    // but where the map ends a half of a layer (o, down): there it can be the gradient of the residual stream itself
+    // beside a map: y[part] [T,rows of the part] are there; the backward comes before the map's own and may change
+    // dy, except at o and down: there dy may be the gradient of the residual stream itself
     size_t (*map_keeps)(const Linear *);
     void (*map_forward)(const Linear *, real *const *y, const real *x, real *kept, Pass);
     void (*map_backward)(const Linear *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
@@ -1424,12 +1434,12 @@ typedef struct {
 //  4  Forward and backward
 // ================================================================================================================
 // A batch is ragged: sequences one after another, with the rows at which they start; there is no padding anywhere. The
-// forward goes through a layer in nine numbered steps and keeps what the backward needs; the backward undoes them by
-// the same numbers, upwards. Gradients flow only as far down as something trains, the head and the loss are computed
-// only at positions that have a target, and frozen weights get no gradient.
+// forward goes through a layer in nine numbered steps and keeps what the backward needs; the backward undoes them, from
+// 9 to 1. Gradients flow only as far down as something trains, the head and the loss are computed only at positions
+// that have a target, and frozen weights get no gradient.
 
 enum { HEAD_ROWS = 256 };           // rows x vocabulary is the largest block of logits on the device
-enum { NO_TARGET = -100 };          // the label of a token that is none
+enum { NO_TARGET = -100 };          // the label of a token that is no target
 
 typedef struct {                    // on the host; who makes one gives it back
     int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
@@ -1452,7 +1462,7 @@ typedef struct {
 } LayerState;
 
 // FORWARD_ONLY: layers share everything but keys and values, which are the cache. KEEPS_ALL: each keeps what its
-// backward needs. RECOMPUTES: the same but for the first norm and the inside of the MLP, which the backward computes
+// backward needs. RECOMPUTES: the same but for the first norm and the MLP, which the backward computes
 // once more (Chen et al. 2016, arXiv:1604.06174); the bits are the same.
 typedef enum { FORWARD_ONLY, KEEPS_ALL, RECOMPUTES } RunKind;
 
@@ -1493,7 +1503,7 @@ typedef struct {
     real *dx, *dx_rows, *dx_all;                    // of the residual stream: dx is dx_rows [R,H], then dx_all [T,H]
     real *dhalf, *ds, *dnorm;                       // [n_rows,H] of Wo att or W h, of the s of Method, of a or m
     real *dgate_up, *dh;                            // [n_rows,2F], [n_rows,F]
-    real *datt_rows, *datt, *dq, *dk, *dv, *dfinal, *dprefix;       // as what they are the gradients of
+    real *datt_rows, *datt, *dq, *dk, *dv, *dfinal, *dprefix;       // shaped like their arrays
     real *dkv_heads;                                // [2,P + T,heads,d] dk and dv of each query head
 } Run;
 
@@ -1619,7 +1629,7 @@ static void give_run(Run *r) {
 }
 
 // Whether the logits of row t of a sequence that ends before row `end` are wanted: it has a target, label t + 1.
-static bool is_wanted(const Batch *b, size_t t, size_t end) {
+static bool has_logits(const Batch *b, size_t t, size_t end) {
     if (b->labels) return t + 1 < end && b->labels[t+1] != NO_TARGET;
     return b->every_row || t + 1 == end;
 }
@@ -1661,7 +1671,7 @@ static void load_batch(Run *r, const Batch *b, bool dropout) {
     for (size_t s = 0; s < b->n; s++)
         for (size_t t = b->starts[s]; t < b->starts[s+1]; t++) {
             positions[t] = (int32_t)(r->model->first_position + (r->caches ? r->caches[s].n : 0) + t - b->starts[s]);
-            if (!is_wanted(b, t, b->starts[s+1])) continue;
+            if (!has_logits(b, t, b->starts[s+1])) continue;
             rows[r->R] = (int32_t)t;
             targets[r->R] = b->labels ? b->labels[t+1] : 0;
             row_keys[r->R++] = dropout ? b->token_keys[t] : 0;
@@ -1762,7 +1772,7 @@ static void norm_forward(const Run *r, real *y, real *rms, const real *x, const 
     rmsnorm_forward(y, rms, x, gain->data, (real)c->rms_norm_eps, r->n_rows, c->hidden_size);
 }
 
-// dx [n,H] = from + what the norm gives
+// dx [n,H] = from + the norm's gradient; that of its gain is added to
 static void norm_backward(const Run *r, real *dx, const real *from, const real *dy, const real *x, const Tensor *gain,
                           const real *rms) {
     rmsnorm_backward(dx, from, gain->grad, dy, x, gain->data, rms, r->n_rows, r->model->config.hidden_size);
@@ -1781,14 +1791,15 @@ static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
     return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * kv_width(&r->model->config) : NULL;
 }
 
-// Ends a half of layer l: out [n,H] = x + s, s being W in, normalized where there is a post norm, and what the method
-// does behind it. Where nothing stands between, the product starts from x.
-static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, real *out, real *x, const real *in) {
+// Ends a half of layer l: out [n,H] = x + s, s = W y, normalized where there is a post norm, and what the method
+// does behind it. Where nothing stands beside the map or behind the half, who would need y alone, the product starts
+// from x.
+static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, real *out, real *x, const real *y) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
     size_t H = r->model->config.hidden_size;
     bool direct = !L->post_norm[half] && !w->added.t[0] && !r->method->branch_forward;
-    map_forward(r, k, w, direct ? &out : &k->half[half], direct ? &x : NULL, in);
+    map_forward(r, k, w, direct ? &out : &k->half[half], direct ? &x : NULL, y);
     if (direct) return;
     const real *s = L->post_norm[half] ? r->normed : k->half[half];
     if (L->post_norm[half]) norm_forward(r, r->normed, k->half_rms[half], k->half[half], L->post_norm[half]);
@@ -1812,7 +1823,7 @@ static void self_attention_forward(Run *r, size_t l) {
     // 3. q, k turned by their positions
     rope_forward(k->q, r->positions, r->rope, r->T, c->n_heads, c->head_dim, c->n_rotated);
     rope_forward(k_new, r->positions, r->rope, r->T, c->n_kv_heads, c->head_dim, c->n_rotated);
-    if (r->spread_keys) {           // adds to rows that are zero
+    if (r->spread_keys) {           // adds to rows that section 9 has zeroed
         gather_backward(k->k, k_new, r->key_rows, r->T, kvd);
         gather_backward(k->v, v_new, r->key_rows, r->T, kvd);
     }
@@ -1850,12 +1861,12 @@ static void mlp_forward(const Run *r, size_t l) {
 static bool flows_below(const Run *r, size_t l, size_t stage) { return r->model->lowest < depth_of(l, stage); }
 
 // The array for a gradient that goes on below a stage of a layer; NULL: nothing there trains.
-static real *wanted(const Run *r, real *array, size_t l, size_t stage) {
+static real *if_flows(const Run *r, real *array, size_t l, size_t stage) {
     return flows_below(r, l, stage) ? array : NULL;
 }
 
-// From r->dx, the gradient of out in half_forward, that of what the half gave before its post norm (r->dx itself where
-// there is nothing between); NULL: nothing from the post norm's input down trains.
+// Takes r->dx, the gradient of out in half_forward; returns that of W y, before the post norm (r->dx itself where
+// nothing is between); NULL: nothing from there down trains.
 static real *half_backward(const Run *r, size_t l, size_t half) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
@@ -1885,13 +1896,13 @@ static bool mlp_backward(const Run *r, size_t l) {
     // 9. out = mid + [norm] (W h)
     real *dhalf = half_backward(r, l, MLP);
     if (!dhalf) return false;
-    real *dh = wanted(r, r->dh, l, AT_DOWN);
+    real *dh = if_flows(r, r->dh, l, AT_DOWN);
     map_backward(r, k, L->down, dh, true, &dhalf, k->h);
     if (!dh) return false;
     // 8. h = silu(gate) up
     swiglu_backward(r->dgate_up, dh, k->gate_up, r->n_rows, c->ffn_dim);
     // 7. gate, up = W m
-    real *dm = wanted(r, r->dnorm, l, AT_GATE_UP), *dgate_up = r->dgate_up;
+    real *dm = if_flows(r, r->dnorm, l, AT_GATE_UP), *dgate_up = r->dgate_up;
     map_backward(r, k, L->gate_up, dm, true, &dgate_up, k->m);
     if (!dm) return false;
     // 6. m = norm(mid)
@@ -1917,7 +1928,7 @@ static bool self_attention_backward(Run *r, size_t l) {
     // 5. mid = x + [norm] (Wo att)
     real *dhalf = half_backward(r, l, ATTENTION);
     if (!dhalf) return false;
-    real *datt = wanted(r, is_last(r, l) ? r->datt_rows : r->datt, l, AT_O);
+    real *datt = if_flows(r, is_last(r, l) ? r->datt_rows : r->datt, l, AT_O);
     map_backward(r, k, L->o, datt, true, &dhalf, is_last(r, l) ? r->att_rows : k->att);
     if (!datt) return false;
     if (is_last(r, l)) spread_rows(r);
@@ -1930,7 +1941,7 @@ static bool self_attention_backward(Run *r, size_t l) {
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
     // 2. q, k, v = W a + b
     if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->rms1, k->x, L->input_norm);
-    real *da = wanted(r, r->dnorm, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
+    real *da = if_flows(r, r->dnorm, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
     for (size_t i = 0; i < L->n_qkv; i++) map_backward(r, k, &L->maps[i], da, !i, dqkv + i, k->a);
     if (!da) return false;
     // 1. a = norm(x)
@@ -1945,7 +1956,8 @@ static void head_forward(const Run *r, const real *final, size_t n) {       // r
     linear_forward(r->logits, NULL, final, weight_of(head), 1, n, head->shape[0], head->shape[1]);
 }
 
-// The sum of the losses at all targets; with scale > 0 also gradients of scale x that sum: of the head, of x_final, dx.
+// The sum of the losses at all targets; with scale > 0 gradients of scale x that sum, too: those of the head and of the
+// last norm are added to, r->dx is that of x_final.
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
@@ -1956,7 +1968,7 @@ static double head_loss(Run *r, real smoothing, real scale) {
         const real *final = r->final + row*H;
         head_forward(r, final, n);
         cross_entropy(r->loss + row, r->logits, r->targets + row, smoothing, scale, n, V);
-        const real *dlogits = r->logits;        // in their place
+        const real *dlogits = r->logits;        // written over them
         if (flows) linear_backward_input(r->dfinal + row*H, NULL, dlogits, weight_of(head), 1, n, V, H);
         if (scale > 0 && head->grad) linear_backward_weight(head->grad, dlogits, final, 1, n, V, H);
     }
@@ -2038,7 +2050,8 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
 // in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
 // beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
 // one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
-// one, write a block and give it a row in the table of 5.7; no more is needed. (Only dump and the yaml files know
+// one, write a block and give it a row in the table of 5.7. One rule: X_keeps is equal in all layers, and what acts
+// behind a half of a layer has a place behind the MLP. (Only dump, yaml files and ChatGLM's own prefix folders know
 // some of the methods by name.)
 
 // ---- 5.1 What methods are made of --------------------------------------------------------------------------------
@@ -2147,8 +2160,8 @@ static void check_modules(const Model *m, const char *targets) {
 
 enum { LORA_A, LORA_B };
 
-// The maps that LoRA stands beside; NULL: every one. An official yaml names those of one layout, and leaving them out
-// means PEFT's; its names for the other layout serve too, a fused map standing for three.
+// The maps that LoRA stands beside; NULL: every one. In an official yaml, none means PEFT's default, and names of the
+// other layout are translated (one fused map is three).
 static const char *lora_targets(const Model *m, const Options *o) {
     static const char *const names[][2] = {
         { "q_proj", "query_key_value" }, { "k_proj", "query_key_value" }, { "v_proj", "query_key_value" },
@@ -2274,7 +2287,7 @@ static void lora_read_config(const char *path, const Json *root, Options *o) {
 }
 
 static void lora_merge(real *weight, const Linear *w) {
-    // weight [out,in] += s B [out,r] A [r,in] is the product that dx += dy W is
+    // weight [out,in] += s B [out,r] A [r,in]: as dx += s dy W, with B as dy and A as W
     if (lora_rank(w))
         linear_backward_input(weight, weight, w->added.t[LORA_B]->value, weight_of(w->added.t[LORA_A]), w->added.scale,
                               w->n_out, lora_rank(w), w->n_in);
@@ -2293,19 +2306,16 @@ static void full_setup(Model *m, const Options *o) {
 // Leaves the model as it is and learns the keys and values of P tokens that are not there: in every layer every token
 // of every sequence sees them before its own (Li & Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602).
 //     u [P,2Lgd] = E,  or, with a projection,  W2 tanh(W1 E + b1) + b2        column ((2 layer + kv) g + head) d + c
+// for L layers of g key/value heads of d features; kv is 0 for a key, 1 for a value.
 // These keys are not rotated. Two conventions: `chatglm`, of ChatGLM2/3's own code, counts the text's positions from 0,
 // drops out 0.1 of u, and its E is as wide as u even where it is projected; `peft` counts them from P, and a projected
 // E is g d wide. A prefix of zeros is not the base: exp(q 0) = 1, so P keys take their share of every softmax.
 // E starts N(0,1), the rest uniform on +-1/sqrt(in), as torch does. Cost: 2 L g d P parameters, and P keys more for
-// every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide; a projection
-// multiplies every step, and bears a quarter of that.
-// What it can do, on the bundled model (tests/report, and trials made for it). Rate: AdamW moves a number by at most
-// the rate in a step, and u must move by about its own width, 1. A role is held with 1e-1 in 600 steps as with LoRA;
-// the gradient is not what is small, its norm is 0.07 at the start where LoRA's is 0.3. Start and shape: real tokens'
-// keys and values instead of N(0,1), a projection, 128 tokens instead of 64, either convention end within a few points
-// of each other; 16 tokens hold a role less long. New facts: the samples are learned by heart (99 %), but of other
-// wordings one in ten is answered, at any rate, length and start tried. A prefix is looked up by queries that do not
-// train, so it answers a sentence; what a new name stands for would have to change in the maps.
+// every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide. With a
+// projection, which multiplies every step, give a quarter of that.
+// What it learns: a manner, a role, samples by heart; of new facts asked in other words one in ten (README, What they
+// learn), for it is looked up by queries that do not train. AdamW moves a number by at most the rate in a step, and u
+// must move by about its own width, 1: few steps at a low rate do nothing (10.4 warns).
 // One dropout mask serves an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix,
 // so how they are cut into batches must not matter.
 
@@ -2344,7 +2354,7 @@ static void ptuning_setup(Model *m, const Options *o) {
 static size_t prefix_hidden(const Model *m) { return m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0; }
 
 // Where in `kept` things lie: u and u dropped [P,W]; what the tanh reads, what it gives, a gradient of that [P,hidden].
-// The backward reads neither u nor u dropped, and collects their gradients in each other's places.
+// The backward reads neither u nor u dropped: their gradients take these places.
 typedef struct { real *u, *dropped, *a, *h, *dh; } PrefixParts;
 
 static PrefixParts prefix_parts(const Model *m, real *kept) {
@@ -2395,6 +2405,7 @@ static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p
                     p.T);
 }
 
+// PEFT computes the same where positions begin at P, in Hugging Face's layout.
 static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->config.remote; }
 
 // PEFT's files hold u itself, and lose the projection.
@@ -2440,9 +2451,10 @@ static void ptuning_read_config(const char *path, const Json *root, Options *o) 
 // ---- 5.5 Bottleneck adapters -------------------------------------------------------------------------------------
 // Puts a small network behind a half of a layer, s being what the half gives to the residual stream x (after the post
 // norm, where there is one):
-//     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor, 128 at least unless given
+//     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor
 //     houlsby    out = x + s + A(s) behind both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
 //     pfeiffer   out = x + s + A(x + s) behind the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
+// The factor is 16 by default, or less, so that B is 128 where H is that large.
 // as the `adapters` library places and names them in its Llama. W_down starts N(0,0.02), all else at zero: the library
 // draws W_up as well, but with zero the first step sees the base exactly, as with LoRA. Cost: 2 H B + B + H numbers a
 // place, and two small products that stay. Learning rate 7e-4: W_up has its way to go from zero, behind small numbers.
@@ -2453,7 +2465,8 @@ enum { HOULSBY, PFEIFFER };
 static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
     static const char *const parts[] = { "down.0.weight", "down.0.bias", "up.weight", "up.bias" };
     size_t H = m->config.hidden_size, r = (size_t)o->reduction_factor;
-    size_t B = r ? max_size(1, H / r) : max_size(H / 16, min_size(H, 128));
+    if (!r) r = H / max_size(H / 16, min_size(H, 128));
+    size_t B = max_size(1, H / r);
     size_t rows[] = { B, B, H, H }, columns[] = { H, 0, B, 0 };
     size_t depth = depth_of(l, half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH);
     const char *path = m->layers[l].o->path, *place = half == MLP ? "output" : "attention";
@@ -2556,12 +2569,12 @@ static void freeze_read_config(const char *path, const Json *root, Options *o) {
 // ---- 5.7 The table -----------------------------------------------------------------------------------------------
 
 static const Method methods[] = {
-    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .narrower = 0.45, .setup = lora_setup,
+    { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .width_power = 0.45, .setup = lora_setup,
       .map_keeps = lora_rank,
       .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
       .read_config = lora_read_config, .merge = lora_merge,
       .help = "a change of low rank beside some linear maps; r (in + out) numbers each, nothing once merged" },
-    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .narrower = 0.75, .setup = full_setup,
+    { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .width_power = 0.75, .setup = full_setup,
       .help = "every weight of the model; 16 bytes for each: weight, gradient, two moments" },
     { .name = "ptuning", .peft_type = "PREFIX_TUNING", .own_type = "GLMTUNE_PREFIX_TUNING", .learning_rate = 2e-2,
       .setup = ptuning_setup, .prefix_keeps = ptuning_keeps, .prefix_forward = ptuning_forward,
@@ -2574,8 +2587,8 @@ static const Method methods[] = {
       .write_config = adapter_write_config, .read_config = adapter_read_config,
       .help = "small networks behind the halves of layers; 2 hidden^2 / reduction_factor numbers each, and their time",
       .no_merge = "an adapter is a network of its own behind the layers, no change of a weight" },
-    { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .narrower = 0.66, .setup = freeze_setup,
-      .write_config = freeze_write_config, .read_config = freeze_read_config,
+    { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .width_power = 0.66,
+      .setup = freeze_setup, .write_config = freeze_write_config, .read_config = freeze_read_config,
       .help = "the last layers; 16 bytes for each number that trains; the backward ends below them" },
 };
 
@@ -2594,7 +2607,7 @@ static const Method *find_method(const char *wanted) {
 // ================================================================================================================
 //  6  Optimizers, and one step
 // ================================================================================================================
-// A step of training: the gradients of its batches, clipped, and an optimizer that turns them into other weights.
+// A step of training: the gradients of its batches, clipped, and an optimizer that turns them into new weights.
 // Schedules are Hugging Face's, AdamW, SGD and clipping PyTorch's, Lion its paper's.
 
 // ---- 6.1 The gradients of a step ---------------------------------------------------------------------------------
@@ -2604,7 +2617,7 @@ static void zero_gradients(Model *m) {
 }
 
 // Adds up the gradients of the batches of a step, which has n_targets in all; returns the mean loss over these. How the
-// samples are cut into batches makes no difference, but for last digits.
+// samples are cut into batches makes no difference, except in last digits.
 static double accumulate(Run *r, const Batch *batches, size_t n, size_t n_targets, double smoothing) {
     double sum = 0;
     zero_gradients(r->model);
@@ -2614,13 +2627,14 @@ static double accumulate(Run *r, const Batch *batches, size_t n, size_t n_target
 
 // ---- 6.2 Schedules, clipping, optimizers -------------------------------------------------------------------------
 
-// The learning rate of step s = 0 .. T-1, with w steps of warm-up, the first at rate 0, and n = max(1, T-w) after them:
-//     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/n)) / 2    linear: lr (T-s)/n    constant: lr
-static double scheduled_rate(const char *schedule, double lr, int64_t s, int64_t w, int64_t T) {
-    double n = (double)(T - w > 1 ? T - w : 1);
+// The learning rate of step s = 0 .. total-1, with w steps of warm-up, the first at rate 0, and n = max(1, total-w)
+// more:
+//     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/n)) / 2    linear: lr (total-s)/n    constant: lr
+static double scheduled_rate(const char *schedule, double lr, int64_t s, int64_t w, int64_t total) {
+    double n = (double)(total - w > 1 ? total - w : 1);
     if (s < w) return lr * (double)s / (double)w;
     if (!strcmp(schedule, "cosine")) return lr * (1 + cos(acos(-1.0) * (double)(s - w) / n)) / 2;
-    if (!strcmp(schedule, "linear")) return lr * fmax(0, (double)(T - s) / n);
+    if (!strcmp(schedule, "linear")) return lr * fmax(0, (double)(total - s) / n);
     return lr;
 }
 
@@ -4420,7 +4434,7 @@ static void choose_split(Options *o, const Dataset *set) {
 // break is not in them.
 static double default_rate(const Method *m, size_t hidden, size_t n) {
     double few = m->prefix_forward ? 1 : fmin(1, fmax(35, (double)n) / 100);
-    return m->learning_rate * pow(4096 / (double)hidden, m->narrower > 0 ? m->narrower : 0.5) * few;
+    return m->learning_rate * pow(4096 / (double)hidden, m->width_power > 0 ? m->width_power : 0.5) * few;
 }
 
 enum { BATCH_TOKENS = 1024 };       // from about so many on products reach their full speed
@@ -5955,7 +5969,7 @@ static QueryBlock query_block(AttentionShape s, size_t b, size_t i) {
 
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s) {
-    size_t d = s.head_dim, stride = s.n_kv_heads * d, blocks = (s.longest + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
+    size_t d = s.head_dim, stride = s.n_kv_heads * d, blocks = (s.most_queries + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
     #pragma omp parallel for collapse(3) schedule(dynamic) if (s.T * s.n_heads * d > WORTH_THREADS)
     for (size_t b = 0; b < s.n_sequences; b++)
         for (size_t block = 0; block < blocks; block++)
@@ -7054,7 +7068,7 @@ static void check_stored(const Tensor *t, const StoredTensor *s) {
 static bool may_be_ignored(const Model *m, const char *tensor_name) {
     size_t n = strlen(tensor_name), tail = strlen("inv_freq");
     if (n >= tail && !strcmp(tensor_name + n - tail, "inv_freq")) return true;
-    return m->config.tied && !strcmp(tensor_name, strf("%s.weight", path_of(m, N_HEAD, 0)));
+    return m->config.tied && !strcmp(tensor_name, strf("%s.weight", path_of(m, NAME_HEAD, 0)));
 }
 
 static void bind_files(Model *m, const char *folder) {
@@ -9213,7 +9227,7 @@ static void method_help(const Method *m) {
     const char *few = m->prefix_forward ? "" : ", times n / 100 for n = 35 to 100 samples";
     printf("--method %s: %s\n    learning rate %g at hidden size 4096, times (4096 / hidden)^%g%s, unless "
            "--learning_rate says otherwise; \"peft_type\" %s\n", m->name, m->help, m->learning_rate,
-           m->narrower > 0 ? m->narrower : 0.5, few, m->peft_type);
+           m->width_power > 0 ? m->width_power : 0.5, few, m->peft_type);
 }
 
 // A text in lines that fit the terminal (100 columns where there is none), each after `indent` blanks; the first goes

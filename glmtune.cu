@@ -638,17 +638,18 @@ void add(real *out, const real *a, const real *b, size_t n) {
 // ---- 2.5 RMSNorm -------------------------------------------------------------------------------------------------
 
 // y [T,H], rms [T], x [T,H], gain [H]; a row each
-static __global__ void rmsnorm_forward_kernel(real *y, real *rms, const real *x, const real *gain, real eps, size_t H) {
+static __global__ void rmsnorm_forward_kernel(real *y, real *inv_rms, const real *x, const real *gain, real eps,
+                                              size_t H) {
     const size_t t = blockIdx.x;
     float squares = 0;
     for (size_t i = threadIdx.x; i < H; i += THREADS) squares += x[t*H + i] * x[t*H + i];
     float r = 1 / sqrtf(sum_of_block(squares) / (real)H + eps);
-    if (threadIdx.x == 0) rms[t] = r;
+    if (threadIdx.x == 0) inv_rms[t] = r;
     for (size_t i = threadIdx.x; i < H; i += THREADS) y[t*H + i] = x[t*H + i] * r * gain[i];
 }
 
-void rmsnorm_forward(real *y, real *rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
-    LAUNCH(rmsnorm_forward_kernel, (unsigned)T, THREADS, 0, y, rms, x, gain, eps, H);
+void rmsnorm_forward(real *y, real *inv_rms, const real *x, const real *gain, real eps, size_t T, size_t H) {
+    LAUNCH(rmsnorm_forward_kernel, (unsigned)T, THREADS, 0, y, inv_rms, x, gain, eps, H);
 }
 
 // dx [T,H]; a row each
@@ -1377,11 +1378,11 @@ static __global__ void adamw_kernel(real *w, const real *grad, real *m, real *v,
     w[i] = keep * w[i] - step * m[i] / (sqrtf(v[i]) / root + tiny);
 }
 
-void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double decay, double beta1, double beta2,
+void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double keep, double beta1, double beta2,
                 double eps, double correction1, double correction2, size_t n) {
-    real step = (real)(lr / correction1), root = (real)sqrt(correction2), keep = (real)decay, tiny = (real)eps;
+    real step = (real)(lr / correction1), root = (real)sqrt(correction2), rest = (real)keep, tiny = (real)eps;
     real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2);
-    LAUNCH(adamw_kernel, blocks_for(n, THREADS), THREADS, 0, w, grad, m, v, step, root, keep, tiny, new1, old2, new2,
+    LAUNCH(adamw_kernel, blocks_for(n, THREADS), THREADS, 0, w, grad, m, v, step, root, rest, tiny, new1, old2, new2,
            n);
 }
 
@@ -1406,8 +1407,8 @@ static __global__ void lion_kernel(real *w, const real *grad, real *m, real step
     m[i] = old2 * m[i] + new2 * grad[i];
 }
 
-void lion_step(real *w, const real *grad, real *m, double lr, double decay, double beta1, double beta2, size_t n) {
-    LAUNCH(lion_kernel, blocks_for(n, THREADS), THREADS, 0, w, grad, m, (real)lr, (real)decay, (real)beta1,
+void lion_step(real *w, const real *grad, real *m, double lr, double keep, double beta1, double beta2, size_t n) {
+    LAUNCH(lion_kernel, blocks_for(n, THREADS), THREADS, 0, w, grad, m, (real)lr, (real)keep, (real)beta1,
            (real)(1 - beta1), (real)beta2, (real)(1 - beta2), n);
 }
 
