@@ -70,7 +70,23 @@ static void test_choices(void) {
     check_number("P-tuning v2 too", o.learning_rate, 2e-2, 1e-12);
     o.learning_rate = NAN, choose_defaults(&o, find_method("full"), &c, &set, true);
     check_number("full tuning too", o.learning_rate, 5e-5, 1e-12);
+    static const struct { const char *method; double rate; } narrow[] = {      // 2^(5 power) times the published ones
+        { "lora", 5e-4 * 4.756828460010884 }, { "full", 5e-5 * 13.454342644059432 },
+        { "freeze", 2e-4 * 9.849155306759329 }, { "ptuning", 2e-2 * 5.656854249492381 } };
+    for (size_t i = 0; i < COUNT(narrow); i++) {
+        c.hidden_size = 128, o.learning_rate = NAN, choose_defaults(&o, find_method(narrow[i].method), &c, &set, true);
+        check_number(label("the rate of %s at hidden 128", narrow[i].method), o.learning_rate, narrow[i].rate, 1e-12);
+    }
     free_samples(&set);
+    for (int replays = 0; replays < 2; replays++) {     // 400 samples are 14 epochs, a sixth of which is less than 3
+        o = default_options(), o.replay = replays ? "old.jsonl:1" : NULL, set = samples_of(400, 10);
+        choose_defaults(&o, find_method("lora"), &c, &set, true);
+        check_equal("the least patience is 3", (size_t)o.early_stopping_patience, 3);
+        check_number(replays ? "a run that replays does not stop when it has learned" : "a run stops when it has learned",
+                     o.early_stopping_loss, replays ? 0 : 0.03, 0);
+        check_equal("the newest and the best are kept", (size_t)o.save_total_limit, 2);
+        free_samples(&set);
+    }
 }
 
 typedef struct { int64_t step; double loss; bool best; const char *words; } Validation;
