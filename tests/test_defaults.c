@@ -78,8 +78,8 @@ static void test_choices(void) {
         check_number(label("the rate of %s at hidden 128", narrow[i].method), o.learning_rate, narrow[i].rate, 1e-12);
     }
     free_samples(&set);
-    for (int replays = 0; replays < 2; replays++) {     // 400 samples are 14 epochs, a sixth of which is less than 3
-        o = default_options(), o.replay = replays ? "old.jsonl:1" : NULL, set = samples_of(400, 10);
+    for (int replays = 0; replays < 2; replays++) {     // 600 samples are 10 epochs, a sixth of which is less than 3
+        o = default_options(), o.replay = replays ? "old.jsonl:1" : NULL, set = samples_of(600, 10);
         choose_defaults(&o, find_method("lora"), &c, &set, true);
         check_equal("the least patience is 3", (size_t)o.early_stopping_patience, 3);
         check_number(replays ? "a run that replays does not stop when it has learned" : "a run stops when it has learned",
