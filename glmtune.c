@@ -32,7 +32,7 @@
 //     12  Fast CPU kernels       the matrix product on vectors, attention in blocks, one row of decoding
 //     13  Files                  JSON, YAML, safetensors, config.json
 //     14  Tokenizer files        tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json, Unicode
-//     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison
+//     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison, cost of a step
 //     16  Commands               one table of commands, one of options, the official yaml files, main
 #ifndef GLMTUNE_C
 #define GLMTUNE_C
@@ -86,9 +86,11 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 // ================================================================================================================
 // PART ONE: THE MODEL
 // ================================================================================================================
-// What GLM fine-tuning is, from the loops that a product is made of to one step of an optimizer. Nothing here reads a
-// file: a model's weights are in memory already, and so are the token ids of a batch. If you stop after this part, you
-// have seen all of the mathematics.
+// What GLM fine-tuning is, from the loops that a product is made of to one step of an optimizer. Nothing here reads
+// weights or text from a file: they are in memory already. (Section 5 has the keys of adapter_config.json.) If you stop
+// after this part, you have seen all of the mathematics. The whole: x = embedding[ids]; in each layer x += Wo
+// attention(norm(x)), then x += W_down swiglu(W_gate_up norm(x)); logits = W_head norm(x); loss = cross-entropy with
+// the next token. The x that is added to is the residual stream.
 
 // ================================================================================================================
 //  1  What C leaves out
@@ -221,7 +223,8 @@ static bool names_in(const char *list, const char *names) {
 }
 
 // An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The code that
-// takes them first runs on an arena without a block, which only counts: what the memory plan (15.1) prints is taken.
+// takes them first runs on an arena without a block, which only counts: so the memory plan (15.1) prints what will be
+// taken.
 typedef struct { char *block; size_t used, size; } Arena;
 
 static void *arena_take(Arena *a, size_t n, size_t size) {
@@ -249,8 +252,8 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // ================================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
 // X_backward stands under X_forward and takes only what the forward saved. A kernel never prints, never allocates, and
-// knows no model. Model memory is what memory_take and memory_mapped give; but for section 12, all that follows holds
-// it only as pointers that it hands back to a kernel.
+// knows no model. Model memory is what memory_take and memory_mapped give; outside section 12, the code below never
+// reads it: it only passes pointers to kernels.
 //
 // 2.1 is the seam: each function with its whole contract. Below it stands each of them once, as plain loops: one loop
 // nest, no blocking, no vectors. That is the definition; it is what glmtune64 runs, and where a port begins. Products
@@ -261,8 +264,8 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // ---- 2.1 The seam ------------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just this. What holds for all:
 //     Arrays    lie in model memory, row by row, without gaps. A pointer may point into what memory_take or
-//               memory_mapped gave, at any element: rely on no more alignment. Arrays of a call do not overlap, but
-//               where it says "may be".
+//               memory_mapped gave, at any element: rely on no more alignment. Arrays of a call do not overlap unless
+//               it says "may be".
 //     Lists     of pointers and of their sizes (y, from, dy, n_out of linear_parts; x, n of sum_of_squares) lie on the
 //               host, and may change once the function returns.
 //     Sizes     that count tokens, rows, sequences, arrays or elements (T, R, n_sequences, n_prefix, count; n where
@@ -270,9 +273,10 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 //     Gradients of weights (dw, dbias, dgain, dtable) are added to. For others it says "=" where they are overwritten
 //               and "+=" where they are added to. `from` says where a sum starts: NULL, at nothing; the output itself,
 //               which is then added to; or another array of its shape, such as a residual.
-//     Sums      have one order, given by shapes: two runs give the same bits. float is enough for them if those of more
-//               than a few thousand terms are taken in parts (the plain products are simpler: one sum).
-//     NaN       in an input reaches an output (lion_step: m; dropout: where it is kept).
+//     Sums      have one order, given by shapes: two runs give the same bits. In float, sum more than a few thousand
+//               terms in parts (the plain products are simpler: one sum).
+//     NaN       in an input reaches an output (lion_step: m; dropout: where it is kept; not ReLU's slope).
+//     Indices   (ids, rows, targets, positions) are valid: a kernel need not look.
 //     Calls     come from one thread, and take effect in their order. A kernel may return before it has ended.
 
 #ifdef __cplusplus
@@ -342,7 +346,7 @@ void narrow(void *out, Dtype dtype, const real *in, size_t n);
 // out [n] uniform on [center - spread, center + spread). In float:
 //     out_i = center + spread u,  u = ((int32_t)(rng_bits(key, i) >> 40) - 2^23) / 2^23
 void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n);
-// out [n] normal around center with deviation spread (Box and Muller 1958). z in double or in float, its sum in float:
+// out [n] normal around center with deviation spread (Box and Muller 1958). z in double or float, the rest in float:
 //     out_i = center + spread z,  z = sqrt(-2 ln u) cos(2 pi t)
 //     u = ((rng_bits(key, 2i) >> 11) + 1) / 2^53,  t = (rng_bits(key, 2i + 1) >> 11) / 2^53
 void fill_normal(real *out, uint64_t key, float center, float spread, size_t n);
@@ -353,7 +357,7 @@ void fill_normal(real *out, uint64_t key, float center, float spread, size_t n);
 typedef struct {
     const void *data;       // numbers of `dtype`
     Dtype dtype;
-    size_t first;           // the number of data at which the matrix begins: q, k, v are parts of a fused one
+    size_t first;           // index in data of its first element: q, k, v are parts of a fused one
 } Weight;
 
 // y [T,n_out] = from + scale x w^T, x [T,n_in]
@@ -380,7 +384,7 @@ void embedding_forward(real *x, const int32_t *ids, Weight table, size_t T, size
 void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t T, size_t H);
 // out [R,H] = the rows `rows` [R] of x
 void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H);
-// dx [any,H] += dout [R,H] at rows `rows` [R]
+// dx [any,H] += dout [R,H] at rows `rows` [R], the earlier first; dout may be other rows of dx
 void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H);
 // y [T,n] += bias [n] in each row
 void bias_forward(real *y, const real *bias, size_t T, size_t n);
@@ -419,8 +423,8 @@ typedef struct {
     const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory
 } AttentionShape;
 
-// out [T,n_heads,head_dim] = ..., lse [T,n_heads] = ln sum_j exp(q . k_j / sqrt(head_dim)) over the keys that a query
-// sees, for the backward; q as out, k and v [kv rows,n_kv_heads,head_dim], prefix_k and prefix_v
+// out [T,n_heads,head_dim] (formula in 2.7), lse [T,n_heads] = ln sum_j exp(q . k_j / sqrt(head_dim)) over the keys
+// that a query sees, for the backward; q as out, k and v [kv rows,n_kv_heads,head_dim], prefix_k and prefix_v
 // [n_prefix,n_kv_heads,head_dim], not rotated, the same for every sequence; both NULL when n_prefix is 0
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s);
@@ -441,33 +445,33 @@ void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up, size_t
 typedef enum { RELU, TANH, SWISH } Activation;
 // y [n] = f(x); y may be x. ReLU of NaN is NaN.
 void activation_forward(real *y, const real *x, Activation f, size_t n);
-// dx [n] = dy f'(x), x as before f; dx may be dy. ReLU's slope at 0 is 0.
+// dx [n] = dy f'(x), x as before f; dx may be dy. ReLU's slope is 0 at 0, and at NaN.
 void activation_backward(real *dx, const real *dy, const real *x, Activation f, size_t n);
-// y [T,n] = x gain, gain [n]; y may be x. For dx, call it with dy.
+// y [T,n] = x gain, gain [n]; y may be x. For dx, call it with dy. (For methods such as README's IA3.)
 void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n);
 // dgain [n] += the sum over the rows of dy x, both [T,n]
 void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n);
-// y [T,n] = x / (1-p), or 0 where rng_uniform(rng_key(token_keys[t], site), i) < (float)p; token_keys [T]
+// y [T,n] = x (1 / (1-p)), or 0 where rng_uniform(rng_key(token_keys[t], site), i) < (float)p; token_keys [T]
 void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
 // dx [T,n] += dy / (1-p), or nothing, at the same places
 void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
 
 // -- Loss and optimizers
 
-// loss [R] of logits [R,V] and targets [R], with label smoothing; logits = their own gradient times scale (formula in
+// loss [R] of logits [R,V] and targets [R], with label smoothing; logits = scale times their gradient (formula in
 // 2.11). With scale 0 what is left of them has no meaning.
 void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V);
 
-// One step of n numbers (formulas in 2.12); keep = 1 - lr weight_decay. The scalars come in double, because 1 - b2 does
-// not survive in float: taken from a rounded 0.999 it is 1.3e-5 off, and so is every step. What is computed of them
-// alone is rounded once.
+// One step of n numbers (formulas in 2.12): w and the moments change, grad stays; keep = 1 - lr weight_decay. The
+// scalars come in double, because 1 - b2 does not survive in float: taken from a rounded 0.999 it is 1.3e-5 off
+// (relative), and the first steps by half of that. What is computed of them alone is rounded once.
 void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double keep, double beta1, double beta2,
                 double eps, double correction1, double correction2, size_t n);
 void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n);
 void lion_step(real *w, const real *grad, real *m, double lr, double keep, double beta1, double beta2, size_t n);
 // x [n] *= factor
 void scale_by(real *x, real factor, size_t n);
-// The sum of squares of all numbers of `count` arrays x[a] [n[a]], within 1e-6 of its size; returns to the host.
+// The sum of squares of all numbers of `count` arrays x[a] [n[a]], to a relative 1e-6; returns to the host.
 double sum_of_squares(const real *const *x, const size_t *n, size_t count);
 // The place of the first number of x [n] that is NaN or infinite; n: all are finite. Returns to the host.
 size_t first_not_finite(const real *x, size_t n);
@@ -593,7 +597,7 @@ KERNEL void embedding_backward(real *dtable, const real *dx, const int32_t *ids,
             axpy(dtable + (size_t)ids[t]*H + i, 1, dx + t*H + i, min_size(FEATURES, H - i));
 }
 
-// The model computes its head only at positions that have a target, mostly a minority.
+// The model computes its head only at positions that have a target, usually few.
 KERNEL void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
     for (size_t r = 0; r < R; r++) memcpy(out + r*H, x + (size_t)rows[r]*H, H * sizeof *x);
 }
@@ -681,7 +685,7 @@ static inline real dot3(const real *a, const real *b, const real *c, size_t n) {
     return join_parts(part);
 }
 
-// The sum of x [n], in double: over up to 151,552 numbers a float would lose the last digits.
+// The sum of x [n], in double: over a vocabulary of 151,552 a float would lose the last digits.
 static inline double sum_of(const real *x, size_t n) {
     double part[PARTS] = {0}, sum = 0;
     size_t i = 0;
@@ -743,7 +747,7 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
 // The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
 // (Su et al. 2021, arXiv:2104.09864):
 //     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
-// A query and a key then meet at the difference of their positions. The rest of the head passes through. In float the
+// q . k then depends only on the difference of positions. The rest of the head passes through. In float the
 // angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq): exact
 // cosines would differ from its own by up to 1e-4 at position 8192. In double it is exact.
 
@@ -785,8 +789,8 @@ KERNEL void rope_backward(real *dx, const int32_t *positions, const real *table,
 }
 
 // ---- 2.7 Attention -----------------------------------------------------------------------------------------------
-// Causal attention with grouped heads. Query i meets the keys of its sequence up to its own (with a cache there are
-// earlier ones than its queries have), and before them, in j, all of the prefix.
+// Causal attention with grouped heads: several query heads share one key/value head. Query i meets the keys of its
+// sequence up to its own (with a cache, also those of earlier calls), and before them, in j, all of the prefix.
 //     s_ij = q_i . k_j / sqrt(d)    lse_i = ln sum_j exp(s_ij)    p_ij = exp(s_ij - lse_i)    out_i = sum_j p_ij v_j
 
 #if !FAST
@@ -931,8 +935,8 @@ KERNEL void gain_backward(real *dgain, const real *dy, const real *x, size_t T, 
 // function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
 // feature, so it is never stored: the backward asks for it again.
 
-static real dropout_factor(uint64_t key, size_t i, real p) {
-    return rng_uniform(key, i) >= (float)p ? 1 / (1 - p) : 0;
+static real drop_out(real x, uint64_t key, size_t i, real p) {
+    return rng_uniform(key, i) >= (float)p ? x * (1 / (1 - p)) : 0;
 }
 
 KERNEL void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T,
@@ -940,7 +944,7 @@ KERNEL void dropout_forward(real *y, const real *x, const uint64_t *token_keys, 
     #pragma omp parallel for if (T * n > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         uint64_t key = rng_key(token_keys[t], site);
-        for (size_t i = 0; i < n; i++) y[t*n + i] = dropout_factor(key, i, p) * x[t*n + i];
+        for (size_t i = 0; i < n; i++) y[t*n + i] = drop_out(x[t*n + i], key, i, p);
     }
 }
 
@@ -949,7 +953,7 @@ KERNEL void dropout_backward(real *dx, const real *dy, const uint64_t *token_key
     #pragma omp parallel for if (T * n > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         uint64_t key = rng_key(token_keys[t], site);
-        for (size_t i = 0; i < n; i++) dx[t*n + i] += dropout_factor(key, i, p) * dy[t*n + i];
+        for (size_t i = 0; i < n; i++) dx[t*n + i] += drop_out(dy[t*n + i], key, i, p);
     }
 }
 
@@ -1002,7 +1006,8 @@ KERNEL void sgd_step(real *w, const real *grad, real *buffer, double lr, double 
     }
 }
 
-// Lion (Chen et al. 2023, arXiv:2302.06675): behind the decay every number moves by lr, or by 0 where the sign is of 0:
+// Lion (Chen et al. 2023, arXiv:2302.06675): after the decay each number moves by lr, or not at all where the sign is
+// 0:
 //     w = keep w - lr sign(b1 m + (1-b1) g)      m = b2 m + (1-b2) g
 KERNEL void lion_step(real *w, const real *grad, real *m, double lr, double keep, double beta1, double beta2,
                       size_t n) {
@@ -1148,7 +1153,7 @@ typedef struct {
     size_t vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, max_positions;
     size_t n_rotated;               // features of a head that turn with the position; the others stay
     double rope_theta, rms_norm_eps;
-    bool remote;                    // which of the two sets of names
+    bool remote;                    // the layout of ChatGLM's own code (trust_remote_code); else Hugging Face's
     bool post_norms, qkv_bias;      // two more norms a layer; biases on q, k, v
     bool tied;                      // the head is the embedding
     const char *file, *source;      // config.json's path, for messages, and its text
@@ -1175,7 +1180,7 @@ typedef struct { float center, spread; bool normal; } Start;
 // A tensor of the model, or one that a tuning method adds. Frozen matrices stay as they lie in the file; gains,
 // biases and whatever trains are `real`.
 typedef struct {
-    const char *name, *other_name;  // other_name: that it may have in an adapter's file; NULL: none
+    const char *name, *other_name;  // other_name: a second one, in adapter files; NULL: none
     size_t n_dims, shape[2], n;     // n numbers in all
     size_t depth;
     bool vector;                    // a gain or bias
@@ -1188,9 +1193,9 @@ typedef struct {
     real *value, *grad, *moments[2];    // of what trains (4.2): data is value then; otherwise NULL
 } Tensor;
 
-// What a method puts beside a map, behind a half of a layer or before all keys: its tensors (NULL: none) and numbers.
+// What a method adds to a map, to a half of a layer, or as a prefix: its tensors (NULL: none) and numbers.
 enum { MAX_ADDED = 5 };
-typedef struct { Tensor *t[MAX_ADDED]; real scale, dropout; int kind; } Added;
+typedef struct { Tensor *t[MAX_ADDED]; real scale, dropout; int kind; } Added;      // kind: houlsby or pfeiffer (5.5)
 
 // A linear map, in one to three parts that give separate outputs: query_key_value gives q, k, v.
 enum { MAX_PARTS = 3, MAX_MAPS = 6 };
@@ -1211,7 +1216,7 @@ typedef struct {
     Linear maps[MAX_MAPS];             // one map of q, k and v or one for each (n_qkv), then o, gate_up, down
     size_t n_maps, n_qkv;
     Linear *o, *gate_up, *down;        // where they stand in maps
-    Added branch[HALVES];           // section 5: behind attention, behind the MLP
+    Added branch[HALVES];           // section 5: after attention, after the MLP
 } Layer;
 
 typedef struct {
@@ -1223,8 +1228,9 @@ typedef struct {
     size_t lowest;                                  // depth of the lowest trained tensor; SIZE_MAX: nothing trains
     size_t n_moments;                               // that the optimizer keeps of each trained number
     const char *fingerprint;                        // of what it was made of (11.2); NULL: not asked for
-    Added added;                                    // section 5: of a prefix of n_prefix keys and values, which every
-    size_t n_prefix, first_position;                // token sees; the position of the first token of a text
+    Added added;                                    // section 5: the prefix
+    size_t n_prefix;                                // its keys and values, which every token sees
+    size_t first_position;                          // of the first token of a text
     Arena trainables;
 } Model;
 
@@ -1318,7 +1324,7 @@ static Model *describe_model(Config c) {
     return m;
 }
 
-// Positions that a prefix leaves to a text: two at least, a token and one that answers it.
+// Positions that a prefix leaves to a text: at least two: one to read, one to write.
 static size_t positions_left(const Model *m) {
     return m->config.max_positions - min_size(m->first_position, m->config.max_positions - 2);
 }
@@ -1331,12 +1337,12 @@ static size_t count_parameters(Tensor *const *t, size_t n) {
 
 static void *device_take(size_t n, size_t size, const char *what) {
     void *p = memory_take(times(n, size));
-    if (!p) fail("out of memory: %.3f GiB for %s are not to be had", (double)times(n, size) / (1 << 30), what);
+    if (!p) fail("out of memory: %.3f GiB for %s cannot be taken", (double)times(n, size) / (1 << 30), what);
     return p;
 }
 
 // ---- 3.3 What the user may set -----------------------------------------------------------------------------------
-// The table in section 16 says what each means, its default and its limits. Names are Hugging Face's where it has one.
+// The table in 16.4 says what each means, its default and its limits. Names are Hugging Face's where it has one.
 
 typedef struct Options {
     const struct Options *defaults; // what each was before the command line
@@ -1392,8 +1398,8 @@ typedef struct {
 typedef struct Json Json;       // a value of a JSON file: 5.1
 
 // Functions that a method has no use for are NULL. `kept` is what a forward keeps for its backward; X_keeps says how
-// many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share a map's. Gradients of
-// weights, and dx beside a map, are added to; dx NULL: nothing below trains.
+// many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share one `kept` for each
+// map. Gradients of weights, and dx beside a map, are added to; dx NULL: nothing below trains.
 typedef struct {
     const char *name, *peft_type;   // peft_type: in adapter_config.json
     const char *own_type;           // there instead, where PEFT would compute something else (is_pefts); NULL: never
@@ -1402,8 +1408,8 @@ typedef struct {
     const char *help;               // what trains, and what it costs
     const char *no_merge;           // why it cannot be merged; NULL: it can
     void (*setup)(Model *, const Options *);
-    // what a map reads instead of x [T,in]; then, behind the map's own backward, dx in place. That backward is given x,
-    // so where this changes it the map itself must be frozen
+    // gives what the map and map_forward read instead of x [T,in]; the backward changes dx in place, after the map's
+    // own. Backwards are given the old x, so a map whose input this changes must be frozen
     const real *(*input_forward)(const Linear *, const real *x, real *kept, Pass);
     void (*input_backward)(const Linear *, real *dx, const real *x, const real *kept, Pass);
     // beside a map: y[part] [T,rows of the part] are there; the backward comes before the map's own and may change
@@ -1411,7 +1417,7 @@ typedef struct {
     size_t (*map_keeps)(const Linear *);
     void (*map_forward)(const Linear *, real *const *y, const real *x, real *kept, Pass);
     void (*map_backward)(const Linear *, real *dx, real *const *dy, const real *x, const real *kept, Pass);
-    // behind a half of a layer: x [T,H] = residual stream + s is changed; s [T,H] is what the half gave. The backward
+    // after a half of a layer: x [T,H] = residual stream + s is changed; s [T,H] is what the half gave. The backward
     // turns dx into the gradient of the residual stream and returns that of s: dx itself, or ds filled; with `below`
     // false nobody reads either, for nothing below trains
     size_t (*branch_keeps)(const Added *, size_t H);
@@ -1443,21 +1449,21 @@ enum { NO_TARGET = -100 };          // the label of a token that is no target
 
 typedef struct {                    // on the host; who makes one gives it back
     int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
-    bool every_row;                 // without labels: logits are wanted at every row, else at the last
+    bool every_row;                 // without labels: logits at every row; false: at the last of each sequence
     uint64_t *token_keys, step_key; // [T] for dropout; and for a prefix, which all samples of a step share
     size_t *starts, n, T;           // [n+1] the rows at which its n sequences begin
 } Batch;
 
 // What a layer computes, in the order in which it comes about. T tokens, n rows (T, or R in the last layer, see Run), H
-// hidden, F the MLP's width; kv rows: of the whole cache. rms1, rms2, half_rms, lse: the norms' factors and the
-// logarithms of the softmax's sums, which only their backward reads.
+// hidden, F the MLP's width; kv rows: of the whole cache. inv_rms1, inv_rms2, half_inv_rms, lse: the norms' factors and
+// the logarithms of the softmax's sums, which only their backward reads.
 typedef struct {
-    real *x, *rms1, *a;                         // [T,H] its input, [T], [T,H] the norm of it
+    real *x, *inv_rms1, *a;                         // [T,H] its input, [T], [T,H] the norm of it
     real *q, *k, *v;                            // [T,heads,d], [kv rows,kv_heads,d] twice
     real *att, *lse;                            // [T,heads,d] what attention gives, [T,heads]
-    real *mid, *rms2, *m;                       // [n,H] the stream between the two halves, [n], [n,H] the norm of it
+    real *mid, *inv_rms2, *m;                   // [n,H] the stream between the two halves, [n], [n,H] the norm of it
     real *gate_up, *h;                          // [n,2F], [n,F]
-    real *half[HALVES], *half_rms[HALVES];      // [n,H] Wo att and W h, [n] of their post norms
+    real *half[HALVES], *half_inv_rms[HALVES];      // [n,H] Wo att and W h, [n] of their post norms
     real *beside[MAX_MAPS], *branch[HALVES];    // [n,map_keeps], [n,branch_keeps] what the method keeps
 } LayerState;
 
@@ -1479,13 +1485,13 @@ typedef struct {
     Arena kept_arena, scratch_arena;
     // the batch under way
     size_t T, R;                    // tokens; rows whose logits are wanted
-    size_t n_rows;                  // that a layer works on: T, and behind the last layer's attention R
+    size_t n_rows;                  // that a layer works on: T, and after the last layer's attention R
     bool dropout;
     Cache *caches;                  // [sequences of the batch] what earlier batches left; NULL: this one is whole
     size_t new_keys;                // row at which the keys and values of the batch are computed
     int32_t *key_rows;              // [T] where they belong in the caches of several sequences
     bool spread_keys;               // whether they must be moved there
-    size_t *starts, *kv_starts, n_sequences, longest;       // as attention wants them
+    size_t *starts, *kv_starts, n_sequences, most_queries;       // as attention wants them
     int32_t *ids, *positions;                       // [T]
     int32_t *rows, *targets;                        // [R] which of the T they are, and their targets
     uint64_t *token_keys, *row_keys, *prefix_keys;  // [T], [R], [P] for dropout; P tokens of a prefix
@@ -1495,9 +1501,9 @@ typedef struct {
     real *rope;                                     // [positions,rotated]
     real *prefix, *prefix_kept;                     // [2L,P,kv_heads,d]; what the method keeps for its backward
     real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's x and att at those R rows
-    real *x_final, *final_rms, *final;              // [R,H] what leaves the last layer, [R], [R,H] the last norm
+    real *x_final, *final_inv_rms, *final;              // [R,H] what leaves the last layer, [R], [R,H] the last norm
     // scratch
-    real *normed;                                   // [n_rows,H] what a half of a layer gave, behind its post norm
+    real *normed;                                   // [n_rows,H] what a half of a layer gave, after its post norm
     real *logits, *loss;                            // [HEAD_ROWS,V], [R]
     real *scratch, *beside_scratch;                 // see Pass
     real *dx, *dx_rows, *dx_all;                    // of the residual stream: dx is dx_rows [R,H], then dx_all [T,H]
@@ -1508,8 +1514,9 @@ typedef struct {
 } Run;
 
 // ---- 4.1 The memory of a run -------------------------------------------------------------------------------------
+// At first reading go on to 4.3 and 4.4: this lays out what they use.
 
-// How many numbers the method keeps for each token beside a map, or behind a half of a layer.
+// How many numbers the method keeps for each token beside a map, or after a half of a layer.
 static size_t map_keeps(const Run *r, const Linear *w) { return r->method->map_keeps ? r->method->map_keeps(w) : 0; }
 
 static size_t branch_keeps(const Run *r, const Added *a) {
@@ -1521,7 +1528,7 @@ static real *reals(Arena *a, size_t rows, size_t columns) { return arena_take(a,
 // Whether the map, or what stands beside it, trains: then its backward needs its input.
 static bool needs_input(const Linear *w) { return w->weight->trained || w->added.t[0]; }
 
-// An array of the layer's own where its backward needs it, else one that layers use in turn (the first takes it).
+// An array of the layer's own where its backward needs it, else one that layers use in turn (the first call takes it).
 static real *own_or_shared(Arena *a, bool own, real **shared, size_t rows, size_t columns) {
     if (!own && *shared) return *shared;
     real *array = reals(a, rows, columns);
@@ -1536,12 +1543,12 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     LayerState *k = &r->layers[l], *s = &r->shared;
     bool own = r->kind != FORWARD_ONLY, all = r->kind == KEEPS_ALL, qkv = false;
     for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || needs_input(&L->maps[i]);
-    k->x = own_or_shared(a, own, &s->x, T, H), k->rms1 = own_or_shared(a, own, &s->rms1, T, 1);
+    k->x = own_or_shared(a, own, &s->x, T, H), k->inv_rms1 = own_or_shared(a, own, &s->inv_rms1, T, 1);
     k->a = own_or_shared(a, all && qkv, &s->a, T, H);
     k->q = own_or_shared(a, own, &s->q, T, q_width(c)), k->att = own_or_shared(a, own, &s->att, T, q_width(c));
     k->k = reals(a, r->max_kv, kv_width(c)), k->v = reals(a, r->max_kv, kv_width(c));
     k->lse = own_or_shared(a, own, &s->lse, T, c->n_heads);
-    k->mid = own_or_shared(a, own, &s->mid, T, H), k->rms2 = own_or_shared(a, own, &s->rms2, T, 1);
+    k->mid = own_or_shared(a, own, &s->mid, T, H), k->inv_rms2 = own_or_shared(a, own, &s->inv_rms2, T, 1);
     k->m = own_or_shared(a, all && needs_input(L->gate_up), &s->m, T, H);
     k->gate_up = own_or_shared(a, all, &s->gate_up, T, 2 * F);
     k->h = own_or_shared(a, all && needs_input(L->down), &s->h, T, F);
@@ -1550,7 +1557,7 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     for (size_t i = 0; i < HALVES; i++) {
         bool needed = L->post_norm[i] && (i == MLP ? all : own);        // by the post norm's backward
         k->half[i] = own_or_shared(a, needed, &s->half[i], T, H);
-        k->half_rms[i] = own_or_shared(a, own, &s->half_rms[i], T, 1);
+        k->half_inv_rms[i] = own_or_shared(a, own, &s->half_inv_rms[i], T, 1);
         k->branch[i] = own_or_shared(a, own, &s->branch[i], T, branch_keeps(r, &L->branch[i]));
     }
 }
@@ -1567,7 +1574,7 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
         for (size_t i = 0; i < HALVES; i++) beside = max_size(beside, branch_keeps(r, &L->branch[i]));
     }
     r->x_rows = reals(kept, T, H), r->att_rows = reals(kept, T, qd);
-    r->x_final = reals(kept, T, H), r->final_rms = reals(kept, T, 1), r->final = reals(kept, T, H);
+    r->x_final = reals(kept, T, H), r->final_inv_rms = reals(kept, T, 1), r->final = reals(kept, T, H);
     r->rope = reals(kept, r->max_kv + r->model->first_position, c->n_rotated);
     r->prefix = reals(kept, 2 * c->n_layers * P, kvd);
     r->prefix_kept = reals(kept, P ? r->method->prefix_keeps(r->model) : 0, 1);
@@ -1593,7 +1600,7 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     r->dprefix = reals(scratch, 2 * c->n_layers * P, kvd);
 }
 
-// A run that is described but not yet taken: its arenas only count. Without a method (NULL), that of the base alone.
+// A run that is described but not yet taken: its arenas only count. method NULL: the base alone.
 static Run describe_run(Model *m, const Method *method, RunKind kind, size_t max_T, size_t max_kv) {
     static const Method none;
     Run r = { .model = m, .method = method ? method : &none, .kind = kind, .max_T = max_T, .max_kv = max_kv };
@@ -1635,23 +1642,23 @@ static bool has_logits(const Batch *b, size_t t, size_t end) {
 }
 
 // Says where attention finds the keys of each sequence. Those of a batch that is whole lie as its rows do; a cache has
-// room behind the keys, so between each two sequences one is put in that has no queries and owns that room. The new
-// keys of several sequences are computed in the last rows of the cache, which belong to none, and then moved.
+// free rows after its keys, so between two sequences stands one without queries that owns those rows (caches come in
+// ascending order). The new keys of several sequences are computed in the last rows, which belong to none, and moved.
 static void place_keys(Run *r, const Batch *b) {
     const Cache *c = r->caches;
     size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1;
     size_t *starts = alloc(n + 1, sizeof *starts), *kv_starts = alloc(n + 1, sizeof *kv_starts);
     int32_t *rows = alloc(b->T, sizeof *rows);
-    size_t longest = 0;
+    size_t most = 0;
     for (size_t s = 0, t = 0, i = 0; s < b->n; s++, i += each) {
-        longest = max_size(longest, b->starts[s+1] - b->starts[s]);
+        most = max_size(most, b->starts[s+1] - b->starts[s]);
         starts[i] = b->starts[s], starts[i+1] = b->starts[s+1];
         kv_starts[i] = c ? c[s].first : starts[i];
         size_t next = kv_starts[i] + (c ? c[s].n : 0);      // row of the first new key
         while (t < b->starts[s+1]) rows[t++] = (int32_t)next++;
         kv_starts[i+1] = next;
     }
-    r->n_sequences = n, r->longest = longest;
+    r->n_sequences = n, r->most_queries = most;
     r->spread_keys = c && b->n > 1;
     r->new_keys = r->spread_keys ? r->max_kv - r->max_T : c ? c->first + c->n : 0;
     bool fits = b->T <= r->max_T && r->new_keys + b->T <= r->max_kv;
@@ -1707,7 +1714,7 @@ static size_t trainable_bytes(const Model *m, bool trains) {
     return count.used;
 }
 
-// Takes the memory and sets the first values: of the base those that it has, of new tensors random ones from the seed.
+// Takes the memory and sets the first values: base tensors: their own; new ones: random, from the seed.
 static void start_trainables(Model *m, uint64_t seed, bool trains) {
     m->trainables.size = trainable_bytes(m, trains);
     m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
@@ -1749,7 +1756,7 @@ static void map_forward(const Run *r, const LayerState *k, const Linear *w, real
 }
 
 // dx [n,in] is overwritten by the first map that writes it, and added to by the others; NULL: nothing below trains. A
-// method comes before the map's own product, and adds: where it stands at the first map, all start from zeros.
+// method comes before the map's own product, and adds: if it acts on the first map, dx is zeroed first.
 static void map_backward(const Run *r, const LayerState *k, const Linear *w, real *dx, bool first, real *const *dy,
                          const real *x) {
     const real *kept = k->beside[w->index];
@@ -1767,15 +1774,15 @@ static void map_backward(const Run *r, const LayerState *k, const Linear *w, rea
     if (r->method->input_backward) r->method->input_backward(w, dx, x, kept, pass_of(r));
 }
 
-static void norm_forward(const Run *r, real *y, real *rms, const real *x, const Tensor *gain) {
+static void norm_forward(const Run *r, real *y, real *inv_rms, const real *x, const Tensor *gain) {
     const Config *c = &r->model->config;
-    rmsnorm_forward(y, rms, x, gain->data, (real)c->rms_norm_eps, r->n_rows, c->hidden_size);
+    rmsnorm_forward(y, inv_rms, x, gain->data, (real)c->rms_norm_eps, r->n_rows, c->hidden_size);
 }
 
 // dx [n,H] = from + the norm's gradient; that of its gain is added to
 static void norm_backward(const Run *r, real *dx, const real *from, const real *dy, const real *x, const Tensor *gain,
-                          const real *rms) {
-    rmsnorm_backward(dx, from, gain->grad, dy, x, gain->data, rms, r->n_rows, r->model->config.hidden_size);
+                          const real *inv_rms) {
+    rmsnorm_backward(dx, from, gain->grad, dy, x, gain->data, inv_rms, r->n_rows, r->model->config.hidden_size);
 }
 
 // ---- 4.4 A layer -------------------------------------------------------------------------------------------------
@@ -1783,7 +1790,7 @@ static void norm_backward(const Run *r, real *dx, const real *from, const real *
 static AttentionShape attention_shape(const Run *r) {
     const Config *c = &r->model->config;
     return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, r->model->n_prefix, r->T,
-                             r->longest, r->starts, r->kv_starts };
+                             r->most_queries, r->starts, r->kv_starts };
 }
 
 // The keys (kv 0) or values (1) of the prefix in a layer, or their gradient; NULL without one.
@@ -1792,7 +1799,7 @@ static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
 }
 
 // Ends a half of layer l: out [n,H] = x + s, s = W y, normalized where there is a post norm, and what the method
-// does behind it. Where nothing stands beside the map or behind the half, who would need y alone, the product starts
+// does after it. If nothing stands beside the map or after the half, nobody needs W y alone: the product starts
 // from x.
 static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, real *out, real *x, const real *y) {
     const Layer *L = &r->model->layers[l];
@@ -1802,7 +1809,7 @@ static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, r
     map_forward(r, k, w, direct ? &out : &k->half[half], direct ? &x : NULL, y);
     if (direct) return;
     const real *s = L->post_norm[half] ? r->normed : k->half[half];
-    if (L->post_norm[half]) norm_forward(r, r->normed, k->half_rms[half], k->half[half], L->post_norm[half]);
+    if (L->post_norm[half]) norm_forward(r, r->normed, k->half_inv_rms[half], k->half[half], L->post_norm[half]);
     add(out, x, s, r->n_rows * H);
     if (r->method->branch_forward) r->method->branch_forward(&L->branch[half], out, s, k->branch[half], H, pass_of(r));
 }
@@ -1817,7 +1824,7 @@ static void self_attention_forward(Run *r, size_t l) {
     real *k_new = k->k + r->new_keys * kvd, *v_new = k->v + r->new_keys * kvd, *qkv[] = { k->q, k_new, v_new };
     real *x = k->x, *att = k->att;
     // 1. a = norm(x)
-    norm_forward(r, k->a, k->rms1, k->x, L->input_norm);
+    norm_forward(r, k->a, k->inv_rms1, k->x, L->input_norm);
     // 2. q, k, v = W a + b: three maps, or one with three parts
     for (size_t i = 0; i < L->n_qkv; i++) map_forward(r, k, &L->maps[i], qkv + i, NULL, k->a);
     // 3. q, k turned by their positions
@@ -1843,7 +1850,7 @@ static void mlp_inside(const Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     LayerState *k = &r->layers[l];
     // 6. m = norm(mid)
-    norm_forward(r, k->m, k->rms2, k->mid, L->mlp_norm);
+    norm_forward(r, k->m, k->inv_rms2, k->mid, L->mlp_norm);
     // 7. gate, up = W m
     map_forward(r, k, L->gate_up, &k->gate_up, NULL, k->m);
     // 8. h = silu(gate) up
@@ -1871,14 +1878,14 @@ static real *half_backward(const Run *r, size_t l, size_t half) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
     size_t H = r->model->config.hidden_size, post_norm = half == MLP ? AT_MLP_POST_NORM : AT_ATTENTION_POST_NORM;
-    size_t branch = post_norm + 1;      // the stage behind it
+    size_t branch = post_norm + 1;      // the stage after it
     real *ds = r->dx;
     if (r->method->branch_backward)
         ds = r->method->branch_backward(&L->branch[half], r->dx, r->ds, k->branch[half], H, flows_below(r, l, branch),
                                         pass_of(r));
     if (!flows_below(r, l, branch)) return NULL;
     if (L->post_norm[half]) {
-        norm_backward(r, r->dhalf, NULL, ds, k->half[half], L->post_norm[half], k->half_rms[half]);
+        norm_backward(r, r->dhalf, NULL, ds, k->half[half], L->post_norm[half], k->half_inv_rms[half]);
         ds = r->dhalf;
     }
     return flows_below(r, l, post_norm) ? ds : NULL;
@@ -1906,11 +1913,11 @@ static bool mlp_backward(const Run *r, size_t l) {
     map_backward(r, k, L->gate_up, dm, true, &dgate_up, k->m);
     if (!dm) return false;
     // 6. m = norm(mid)
-    norm_backward(r, r->dx, r->dx, dm, k->mid, L->mlp_norm, k->rms2);
+    norm_backward(r, r->dx, r->dx, dm, k->mid, L->mlp_norm, k->inv_rms2);
     return flows_below(r, l, AT_MLP_NORM);
 }
 
-// Behind the last attention only R rows had gone on: their gradients go back to their places, the others are zero.
+// After the last attention only R rows went on: puts their gradients back in place; the others are zero.
 static void spread_rows(Run *r) {
     size_t H = r->model->config.hidden_size, qd = q_width(&r->model->config);
     zero(r->dx_all, r->T * H), zero(r->datt, r->T * qd);
@@ -1940,12 +1947,12 @@ static bool self_attention_backward(Run *r, size_t l) {
     rope_backward(r->dq, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
     // 2. q, k, v = W a + b
-    if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->rms1, k->x, L->input_norm);
+    if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->inv_rms1, k->x, L->input_norm);
     real *da = if_flows(r, r->dnorm, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
     for (size_t i = 0; i < L->n_qkv; i++) map_backward(r, k, &L->maps[i], da, !i, dqkv + i, k->a);
     if (!da) return false;
     // 1. a = norm(x)
-    norm_backward(r, r->dx, r->dx, da, k->x, L->input_norm, k->rms1);
+    norm_backward(r, r->dx, r->dx, da, k->x, L->input_norm, k->inv_rms1);
     return flows_below(r, l, AT_INPUT_NORM);
 }
 
@@ -1956,8 +1963,8 @@ static void head_forward(const Run *r, const real *final, size_t n) {       // r
     linear_forward(r->logits, NULL, final, weight_of(head), 1, n, head->shape[0], head->shape[1]);
 }
 
-// The sum of the losses at all targets; with scale > 0 gradients of scale x that sum, too: those of the head and of the
-// last norm are added to, r->dx is that of x_final.
+// The sum of the losses at all targets; with scale > 0 gradients of scale times that sum, too: those of the head and of
+// the last norm are added to, r->dx is that of x_final.
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
@@ -1972,7 +1979,7 @@ static double head_loss(Run *r, real smoothing, real scale) {
         if (flows) linear_backward_input(r->dfinal + row*H, NULL, dlogits, weight_of(head), 1, n, V, H);
         if (scale > 0 && head->grad) linear_backward_weight(head->grad, dlogits, final, 1, n, V, H);
     }
-    if (flows) norm_backward(r, r->dx, NULL, r->dfinal, r->x_final, r->model->final_norm, r->final_rms);
+    if (flows) norm_backward(r, r->dx, NULL, r->dfinal, r->x_final, r->model->final_norm, r->final_inv_rms);
     real *loss = alloc(r->R, sizeof *loss);
     double sum = 0;
     memory_copy_out(loss, r->loss, r->R * sizeof *loss);
@@ -1999,7 +2006,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     r->n_rows = r->T;
     for (size_t l = 0; l < r->model->config.n_layers; l++)
         self_attention_forward(r, l), mlp_forward(r, l);
-    norm_forward(r, r->final, r->final_rms, r->x_final, r->model->final_norm);
+    norm_forward(r, r->final, r->final_inv_rms, r->x_final, r->model->final_norm);
 }
 
 // The logits at every position of a batch, not only at targets: [T,V], on the host.
@@ -2047,14 +2054,14 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
 //  5  Tuning methods
 // ================================================================================================================
 // A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
-// in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads,
-// beside the map, behind each half of a layer, and in a prefix of keys and values that every token sees. Each method is
-// one block: the math, setup, forward, backward, its words in files, and what merging it into the base means. To add
-// one, write a block and give it a row in the table of 5.7. One rule: X_keeps is equal in all layers, and what acts
-// behind a half of a layer has a place behind the MLP. (Only dump, yaml files and ChatGLM's own prefix folders know
-// some of the methods by name.)
+// in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads (as
+// README's IA3), beside the map, after each half of a layer, and in a prefix of keys and values that every token sees.
+// Each method is one block: the math, setup, forward, backward, its words in files, and what merging it into the base
+// means. To add one, write a block and give it a row in the table of 5.7. Two rules: X_keeps is equal in all layers;
+// what acts after a half of a layer acts after the MLP, too. (Only dump, yaml files and ChatGLM's own prefix folders
+// know some of the methods by name.)
 
-// ---- 5.1 What methods are made of --------------------------------------------------------------------------------
+// ---- 5.1 Helpers of methods --------------------------------------------------------------------------------------
 
 // What reading and writing adapter_config.json takes from Part Three (13.1, 13.3, 13.7).
 
@@ -2160,8 +2167,8 @@ static void check_modules(const Model *m, const char *targets) {
 
 enum { LORA_A, LORA_B };
 
-// The maps that LoRA stands beside; NULL: every one. In an official yaml, none means PEFT's default, and names of the
-// other layout are translated (one fused map is three).
+// The maps that LoRA stands beside; NULL: every one. With an official yaml, no list means PEFT's default, and names of
+// the other layout are translated (one fused map is three).
 static const char *lora_targets(const Model *m, const Options *o) {
     static const char *const names[][2] = {
         { "q_proj", "query_key_value" }, { "k_proj", "query_key_value" }, { "v_proj", "query_key_value" },
@@ -2313,11 +2320,11 @@ static void full_setup(Model *m, const Options *o) {
 // E starts N(0,1), the rest uniform on +-1/sqrt(in), as torch does. Cost: 2 L g d P parameters, and P keys more for
 // every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide. With a
 // projection, which multiplies every step, give a quarter of that.
-// What it learns: a manner, a role, samples by heart; of new facts asked in other words one in ten (README, What they
-// learn), for it is looked up by queries that do not train. AdamW moves a number by at most the rate in a step, and u
-// must move by about its own width, 1: few steps at a low rate do nothing (10.4 warns).
-// One dropout mask serves an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix,
-// so how they are cut into batches must not matter.
+// What it learns: a manner, a role, samples by heart; of new facts asked in other words one in ten (README, What the
+// methods learn), for it is looked up by queries that do not train. AdamW moves a number by at most the rate in a step,
+// and u must move by about its own width, 1: few steps at a low rate do nothing (10.4 warns). One dropout mask serves
+// an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix, so how they are cut into
+// batches must not matter.
 
 enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };     // E, W1, b1, W2, b2; in PEFT's files, ChatGLM's:
 static const char *const prefix_names[][5] = {
@@ -2449,15 +2456,15 @@ static void ptuning_read_config(const char *path, const Json *root, Options *o) 
 }
 
 // ---- 5.5 Bottleneck adapters -------------------------------------------------------------------------------------
-// Puts a small network behind a half of a layer, s being what the half gives to the residual stream x (after the post
+// Puts a small network after a half of a layer, s being what the half gives to the residual stream x (after the post
 // norm, where there is one):
 //     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor
-//     houlsby    out = x + s + A(s) behind both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
-//     pfeiffer   out = x + s + A(x + s) behind the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
-// The factor is 16 by default, or less, so that B is 128 where H is that large.
-// as the `adapters` library places and names them in its Llama. W_down starts N(0,0.02), all else at zero: the library
+//     houlsby    out = x + s + A(s) after both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
+//     pfeiffer   out = x + s + A(x + s) after the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
+// By default the factor is 16, or less, so that B is at least 128 where H is. They are placed and named as the
+// `adapters` library does in its Llama. W_down starts N(0,0.02), all else at zero: the library
 // draws W_up as well, but with zero the first step sees the base exactly, as with LoRA. Cost: 2 H B + B + H numbers a
-// place, and two small products that stay. Learning rate 7e-4: W_up has its way to go from zero, behind small numbers.
+// place, and two small products that stay. Learning rate 7e-4: W_up has its way to go from zero, after small numbers.
 
 enum { ADAPTER_DOWN, ADAPTER_DOWN_BIAS, ADAPTER_UP, ADAPTER_UP_BIAS };
 enum { HOULSBY, PFEIFFER };
@@ -2501,7 +2508,7 @@ static void adapter_forward(const Added *a, real *x, const real *s, real *z, siz
     bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
 }
 
-// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; without A both would be dx, that of out.
+// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; without A both equal dx, the gradient of out.
 static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
     size_t B = adapter_width(a);
     const real *down = z + p.T * H, *bent = down + p.T * B;
@@ -2585,8 +2592,8 @@ static const Method methods[] = {
     { .name = "adapter", .peft_type = "GLMTUNE_ADAPTER", .learning_rate = 7e-4, .setup = adapter_setup,
       .branch_keeps = adapter_keeps, .branch_forward = adapter_forward, .branch_backward = adapter_backward,
       .write_config = adapter_write_config, .read_config = adapter_read_config,
-      .help = "small networks behind the halves of layers; 2 hidden^2 / reduction_factor numbers each, and their time",
-      .no_merge = "an adapter is a network of its own behind the layers, no change of a weight" },
+      .help = "small networks after the halves of layers; 2 hidden^2 / reduction_factor numbers each, and their time",
+      .no_merge = "an adapter is a network of its own after the layers, no change of a weight" },
     { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .width_power = 0.66,
       .setup = freeze_setup, .write_config = freeze_write_config, .read_config = freeze_read_config,
       .help = "the last layers; 16 bytes for each number that trains; the backward ends below them" },
@@ -2627,8 +2634,7 @@ static double accumulate(Run *r, const Batch *batches, size_t n, size_t n_target
 
 // ---- 6.2 Schedules, clipping, optimizers -------------------------------------------------------------------------
 
-// The learning rate of step s = 0 .. total-1, with w steps of warm-up, the first at rate 0, and n = max(1, total-w)
-// more:
+// The learning rate of step s = 0 .. total-1: w of warm-up (the first at rate 0), then n = max(1, total-w) more.
 //     s < w: lr s/w    cosine: lr (1 + cos(pi (s-w)/n)) / 2    linear: lr (total-s)/n    constant: lr
 static double scheduled_rate(const char *schedule, double lr, int64_t s, int64_t w, int64_t total) {
     double n = (double)(total - w > 1 ? total - w : 1);
@@ -2707,7 +2713,7 @@ static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
 // line each.
 
 // files (13.1)
-#define TEMPORARY ".glmtune.tmp"    // how those other names end
+#define TEMPORARY ".glmtune.tmp"    // how a temporary name ends (begin_output)
 
 static void write_file(const char *path, const char *bytes, size_t n);     // a whole file, or none
 static char *read_file(const char *path, size_t *n);        // all of it, a NUL behind
