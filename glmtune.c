@@ -2,8 +2,7 @@
 //
 // What it is: the whole program in one file. Weight files and tokenizers as released, the transformer forward and
 // backward, LoRA, P-tuning v2, bottleneck adapters, freezing and full tuning, AdamW, evaluation, chat. It needs libc
-// and libm; OpenMP if there is one. What it is not: an inference server, or a framework. It knows one family of models,
-// and knows it exactly.
+// and libm; OpenMP if there is one. What it is not: an inference server, or a framework for other models.
 //
 // How to read it: from the top, as a book in three parts. Part One is the model: the mathematics, every line of it, and
 // one step of training. Part Two is the work: a training run from its data to its adapter. Part Three is the machine
@@ -451,9 +450,9 @@ void activation_backward(real *dx, const real *dy, const real *x, Activation f, 
 void gain_forward(real *y, const real *x, const real *gain, size_t T, size_t n);
 // dgain [n] += the sum over the rows of dy x, both [T,n]
 void gain_backward(real *dgain, const real *dy, const real *x, size_t T, size_t n);
-// y [T,n] = x (1 / (1-p)), or 0 where rng_uniform(rng_key(token_keys[t], site), i) < (float)p; token_keys [T]
+// y [T,n] = f x, f = 0 where rng_uniform(rng_key(token_keys[t], site), i) < (float)p, else 1 / (1-p); 0 <= p < 1
 void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
-// dx [T,n] += dy / (1-p), or nothing, at the same places
+// dx [T,n] += f dy
 void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint64_t site, real p, size_t T, size_t n);
 
 // -- Loss and optimizers
@@ -935,8 +934,8 @@ KERNEL void gain_backward(real *dgain, const real *dy, const real *x, size_t T, 
 // function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
 // feature, so it is never stored: the backward asks for it again.
 
-static real drop_out(real x, uint64_t key, size_t i, real p) {
-    return rng_uniform(key, i) >= (float)p ? x * (1 / (1 - p)) : 0;
+static real dropout_factor(uint64_t key, size_t i, real p) {
+    return rng_uniform(key, i) >= (float)p ? 1 / (1 - p) : 0;
 }
 
 KERNEL void dropout_forward(real *y, const real *x, const uint64_t *token_keys, uint64_t site, real p, size_t T,
@@ -944,7 +943,7 @@ KERNEL void dropout_forward(real *y, const real *x, const uint64_t *token_keys, 
     #pragma omp parallel for if (T * n > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         uint64_t key = rng_key(token_keys[t], site);
-        for (size_t i = 0; i < n; i++) y[t*n + i] = drop_out(x[t*n + i], key, i, p);
+        for (size_t i = 0; i < n; i++) y[t*n + i] = dropout_factor(key, i, p) * x[t*n + i];
     }
 }
 
@@ -953,7 +952,7 @@ KERNEL void dropout_backward(real *dx, const real *dy, const uint64_t *token_key
     #pragma omp parallel for if (T * n > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         uint64_t key = rng_key(token_keys[t], site);
-        for (size_t i = 0; i < n; i++) dx[t*n + i] += drop_out(dy[t*n + i], key, i, p);
+        for (size_t i = 0; i < n; i++) dx[t*n + i] += dropout_factor(key, i, p) * dy[t*n + i];
     }
 }
 
