@@ -1438,7 +1438,7 @@ static void get_partial(double *host, unsigned parts) {
 }
 
 static double sum_of_parts(unsigned parts) {
-    double part[PARTS], sum = 0;
+    double part[PARTS] = {}, sum = 0;
     get_partial(part, parts);
     for (unsigned i = 0; i < parts; i++) sum += part[i];
     return sum;
