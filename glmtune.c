@@ -181,11 +181,6 @@ __attribute__((format(printf, 2, 3))) static void text_print(Text *t, const char
     va_end(again);
 }
 
-#ifdef __SANITIZE_ADDRESS__
-const char *__asan_default_options(void);
-const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names and a model are never given back
-#endif
-
 // A formatted string of its own, for names and paths; most live as long as the program.
 __attribute__((format(printf, 1, 2))) static char *strf(const char *format, ...) {
     va_list args;
@@ -492,8 +487,9 @@ void kernel_failed(const char *what) { fail("%s", what); }
 #else
 #define FAST 1
 #endif
+// KERNEL stands before the plain body of each function of the seam.
 #ifdef GLMTUNE_PORT
-#define KERNEL __attribute__((weak))    // stands before each function of the seam
+#define KERNEL __attribute__((weak))
 #else
 #define KERNEL
 #endif
@@ -871,11 +867,14 @@ KERNEL void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, re
 // The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the
 // value u come from one map, the gate's F rows first.
 
+static real sigmoid(real x) { return 1 / (1 + real_exp(-x)); }
+static real swish(real x) { return x / (1 + real_exp(-x)); }        // silu's other name
+
 KERNEL void swiglu_forward(real *h, const real *gate_up, size_t T, size_t F) {
     #pragma omp parallel for if (T * F > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         const real *g = gate_up + t*2*F, *u = g + F;
-        for (size_t i = 0; i < F; i++) h[t*F + i] = g[i] / (1 + real_exp(-g[i])) * u[i];
+        for (size_t i = 0; i < F; i++) h[t*F + i] = swish(g[i]) * u[i];
     }
 }
 
@@ -886,7 +885,7 @@ KERNEL void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up,
         const real *g = gate_up + t*2*F, *u = g + F, *dh_t = dh + t*F;
         real *dg = dgate_up + t*2*F, *du = dg + F;
         for (size_t i = 0; i < F; i++) {
-            real z = 1 / (1 + real_exp(-g[i]));
+            real z = sigmoid(g[i]);
             dg[i] = dh_t[i] * u[i] * z * (1 + g[i] * (1 - z));
             du[i] = dh_t[i] * g[i] * z;
         }
@@ -899,8 +898,6 @@ KERNEL void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up,
 static real relu(real x) { return x < 0 ? 0 : x; }      // NaN stays NaN
 static real relu_slope(real x) { return x > 0; }
 static real tanh_slope(real x) { real y = real_tanh(x); return 1 - y*y; }
-static real sigmoid(real x) { return 1 / (1 + real_exp(-x)); }
-static real swish(real x) { return x / (1 + real_exp(-x)); }
 static real swish_slope(real x) { return sigmoid(x) * (1 + x * sigmoid(-x)); }
 
 static const struct { real (*value)(real), (*slope)(real); } activations[] = {
@@ -2076,10 +2073,10 @@ struct Json {
     Json *first, *next;         // members
 };
 
-static Json *json_get(const Json *object, const char *key);     // the member of an object; NULL: none
-static bool json_is(const Json *j, JsonType type);          // also for NULL
-static bool exists(const char *path);
-// a number, a flag, a text of a config; where it says nothing they are `missing`, and NULL
+static Json *json_get(const Json *object, const char *key); // the member of an object; NULL: none
+static bool json_is(const Json *j, JsonType type);          // j may be NULL: false
+static bool exists(const char *path);                       // a file or a folder
+// a number, a flag, a text of a config; a missing key gives `missing`; a text NULL
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
                             double missing);
 static bool config_flag(const Json *root, const char *key, bool missing);
@@ -2708,30 +2705,29 @@ static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
 // PART TWO: THE WORK
 // ================================================================================================================
 // A training run from its data to its adapter: text becomes ids, conversations become samples, samples become steps,
-// and what was learned is written, read and merged. What this part takes from Part Three stands here, a
-// line each.
+// and what was learned is written, read and merged. What this part takes from Part Three stands here, a line each.
 
 // files (13.1)
 #define TEMPORARY ".glmtune.tmp"    // how a temporary name ends (begin_output)
 
-static void write_file(const char *path, const char *bytes, size_t n);     // a whole file, or none
-static char *read_file(const char *path, size_t *n);        // all of it, a NUL behind
-static bool is_folder(const char *path);
-static void make_folders(const char *path);                 // all of a path
+static void write_file(const char *path, const char *bytes, size_t n);      // whole, or not at all
+static char *read_file(const char *path, size_t *n);        // all of it, and a NUL after it
+static bool is_folder(const char *path);                    // false: a file, or nothing
+static void make_folders(const char *path);                 // each that the path names and that is not there
 static void remove_tree(const char *path);                  // a file, or a folder with all that is in it
-static void remove_inside(const char *folder, const char *ending);     // what ends so, in a folder
+static void remove_inside(const char *folder, const char *ending);          // the files whose names end so
 static const char *begin_output(const char *path);          // the temporary name under which a path is to be written
 static const char *begin_folder(const char *path);          // the same, and makes a folder of that name
 static void finish_output(const char *temporary);           // gives what was written there its own name
-static void close_written(FILE *f, const char *path);
-__attribute__((noreturn)) static void fail_writing(const char *path);
+static void close_written(FILE *f, const char *path);       // ends the program where not all is on the disk
+__attribute__((noreturn)) static void fail_writing(const char *path);       // as when the disk is full
 static void on_stop_signal(int signal_number);              // counts SIGINT and SIGTERM in stop_signals
 
 // clock, progress (13.2) and characters (14.1)
 static double seconds(void);                                // on a clock that only runs forward
 // a line on stderr; without `keep` for a terminal alone, to be replaced by the next
 __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...);
-static bool is_space_character(uint32_t c);
+static bool is_space_character(uint32_t c);                 // of Unicode's class
 
 // JSON (13.3): a reader gives one value of a file after another
 typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512]; } JsonBlock;
@@ -2748,13 +2744,13 @@ typedef struct {
     char *own;                  // the source, where json_open_file has read it
 } JsonReader;
 
-static JsonReader json_open_file(const char *path);
-static JsonReader json_open(const char *file, const char *source, size_t n);     // of a text that is there
+static JsonReader json_open_file(const char *path);          // reads it
+static JsonReader json_open(const char *file, const char *source, size_t n);    // of a text in memory
 static Json *json_next(JsonReader *r);                      // NULL: the end
 static Json *json_only(JsonReader *r);                      // where a file is one value
-static const char *json_where(const JsonReader *r, size_t at);     // "file:line:column"
-static void json_close(JsonReader *r);
-static void text_json(Text *t, const char *s, size_t n);     // adds a string in quotes
+static const char *json_where(const JsonReader *r, size_t at);                  // "file:line:column"
+static void json_close(JsonReader *r);                      // its values go with it
+static void text_json(Text *t, const char *s, size_t n);    // adds a string in quotes
 
 // tensor files (13.5, 13.6)
 enum { MAX_DIMS = 4 };
@@ -2772,26 +2768,27 @@ typedef struct { StoredTensor *tensors; size_t n, capacity; Text metadata; } Ten
 
 typedef struct { FILE *f; const char *path, *temporary; size_t expected, written; } TensorWriter;
 
-static const char *dtype_name(Dtype d);
-static void read_tensor_file(TensorSet *set, const char *path);
-static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted);     // NULL: none
-static const char *shape_text(const size_t *shape, size_t n_dims);
+static const char *dtype_name(Dtype d);                     // "BF16"
+static void read_tensor_file(TensorSet *set, const char *path);                 // adds the tensors of one file
+static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted); // NULL: none
+static const char *shape_text(const size_t *shape, size_t n_dims);              // "[4, 16]"
 // of a key in "key=value" lines, such as metadata; NULL: none
 static const char *line_value(const char *lines, const char *key);
-static void widen_stored(real *out, const StoredTensor *s);     // copies numbers that are not to be read again
-static bool has_shape(const StoredTensor *s, const Tensor *t);
+static void widen_stored(real *out, const StoredTensor *s); // copies numbers that are not to be read again
+static bool has_shape(const StoredTensor *s, const Tensor *t);                  // the one that the model wants
+// the header of n tensors, then their bytes in that order, then the file gets its name
 static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata);
 static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n);
 static void finish_tensor_file(TensorWriter *w);
 
 // models (13.8)
-static Config read_config(const char *path);                // of a path
-static Model *load_model(const char *folder);               // config.json read, tensors bound
+static Config read_config(const char *path);                // of a config.json
+static Model *load_model(const char *folder);               // its config.json read, its tensors bound
 
 // plans and curves (15)
 static const char *size_text(size_t bytes);                 // "1.5 GiB"
 static size_t available_bytes(void);                        // of memory that may still be taken
-static void need_memory(size_t bytes, const char *lower);     // ends the program where there is not so much
+static void need_memory(size_t bytes, const char *lower);   // ends the program where there is not so much
 // prints what a run will take, and says how it shall work
 static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T);
 
@@ -2799,7 +2796,9 @@ static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_
 //  7  Text
 // ================================================================================================================
 // What a model reads and writes: text as token ids and back, and a conversation as one row of ids in the layout that
-// the model was pretrained on, with labels that say which of them it shall learn to produce.
+// the model was pretrained on, with labels that say which of them it shall learn to produce. Training, evaluation and
+// chat all use this encoder, so that what is learned is what is asked for later. Role tokens go in by id; what stands
+// in a message is always plain text.
 
 // ---- 7.1 Characters ----------------------------------------------------------------------------------------------
 
@@ -3344,9 +3343,9 @@ static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t
 // ================================================================================================================
 //  8  Data
 // ================================================================================================================
-// A conversation becomes one row of token ids in the layout that the model was pretrained on, and labels that say
-// which of them it shall learn to produce. Training, evaluation and chat all use the encoder below, so that what is
-// learned is what is asked for later. Role tokens go in by id; what stands in a message is always plain text.
+// A data file is read sample by sample, in each of the forms that it may have; what is doubtful is counted, and told
+// with its first place. Some samples are held out by their hash, each epoch has an order of its own, and a batch is its
+// samples one after another.
 
 // ---- 8.1 Samples -------------------------------------------------------------------------------------------------
 
@@ -3859,7 +3858,7 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
 // ================================================================================================================
 // A token at a time: the keys and values of all tokens so far are kept, so each new one costs one row of every product.
 // The run of section 4 does it, with rows of keys and values for the whole of one or several conversations and
-// activations for a few tokens.
+// activations for a few tokens. Answers to a data set are scored against its own.
 
 // ---- 9.1 Answers -------------------------------------------------------------------------------------------------
 
@@ -4225,28 +4224,30 @@ static char *score_line(const Scores *s) {
 // The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
 // per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
 // --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
-// Whatever is not finite stops the run at once. Before the loop stand the memory plan, scores and evaluation, behind it
-// what looks at a model or a run from outside: dump, gradient check, comparison.
+// Whatever is not finite stops the run at once. A run evaluates, saves, goes on from what it saved, and ends with what
+// came of it.
 
-// Of sections 11, 15 and 16.
+// What this section takes of later ones: adapters (11), curves (15), settings (16).
 
 // A model as the command line names it: a model folder, or an adapter folder with its base.
 typedef struct { Model *model; const Method *method; const char *folder, *adapter; } Opened;    // folder: the base's
 
-static Opened open_model(const char *path, Options *o);     // a model folder, or an adapter with its base
+static Opened open_model(const char *path, Options *o);     // by its path
 // sets a method up, and gives what it trains its memory
 static void start_method(const Opened *m, uint64_t seed, bool trains);
+// what was saved, into the tensors that train
 static void read_adapter_tensors(const char *folder, Model *m, const Method *method);
-// warns where an adapter was made of another base
+// ends the program where an adapter was made on another base
 static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o);
 static const char *fingerprint_of(const Model *m, const ChatFormat *f);     // of base, tokenizer and layout
-static StoredTensor stored_as(const Tensor *t, Dtype dtype);     // what a tensor is called and how it lies in a file
+static StoredTensor stored_as(const Tensor *t, Dtype dtype);                // how a tensor is called and lies in a file
 // a tensor file of arrays in model memory
 static void write_reals(const char *path, const StoredTensor *s, size_t n, const char *metadata);
+// an adapter's two files, and what else its method has
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base);
-static void draw_losses(const char *folder);                // loss.svg, of a log
+static void draw_losses(const char *folder);                // loss.svg, of the log there
 static const char *settings_of(const Options *o);           // all settings of a run as "name=value" lines
-// and the way back, for what was not given
+// the way back, for what was not given
 static void restore_settings(Options *o, const char *lines, const char *folder);
 
 // The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
@@ -4370,12 +4371,11 @@ typedef struct {
     double replay_ratio, tokens_logged, began, logged_at, draw_at, took, validating;
 } Trainer;
 
-// Time and disk that a run will take (15.2).
-
+// Time and disk that a run will take (15.2), in words.
 static const char *time_text(double s);                     // "2 h 5 min"
-static char *time_plan(Trainer *t);                         // prints how long it will be
-static size_t disk_left(const char *folder);                // bytes free where a folder stands; 0: unknown
-static char *disk_plan(const Trainer *t);     // prints what checkpoints will take, and refuses a disk that is too small
+static char *time_plan(Trainer *t);                         // how long it will run, by a measurement
+static char *disk_plan(const Trainer *t);                   // what checkpoints will take; ends the program without room
+static size_t disk_left(const char *folder);                // bytes free where it lies; SIZE_MAX: nobody knows
 
 // The order of n samples in an epoch, which is kept until another epoch is asked for.
 static const size_t *order_of(Order *o, size_t n, uint64_t seed, uint64_t epoch) {
@@ -9478,6 +9478,11 @@ static bool is_yaml(const char *path) {
     const char *dot = strrchr(path, '.');
     return dot && (!strcmp(dot, ".yaml") || !strcmp(dot, ".yml"));
 }
+
+#ifdef __SANITIZE_ADDRESS__
+const char *__asan_default_options(void);
+const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names and a model are never given back
+#endif
 
 static void use_threads(int64_t threads) {
 #ifdef _OPENMP
