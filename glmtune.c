@@ -1391,7 +1391,17 @@ typedef struct {
     const int32_t *prefix_rows;     // see prefix_forward
 } Pass;
 
-typedef struct Json Json;       // a value of a JSON file: 5.1
+// A key of adapter_config.json that a method has, in its order (11.2, 11.3). It holds the option of its name, unless it
+// stands there for PEFT: `text` as it is, or a number of the model.
+typedef enum { NUMBER_OR_FLAG, WORD, NAMES } KeyForm;
+typedef struct {
+    const char *key, *usual;        // usual: what a file without it means; NULL: it must have it; "": nothing
+    KeyForm form;
+    const char *needs;              // read only where this flag of the file is true
+    bool free, own;                 // free: the user may set another; own: only where PEFT does not read (own_type)
+    const char *text;
+    size_t (*of_model)(const Config *);
+} ConfigKey;
 
 // Functions that a method has no use for are NULL. `kept` is what a forward keeps for its backward; X_keeps says how
 // many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share one `kept` for each
@@ -1424,8 +1434,8 @@ typedef struct {
     size_t (*prefix_keeps)(const Model *);
     void (*prefix_forward)(const Model *, real *kv, real *kept, Pass);
     void (*prefix_backward)(const Model *, const real *dkv, real *kept, Pass);
-    void (*write_config)(Text *, const Model *, const Options *);       // its own keys, each after a comma
-    void (*read_config)(const char *path, const Json *, Options *);
+    const ConfigKey *keys;          // its own, up to one without a name
+    void (*settle)(const Model *, Options *);   // sets the options that were left open as setup decided them
     bool (*is_pefts)(const Model *);            // false: own_type
     // what PEFT wants in its file in the place of what trains, the caller's to give back; NULL: what trains
     Tensor *(*projected)(const Model *);
@@ -2052,35 +2062,12 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
 // A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
 // in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads (as
 // README's IA3), beside the map, after each half of a layer, and in a prefix of keys and values that every token sees.
-// Each method is one block: the math, setup, forward, backward, its words in files, and what merging it into the base
+// Each method is one block: the math, setup, forward, backward, its keys in files, and what merging it into the base
 // means. To add one, write a block and give it a row in the table of 5.7. Two rules: X_keeps is equal in all layers;
 // what acts after a half of a layer acts after the MLP, too. (Only dump, yaml files and ChatGLM's own prefix folders
 // know some of the methods by name.)
 
 // ---- 5.1 Helpers of methods --------------------------------------------------------------------------------------
-
-// What reading and writing adapter_config.json takes from Part Three (13.1, 13.3, 13.7).
-
-typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
-
-struct Json {
-    JsonType type;
-    size_t at;                  // where it begins in the source
-    const char *key;            // its name, when it stands in an object
-    double number;              // JSON_NUMBER; JSON_BOOL: 0 or 1
-    const char *text;           // JSON_STRING: unescaped, followed by a NUL that `count` does not count
-    size_t count;               // bytes of a string, members of an array or object
-    Json *first, *next;         // members
-};
-
-static Json *json_get(const Json *object, const char *key); // the member of an object; NULL: none
-static bool json_is(const Json *j, JsonType type);          // j may be NULL: false
-static bool exists(const char *path);                       // a file or a folder
-// a number, a flag, a text of a config; a missing key gives `missing`; a text NULL
-static double config_number(const char *path, const Json *root, const char *key, double least, double most,
-                            double missing);
-static bool config_flag(const Json *root, const char *key, bool missing);
-static const char *config_text(const Json *root, const char *key);
 
 // Marks a tensor as trained; its memory is taken when all are known.
 static void train_tensor(Model *m, Tensor *t) {
@@ -2110,37 +2097,6 @@ static void affine_backward(real *dx, const real *from, const real *dy, const re
     bias_backward(b->grad, dy, T, w->shape[0]);
     linear_backward_weight(w->grad, dy, x, 1, T, w->shape[0], w->shape[1]);
     if (dx) linear_backward_input(dx, from, dy, weight_of(w), 1, T, w->shape[0], w->shape[1]);
-}
-
-// A number, flag or text that adapter_config.json fixes: the user may have given that value, and no other. A number's
-// `usual` is what a file without the key means; NAN: it must have one.
-static void fix_number(const char *path, const Json *root, const char *key, double *value, bool given, double least,
-                       double most, double usual) {
-    double fixed = config_number(path, root, key, least, most, usual);
-    if (given && *value != fixed) fail("%s: the adapter has %s %g; leave the option out", path, key, fixed);
-    *value = fixed;
-}
-
-static void fix_integer(const char *path, const Json *root, const char *key, int64_t *value, bool given, double least,
-                        double most, double usual) {
-    double number = (double)*value;
-    fix_number(path, root, key, &number, given, least, most, usual);
-    if (!(floor(number) == number)) fail("%s: \"%s\" must be a whole number", path, key);
-    *value = (int64_t)number;
-}
-
-static void fix_flag(const char *path, const Json *root, const char *key, bool *value, bool given) {
-    bool fixed = config_flag(root, key, false);
-    if (given && *value != fixed)
-        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? "true" : "false");
-    *value = fixed;
-}
-
-static void fix_text(const char *path, const Json *root, const char *key, const char **text, bool given) {
-    const char *fixed = config_text(root, key);
-    if (given && (!*text || !fixed || strcmp(*text, fixed)))
-        fail("%s: the adapter has %s %s; leave the option out", path, key, fixed ? fixed : "unset");
-    *text = fixed;
 }
 
 // Ends the program where a list names a linear map that a layer does not have.
@@ -2233,61 +2189,18 @@ static void lora_backward(const Linear *w, real *dx, real *const *dy, const real
     if (ddropped != dx) dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
 }
 
-static void lora_write_config(Text *t, const Model *m, const Options *o) {
-    const Layer *l = &m->layers[0];
-    const char *comma = "";
-    text_print(t, ",\n  \"r\": %lld,\n  \"lora_alpha\": %s,\n  \"lora_dropout\": %s,\n  \"use_rslora\": %s",
-               (long long)o->r, number_text(o->lora_alpha), number_text(o->lora_dropout),
-               o->use_rslora ? "true" : "false");
-    text_print(t, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"init_lora_weights\": true");
-    text_print(t, ",\n  \"target_modules\": [");
-    for (const Linear *w = l->maps; w < l->maps + l->n_maps; w++)
-        if (lora_rank(w)) text_print(t, "%s\"%s\"", comma, w->short_name), comma = ", ";
-    text_print(t, "]");
-}
-
-// What PEFT can do to LoRA and glmtune does not: each must be absent, null, false or empty.
-static void lora_check_config(const char *path, const Json *root) {
-    static const char *const unwanted[] = {
-        "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern",
-        "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters", "trainable_token_indices",
-        "alora_invocation_tokens", "arrow_config", "kasa_config", "use_bdlora", "velora_config", "monteclora_config" };
-    // others (pissa) change the base as well
-    static const char *const starts[] = { "gaussian", "eva", "orthogonal" };
-    const Json *bias = json_get(root, "bias"), *start = json_get(root, "init_lora_weights");
-    bool known = !json_is(start, JSON_STRING);
-    for (size_t i = 0; i < COUNT(starts) && !known; i++) known = !strcmp(start->text, starts[i]);
-    if (!known)
-        fail("%s: \"init_lora_weights\" is '%s', which changes the base as well; not supported", path, start->text);
-    for (size_t i = 0; i < COUNT(unwanted); i++) {
-        const Json *j = json_get(root, unwanted[i]);
-        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
-                     (j->type >= JSON_ARRAY && !j->count);
-        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
-    }
-    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
-        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
-}
-
-static void lora_read_config(const char *path, const Json *root, Options *o) {
-    const Json *targets = json_get(root, "target_modules");
+static void lora_settle(const Model *m, Options *o) {
     Text list = {0};
-    lora_check_config(path, root);
-    fix_integer(path, root, "r", &o->r, GIVEN(o, r), 1, 65536, 8);
-    fix_number(path, root, "lora_alpha", &o->lora_alpha, GIVEN(o, lora_alpha), 0, 1e6, 8);
-    fix_flag(path, root, "use_rslora", &o->use_rslora, GIVEN(o, use_rslora));
-    double dropout = config_number(path, root, "lora_dropout", 0, 0.99, 0);
-    if (!GIVEN(o, lora_dropout)) o->lora_dropout = dropout;
-    if (!json_is(targets, JSON_ARRAY) || !targets->count) fail("%s: \"target_modules\" must be a list of names", path);
-    for (const Json *j = targets->first; j; j = j->next) {
-        if (j->type != JSON_STRING) fail("%s: \"target_modules\" must be a list of names", path);
-        const char *dot = strrchr(j->text, '.');
-        text_print(&list, "%s%s", list.n ? "," : "", dot ? dot + 1 : j->text);
-    }
-    if (GIVEN(o, target_modules) && !(names_in(o->target_modules, list.s) && names_in(list.s, o->target_modules)))
-        fail("%s: the adapter has target_modules %s; leave the option out", path, list.s);
+    for (const Linear *w = m->layers[0].maps, *end = w + m->layers[0].n_maps; w < end; w++)
+        if (lora_rank(w)) text_print(&list, "%s%s", list.n ? "," : "", w->short_name);
     o->target_modules = list.s;
 }
+
+static const ConfigKey lora_keys[] = {
+    { "r", .usual = "8" }, { "lora_alpha", .usual = "8" }, { "lora_dropout", .usual = "0", .free = true },
+    { "use_rslora", .usual = "false" },
+    { "bias", .text = "\"none\"" }, { "fan_in_fan_out", .text = "false" }, { "init_lora_weights", .text = "true" },
+    { "target_modules", .form = NAMES }, { 0 } };
 
 static void lora_merge(real *weight, const Linear *w) {
     // weight [out,in] += s B [out,r] A [r,in]: as dx += s dy W, with B as dy and A as W
@@ -2333,6 +2246,8 @@ static const char *const prefix_names[][5] = {
 
 static size_t prefix_width(const Model *m) { return 2 * m->config.n_layers * kv_width(&m->config); }
 
+static double prefix_dropout(bool chatglm) { return chatglm ? 0.1 : 0; }    // where nobody sets it
+
 static void ptuning_setup(Model *m, const Options *o) {
     const Config *c = &m->config;
     bool chatglm = o->ptuning_positions ? !strcmp(o->ptuning_positions, "chatglm") : c->remote;
@@ -2343,7 +2258,7 @@ static void ptuning_setup(Model *m, const Options *o) {
     Tensor **t = m->added.t;
     if (o->encoder_hidden_size) hidden = (size_t)o->encoder_hidden_size;
     m->n_prefix = P, m->first_position = chatglm ? 0 : P;
-    m->added.dropout = (real)(o->prefix_dropout >= 0 ? o->prefix_dropout : chatglm ? 0.1 : 0);
+    m->added.dropout = (real)(o->prefix_dropout >= 0 ? o->prefix_dropout : prefix_dropout(chatglm));
     t[PREFIX_TABLE] = add_tensor(m, chatglm || projects ? names[PREFIX_TABLE] : "prompt_embeddings", P, in, depth,
                                  (Start){ .spread = 1, .normal = true });
     if (!projects) t[PREFIX_TABLE]->other_name = "prompt_embeddings";       // ChatGLM3's scripts by way of PEFT
@@ -2421,35 +2336,23 @@ static Tensor *ptuning_projected(const Model *m) {
     return t;
 }
 
-static void ptuning_write_config(Text *t, const Model *m, const Options *o) {
-    const Config *c = &m->config;
-    const Tensor *w1 = m->added.t[PREFIX_W1];
-    size_t kvd = kv_width(c);
-    (void)o;
-    text_print(t, ",\n  \"num_virtual_tokens\": %zu,\n  \"token_dim\": %zu,\n  \"num_transformer_submodules\": 1"
-               ",\n  \"num_attention_heads\": %zu,\n  \"num_layers\": %zu,\n  \"encoder_hidden_size\": %zu"
-               ",\n  \"prefix_projection\": %s", m->n_prefix, kvd, c->n_kv_heads, c->n_layers,
-               w1 ? w1->shape[0] : kvd, w1 ? "true" : "false");
-    if (!ptuning_is_pefts(m))
-        text_print(t, ",\n  \"ptuning_positions\": \"%s\",\n  \"prefix_dropout\": %.9g",
-                   m->first_position ? "peft" : "chatglm", (double)m->added.dropout);
+static void ptuning_settle(const Model *m, Options *o) {
+    bool peft = m->first_position, projects = m->added.t[PREFIX_W1];
+    o->ptuning_positions = peft ? "peft" : "chatglm";
+    o->encoder_hidden_size = (int64_t)(projects ? prefix_hidden(m) : kv_width(&m->config));
+    if (!(o->prefix_dropout >= 0)) o->prefix_dropout = prefix_dropout(!peft);
 }
 
-// PEFT's PREFIX_TUNING says nothing of positions: it runs the model's own code, so they are those of the layout.
-static void ptuning_read_config(const char *path, const Json *root, Options *o) {
-    const char *projection = strf("%.*s/prefix_projection.safetensors", (int)(strrchr(path, '/') - path), path);
-    bool own = json_get(root, "ptuning_positions"), projects = config_flag(root, "prefix_projection", false);
-    fix_integer(path, root, "num_virtual_tokens", &o->num_virtual_tokens, GIVEN(o, num_virtual_tokens), 1, 1e6, NAN);
-    if (own) fix_text(path, root, "ptuning_positions", &o->ptuning_positions, GIVEN(o, ptuning_positions));
-    bool official = o->ptuning_positions && !strcmp(o->ptuning_positions, "chatglm");
-    projects &= official || exists(projection);
-    if (GIVEN(o, prefix_projection) && o->prefix_projection != projects)
-        fail("%s: the adapter has prefix_projection %s; leave the option out", path, projects ? "true" : "false");
-    if ((o->prefix_projection = projects))
-        fix_integer(path, root, "encoder_hidden_size", &o->encoder_hidden_size, GIVEN(o, encoder_hidden_size), 1, 1e6,
-                    NAN);
-    if (!(o->prefix_dropout >= 0)) o->prefix_dropout = config_number(path, root, "prefix_dropout", 0, 0.99, NAN);
-}
+static size_t count_kv_heads(const Config *c) { return c->n_kv_heads; }
+static size_t count_layers(const Config *c) { return c->n_layers; }
+
+static const ConfigKey ptuning_keys[] = {
+    { .key = "num_virtual_tokens" }, { "token_dim", .of_model = kv_width },
+    { "num_transformer_submodules", .text = "1" },
+    { "num_attention_heads", .of_model = count_kv_heads }, { "num_layers", .of_model = count_layers },
+    { "encoder_hidden_size", .needs = "prefix_projection" }, { "prefix_projection", .usual = "false" },
+    { "ptuning_positions", .usual = "", .form = WORD, .own = true },
+    { "prefix_dropout", .usual = "", .free = true, .own = true }, { 0 } };
 
 // ---- 5.5 Bottleneck adapters -------------------------------------------------------------------------------------
 // Puts a small network after a half of a layer, s being what the half gives to the residual stream x (after the post
@@ -2516,19 +2419,12 @@ static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z,
     return dz;
 }
 
-static void adapter_write_config(Text *t, const Model *m, const Options *o) {
-    size_t r = m->config.hidden_size / adapter_width(&m->layers[0].branch[MLP]);
-    text_print(t, ",\n  \"adapter_type\": \"%s\",\n  \"reduction_factor\": %zu", o->adapter_type,
-               o->reduction_factor ? (size_t)o->reduction_factor : r);
+static void adapter_settle(const Model *m, Options *o) {
+    if (!o->reduction_factor)
+        o->reduction_factor = (int64_t)(m->config.hidden_size / adapter_width(&m->layers[0].branch[MLP]));
 }
 
-static void adapter_read_config(const char *path, const Json *root, Options *o) {
-    const char *type = config_text(root, "adapter_type");
-    if (!type || (strcmp(type, "houlsby") && strcmp(type, "pfeiffer")))
-        fail("%s: \"adapter_type\" must be houlsby or pfeiffer", path);
-    fix_text(path, root, "adapter_type", &o->adapter_type, GIVEN(o, adapter_type));
-    fix_integer(path, root, "reduction_factor", &o->reduction_factor, GIVEN(o, reduction_factor), 1, 1e6, NAN);
-}
+static const ConfigKey adapter_keys[] = { { "adapter_type", .form = WORD }, { .key = "reduction_factor" }, { 0 } };
 
 // ---- 5.6 Freezing ------------------------------------------------------------------------------------------------
 // The last layers of the base train with the last norm, or the maps of them that are named; embedding and head where
@@ -2554,44 +2450,32 @@ static void freeze_setup(Model *m, const Options *o) {
     if (!m->n_trained) fail("nothing would train: set --trainable_layers, --trainable_embedding or --trainable_head");
 }
 
-static void freeze_write_config(Text *t, const Model *m, const Options *o) {
-    (void)m;
-    text_print(t, ",\n  \"trainable_layers\": %lld,\n  \"trainable_embedding\": %s,\n  \"trainable_head\": %s",
-               (long long)o->trainable_layers, o->trainable_embedding ? "true" : "false",
-               o->trainable_head ? "true" : "false");
-    if (o->trainable_modules) text_print(t, ",\n  \"trainable_modules\": \"%s\"", o->trainable_modules);
-}
-
-static void freeze_read_config(const char *path, const Json *root, Options *o) {
-    fix_integer(path, root, "trainable_layers", &o->trainable_layers, GIVEN(o, trainable_layers), 0, 1e6, NAN);
-    fix_text(path, root, "trainable_modules", &o->trainable_modules, GIVEN(o, trainable_modules));
-    fix_flag(path, root, "trainable_embedding", &o->trainable_embedding, GIVEN(o, trainable_embedding));
-    fix_flag(path, root, "trainable_head", &o->trainable_head, GIVEN(o, trainable_head));
-}
+static const ConfigKey freeze_keys[] = {
+    { .key = "trainable_layers" }, { "trainable_embedding", .usual = "false" },
+    { "trainable_head", .usual = "false" }, { "trainable_modules", .usual = "", .form = WORD }, { 0 } };
 
 // ---- 5.7 The table -----------------------------------------------------------------------------------------------
 
 static const Method methods[] = {
     { .name = "lora", .peft_type = "LORA", .learning_rate = 5e-4, .width_power = 0.45, .setup = lora_setup,
-      .map_keeps = lora_rank,
-      .map_forward = lora_forward, .map_backward = lora_backward, .write_config = lora_write_config,
-      .read_config = lora_read_config, .merge = lora_merge,
+      .map_keeps = lora_rank, .map_forward = lora_forward, .map_backward = lora_backward, .keys = lora_keys,
+      .settle = lora_settle, .merge = lora_merge,
       .help = "a change of low rank beside some linear maps; r (in + out) numbers each, nothing once merged" },
     { .name = "full", .peft_type = "GLMTUNE_FULL", .learning_rate = 5e-5, .width_power = 0.75, .setup = full_setup,
       .help = "every weight of the model; 16 bytes for each: weight, gradient, two moments" },
     { .name = "ptuning", .peft_type = "PREFIX_TUNING", .own_type = "GLMTUNE_PREFIX_TUNING", .learning_rate = 2e-2,
       .setup = ptuning_setup, .prefix_keeps = ptuning_keeps, .prefix_forward = ptuning_forward,
-      .prefix_backward = ptuning_backward, .write_config = ptuning_write_config, .read_config = ptuning_read_config,
+      .prefix_backward = ptuning_backward, .keys = ptuning_keys, .settle = ptuning_settle,
       .is_pefts = ptuning_is_pefts, .projected = ptuning_projected,
       .help = "keys and values of tokens that are not there; 2 x layers x kv_heads x head_dim numbers each",
       .no_merge = "a prefix is keys and values, no change of a weight" },
     { .name = "adapter", .peft_type = "GLMTUNE_ADAPTER", .learning_rate = 7e-4, .setup = adapter_setup,
       .branch_keeps = adapter_keeps, .branch_forward = adapter_forward, .branch_backward = adapter_backward,
-      .write_config = adapter_write_config, .read_config = adapter_read_config,
+      .keys = adapter_keys, .settle = adapter_settle,
       .help = "small networks after the halves of layers; 2 hidden^2 / reduction_factor numbers each, and their time",
       .no_merge = "an adapter is a network of its own after the layers, no change of a weight" },
     { .name = "freeze", .peft_type = "GLMTUNE_FREEZE", .learning_rate = 2e-4, .width_power = 0.66,
-      .setup = freeze_setup, .write_config = freeze_write_config, .read_config = freeze_read_config,
+      .setup = freeze_setup, .keys = freeze_keys,
       .help = "the last layers; 16 bytes for each number that trains; the backward ends below them" },
 };
 
@@ -2712,6 +2596,7 @@ static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
 
 static void write_file(const char *path, const char *bytes, size_t n);      // whole, or not at all
 static char *read_file(const char *path, size_t *n);        // all of it, and a NUL after it
+static bool exists(const char *path);                       // a file or a folder
 static bool is_folder(const char *path);                    // false: a file, or nothing
 static void make_folders(const char *path);                 // each that the path names and that is not there
 static void remove_tree(const char *path);                  // a file, or a folder with all that is in it
@@ -2730,6 +2615,18 @@ __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char
 static bool is_space_character(uint32_t c);                 // of Unicode's class
 
 // JSON (13.3): a reader gives one value of a file after another
+typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
+
+typedef struct Json {
+    JsonType type;
+    size_t at;                  // where it begins in the source
+    const char *key;            // its name, when it stands in an object
+    double number;              // JSON_NUMBER; JSON_BOOL: 0 or 1
+    const char *text;           // JSON_STRING: unescaped, followed by a NUL that `count` does not count
+    size_t count;               // bytes of a string, members of an array or object
+    struct Json *first, *next;         // members
+} Json;
+
 typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512]; } JsonBlock;
 
 typedef struct {
@@ -2750,6 +2647,8 @@ static Json *json_next(JsonReader *r);                      // NULL: the end
 static Json *json_only(JsonReader *r);                      // where a file is one value
 static const char *json_where(const JsonReader *r, size_t at);                  // "file:line:column"
 static void json_close(JsonReader *r);                      // its values go with it
+static Json *json_get(const Json *object, const char *key); // the member of an object; NULL: none
+static bool json_is(const Json *j, JsonType type);          // j may be NULL: false
 static void text_json(Text *t, const char *s, size_t n);    // adds a string in quotes
 
 // tensor files (13.5, 13.6)
@@ -2783,6 +2682,11 @@ static void finish_tensor_file(TensorWriter *w);
 
 // models (13.8)
 static Config read_config(const char *path);                // of a config.json
+// a number, a flag, a text of a config; a missing key gives `missing`; a text NULL
+static double config_number(const char *path, const Json *root, const char *key, double least, double most,
+                            double missing);
+static bool config_flag(const Json *root, const char *key, bool missing);
+static const char *config_text(const Json *root, const char *key);
 static Model *load_model(const char *folder);               // its config.json read, its tensors bound
 
 // plans and curves (15)
@@ -4249,6 +4153,11 @@ static void draw_losses(const char *folder);                // loss.svg, of the 
 static const char *settings_of(const Options *o);           // all settings of a run as "name=value" lines
 // the way back, for what was not given
 static void restore_settings(Options *o, const char *lines, const char *folder);
+#define NOT_SET "(none)"            // the value of an option that has none
+static const char *option_text(const Options *o, const char *option);       // its value, as it can be given
+// sets it unless the user has given another value: then, and where it cannot be, returns what is wrong; with `free` his
+// stays
+static const char *fix_option(Options *o, const char *option, const char *value, bool free);
 
 // The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
 // being written, as soon as that notices and has removed it.
@@ -5263,13 +5172,33 @@ static void copy_if_there(const char *from, const char *to, const char *file) {
 
 // ---- 11.2 Writing an adapter -------------------------------------------------------------------------------------
 
-static Text adapter_config(const Model *m, const Method *method, const Options *o, const char *base) {
+// What a key holds, as it stands in the file; NULL: it is left out.
+static const char *key_text(const ConfigKey *k, const Config *c, const Options *o) {
+    if (k->text) return k->text;
+    if (k->of_model) return strf("%zu", k->of_model(c));
+    const char *value = option_text(o, k->key);
+    if (!strcmp(value, NOT_SET)) return NULL;
+    if (k->form == NUMBER_OR_FLAG) return value;
+    Text list = {0};
+    for (const char *p = value; *p; p++)
+        if (*p == ',' && k->form == NAMES) text_print(&list, "\", \"");
+        else text_add(&list, p, 1);
+    return strf(k->form == NAMES ? "[\"%s\"]" : "\"%s\"", list.s);
+}
+
+static Text adapter_config(const Model *m, const Method *method, const Options *options, const char *base) {
+    bool own = method->is_pefts && !method->is_pefts(m);
+    Options o = *options;
     Text t = {0};
+    if (method->settle) method->settle(m, &o);
     text_print(&t, "{\n  \"peft_type\": \"%s\",\n  \"base_model_name_or_path\": ",
-               method->is_pefts && !method->is_pefts(m) ? method->own_type : method->peft_type);
+               own ? method->own_type : method->peft_type);
     text_json(&t, base, strlen(base));
     text_print(&t, ",\n  \"task_type\": \"CAUSAL_LM\",\n  \"inference_mode\": true");
-    if (method->write_config) method->write_config(&t, m, o);
+    for (const ConfigKey *k = method->keys; k && k->key; k++) {
+        const char *text = k->own && !own ? NULL : key_text(k, &m->config, &o);
+        if (text) text_print(&t, ",\n  \"%s\": %s", k->key, text);
+    }
     text_print(&t, "\n}\n");
     return t;
 }
@@ -5373,6 +5302,51 @@ static const Method *read_official_config(const char *folder, Options *o, const 
     return find_method(o->method);
 }
 
+// What PEFT can do to LoRA and glmtune does not: each must be absent, null, false or empty.
+static void check_peft_config(const char *path, const Json *root) {
+    static const char *const unwanted[] = {
+        "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern",
+        "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters", "trainable_token_indices",
+        "alora_invocation_tokens", "arrow_config", "kasa_config", "use_bdlora", "velora_config", "monteclora_config" };
+    // others (pissa) change the base as well
+    static const char *const starts[] = { "gaussian", "eva", "orthogonal" };
+    const Json *bias = json_get(root, "bias"), *start = json_get(root, "init_lora_weights");
+    bool known = !json_is(start, JSON_STRING);
+    for (size_t i = 0; i < COUNT(starts) && !known; i++) known = !strcmp(start->text, starts[i]);
+    if (!known)
+        fail("%s: \"init_lora_weights\" is '%s', which changes the base as well; not supported", path, start->text);
+    for (size_t i = 0; i < COUNT(unwanted); i++) {
+        const Json *j = json_get(root, unwanted[i]);
+        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
+                     (j->type >= JSON_ARRAY && !j->count);
+        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
+    }
+    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
+        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
+}
+
+// A value as an option takes it, a list of names with commas and without what stands before a dot; NULL: neither.
+static const char *json_words(const Json *j) {
+    Text names = {0};
+    if (j->type == JSON_BOOL) return j->number != 0 ? "true" : "false";
+    if (j->type == JSON_NUMBER) return number_text(j->number);
+    if (j->type == JSON_STRING) return strf("%s", j->text);
+    for (const Json *k = j->type == JSON_ARRAY ? j->first : NULL; json_is(k, JSON_STRING); k = k->next) {
+        const char *dot = strrchr(k->text, '.');
+        text_print(&names, "%s%s", names.n ? "," : "", dot ? dot + 1 : k->text);
+    }
+    return names.s;
+}
+
+static void read_key(const char *path, const Json *root, const ConfigKey *k, Options *o) {
+    const Json *j = given(root, k->key);
+    if (k->text || k->of_model || (k->needs && !config_flag(root, k->needs, false))) return;
+    const char *value = j ? json_words(j) : k->usual;
+    if (!value) fail("%s: \"%s\" %s", path, k->key, j ? "must be a value or a list of names" : "is missing");
+    const char *problem = *value ? fix_option(o, k->key, value, k->free) : NULL;
+    if (problem) fail("%s: %s", path, problem);
+}
+
 // Reads adapter_config.json into the options; returns its method, and the base folder that it names in *base.
 static const Method *read_adapter_config(const char *folder, Options *o, const char **base) {
     const char *path = strf("%s/adapter_config.json", folder);
@@ -5390,7 +5364,11 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     if (GIVEN(o, method) && strcmp(o->method, methods[k].name))
         fail("%s: the adapter was made by --method %s; leave the option out", path, methods[k].name);
     o->method = methods[k].name;
-    if (methods[k].read_config) methods[k].read_config(path, root, o);
+    check_peft_config(path, root);
+    Json *projects = json_get(root, "prefix_projection");       // PEFT's files hold the prefix itself, and lose that
+    if (projects && !json_get(root, "ptuning_positions") &&
+        !exists(strf("%s/prefix_projection.safetensors", folder))) projects->number = 0;
+    for (const ConfigKey *key = methods[k].keys; key && key->key; key++) read_key(path, root, key, o);
     *base = find_base(path, folder, json_get(root, "base_model_name_or_path"), o);
     json_close(&r);
     return &methods[k];
@@ -9155,19 +9133,32 @@ static void add_options(Text *list, int commands_of) {
 
 static const char not_kept[] = "output_dir,stop_at_step,resume_from_checkpoint,force,threads,precision,base";
 
+static const char *value_text(const Options *o, const Option *x) {
+    const void *field = (const char *)o + x->offset;
+    if (x->type == INTEGER) return strf("%lld", (long long)*(const int64_t *)field);
+    if (x->type == REAL_NUMBER) return number_text(*(const double *)field);     // to the bit
+    if (x->type == FLAG) return *(const bool *)field ? "true" : "false";
+    const char *const *words = field;
+    return *words ? *words : NOT_SET;
+}
+
+static const char *option_text(const Options *o, const char *option) { return value_text(o, find_option(option, ALL)); }
+
+static const char *fix_option(Options *o, const char *option, const char *value, bool free) {
+    const Option *x = find_option(option, ALL);
+    bool given = o->given[x->offset];
+    if (given && free) return NULL;
+    const char *was = value_text(o, x), *problem = set_option(o, x, value), *is = value_text(o, x);
+    o->given[x->offset] = given;
+    if (problem) return strf("\"%s\" %s", option, problem);
+    if (!given || (names_in(was, is) && names_in(is, was))) return NULL;
+    return strf("the adapter has %s %s; leave the option out", option, is);
+}
+
 static const char *settings_of(const Options *o) {
     Text t = {0};
-    for (const Option *x = options; x < options + COUNT(options); x++) {
-        const void *field = (const char *)o + x->offset;
-        if (!(x->commands & TRAIN) || list_has(not_kept, x->name)) continue;
-        text_print(&t, "%s=", x->name);
-        if (x->type == INTEGER) text_print(&t, "%lld", (long long)*(const int64_t *)field);
-        if (x->type == REAL_NUMBER) text_print(&t, "%s", number_text(*(const double *)field));     // to the bit
-        if (x->type == FLAG) text_print(&t, *(const bool *)field ? "true" : "false");
-        const char *const *words = field;
-        if (x->type >= STRING) text_print(&t, "%s", *words ? *words : "(none)");
-        text_print(&t, "\n");
-    }
+    for (const Option *x = options; x < options + COUNT(options); x++)
+        if (x->commands & TRAIN && !list_has(not_kept, x->name)) text_print(&t, "%s=%s\n", x->name, value_text(o, x));
     return t.s;
 }
 
@@ -9177,7 +9168,7 @@ static void restore_settings(Options *o, const char *lines, const char *folder) 
     for (const Option *x = options; x < options + COUNT(options); x++) {
         if (!(x->commands & TRAIN) || o->given[x->offset] || list_has(not_kept, x->name)) continue;
         const char *value = line_value(lines, x->name);
-        const char *problem = value && strcmp(value, "(none)") && strcmp(value, "nan") ? set_option(o, x, value) : NULL;
+        const char *problem = value && strcmp(value, NOT_SET) && strcmp(value, "nan") ? set_option(o, x, value) : NULL;
         if (problem) fail("%s: its settings are damaged: %s %s", folder, x->name, problem);
         o->given[x->offset] = true;
     }
@@ -9347,7 +9338,7 @@ static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
 };
 
 static const char yaml_sections[] = "data_config,training_args,peft_config,training_args.generation_config";
-// Read elsewhere: file names below, peft_config's in lora_check_config; or what PEFT itself writes.
+// Read elsewhere: file names below, peft_config's in check_peft_config; or what PEFT itself writes.
 static const char yaml_silent[] =
     "data_config.train_file,data_config.val_file,task_type,inference_mode,bias,fan_in_fan_out,init_lora_weights,"
     "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,layers_pattern,use_dora,lora_bias";
@@ -9465,7 +9456,7 @@ static void read_yaml_config(const char *path, Options *o, const char **data) {
     yaml_section(&y, root, "");
     if (peft && !json_is(json_get(peft, "peft_type"), JSON_STRING))
         fail("%s: peft_type is missing", json_where(&r, peft->at));
-    if (!strcmp(o->method, "lora")) lora_check_config(path, peft);
+    if (!strcmp(o->method, "lora")) check_peft_config(path, peft);
     const char *train_file = yaml_data_file(&y, root, "train_file", *data);
     const char *val_file = yaml_data_file(&y, root, "val_file", *data);
     if (train_file) *data = train_file;
