@@ -42,7 +42,7 @@ if command -v "${CC:-cc}" >/dev/null; then
         --per_device_train_batch_size 3 --gradient_accumulation_steps 1 --logging_steps 1 --val_size 0 --learning_rate 0.05
     check 'the run learns' awk -F'"loss": ' '{ split($2, a, ","); if (NR == 1) first = a[1]; last = a[1] }
         END { exit !(last < 0.8 * first) }' ia3/run/log.jsonl
-    check 'its folder says what PEFT asks for' grep -q '"target_modules": \["k_proj", "v_proj", "down_proj"\]' \
+    check 'its folder says what PEFT asks for' grep -q '"target_modules": \["query_key_value", "k_proj", "v_proj", "dense_4h_to_h", "down_proj"\]' \
         ia3/run/checkpoint-12/adapter_config.json
     works '' chat ia3/run/checkpoint-12 --prompt 你是谁？ --max_new_tokens 4
     refuse 'cannot be merged: this example leaves it out' merge ia3/run/checkpoint-12 out
