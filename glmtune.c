@@ -8038,352 +8038,202 @@ static int gradcheck(const char *folder, const Options *o) {
 }
 
 // ---- 15.5 Curves -------------------------------------------------------------------------------------------------
-// loss.svg, and the picture that `compare` makes. Both are drawn from log.jsonl alone, so a run that was resumed has
-// the same curves as one that was not. A style sheet in the file follows the reader's choice of light or dark.
+// loss.svg, and the picture that `compare` makes, drawn from log.jsonl alone: so a run that was resumed has the same
+// curves as one that was not. A style sheet in the file follows the reader's choice of light or dark.
+// Each of PLACES parts of a log, of as many bytes, gives one point, the mean of n values: so a picture stays small
+// however long a log is. Behind them stand the last of these once more and the best value. n = 0: no point.
+enum { PLACES = 240, LAST = PLACES, BEST, POINTS };
+typedef struct { double x, y, n; } Point;
+typedef struct { Point points[POINTS]; double label_at; } Curve;
+typedef struct { const char *title; Curve *curves; size_t n; double left, top, w, h; bool linear; } Panel;
 
-typedef struct { double x, y; } Point;
-// smooth: noisy, so drawn as running means; best: the point of the best checkpoint, x NaN where there is none
-typedef struct { Point *points, best; size_t n, capacity, style; bool smooth; const char *label; } Curve;
-// Panels of one group have one range of y.
-typedef struct {
-    const char *title, *across; const Curve *curves; size_t n, group; bool may_log; double left, top, w, h;
-} Panel;
-
-// Adds a point; what is not finite, or further out than a picture can show, is left out.
-static void curve_add(Curve *c, double x, double y) {
+// Adds a value; what is not finite, or further out than a picture can show, is left out.
+static void curve_add(Curve *c, size_t i, double x, double y) {
     if (!(fabs(x) <= 1e15) || !(fabs(y) <= 1e30)) return;
-    c->points = grow(c->points, &c->capacity, c->n + 1, sizeof *c->points);
-    c->points[c->n++] = (Point){ x, y };
+    Point *p = &c->points[i];
+    c->points[LAST] = *p = (Point){ p->x + (x - p->x) / (p->n + 1), p->y + (y - p->y) / (p->n + 1), p->n + 1 };
 }
 
-// An axis from `least` to `most` (in a log scale their logarithms), which begins at pixel `from` and is `length` pixels
-// long, upwards negative; ticks stand at the multiples of `step`.
-typedef struct { double least, most, step, from, length; bool log; } Axis;
+// From the lower left corner of its panel, an axis goes `length` pixels to the right or, negative, upwards. Its ticks
+// have the numbers `first` to `last` and stand at these multiples of `step`, in a log scale at these powers of ten.
+typedef struct { double first, last, step, length; bool log; } Axis;
 
 static double place(const Axis *a, double v) {
-    return a->from + a->length * ((a->log ? log10(v) : v) - a->least) / (a->most - a->least);
+    return a->length * ((a->log ? log10(v) : v) / a->step - a->first) / (a->last - a->first);
 }
 
-// Upwards, an axis of values runs from tick to tick; to the right, one of steps from its least to its most.
-static Axis make_axis(double least, double most, bool log, double from, double length) {
+// Upwards, an axis of values runs from tick to tick; to the right, one of steps or tokens ends at the last of them.
+static Axis make_axis(double least, double most, bool log, double length) {
     if (log) least = log10(least), most = log10(most);
-    double largest = fmax(fabs(most), fabs(least)), wanted;
-    if (!(most - least > 1e-6 * largest)) least -= length < 0 ? largest / 2 : 0, most += largest > 0 ? largest / 2 : 1;
-    wanted = (most - least) / floor(length < 0 ? -length / 40 : length / 75) * (1 - 1e-9);
-    double step = pow(10, floor(log10(wanted)));
+    if (!(most - least > 1e-6 * fmax(fabs(least), fabs(most)))) most = least + (fabs(least) > 0 ? fabs(least) : 1);
+    double wanted = (most - least) / floor(fabs(length) / 50) * (1 - 1e-9), step = pow(10, floor(log10(wanted)));
     step *= wanted <= step ? 1 : wanted <= 2 * step ? 2 : wanted <= 5 * step ? 5 : 10;
     if (log || length > 0) step = fmax(step, 1);
-    if (length < 0) least = floor(least / step + 1e-9) * step, most = ceil(most / step - 1e-9) * step;
-    return (Axis){ least, most, step, from, length, log };
+    return (Axis){ floor(least / step + 1e-9), length > 0 ? most / step : ceil(most / step - 1e-9), step, length, log };
 }
 
-static size_t text_columns(const char *s) {     // Chinese characters take two, others one
-    size_t columns = 0;
-    uint32_t c;
-    for (const char *end = s + strlen(s); s < end; columns += c != INVALID && c >= 0x2E80 ? 2 : 1)
-        s += utf8_get(s, (size_t)(end - s), &c);
-    return columns;
+static void draw_axis(Text *t, const Axis *a, double across) {      // grid lines with their numbers
+    for (double i = a->first; i <= a->last + 1e-9; i++) {
+        double v = a->log ? pow(10, i * a->step) : i * a->step, at = place(a, v);
+        text_print(t, a->length > 0 ? "<path d=\"M%.1f 0v%.1f\"/><text class=\"m\" y=\"17\" x=\"%.1f\">%.6g</text>\n"
+                   : "<path d=\"M0 %.1fh%.1f\"/><text class=\"e\" x=\"-8\" dy=\"4\" y=\"%.1f\">%.6g</text>\n",
+                   at, across, at, v);
+    }
 }
 
-// A text at (x, y); of one with more columns the end stands, which is what tells paths apart.
-static void svg_text(Text *t, double x, double y, const char *class, const char *s, size_t columns) {
-    const char *end = s + strlen(s);
+// Curves are told apart by colours, seen on white and on black alike, and by dashes where colours are not seen.
+enum { CURVE_STYLES = 6 };
+static const char svg_style[] =
+    "svg{color:#24292f;font:11px sans-serif}.h{font:600 12px sans-serif}.t{font-size:15px}.m{text-anchor:middle}"
+    ".e{text-anchor:end}text{fill:currentColor}path{stroke:currentColor;opacity:.14}.b{fill:#fff}\n"
+    "polyline,.r{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linecap:round}.c0{color:#17d}"
+    ".c1{color:#d45;stroke-dasharray:6 4}.c2{color:#196;stroke-dasharray:1 4}.c3{color:#86d;stroke-dasharray:8 4 1 4}\n"
+    ".c4{color:#b70;stroke-dasharray:13 5}.c5{color:#678;stroke-dasharray:3 4}.r{stroke-dasharray:none}"
+    "@media(prefers-color-scheme:dark){svg{color:#d8dee4}.b{fill:#15181c}}";
+
+// Draws curve k, a ring around the best, and beside its end the last value (the best), moved where another one stands.
+static void draw_curve(Text *t, Curve *curves, size_t k, const Axis *x, const Axis *y) {
+    const Point *p = curves[k].points, *last = p + LAST, *best = p + BEST;
+    if (!(last->n > 0)) return;
+    text_print(t, "<polyline class=\"c%zu\" points=\"", k % CURVE_STYLES);
+    for (; p <= last; p++) if (p->n > 0) text_print(t, "%.1f,%.1f ", place(x, p->x), place(y, p->y));
+    double at = place(y, last->y), by = at > y->length / 2 ? -12 : 12;
+    for (size_t i = 0; i < k; i++) if (fabs(curves[i].label_at - at) < 11.9) at += by, i = SIZE_MAX;
+    curves[k].label_at = at;
+    text_print(t, "\"/>\n<text class=\"c%zu\" x=\"%.1f\" y=\"%.1f\">%.3g%s</text>\n", k % CURVE_STYLES, x->length + 10,
+               at + 4, last->y, best->n > 0 ? strf(" (%.3g)", best->y) : "");
+    if (best->n > 0) text_print(t, "<circle class=\"r c%zu\" r=\"6\" cx=\"%.1f\" cy=\"%.1f\"/>\n", k % CURVE_STYLES,
+                                place(x, best->x), place(y, best->y));
+}
+
+// Values that spread over a factor of 50 stand in a log scale, which the title says.
+static void draw_panel(Text *t, const Panel *p) {
+    double least = INFINITY, most = -INFINITY, last = 0;
+    for (size_t i = 0; i < p->n * POINTS; i++) {
+        const Point *q = &p->curves[i / POINTS].points[i % POINTS];
+        least = fmin(least, q->n > 0 ? q->y : least);
+        most = fmax(most, q->n > 0 ? q->y : most);
+        last = fmax(last, q->x);
+    }
+    bool empty = !(least <= most), log = !p->linear && least > 0 && most > 50 * least;
+    Axis x = make_axis(0, last, false, p->w), y = make_axis(empty ? 0 : least, empty ? 1 : most, log, -p->h);
+    text_print(t, "<g transform=\"translate(%g %g)\">\n<text class=\"h\" y=\"%g\">%s%s</text>\n", p->left,
+               p->top + p->h, -p->h - 10, p->title, empty ? ": no values yet" : log ? ", log scale" : "");
+    draw_axis(t, &x, -p->h);
+    draw_axis(t, &y, p->w);
+    for (size_t k = 0; k < p->n; k++) draw_curve(t, p->curves, k, &x, &y);
+    text_print(t, "</g>\n");
+}
+
+// A text at (x, y), at most its last 80 bytes, which are no fewer than its columns: the end is what tells paths apart.
+static void svg_text(Text *t, double x, double y, const char *class, const char *s) {
+    const char *end = s + strlen(s), *from = end - s > 80 ? end - 80 : s;
+    while (from > s && (*from & 0xC0) == 0x80) from++;      // whole characters
+    text_print(t, "<text class=\"%s\" x=\"%g\" y=\"%g\">%s", class, x, y, from > s ? "…" : "");
     uint32_t c;
-    bool cut = text_columns(s) > columns;
-    while (cut && text_columns(s) >= columns) s += utf8_get(s, (size_t)(end - s), &c);
-    text_print(t, "<text class=\"%s\" x=\"%.4g\" y=\"%.4g\">%s", class, x, y, cut ? "…" : "");
-    for (size_t n; s < end; s += n) {
-        n = utf8_get(s, (size_t)(end - s), &c);
+    for (size_t n; from < end; from += n) {
+        n = utf8_get(from, (size_t)(end - from), &c);
         if (c == INVALID || c < ' ') text_add(t, "?", 1);
         else if (c == '<' || c == '&') text_print(t, "&#%u;", c);
-        else text_add(t, s, n);
+        else text_add(t, from, n);
     }
     text_print(t, "</text>\n");
 }
 
-static char *short_number(double v, int digits) {
-    char *number = strf("%.*g", digits, v + 0), *e = strchr(number, 'e');       // -0 is 0
-    if (e) sprintf(e, "e%d", atoi(e + 1));                                      // 1e-05 is 1e-5
-    return number;
-}
-
-static void draw_axis(Text *t, const Axis *a, const Axis *across) {     // grid lines with their numbers
-    bool is_x = a->length > 0;
-    for (double i = ceil(a->least / a->step - 1e-9); i <= a->most / a->step + 1e-9; i++) {
-        double v = a->log ? pow(10, i * a->step) : i * a->step, at = place(a, v), from = across->from;
-        text_print(t, "<path d=\"M%.4g %.4g%c%.4g\"/>\n", is_x ? at : from, is_x ? from : at, is_x ? 'v' : 'h',
-                   across->length);
-        svg_text(t, is_x ? at : from - 8, is_x ? from + 17 : at + 4, is_x ? "s m" : "s e", short_number(v, 6), 99);
-    }
-}
-
-// Curves are told apart by colours, and by dashes where colours are not seen.
-enum { CURVE_STYLES = 8 };
-static const char svg_style[] =
-    "svg{color:#24292f;font:12px system-ui,sans-serif}text{fill:currentColor}.h{font-weight:600}.t{font-size:15px}\n"
-    ".s{font-size:11px;opacity:.75}.m{text-anchor:middle}.e{text-anchor:end}.b{fill:#fff}\n"
-    "path{fill:none;stroke:currentColor;opacity:.14}circle,polygon{fill:currentColor}polygon{opacity:.2}\n"
-    "polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}\n"
-    ".c0{color:#1f6fb4}.c1{color:#cf3f4f;stroke-dasharray:7 3}.c2{color:#23845f;stroke-dasharray:2 3}"
-    ".c3{color:#8456bd;stroke-dasharray:9 3 2 3}.c4{color:#b8700a;stroke-dasharray:14 4}"
-    ".c5{color:#4d5a66;stroke-dasharray:4 2}.c6{color:#0d8296;stroke-dasharray:12 3 2 3 2 3}.c7{color:#b83a8e}\n"
-    ".r{fill:none;stroke:currentColor;stroke-width:2;stroke-dasharray:none}\n"
-    "@media(prefers-color-scheme:dark){svg{color:#d8dee4}.b{fill:#15181c}.c0{color:#6db3f2}.c1{color:#ff8d8a}"
-    ".c2{color:#5fd0a5}.c3{color:#c6a4f7}.c4{color:#f2b84b}.c5{color:#b6c2cd}.c6{color:#5cc9dc}.c7{color:#f58fd0}}";
-
-// A line through up to 240 places: what is noisy as running means over a fortieth of the curve to both sides, over a
-// band from the lowest to the highest of the same points.
-static void draw_curve(Text *t, const Curve *c, const Axis *x, const Axis *y) {
-    size_t places = min_size(c->n, 240), half = c->smooth ? c->n / 40 : 0, style = c->style % CURVE_STYLES;
-    for (size_t band = half || places < c->n ? 2 : 1; c->n && band > 0; band--) {
-        text_print(t, "<poly%s class=\"c%zu\" points=\"", band > 1 ? "gon" : "line", style);
-        for (size_t k = 0; k < band * places; k++) {        // a band goes there along its lower edge, and back
-            size_t g = k < places ? k : 2 * places - 1 - k, begin = g * c->n / places, end = (g + 1) * c->n / places;
-            double low = INFINITY, high = -INFINITY, mean = 0, middle = (c->points[begin].x + c->points[end-1].x) / 2;
-            begin -= min_size(half, begin), end = min_size(end + half, c->n);
-            for (const Point *p = c->points + begin; p < c->points + end; p++)
-                low = fmin(low, p->y), high = fmax(high, p->y), mean += p->y / (double)(end - begin);
-            text_print(t, "%.4g,%.4g ", place(x, middle), place(y, band == 1 ? mean : k < places ? low : high));
-        }
-        text_print(t, "\"/>\n");
-    }
-    for (const Point *p = c->points; p < c->points + c->n && c->n <= 40; p++)
-        text_print(t, "<circle class=\"c%zu\" r=\"2.2\" cx=\"%.4g\" cy=\"%.4g\"/>\n", style, place(x, p->x),
-                   place(y, p->y));
-    if (c->n && !isnan(c->best.x))
-        text_print(t, "<circle class=\"r c%zu\" r=\"6\" cx=\"%.4g\" cy=\"%.4g\"/>\n", style, place(x, c->best.x),
-                   place(y, c->best.y));
-}
-
-// The last value of each curve, and in brackets the best, right of the panel at its height; values that would stand on
-// another move down, or up where they would leave the panel.
-static void write_values(Text *t, const Panel *p, const Axis *y) {
-    double *heights = alloc(p->n, sizeof *heights);
-    for (size_t k = 0; k < p->n; k++) {
-        const Curve *c = &p->curves[k];
-        if (!c->n) { heights[k] = -1e9; continue; }
-        double at = place(y, c->points[c->n-1].y), by = at > p->top + p->h / 2 ? -12 : 12;
-        for (size_t i = 0; i < k; i++) if (fabs(heights[i] - at) < 11.9) at += by, i = SIZE_MAX;
-        heights[k] = at;
-        const char *last = short_number(c->points[c->n-1].y, 3);
-        if (!isnan(c->best.x)) last = strf("%s (%s)", last, short_number(c->best.y, 3));
-        svg_text(t, p->left + p->w + 6, at + 4, strf("s c%zu", c->style % CURVE_STYLES), last, 99);
-    }
-    free(heights);
-}
-
-// Values that spread over a factor of 50 stand in a log scale, which the title says.
-static void draw_panel(Text *t, const Panel *p, const Panel *panels, size_t n_panels) {
-    double least = INFINITY, most = -INFINITY, last = 0, center = p->left + p->w / 2, bottom = p->top + p->h;
-    for (const Panel *o = panels; o < panels + n_panels; o++)
-        for (size_t k = 0; k < o->n && o->group == p->group; k++)
-            for (const Point *q = o->curves[k].points; q < o->curves[k].points + o->curves[k].n; q++)
-                least = fmin(least, q->y), most = fmax(most, q->y), last = o == p ? fmax(last, q->x) : last;
-    bool empty = !(least <= most), log = p->may_log && least > 0 && most > 50 * least;
-    Axis x = make_axis(0, last, false, p->left, p->w);
-    Axis y = make_axis(empty ? 0 : least, empty ? 1 : most, log, bottom, -p->h);
-    svg_text(t, p->left, p->top - 10, "h", strf("%s%s", p->title, log ? ", log scale" : ""), 99);
-    svg_text(t, center, bottom + 34, "s m", p->across, 99);
-    draw_axis(t, &x, &y);
-    draw_axis(t, &y, &x);
-    if (empty) svg_text(t, center, bottom - p->h / 2, "m", "no values yet", 99);
-    for (size_t k = 0; k < p->n; k++) draw_curve(t, &p->curves[k], &x, &y);
-    write_values(t, p, &y);
-}
-
-// Writes a picture of panels under a title and a legend of the first one's curves.
-static void draw_picture(const char *path, const char *title, double w, double h, const Panel *panels, size_t n) {
+// Writes panels under a title and a legend, where the curves of the first one have these names.
+static void draw_picture(const char *path, const char *title, const char *const *names, const Panel *panels, size_t n) {
+    double h = panels[n-1].top + panels[n-1].h + 30;
     Text t = {0};
-    text_print(&t, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%g\" height=\"%g\" viewBox=\"0 0 %g %g\">\n"
-               "<style>\n%s\n</style>\n<rect class=\"b\" width=\"%g\" height=\"%g\"/>\n", w, h, w, h, svg_style, w, h);
-    svg_text(&t, 20, 28, "h t", title, (size_t)(w / 10));
+    text_print(&t, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1000 %g\">\n<style>\n%s\n</style>\n"
+               "<rect class=\"b\" width=\"1000\" height=\"%g\"/>\n", h, svg_style, h);
+    svg_text(&t, 20, 28, "h t", title);
     for (size_t k = 0; k < panels->n; k++) {
-        double x = 20 + (double)(k % 3) * (w - 20) / 3, y = 56 + 19 * (double)(k / 3);
-        text_print(&t, "<polyline class=\"c%zu\" points=\"%.4g,%.4g %.4g,%.4g\"/>\n",
-                   panels->curves[k].style % CURVE_STYLES, x, y - 4, x + 28, y - 4);
-        svg_text(&t, x + 36, y, "", panels->curves[k].label, (size_t)(w / 3 - 60) / 6);
+        double y = 50 + 18 * (double)k;
+        text_print(&t, "<polyline class=\"c%zu\" points=\"20,%g 48,%g\"/>\n", k % CURVE_STYLES, y - 4, y - 4);
+        svg_text(&t, 56, y, "", names[k]);
     }
-    for (size_t i = 0; i < n; i++) draw_panel(&t, &panels[i], panels, n);
+    for (size_t i = 0; i < n; i++) draw_panel(&t, &panels[i]);
     text_print(&t, "</svg>\n");
     write_file(path, t.s, t.n);
     free(t.s);
 }
 
-// What is known of a run: curves of these names, and facts as `compare` shows them: what run.json holds, speed and
-// steps, and the numbers of the best evaluation: the last that the run called so, else the one with the lowest loss.
-enum { LOSS, EVAL_LOSS, RATE, NORM, SEEN, SPEED, N_LOGGED, MAX_FACTS = 32 };
-static const char *const logged[] = { "loss", "eval_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s" };
-typedef struct { char *name, *text; } Fact;
-typedef struct { Curve curves[N_LOGGED]; Fact facts[MAX_FACTS]; size_t n_facts, n_lines; } RunLog;
+enum { LOSS, EVAL_LOSS, RATE, NORM, SPEED, N_LOGGED };
+static const char *const logged[] = { "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_s" };
+typedef struct { Curve curves[N_LOGGED]; JsonReader lines; double steps; } RunLog;
 
-static void add_fact(RunLog *log, const char *fact, char *text) {
-    if (log->n_facts < MAX_FACTS) log->facts[log->n_facts++] = (Fact){ strf("%s", fact), text };
-    else free(text);
-}
-
-static void add_facts(RunLog *log, const Json *object) {
-    for (const Json *j = object->first; j; j = j->next) {
-        if (list_has("epoch,loss,learning_rate,grad_norm,tokens,tokens_per_s,best", j->key)) continue;
-        const char *fact = strcmp(j->key, "step") ? j->key : "best step";
-        bool whole = floor(j->number) == j->number;
-        if (j->type == JSON_NUMBER) add_fact(log, fact, whole ? strf("%.0f", j->number) : strf("%.4g", j->number));
-        if (j->type == JSON_STRING) add_fact(log, fact, strf("%s", j->text));
-    }
-}
-
-static int by_y(const void *a, const void *b) {
-    double x = ((const Point *)a)->y, y = ((const Point *)b)->y;
-    return (x > y) - (x < y);
-}
-
-// Reads the lines of a log into the curves; then `r` stands before the line of the best evaluation, if there is one.
-static bool read_lines(RunLog *log, JsonReader *r) {
-    size_t best_at = 0;
-    double best = INFINITY, last = 0;
-    bool told = false;
-    for (size_t i = 0; i < N_LOGGED; i++) log->curves[i].best.x = NAN;
-    for (const Json *line; (line = json_next(r)); log->n_lines++) {
-        const Json *step = json_get(line, "step"), *loss = json_get(line, "eval_loss");
-        if (!json_is(step, JSON_NUMBER)) fail("%s: no line of a log: it has no step", json_where(r, line->at));
-        for (size_t i = 0; i < N_LOGGED; i++) {
-            const Json *value = json_get(line, logged[i]);
-            if (json_is(value, JSON_NUMBER)) curve_add(&log->curves[i], step->number, value->number);
-        }
-        last = fmax(last, step->number);
-        const Json *says = json_get(line, "best");
+// Reads a log into curves over "step" or "tokens"; a line without it stands where the one before does. The best
+// evaluation is the last that the run called so, else the one with the lowest loss; its line is then the next.
+static RunLog read_log(const char *folder, const char *across) {
+    const char *path = strf("%s/log.jsonl", folder);
+    if (!exists(path)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
+    RunLog log = { .lines = json_open_file(path) };
+    size_t best_at = log.lines.n;
+    double x = 0, best = INFINITY;
+    for (const Json *line, *j; (line = json_next(&log.lines)); ) {
+        const Json *step = json_get(line, "step"), *says = json_get(line, "best"), *loss = json_get(line, "eval_loss");
+        if (!json_is(step, JSON_NUMBER)) fail("%s: no line of a log: it has no step", json_where(&log.lines, line->at));
+        log.steps = step->number;
+        if (json_is(j = json_get(line, across), JSON_NUMBER)) x = j->number;
+        for (size_t i = 0; i < N_LOGGED; i++)       // of the speed, the mean is wanted
+            if (json_is(j = json_get(line, logged[i]), JSON_NUMBER))
+                curve_add(&log.curves[i], i == SPEED ? 0 : line->at * PLACES / log.lines.n, x, j->number);
         bool called = says && says->number != 0;
-        if (json_is(loss, JSON_NUMBER) && (called || (!told && loss->number < best))) {
-            best = loss->number, best_at = line->at, told |= called;
-            log->curves[EVAL_LOSS].best = (Point){ step->number, best };
-        }
+        if (!json_is(loss, JSON_NUMBER) || (!called && !(loss->number < best))) continue;
+        best = called ? -INFINITY : loss->number;
+        best_at = line->at;
+        log.curves[EVAL_LOSS].points[BEST].n = 0;
+        curve_add(&log.curves[EVAL_LOSS], BEST, x, loss->number);
     }
-    Curve *speed = &log->curves[SPEED];
-    if (speed->n) qsort(speed->points, speed->n, sizeof *speed->points, by_y);
-    add_fact(log, "steps", strf("%.0f", last));
-    if (speed->n) add_fact(log, "tokens/s", strf("%.0f", speed->points[speed->n / 2].y));       // the median
-    r->at = best_at;
-    return best < INFINITY;
-}
-
-static RunLog read_run(const char *folder) {
-    RunLog log = {0};
-    char *facts = strf("%s/run.json", folder), *lines = strf("%s/log.jsonl", folder);
-    if (!exists(lines)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
-    add_fact(&log, "run", strf("%s", folder));
-    JsonReader r = exists(facts) ? json_open_file(facts) : json_open(facts, "{}", 2), of_lines = json_open_file(lines);
-    add_facts(&log, json_only(&r));
-    if (read_lines(&log, &of_lines)) add_facts(&log, json_next(&of_lines));
-    json_close(&r), json_close(&of_lines), free(facts), free(lines);
+    log.lines.at = best_at;
     return log;
 }
 
-static void free_run(RunLog *log) {
-    for (size_t i = 0; i < N_LOGGED; i++) free(log->curves[i].points);
-    for (size_t i = 0; i < log->n_facts; i++) free(log->facts[i].name), free(log->facts[i].text);
-}
-
 static void draw_losses(const char *folder) {       // loss.svg of a run folder
-    RunLog log = read_run(folder);
-    Curve *c = log.curves;
-    c[LOSS].label = c[LOSS].n < 40 ? "training" : "training: running mean and range";
-    c[LOSS].smooth = c[NORM].smooth = true;
-    c[EVAL_LOSS].label = !c[EVAL_LOSS].n ? "no evaluation" : "evaluation (the best ringed)";
-    c[EVAL_LOSS].style = 1;
-    const Panel panels[] = { { "loss", "step", c, 2, 0, true, 64, 96, 632, 240 },
-                             { "learning rate", "step", &c[RATE], 1, 1, false, 64, 412, 256, 140 },
-                             { "gradient norm", "step", &c[NORM], 1, 2, true, 444, 412, 252, 140 } };
-    char *path = strf("%s/loss.svg", folder);
-    draw_picture(path, folder, 800, 602, panels, COUNT(panels));
-    free(path);
-    free_run(&log);
+    static const char *const names[] = { "training", "evaluation; ring, in brackets: the best" };
+    RunLog log = read_log(folder, "step");
+    const Panel panels[] = { { "loss over steps", &log.curves[LOSS], 2, 64, 104, 820, 240, false },
+                             { "learning rate", &log.curves[RATE], 1, 64, 400, 320, 140, true },
+                             { "gradient norm", &log.curves[NORM], 1, 564, 400, 320, 140, false } };
+    draw_picture(strf("%s/loss.svg", folder), folder, names, panels, COUNT(panels));
+    json_close(&log.lines);
 }
 
 // ---- 15.6 Comparing runs -----------------------------------------------------------------------------------------
 
-static const char *fact_of(const RunLog *run, const char *fact) {
-    for (size_t i = 0; i < run->n_facts; i++) if (!strcmp(run->facts[i].name, fact)) return run->facts[i].text;
-    return "-";
+static const char *cell(const Json *object, const char *key) {
+    const Json *j = json_get(object, key);
+    if (json_is(j, JSON_STRING)) return j->text;
+    return json_is(j, JSON_NUMBER) ? strf(j->number >= 1000 ? "%.0f" : "%.4g", j->number) : "-";
 }
 
-// One row a run, with a column for every fact that any of them has; two of words, then numbers.
-static void print_runs(const RunLog *runs, size_t n) {
-    size_t columns = 0, known, widths[256];
-    const char *heads[COUNT(widths)], *cell;
-    for (size_t i = 0; i < n; i++)
-        for (size_t k = 0; k < runs[i].n_facts; k++) {
-            for (known = 0; known < columns && strcmp(heads[known], runs[i].facts[k].name); ) known++;
-            if (known == columns && columns < COUNT(heads)) heads[columns++] = runs[i].facts[k].name;
-        }
-    for (size_t c = 0; c < columns; c++) {
-        widths[c] = strlen(heads[c]);
-        for (size_t i = 0; i < n; i++) widths[c] = max_size(widths[c], text_columns(fact_of(&runs[i], heads[c])));
-    }
-    for (size_t i = 0; i <= n; i++, putchar('\n'))
-        for (size_t c = 0; c < columns; c++) {
-            cell = i ? fact_of(&runs[i-1], heads[c]) : heads[c];
-            int pad = (int)(widths[c] - text_columns(cell));
-            printf("%s%*s%s%*s", c ? "  " : "", c > 1 ? pad : 0, "", cell, c > 1 ? 0 : pad, "");
-        }
-}
-
-// What a run is called among others: its folder without what all of them have in front and behind, cut at / . _ -
-static const char *short_name(const char *const *folders, size_t n, size_t which) {
-    static const char marks[] = "/._-";
-    const char *own = folders[which];
-    size_t front = 0, back = 0, length = strlen(own);
-    for (size_t k = 0, same = n > 1; same && own[k]; k++) {
-        for (size_t i = 0; i < n; i++) same &= folders[i][k] == own[k];
-        if (same && strchr(marks, own[k])) front = k + 1;
-    }
-    for (size_t k = 1, same = n > 1; same && front + k < length; k++) {
-        for (size_t i = 0; i < n; i++) {
-            size_t other = strlen(folders[i]);
-            same &= front + k < other && folders[i][other - k] == own[length - k];
-        }
-        if (same && strchr(marks, own[length - k])) back = k;
-    }
-    return strf("%.*s", (int)(length - front - back), own + front);
-}
-
-// The same curve over tokens; where a step has none, in proportion.
-static Curve over_tokens(const Curve *c, const Curve *tokens) {
-    Curve out = *c;
-    out.points = NULL, out.n = out.capacity = 0, out.best.x = NAN;
-    for (size_t i = 0, k = 0; i < c->n; i++) {
-        double x = c->points[i].x, below_x = 0, below = 0;
-        while (k < tokens->n && tokens->points[k].x < x) k++;
-        if (k) below_x = tokens->points[k-1].x, below = tokens->points[k-1].y;
-        if (k == tokens->n && x > below_x) break;
-        const Point *p = &tokens->points[k];
-        double at = x > below_x ? below + (p->y - below) * (x - below_x) / (p->x - below_x) : below;
-        curve_add(&out, at, c->points[i].y);
-        if (x == c->best.x) out.best = (Point){ at, c->points[i].y };
-    }
-    return out;
-}
-
+// A picture, and a table: what run.json and the line of the best evaluation say, the mean speed, the last loss.
 static void compare(const char *const *folders, size_t n, const char *out) {
-    RunLog *runs = alloc(n, sizeof *runs);
-    Curve *curves[4];
-    for (size_t k = 0; k < COUNT(curves); k++) curves[k] = alloc(n, sizeof **curves);
+    static const char row[] = "%8s  %10s  %9s  %7s  %8s  %9s  %9s  %9s  %7s  %8s  %s\n";
+    Curve *curves = alloc(2 * n, sizeof *curves);           // training, then evaluation
+    Text table = {0};
+    text_print(&table, row, "method", "trainable", "memory", "steps", "tokens/s", "loss", "best step", "eval_loss",
+               "rouge-l", "accuracy", "run");
     for (size_t i = 0; i < n; i++) {
-        runs[i] = read_run(folders[i]);
-        if (!runs[i].n_lines) fail("%s/log.jsonl: is empty: no step has been logged yet", folders[i]);
-        for (size_t f = LOSS; f <= EVAL_LOSS; f++) {
-            Curve *c = &curves[f][i];
-            *c = runs[i].curves[f];
-            c->label = short_name(folders, n, i), c->style = i, c->smooth = f == LOSS;
-            curves[f + 2][i] = over_tokens(c, &runs[i].curves[SEEN]);
-        }
+        RunLog log = read_log(folders[i], "tokens");
+        if (!log.lines.n) fail("%s/log.jsonl: is empty: no step has been logged yet", folders[i]);
+        const char *path = strf("%s/run.json", folders[i]);
+        JsonReader r = exists(path) ? json_open_file(path) : json_open(path, "{}", 2);
+        const Json *run = json_only(&r), *best = json_next(&log.lines);
+        const Point *loss = &log.curves[LOSS].points[LAST], *speed = &log.curves[SPEED].points[0];
+        text_print(&table, row, cell(run, "method"), cell(run, "trainable"), cell(run, "memory"),
+                   strf("%.0f", log.steps), speed->n > 0 ? strf("%.0f", speed->y) : "-",
+                   loss->n > 0 ? strf("%.4g", loss->y) : "-", cell(best, "step"), cell(best, "eval_loss"),
+                   cell(best, "eval_rouge-l"), cell(best, "eval_accuracy"), folders[i]);
+        curves[i] = log.curves[LOSS];
+        curves[n + i] = log.curves[EVAL_LOSS];
     }
+    double top = 86 + 18 * (double)n;
+    const Panel panels[] = { { "training loss over tokens", curves, n, 64, top, 320, 310, false },
+                             { "evaluation loss over tokens", curves + n, n, 564, top, 320, 310, false } };
     if (!out) out = "compare.svg";
-    double top = 92 + 19 * (double)((n + 2) / 3), second = top + 380;
-    const Panel panels[] = { { "training loss", "step", curves[0], n, 0, true, 64, top, 332, 310 },
-                             { "evaluation loss", "step", curves[1], n, 0, true, 564, top, 332, 310 },
-                             { "training loss", "tokens", curves[2], n, 0, true, 64, second, 332, 310 },
-                             { "evaluation loss", "tokens", curves[3], n, 0, true, 564, second, 332, 310 } };
-    draw_picture(out, "runs side by side; ring, in brackets: the best", 1000, second + 360, panels, COUNT(panels));
-    print_runs(runs, n);
+    draw_picture(out, "runs side by side; ring, in brackets: the best", folders, panels, COUNT(panels));
+    printf("%s", table.s);
     fprintf(stderr, "curves: %s\n", out);
 }
 

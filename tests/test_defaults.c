@@ -151,27 +151,8 @@ static void test_kept_checkpoints(void) {
     }
 }
 
-static void test_names_of_runs(void) {
-    static const char *const runs[] = { "build/lora.identity.1.1", "build/full.identity.1.1", "build/freeze.identity.1.1" };
-    check_true("names that differ", !strcmp(short_name(runs, 3, 0), "lora") && !strcmp(short_name(runs, 3, 2), "freeze"));
-    static const char *const plain[] = { "run-1", "run-10" };
-    check_true("names of one beginning", !strcmp(short_name(plain, 2, 0), "1") && !strcmp(short_name(plain, 2, 1), "10"));
-    check_true("one run has its whole name", !strcmp(short_name(plain, 1, 0), "run-1"));
-    static const char *const same[] = { "a/x", "a/x" };
-    check_true("two that are one", *short_name(same, 2, 0));
-    Point seen[] = { { 10, 100 }, { 20, 300 } }, losses[] = { { 0, 5 }, { 5, 4 }, { 20, 3 }, { 25, 2 } };
-    Curve tokens = { .points = seen, .n = 2 }, loss = { .points = losses, .n = 4, .best = { 20, 3 } };
-    Curve over = over_tokens(&loss, &tokens);
-    check_equal("points that have tokens", over.n, 3);
-    check_number("before the first", over.points[0].x, 0, 0);
-    check_number("between two", over.points[1].x, 50, 0);
-    check_number("the best of them", over.best.x, 300, 0);
-    free(over.points);
-}
-
 static void test_defaults(void) {
     test_choices();
     test_best();
     test_kept_checkpoints();
-    test_names_of_runs();
 }
