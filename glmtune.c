@@ -8247,91 +8247,32 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 //     lora                    its A and B are maps of n_in x r and r x n_out that train
 // All else counts nothing and so shows as lost percent.
 
-enum { PHASE_DATA, PHASE_FORWARD, PHASE_HEAD, PHASE_BACKWARD, PHASE_OPTIMIZER, PHASE_ALL, PHASES };
-// The operations of each phase of a step on the batch that the run holds, by the formula above.
-static void count_step(const Run *r, const Batch *b, double *flops) {
+typedef struct { double forward, head, head_back, back; } Operations;
+
+// The operations of a step on the batch that the run holds, by the formula above; the head's stand apart.
+static Operations count_step(const Run *r, const Batch *b) {
     const Model *m = r->model;
     const Config *c = &m->config;
+    Operations sum = { .head = 2 * (double)r->R * (double)m->head->n };
     double product = 0;
     for (size_t s = 0; s < b->n; s++) {
         double n = (double)(b->starts[s+1] - b->starts[s]);
         product += (double)c->n_heads * (double)c->head_dim * n * (n + 1);
     }
-    memset(flops, 0, PHASES * sizeof *flops);
     for (size_t l = 0; l < c->n_layers; l++) {
-        flops[PHASE_FORWARD] += 2 * product;
-        flops[PHASE_BACKWARD] += flows_below(r, l, AT_O) ? 5 * product : 0;
+        sum.forward += 2 * product;
+        sum.back += flows_below(r, l, AT_O) ? 5 * product : 0;
         for (size_t i = 0; i < m->layers[l].n_maps; i++) {
             const Linear *w = &m->layers[l].maps[i];
             double rows = (double)(is_last(r, l) && i >= m->layers[l].n_qkv ? r->R : r->T);
-            double below = m->lowest < w->depth;
-            double base = 2 * rows * (double)w->weight->n, rank = 2 * rows * (double)lora_rank(w);
-            double lora_a = rank * (double)w->n_in, lora_b = rank * (double)w->n_out;
-            flops[PHASE_FORWARD] += base + lora_a + lora_b;
-            flops[PHASE_BACKWARD] += base * (below + w->weight->trained) + lora_a * (below + 1) + lora_b * 2;
+            double below = m->lowest < w->depth, rank = 2 * rows * (double)lora_rank(w);
+            double base = 2 * rows * (double)w->weight->n, A = rank * (double)w->n_in, B = rank * (double)w->n_out;
+            sum.forward += base + A + B;
+            sum.back += base * (below + w->weight->trained) + A * (below + 1) + B * 2;
         }
     }
-    flops[PHASE_HEAD] = 2 * (double)r->R * (double)m->head->n *
-                        (1 + (m->lowest < depth_of(c->n_layers, 1)) + m->head->trained);
-    for (size_t p = 0; p < PHASE_ALL; p++) flops[PHASE_ALL] += flops[p];
-}
-
-// One optimizer step on all samples as one batch: took [PHASES] in seconds, flops [PHASES].
-static void timed_step(Run *r, const Dataset *set, const Options *o, double lr, int64_t step, double *took,
-                           double *flops) {
-    double at[PHASES] = { seconds() };
-    Batch b = make_batch(set, NULL, set->n, key_of_step(o, step), 0);
-    at[1] = seconds(), forward(r, &b, true);
-    at[2] = seconds_when_done(), head_loss(r, 0, 1 / (real)set->n_targets);
-    at[3] = seconds_when_done(), backward(r);
-    at[4] = seconds_when_done(), clip_gradients(r->model, o->max_grad_norm);
-    optimizer_step(r->model, o, lr, step + 1), zero_gradients(r->model);
-    at[5] = seconds_when_done();
-    for (size_t p = 0; p < PHASE_ALL; p++) took[p] = at[p+1] - at[p];
-    took[PHASE_ALL] = at[PHASE_ALL] - at[0];
-    count_step(r, &b, flops);
-    free_batch(&b);
-}
-
-// Samples of n random tokens each, of which the last `share` are targets.
-static Dataset random_data(size_t V, size_t n_samples, size_t n, double share, uint64_t seed) {
-    Dataset set = {0};
-    size_t first = n - (size_t)round((double)n * share);
-    for (size_t s = 0; s < n_samples; s++) {
-        Sample sample = { .ids = alloc(n, sizeof *sample.ids), .labels = alloc(n, sizeof *sample.labels), .n = n };
-        for (size_t t = 0; t < n; t++) {
-            sample.ids[t] = (int32_t)(rng_bits(seed + s, t) % V);
-            sample.labels[t] = t >= first ? sample.ids[t] : NO_TARGET;
-            sample.n_targets += t && t >= first;
-        }
-        dataset_add(&set, sample);
-    }
-    return set;
-}
-
-// n weights with the standard deviation of a fresh model, in the type of most released ones.
-static void *random_bf16(size_t n, uint64_t key, double std) {
-    enum { CHUNK = 1 << 20 };
-    char *w = device_take(n, dtype_size(BF16), "random weights");
-    real *numbers = device_take(CHUNK, sizeof *numbers, "random weights");
-    for (size_t i = 0; i < n; i += CHUNK) {
-        fill_uniform(numbers, rng_key(key, i), 0, (float)(std * 1.7320508075688772), min_size(CHUNK, n - i));
-        narrow(w + i * dtype_size(BF16), BF16, numbers, min_size(CHUNK, n - i));
-    }
-    memory_give(numbers);
-    return w;
-}
-
-// A model of this shape with random bf16 weights.
-static Model *random_model(Config c, uint64_t seed, double std) {
-    Model *m = describe_model(c);
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        Tensor *t = m->tensors[i];
-        real *vector = t->vector ? device_take(t->n, sizeof *vector, t->name) : NULL;
-        if (vector) random_tensor(vector, t, seed, std, false), bind_tensor(t, vector, REAL);
-        else bind_tensor(t, random_bf16(t->n, rng_key(seed, hash_name(t->name)), std), BF16);
-    }
-    return m;
+    sum.head_back = sum.head * ((m->lowest < depth_of(c->n_layers, 1)) + m->head->trained);
+    return sum;
 }
 
 // The same kind of model, small enough to measure in a second: one layer, at most 2048 wide, a small vocabulary.
@@ -8345,39 +8286,34 @@ static Config shrunk(Config c) {
     return c;
 }
 
-// What tuning costs on this machine, from a config alone: a step of a small model is measured, phase by phase, and
-// grows with the counted operations of the whole and with the numbers that train. Nothing where even that takes much
-// memory.
+// What tuning costs on this machine, from a config alone: the pace of a small model grows with the counted operations
+// and the numbers that train. Nothing where even that takes much memory.
 static void print_speed_here(Model *whole, const Method *method, const Options *options) {
+    enum { T = 256 };
     Options o = *options;
-    Config c = shrunk(whole->config);
-    double took[PHASES], flops[PHASES], all[PHASES];
-    size_t T = 256;
+    Model *m = describe_model(shrunk(whole->config));
     o.trainable_layers = o.trainable_layers > 0;
-    Model *m = describe_model(c);
     method->setup(m, &o);
     m->n_moments = whole->n_moments;
-    size_t bytes = times(count_parameters(m->tensors, m->n_tensors), dtype_size(BF16)) + trainable_bytes(m, true);
-    if (bytes + run_bytes(m, method, KEEPS_ALL, T) > min_size(available_bytes() / 2, (size_t)4 << 30)) return;
-    m = random_model(c, (uint64_t)o.seed, 0.02);
-    method->setup(m, &o);
-    m->n_moments = whole->n_moments;
-    Dataset set = random_data(c.vocab_size, 1, T, 1, (uint64_t)o.seed);
     Run r = describe_run(m, method, KEEPS_ALL, T, T), counted = describe_run(whole, method, KEEPS_ALL, T, T);
+    size_t bytes = count_parameters(m->tensors, m->n_tensors) * sizeof(real) + trainable_bytes(m, true) + bytes_of(&r);
+    if (bytes > min_size(available_bytes() / 2, (size_t)4 << 30)) return;
+    bind_random(m, (uint64_t)o.seed, 0.02);
     start_trainables(m, (uint64_t)o.seed, true);
     take_run(&r);
-    for (int64_t i = 0; i < 2; i++) timed_step(&r, &set, &o, 0, i, took, flops);
-    Batch b = make_batch(&set, NULL, 1, 0, 0);
+    Dataset set = {0};
+    Batch b = fixed_batch(m, T);
+    dataset_add(&set, (Sample){ .ids = b.ids, .labels = b.labels, .n = T });
+    Pace p = measure_pace(&r, &set, 1, &o);
     counted.T = T, counted.R = r.R;
-    count_step(&counted, &b, all);
-    double token = 0, forward = took[PHASE_FORWARD] / flops[PHASE_FORWARD] * all[PHASE_FORWARD] / (double)T;
-    double optimizer = took[PHASE_OPTIMIZER] * (double)count_parameters(whole->trained, whole->n_trained) /
-                       (double)count_parameters(m->trained, m->n_trained);
-    for (size_t p = PHASE_FORWARD; p <= PHASE_BACKWARD; p++)
-        token += took[p] / fmax(flops[p], 1) * all[p] / (double)T;
+    Operations some = count_step(&r, &b), all = count_step(&counted, &b);
+    double some_forward = some.forward + some.head, all_forward = all.forward + all.head;
+    double token = p.both * (all_forward + all.head_back + all.back) / (some_forward + some.head_back + some.back);
+    double step = 1024 * token + p.optimizer * (double)count_parameters(whole->trained, whole->n_trained) /
+                                 (double)count_parameters(m->trained, m->n_trained);
     printf("time on this machine: a step of 1024 tokens %s (%.3g tokens/s), validating as many %s; 400 samples of 256 "
-           "tokens, an epoch: %s\n", time_text(1024 * token + optimizer), 1 / token, time_text(1024 * forward),
-           time_text(100 * (1024 * token + optimizer)));
+           "tokens, an epoch: %s\n", time_text(step), 1 / token,
+           time_text(1024 * p.forward * all_forward / some_forward), time_text(100 * step));
     printf("disk: a checkpoint takes %s; a run keeps two, the newest and the best\n",
            size_text(checkpoint_bytes(whole)));
     free_batch(&b), give_run(&r);

@@ -215,6 +215,16 @@ static void bench_attention(size_t T, size_t heads, size_t groups, size_t d, dou
     memory_give(starts);
 }
 
+// n weights with the standard deviation of a fresh model, in the type of most released ones.
+static void *random_bf16(size_t n, uint64_t key, double std) {
+    void *w = device_take(n, dtype_size(BF16), "bench");
+    real *numbers = device_take(n, sizeof *numbers, "bench");
+    fill_uniform(numbers, key, 0, (float)(std * 1.7320508075688772), n);
+    narrow(w, BF16, numbers, n);
+    memory_give(numbers);
+    return w;
+}
+
 // The maps of GLM-4-9B [n_out,n_in], fused as in the remote layout: q, k and v; o; gate and up; down.
 static void bench_tables(double peak) {
     static const size_t maps[][2] = { { 4608, 4096 }, { 4096, 4096 }, { 27392, 4096 }, { 4096, 13696 } };
@@ -230,8 +240,44 @@ static void bench_tables(double peak) {
 
 // ---- A model -----------------------------------------------------------------------------------------------------
 
+// Samples of n random tokens each, of which the last `share` are targets.
+static Dataset random_data(size_t V, size_t n_samples, size_t n, double share, uint64_t seed) {
+    Dataset set = {0};
+    size_t first = n - (size_t)round((double)n * share);
+    for (size_t s = 0; s < n_samples; s++) {
+        Sample sample = { .ids = alloc(n, sizeof *sample.ids), .labels = alloc(n, sizeof *sample.labels), .n = n };
+        for (size_t t = 0; t < n; t++) {
+            sample.ids[t] = (int32_t)(rng_bits(seed + s, t) % V);
+            sample.labels[t] = t >= first ? sample.ids[t] : NO_TARGET;
+            sample.n_targets += t && t >= first;
+        }
+        dataset_add(&set, sample);
+    }
+    return set;
+}
+
+enum { PHASE_DATA, PHASE_FORWARD, PHASE_HEAD, PHASE_BACKWARD, PHASE_OPTIMIZER, PHASE_ALL, PHASES };
 static const char *const phase_names[] = { "data", "forward", "head and loss, both ways", "backward",
                                            "clipping and optimizer", "step" };
+
+// One optimizer step on all samples as one batch: took [PHASES] in seconds, flops [PHASES].
+static void timed_step(Run *r, const Dataset *set, const Options *o, double lr, int64_t step, double *took,
+                       double *flops) {
+    double at[PHASES] = { seconds() };
+    Batch b = make_batch(set, NULL, set->n, key_of_step(o, step), 0);
+    at[1] = seconds(), forward(r, &b, true);
+    at[2] = seconds_when_done(), head_loss(r, 0, 1 / (real)set->n_targets);
+    at[3] = seconds_when_done(), backward(r);
+    at[4] = seconds_when_done(), clip_gradients(r->model, o->max_grad_norm);
+    optimizer_step(r->model, o, lr, step + 1), zero_gradients(r->model);
+    at[5] = seconds_when_done();
+    for (size_t p = 0; p < PHASE_ALL; p++) took[p] = at[p+1] - at[p];
+    took[PHASE_ALL] = at[PHASE_ALL] - at[0];
+    Operations n = count_step(r, &b);
+    memcpy(flops, (double[PHASES]){ 0, n.forward, n.head + n.head_back, n.back, 0,
+                                    n.forward + n.head + n.head_back + n.back }, PHASES * sizeof *flops);
+    free_batch(&b);
+}
 
 static void bench_step(Model *m, const Options *o, size_t tokens, double share, double peak) {
     const Method *method = find_method(o->method);
@@ -270,6 +316,18 @@ static void bench_decoding(Model *m) {
     printf("  %-38s %10.2f ms %9.1f tokens/s %6.1f %% of reading %.1f GB/s\n", "decoding, a token", time * 1e3,
            1 / time, bytes / time / reading * 100, reading * 1e-9);
     give_generator(&g);
+}
+
+// A model of this shape with random bf16 weights.
+static Model *random_model(Config c, uint64_t seed, double std) {
+    Model *m = describe_model(c);
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        Tensor *t = m->tensors[i];
+        real *vector = t->vector ? device_take(t->n, sizeof *vector, t->name) : NULL;
+        if (vector) random_tensor(vector, t, seed, std, false), bind_tensor(t, vector, REAL);
+        else bind_tensor(t, random_bf16(t->n, rng_key(seed, hash_name(t->name)), std), BF16);
+    }
+    return m;
 }
 
 // A model folder, or random weights in the shape of a config.json or of four layers of a small GLM.
