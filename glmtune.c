@@ -7628,14 +7628,14 @@ static const char *size_text(size_t bytes) {
     return strf("%.3g %s", n, units[unit]);
 }
 
-// The sum of the numbers behind these words in a file; without words the number that it holds. SIZE_MAX: there is none.
-static size_t number_in(const char *path, const char *words) {
+// The sum of the numbers behind these words in a file; without words the number that it holds; else `unknown`.
+static size_t number_in(const char *path, const char *words, size_t unknown) {
     char line[256], key[64];
-    size_t n, sum = SIZE_MAX;
+    size_t n, found = 0, sum = unknown;
     FILE *f = fopen(path, "re");
     while (f && fgets(line, sizeof line, f))
         if (words ? sscanf(line, "%63s %zu", key, &n) == 2 && list_has(words, key) : sscanf(line, "%zu", &n) == 1)
-            sum = (sum == SIZE_MAX ? 0 : sum) + n;
+            sum = n + (found++ ? sum : 0);
     if (f) fclose(f);
     return sum;
 }
@@ -7643,16 +7643,14 @@ static size_t number_in(const char *path, const char *words) {
 // Memory that may still be taken, as the device or the system says; less in a container or under `ulimit -v`.
 static size_t available_bytes(void) {
     if (memory_left() < SIZE_MAX) return memory_left();
-    size_t kib = number_in("/proc/meminfo", "MemAvailable:"), available = kib == SIZE_MAX ? kib : times(kib, 1024);
-    size_t most = number_in("/sys/fs/cgroup/memory.max", NULL);
-    size_t current = number_in("/sys/fs/cgroup/memory.current", NULL);
-    size_t cache = number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file");    // counts there, gives way
-    if (current != SIZE_MAX && cache != SIZE_MAX) current -= min_size(cache, current);
-    if (most != SIZE_MAX && current != SIZE_MAX) available = min_size(available, most - min_size(current, most));
+    size_t available = 1024 * number_in("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024);
+    size_t most = number_in("/sys/fs/cgroup/memory.max", NULL, SIZE_MAX);
+    size_t used = number_in("/sys/fs/cgroup/memory.current", NULL, 0);
+    used -= min_size(used, number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file", 0));   // these give way
+    available = min_size(available, most - min_size(used, most));
     struct rlimit limit;
-    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY) return available;
-    size_t pages = number_in("/proc/self/statm", NULL);
-    size_t used = pages == SIZE_MAX ? 0 : times(pages, (size_t)sysconf(_SC_PAGESIZE));
+    if (getrlimit(RLIMIT_AS, &limit)) return available;
+    used = number_in("/proc/self/statm", NULL, 0) * (size_t)sysconf(_SC_PAGESIZE);
     return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
 }
 
@@ -7660,8 +7658,7 @@ static size_t available_bytes(void) {
 static void need_memory(size_t bytes, const char *lower) {
     size_t available = available_bytes();
     if (bytes > available)
-        fail("not enough memory: %s are needed, %s are to be had; lower %s", size_text(bytes), size_text(available),
-             lower);
+        fail("not enough memory: %s are needed, %s are free; lower %s", size_text(bytes), size_text(available), lower);
 }
 
 static size_t run_bytes(Model *m, const Method *method, RunKind kind, size_t T) {
@@ -7693,11 +7690,10 @@ static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_
     if (own <= available) return kind;
     while (fits && trainables + run_bytes(m, method, kind, fits) > available) fits = fits * 7 / 8;
     if (!fits)
-        fail("not enough memory: %s are needed, %s are to be had, and what trains alone takes %s; train less of the "
-             "model: --method lora, a lower --r, fewer --target_modules", size_text(own), size_text(available),
-             size_text(trainables));
-    fail("not enough memory: %s are needed for batches of %zu tokens, %s are to be had; batches of %zu tokens fit: "
-         "lower the number or the length of the samples in one", size_text(own), T, size_text(available), fits);
+        fail("not enough memory: %s are needed, %s for what trains alone, %s are free; train less: --method lora, a "
+             "lower --r, fewer --target_modules", size_text(own), size_text(trainables), size_text(available));
+    fail("not enough memory: %s are needed for batches of %zu tokens, %s are free; batches of %zu tokens fit: lower "
+         "the number or the length of the samples in one", size_text(own), T, size_text(available), fits);
 }
 
 // ---- 15.2 Time and disk ------------------------------------------------------------------------------------------
@@ -7765,27 +7761,72 @@ static size_t disk_left(const char *folder) {
     return statvfs(folder, &disk) ? SIZE_MAX : times(disk.f_bavail, disk.f_frsize);
 }
 
-// How many checkpoints may stand side by side: those that are kept and the one that is being written. Where validation
-// decides as well, there may be many.
-static size_t most_checkpoints(const Trainer *t) {
-    size_t limit = (size_t)t->o->save_total_limit, all = (size_t)((t->steps + t->o->save_steps - 1) / t->o->save_steps);
-    bool validates = t->validation.n > 0;
-    return limit ? min_size(validates ? SIZE_MAX : all, max_size(limit, validates ? 2 : 1) + 1) : all;
-}
-
-// What checkpoints take, in words; where the disk has too little, that is said now and not met at the last save.
+// What checkpoints take, in words; where the disk has too little, that is said now and not met at the last save. Side
+// by side stand those that are kept and the one that is being written; where validation decides as well, perhaps many.
 static char *disk_plan(const Trainer *t) {
     const char *folder = t->o->output_dir;
-    size_t *steps, there = list_checkpoints(folder, &steps), most = most_checkpoints(t);
+    size_t limit = (size_t)t->o->save_total_limit, all = (size_t)((t->steps + t->o->save_steps - 1) / t->o->save_steps);
+    bool validates = t->validation.n > 0;
+    size_t most = limit ? min_size(validates ? SIZE_MAX : all, max_size(limit, validates ? 2 : 1) + 1) : all;
+    size_t *steps, there = list_checkpoints(folder, &steps);
     size_t one = checkpoint_bytes(t->base.model), left = disk_left(folder);
     size_t more = times(most - min_size(there, most), one);
     free(steps);
     if (more > left)
-        fail("%s: not enough disk: %s are needed for %zu checkpoints side by side, %s are free; free some, choose "
-             "another --output_dir, or keep fewer (--save_total_limit 1, --val_size 0)", folder, size_text(more), most,
-             size_text(left));
+        fail("%s: not enough disk: %s are needed for %zu checkpoints side by side, %s are free; choose another "
+             "disk, or keep fewer: --save_total_limit 1, --val_size 0", folder, size_text(more), most, size_text(left));
     return strf("a checkpoint takes %s, %s; %s are free", size_text(one),
                 t->o->save_total_limit ? "the newest and the best are kept" : "all are kept", size_text(left));
+}
+
+// The same kind of model, small enough to measure in a second: one layer, at most 2048 wide, a small vocabulary.
+static Config shrunk(Config c) {
+    size_t by = 1;
+    while (c.hidden_size / by > 2048 && c.n_heads % (2 * by) == 0) by *= 2;
+    c.n_layers = 1, c.vocab_size = min_size(c.vocab_size, 8192);
+    c.hidden_size /= by, c.ffn_dim = max_size(1, c.ffn_dim / by), c.n_heads /= by;
+    c.n_kv_heads = min_size(c.n_kv_heads, c.n_heads);
+    while (c.n_heads % c.n_kv_heads) c.n_kv_heads--;
+    return c;
+}
+
+// Multiply-adds for a token, but for attention's few: forward, or backward as far down as gradients flow.
+static double work_of(const Model *m, bool back) {
+    size_t L = m->config.n_layers;
+    double sum = (double)m->head->n * (back ? (m->lowest < depth_of(L, 1)) + m->head->trained : 1);
+    for (size_t l = 0; l < L; l++)
+        for (const Linear *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
+            sum += (double)w->weight->n * (back ? (m->lowest < w->depth) + w->weight->trained : 1);
+    return sum;
+}
+
+// What tuning costs on this machine, from a config alone: the pace of a small model grows with the work, and with the
+// numbers that train. Nothing where even that takes much memory.
+static void print_speed_here(Model *whole, const Method *method, const Options *options) {
+    enum { T = 256 };
+    Options o = *options;
+    Model *m = describe_model(shrunk(whole->config));
+    o.trainable_layers = o.trainable_layers > 0;
+    method->setup(m, &o);
+    m->n_moments = whole->n_moments;
+    Run r = describe_run(m, method, KEEPS_ALL, T, T);
+    size_t bytes = count_parameters(m->tensors, m->n_tensors) * sizeof(real) + trainable_bytes(m, true) + bytes_of(&r);
+    if (bytes > min_size(available_bytes() / 2, (size_t)4 << 30)) return;
+    bind_random(m, (uint64_t)o.seed, 0.02);
+    start_trainables(m, (uint64_t)o.seed, true);
+    take_run(&r);
+    Batch b = fixed_batch(m, T);
+    Dataset set = {0};
+    dataset_add(&set, (Sample){ .ids = b.ids, .labels = b.labels, .n = T });
+    Pace p = measure_pace(&r, &set, 1, &o);
+    double forward = p.forward * work_of(whole, false) / work_of(m, false);
+    double both = forward + (p.both - p.forward) * work_of(whole, true) / work_of(m, true);
+    double step = 1024 * both + p.optimizer * (double)count_parameters(whole->trained, whole->n_trained) /
+                                (double)count_parameters(m->trained, m->n_trained);
+    printf("time on this machine: a step of 1024 tokens %s (%.3g tokens/s), validating as many %s; 400 samples of 256 "
+           "tokens, an epoch: %s\n", time_text(step), 1 / both, time_text(1024 * forward), time_text(100 * step));
+    printf("disk: a checkpoint takes %s; a run keeps the newest and the best\n", size_text(checkpoint_bytes(whole)));
+    free_batch(&b), give_run(&r);
 }
 
 // ---- 15.3 Dump: hidden states, logits and every gradient of one batch --------------------------------------------
@@ -7803,19 +7844,17 @@ static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
 
 typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // data: on the host
 
-static void list_add(TensorList *l, const char *tensor_name, Dtype dtype, size_t rows, size_t columns,
-                     const void *data) {
+static void list_add(TensorList *l, const char *key, Dtype dtype, size_t rows, size_t columns, const void *data) {
     l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
-    l->tensors[l->n++] = (StoredTensor){ .name = (char *)tensor_name, .dtype = dtype, .data = data,
-                                         .n_dims = columns ? 2 : 1, .shape = { rows, columns },
-                                         .n = rows * (columns ? columns : 1) };
+    l->tensors[l->n++] = (StoredTensor){ .name = (char *)key, .dtype = dtype, .data = data, .n_dims = columns ? 2 : 1,
+                                         .shape = { rows, columns }, .n = rows * max_size(columns, 1) };
 }
 
-static void list_add_reals(TensorList *l, const char *tensor_name, size_t rows, size_t columns, const real *device) {
-    size_t n = rows * (columns ? columns : 1);
+static void list_add_reals(TensorList *l, const char *key, size_t rows, size_t columns, const real *device) {
+    size_t n = rows * max_size(columns, 1);
     real *host = alloc(n, sizeof *host);
     memory_copy_out(host, device, n * sizeof *host);
-    list_add(l, tensor_name, REAL, rows, columns, host);
+    list_add(l, key, REAL, rows, columns, host);
 }
 
 // The hidden states, the last norm and the logits at every position, not only at targets.
@@ -7842,17 +7881,15 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     size_t n_targets;
     Batch b = read_batch(batch, &m->config, &n_targets);
     m->n_moments = 0;
-    RunKind kind = plan_memory(m, opened.method, false, b.T);
+    Run r = describe_run(m, opened.method, plan_memory(m, opened.method, false, b.T), b.T, b.T);
     start_method(&opened, 0, true);
-    Run r = describe_run(m, opened.method, kind, b.T, b.T);
     take_run(&r);
     double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
-    real mean = (real)loss;
     TensorList l = {0};
     if (!isfinite(loss)) fail("%s: the loss of this batch is not finite; the weights are damaged", model);
     list_add(&l, "ids", I32, b.T, 0, b.ids);
     list_add(&l, "labels", I32, b.T, 0, b.labels);
-    list_add(&l, "loss", REAL, 1, 0, &mean);
+    list_add(&l, "loss", REAL, 1, 0, &(real){ (real)loss });
     list_add_activations(&l, &r, &b);
     for (size_t i = 0; i < m->n_trained; i++) {
         const Tensor *t = m->trained[i];
@@ -7894,13 +7931,13 @@ static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
                 .token_keys = alloc(T, sizeof *b.token_keys) };
     memcpy(b.starts, starts, sizeof starts);
     *n_targets = 0;
-    for (size_t t = 0; t < T; t++) {
-        b.ids[t] = (int32_t)(rng_bits(seed, t) % V);
-        b.labels[t] = rng_bits(seed, T + t) % 4 ? b.ids[t] : NO_TARGET;
-        b.token_keys[t] = rng_bits(seed, 2*T + t);
-    }
-    for (size_t s = 0; s < N; s++)
-        for (size_t t = starts[s] + 1; t < starts[s+1]; t++) *n_targets += b.labels[t] != NO_TARGET;
+    for (size_t s = 0, t = 0; s < N; s++)
+        for (; t < starts[s+1]; t++) {
+            b.ids[t] = (int32_t)(rng_bits(seed, t) % V);
+            b.labels[t] = rng_bits(seed, T + t) % 4 ? b.ids[t] : NO_TARGET;
+            b.token_keys[t] = rng_bits(seed, 2*T + t);
+            *n_targets += t > starts[s] && b.labels[t] != NO_TARGET;
+        }
     return b;
 }
 
@@ -7930,13 +7967,11 @@ static bool print_check(const Tensor *t, double error, bool passed, const char *
     return passed;
 }
 
-// Checks up to `elements` numbers of a tensor's gradient g, spread over it, and prints its row; returns whether it
-// passed.
+// Checks up to `elements` numbers of a tensor's gradient g, spread over it, and prints its row; true: they are right.
 static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t elements) {
     double largest = 0, worst = 0;
-    size_t kinks = 0;
+    size_t kinks = 0, n = min_size(elements, t->n);
     for (size_t i = 0; i < t->n; i++) largest = fmax(largest, fabs((double)g[i]));
-    size_t n = min_size(elements, t->n);
     for (size_t k = 0; k < n; k++) {
         size_t i = t->n * k / n;
         double fd = finite_difference(s, t, i, (real)1e-3);
@@ -7944,19 +7979,19 @@ static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t 
         bool zero_slope = largest < 1e-12 && fabs(fd) < 1e-10;
         double error = zero_slope ? 0 : fabs(fd - (double)g[i]) / scale;
         // two widths that disagree have a kink between them; a wrong gradient disagrees with both
-        if (error > 1e-6 && fabs(finite_difference(s, t, i, (real)1.25e-4) - fd) > 1e-6 * scale) {
-            kinks++;
-            continue;
-        }
-        worst = isnan(worst) || error <= worst ? worst : error;
+        bool kink = error > 1e-6 && fabs(finite_difference(s, t, i, (real)1.25e-4) - fd) > 1e-6 * scale;
+        kinks += kink;
+        if (!kink && !isnan(worst) && !(error <= worst)) worst = error;
     }
     return print_check(t, worst, worst <= 1e-6 && 2 * kinks <= n,
                        kinks ? strf(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
 }
 
-static double norm_of(const StoredTensor *s) {      // of doubles
+// The 2-norm of s - g, where s is of doubles; g NULL: of s.
+static double distance(const StoredTensor *s, const real *g) {
+    const double *truth = s->data;
     double squares = 0;
-    for (size_t i = 0; i < s->n; i++) squares += ((const double *)s->data)[i] * ((const double *)s->data)[i];
+    for (size_t i = 0; i < s->n; i++) squares += pow(truth[i] - (g ? (double)g[i] : 0), 2);
     return sqrt(squares);
 }
 
@@ -7964,7 +7999,7 @@ static void read_truth(Gradcheck *check) {
     read_tensor_file(&check->truth, check->o->truth);
     for (const StoredTensor *s = check->truth.tensors; s < check->truth.tensors + check->truth.n; s++) {
         if (s->dtype != F64) fail("%s: '%s' is %s, not F64: write it by glmtune64", s->file, s->name, s->dtype_name);
-        check->largest = fmax(check->largest, norm_of(s));
+        check->largest = fmax(check->largest, distance(s, NULL));
     }
 }
 
@@ -7974,45 +8009,37 @@ static bool compare_tensor(const Gradcheck *check, const char *listed, const Ten
     if (!s || !has_shape(s, t))
         fail("%s: has no gradient '%s' of shape %s; write it with the same options: glmtune64 gradcheck --out FILE",
              check->o->truth, listed, shape_text(t->shape, t->n_dims));
-    const double *want = s->data;
-    double squares = 0;
-    for (size_t i = 0; i < t->n; i++) squares += ((double)g[i] - want[i]) * ((double)g[i] - want[i]);
-    double error = sqrt(squares) / fmax(norm_of(s), 1e-3 * check->largest);
+    double error = distance(s, g) / fmax(distance(s, NULL), 1e-3 * check->largest);
     return print_check(t, error, error <= 1e-4, "");
 }
 
-static bool check_gradient(Gradcheck *check, const Slope *s, const Tensor *t) {
-    const char *listed = strf("%s: %s", s->run->model->config.model_type, t->name);
-    list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
-    const real *g = check->gradients.tensors[check->gradients.n - 1].data;
-    return sizeof(real) < 8 ? compare_tensor(check, listed, t, g) : check_tensor(s, t, g, (size_t)check->o->elements);
-}
-
-// Returns the number of tensors that failed.
-static size_t gradcheck_model(Gradcheck *check, Model *m, const Method *method) {
+// Checks a method on a model whose tensors are all random, those that the method adds included; returns how many of
+// them failed.
+static size_t gradcheck_method(Gradcheck *check, Model *m, const Method *method) {
     const Options *o = check->o;
+    uint64_t seed = (uint64_t)o->seed;
     size_t n_targets, failed = 0;
-    Batch b = random_batch(m->config.vocab_size, (uint64_t)o->seed, &n_targets);
+    Batch b = random_batch(m->config.vocab_size, seed, &n_targets);
+    method->setup(m, o);
+    start_trainables(m, seed, true);
+    for (size_t i = 0; i < m->n_trained; i++)
+        if (!m->trained[i]->of_base) random_tensor(m->trained[i]->value, m->trained[i], seed, o->std, true);
     Run r = describe_run(m, method, KEEPS_ALL, b.T, b.T);
     Slope slope = { &r, &b, n_targets, o->label_smoothing_factor };
     take_run(&r);
     zero_gradients(m);
     forward_backward(&r, &b, n_targets, o->label_smoothing_factor, true);
-    for (size_t i = 0; i < m->n_trained; i++) failed += !check_gradient(check, &slope, m->trained[i]);
+    for (size_t i = 0; i < m->n_trained; i++) {
+        const Tensor *t = m->trained[i];
+        const char *listed = strf("%s: %s", m->config.model_type, t->name);
+        list_add_reals(&check->gradients, listed, t->shape[0], t->shape[1], t->grad);
+        const real *g = check->gradients.tensors[check->gradients.n - 1].data;
+        failed += !(sizeof(real) < 8 ? compare_tensor(check, listed, t, g)
+                                     : check_tensor(&slope, t, g, (size_t)o->elements));
+    }
     give_run(&r);
     free_batch(&b);
     return failed;
-}
-
-// A method on a model whose tensors are all random, those that the method adds included.
-static size_t gradcheck_method(Gradcheck *check, Model *m, const Method *method) {
-    const Options *o = check->o;
-    method->setup(m, o);
-    start_trainables(m, (uint64_t)o->seed, true);
-    for (size_t i = 0; i < m->n_trained; i++)
-        if (!m->trained[i]->of_base)
-            random_tensor(m->trained[i]->value, m->trained[i], (uint64_t)o->seed, o->std, true);
-    return gradcheck_model(check, m, method);
 }
 
 static int gradcheck(const char *folder, const Options *o) {
@@ -8237,88 +8264,6 @@ static void compare(const char *const *folders, size_t n, const char *out) {
     fprintf(stderr, "curves: %s\n", out);
 }
 
-// ---- 15.7 What a step costs on this machine ----------------------------------------------------------------------
-// Only operations that are needed count (a multiply-add is two), whatever the code does besides, such as computing a
-// layer twice or scores that are masked:
-//     a map of n_in x n_out   2 n_in n_out rows forward; as many for dX where a gradient flows on below it (not for the
-//                             lowest map that trains); as many for dW where its weight trains
-//     rows                    T; behind the last layer's attention and in the head R, the rows that have a target
-//     attention               2 products forward, 5 backward, of 2 n_heads head_dim T(T+1)/2 each: the causal half
-//     lora                    its A and B are maps of n_in x r and r x n_out that train
-// All else counts nothing and so shows as lost percent.
-
-typedef struct { double forward, head, head_back, back; } Operations;
-
-// The operations of a step on the batch that the run holds, by the formula above; the head's stand apart.
-static Operations count_step(const Run *r, const Batch *b) {
-    const Model *m = r->model;
-    const Config *c = &m->config;
-    Operations sum = { .head = 2 * (double)r->R * (double)m->head->n };
-    double product = 0;
-    for (size_t s = 0; s < b->n; s++) {
-        double n = (double)(b->starts[s+1] - b->starts[s]);
-        product += (double)c->n_heads * (double)c->head_dim * n * (n + 1);
-    }
-    for (size_t l = 0; l < c->n_layers; l++) {
-        sum.forward += 2 * product;
-        sum.back += flows_below(r, l, AT_O) ? 5 * product : 0;
-        for (size_t i = 0; i < m->layers[l].n_maps; i++) {
-            const Linear *w = &m->layers[l].maps[i];
-            double rows = (double)(is_last(r, l) && i >= m->layers[l].n_qkv ? r->R : r->T);
-            double below = m->lowest < w->depth, rank = 2 * rows * (double)lora_rank(w);
-            double base = 2 * rows * (double)w->weight->n, A = rank * (double)w->n_in, B = rank * (double)w->n_out;
-            sum.forward += base + A + B;
-            sum.back += base * (below + w->weight->trained) + A * (below + 1) + B * 2;
-        }
-    }
-    sum.head_back = sum.head * ((m->lowest < depth_of(c->n_layers, 1)) + m->head->trained);
-    return sum;
-}
-
-// The same kind of model, small enough to measure in a second: one layer, at most 2048 wide, a small vocabulary.
-static Config shrunk(Config c) {
-    size_t by = 1;
-    while (c.hidden_size / by > 2048 && c.n_heads % (2 * by) == 0) by *= 2;
-    c.n_layers = 1, c.vocab_size = min_size(c.vocab_size, 8192);
-    c.hidden_size /= by, c.ffn_dim = max_size(1, c.ffn_dim / by), c.n_heads /= by;
-    c.n_kv_heads = min_size(c.n_kv_heads, c.n_heads);
-    while (c.n_heads % c.n_kv_heads) c.n_kv_heads--;
-    return c;
-}
-
-// What tuning costs on this machine, from a config alone: the pace of a small model grows with the counted operations
-// and the numbers that train. Nothing where even that takes much memory.
-static void print_speed_here(Model *whole, const Method *method, const Options *options) {
-    enum { T = 256 };
-    Options o = *options;
-    Model *m = describe_model(shrunk(whole->config));
-    o.trainable_layers = o.trainable_layers > 0;
-    method->setup(m, &o);
-    m->n_moments = whole->n_moments;
-    Run r = describe_run(m, method, KEEPS_ALL, T, T), counted = describe_run(whole, method, KEEPS_ALL, T, T);
-    size_t bytes = count_parameters(m->tensors, m->n_tensors) * sizeof(real) + trainable_bytes(m, true) + bytes_of(&r);
-    if (bytes > min_size(available_bytes() / 2, (size_t)4 << 30)) return;
-    bind_random(m, (uint64_t)o.seed, 0.02);
-    start_trainables(m, (uint64_t)o.seed, true);
-    take_run(&r);
-    Dataset set = {0};
-    Batch b = fixed_batch(m, T);
-    dataset_add(&set, (Sample){ .ids = b.ids, .labels = b.labels, .n = T });
-    Pace p = measure_pace(&r, &set, 1, &o);
-    counted.T = T, counted.R = r.R;
-    Operations some = count_step(&r, &b), all = count_step(&counted, &b);
-    double some_forward = some.forward + some.head, all_forward = all.forward + all.head;
-    double token = p.both * (all_forward + all.head_back + all.back) / (some_forward + some.head_back + some.back);
-    double step = 1024 * token + p.optimizer * (double)count_parameters(whole->trained, whole->n_trained) /
-                                 (double)count_parameters(m->trained, m->n_trained);
-    printf("time on this machine: a step of 1024 tokens %s (%.3g tokens/s), validating as many %s; 400 samples of 256 "
-           "tokens, an epoch: %s\n", time_text(step), 1 / token,
-           time_text(1024 * p.forward * all_forward / some_forward), time_text(100 * step));
-    printf("disk: a checkpoint takes %s; a run keeps two, the newest and the best\n",
-           size_text(checkpoint_bytes(whole)));
-    free_batch(&b), give_run(&r);
-}
-
 // ================================================================================================================
 // 16  Commands
 // ================================================================================================================
@@ -8367,15 +8312,15 @@ static int merge_command(const Call *c) { return merge(c->words[0], c->words[1],
 static int compare_command(const Call *c) { return compare(c->words, c->n, c->o->out), 0; }
 static int gradcheck_command(const Call *c) { return gradcheck(c->words[0], c->o); }
 
-static const struct { const char *name, *torch; Dtype dtype; } dtype_options[] = {
-    { "f64", "float64", F64 }, { "f32", "float32", F32 }, { "f16", "float16", F16 }, { "bf16", "bfloat16", BF16 } };
+// What --dtype calls a type, and PyTorch.
+static const char *const dtype_words[][2] = { [F64] = { "f64", "float64" }, [F32] = { "f32", "float32" },
+                                              [F16] = { "f16", "float16" }, [BF16] = { "bf16", "bfloat16" } };
 
 // Gives all tensors the type that the user asks for, else that of config.json, else bf16.
 static Dtype set_dtype(Model *m, const Options *o) {
     const char *wanted = o->dtype ? o->dtype : m->config.torch_dtype;
-    Dtype dtype = BF16;
-    for (size_t i = 0; wanted && i < COUNT(dtype_options); i++)
-        if (!strcmp(wanted, o->dtype ? dtype_options[i].name : dtype_options[i].torch)) dtype = dtype_options[i].dtype;
+    Dtype dtype = wanted ? F64 : BF16;
+    while (dtype < BF16 && strcmp(wanted, dtype_words[dtype][o->dtype ? 0 : 1])) dtype++;
     for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
     return dtype;
 }
@@ -8392,12 +8337,10 @@ static int init_command(const Call *c) {
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Model *m = describe_model(config);
     Dtype dtype = set_dtype(m, c->o);
-    const char *closing = strrchr(config.source, '}');
-    text_add(&text, config.source, (size_t)(closing - config.source));
+    text_add(&text, config.source, (size_t)(strrchr(config.source, '}') - config.source));
     while (text.n && isspace((unsigned char)text.s[text.n - 1])) text.n--;
     if (c->o->layout) text_print(&text, ",\n  \"glmtune.layout\": \"%s\"", c->o->layout);
-    for (size_t i = 0; c->o->dtype && i < COUNT(dtype_options); i++)
-        if (dtype_options[i].dtype == dtype) text_print(&text, ",\n  \"torch_dtype\": \"%s\"", dtype_options[i].torch);
+    if (c->o->dtype) text_print(&text, ",\n  \"torch_dtype\": \"%s\"", dtype_words[dtype][1]);
     text_print(&text, "\n}\n");
     const char *temporary = begin_folder(out);
     choose_files(m, c->o->max_shard_size * 1e9);
@@ -8429,9 +8372,8 @@ static int info_command(const Call *c) {
     const Method *method = is_adapter(path) ? read_adapter_config(path, o, &base) : find_method(o->method);
     Config config = read_config(is_folder(base) ? strf("%s/config.json", base) : base);
     Model *m = describe_model(config);
-    const char *slash = strrchr(base, '/'), *folder = base;
-    if (!is_folder(base)) folder = slash ? strf("%.*s", (int)(slash - base), base) : ".";
-    const char *layout = layout_name(o, &config, folder);
+    const char *slash = strrchr(base, '/'), *beside = slash ? strf("%.*s", (int)(slash - base), base) : ".";
+    const char *layout = layout_name(o, &config, is_folder(base) ? base : beside);
     set_dtype(m, o);
     method->setup(m, o);
     m->n_moments = find_optimizer(o->optim)->n_moments;
@@ -8466,9 +8408,7 @@ static int tokenize_command(const Call *c) {
         putchar('\n');
         return 0;
     }
-    for (char *p = text; ; p = end) {
-        long id = strtol(p, &end, 10);
-        if (end == p) break;
+    for (long id; id = strtol(text, &end, 10), end > text; text = end) {
         if (id < 0 || id > largest_id(t))
             fail("standard input: %ld is no id of this tokenizer, which has 0 to %d", id, largest_id(t));
         ids_add(&ids, (int32_t)id);
@@ -8503,12 +8443,10 @@ static Turn answer_turn(const ChatFormat *f, const Ids *ids) {
 
 // Feeds the conversation as training encodes it, from the first id on that the model has not seen.
 static void feed_turns(Chat *c) {
-    size_t room = c->g.longest, same = 0;
+    size_t room = c->g.longest, opening = c->o->system != NULL, same = 0;
     Row row = encode_turns(c->format, c->turns.turns, c->turns.n, SIZE_MAX, true);
-    size_t opening = c->o->system != NULL;
     if (row.ids.n >= room) {
-        if (c->turns.n <= opening + 1)
-            fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, room);
+        if (c->turns.n <= opening + 1) fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, room);
         fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", room);
         Turn asked = c->turns.turns[--c->turns.n];
         drop_turns(&c->turns, opening);
@@ -8571,22 +8509,20 @@ static int chat_command(const Call *c) {
 // ---- 16.3 Check --------------------------------------------------------------------------------------------------
 
 // Prints a token so that it stays on its line and `columns` wide; wide characters take two.
-static void print_token(const Tokenizer *t, int32_t id, size_t columns) {
-    Text text = {0}, shown = {0};
-    size_t width = 0;
+static void print_token(const Tokenizer *t, int32_t id, int columns) {
+    Text text = {0};
     uint32_t c;
     if (t) decode_one(t, id, &text);
+    printf("  ");
     for (size_t at = 0, length; at < text.n; at += length) {
         length = utf8_get(text.s + at, text.n - at, &c);
-        size_t before = shown.n;
         bool plain = c != INVALID && c >= ' ' && c != 127;
-        if (plain) text_add(&shown, text.s + at, length);
-        else if (c == '\n') text_print(&shown, "\\n");
-        else text_print(&shown, "\\x%02x", (unsigned char)text.s[at]);
-        width += !plain ? shown.n - before : c >= 0x1100 ? 2 : 1;
+        if (plain) printf("%.*s", (int)length, text.s + at);
+        if (plain) columns -= c >= 0x1100 ? 2 : 1;
+        else columns -= c == '\n' ? printf("\\n") : printf("\\x%02x", (unsigned char)text.s[at]);
     }
-    printf("  %s%*s", shown.s ? shown.s : "", (int)(columns - min_size(width, columns)), "");
-    free(text.s), free(shown.s);
+    printf("%*s", columns > 0 ? columns : 0, "");
+    free(text.s);
 }
 
 static void print_sample(const Sample *s, const ChatFormat *f) {
@@ -8599,10 +8535,10 @@ static void print_sample(const Sample *s, const ChatFormat *f) {
     }
 }
 
-static void print_ids(const char *key, const int32_t *ids, size_t n, const char *end) {
-    printf("\"%s\": [", key);
+static void print_ids(const char *before, const int32_t *ids, size_t n, const char *behind) {
+    printf("%s[", before);
     for (size_t i = 0; i < n; i++) printf("%s%d", i ? ", " : "", ids[i]);
-    printf("]%s", end);
+    printf("]%s", behind);
 }
 
 static void print_lengths(const Dataset *set) {
@@ -8611,39 +8547,34 @@ static void print_lengths(const Dataset *set) {
     for (size_t i = 0; i < set->n; i++) shortest = min_size(shortest, set->samples[i].n);
     printf("lengths   %zu to %zu tokens, mean %.1f\n", shortest, set->longest, (double)set->n_tokens / (double)set->n);
     for (size_t i = (shortest - 1) / width; i * width < set->longest; i++) {
-        printf("%8zu - %-6zu %8zu  ", i * width + 1, (i + 1) * width, counts[i]);
-        for (size_t k = 0; k < (counts[i] * 40 + most - 1) / most; k++) putchar('#');
-        putchar('\n');
+        int length = (int)((counts[i] * 40 + most - 1) / most);
+        printf("%8zu - %-6zu %8zu  %.*s\n", i * width + 1, (i + 1) * width, counts[i], length,
+               "########################################");
     }
 }
 
 static void check_file(const char *path, const ChatFormat *f, const Options *o, const Config *config) {
     Dataset set = scan_data_file(path, f, o, config->vocab_size, true);
     if (o->ids) {
-        for (size_t i = 0; i < set.n; i++) {
-            const Sample *s = &set.samples[i];
-            printf("{"), print_ids("input_ids", s->ids, s->n, ", "), print_ids("labels", s->labels, s->n, "}\n");
-        }
+        for (const Sample *s = set.samples; s < set.samples + set.n; s++)
+            print_ids("{\"input_ids\": ", s->ids, s->n, ", "), print_ids("\"labels\": ", s->labels, s->n, "}\n");
         print_findings(stderr, &set);
         refuse_findings(&set);
         return;
     }
-    printf("data      %s\n", path);
-    printf("samples   %zu read, %zu kept, %zu cut, %zu dropped, %zu duplicates\n", set.n + set.n_dropped, set.n,
-           set.n_cut, set.n_dropped, count_duplicates(&set));
+    printf("data      %s\nsamples   %zu read, %zu kept, %zu cut, %zu dropped, %zu duplicates\n", path,
+           set.n + set.n_dropped, set.n, set.n_cut, set.n_dropped, count_duplicates(&set));
     if (set.n_turns) printf("turns     %zu, %zu of them the assistant's\n", set.n_turns, set.n_answers);
     printf("tokens    %zu, target tokens: %zu of %zu (%.1f %%)\n", set.n_tokens, set.n_targets, set.n_tokens,
            100 * (double)set.n_targets / (double)set.n_tokens);
     print_lengths(&set);
     if (f->layout) printf("samples ending in a stop token: %zu of %zu\n", count_stops(&set, f), set.n);
     print_findings(stdout, &set);
-    bool found = !o->sample;
-    for (size_t i = 0; i < set.n; i++) {
-        bool wanted = set.samples[i].number == (size_t)o->sample;
-        if (wanted || (!o->sample && i < (size_t)o->samples)) print_sample(&set.samples[i], f);
-        found |= wanted;
-    }
-    if (!found) fail("%s: has no sample %lld, or it was dropped", path, (long long)o->sample);
+    size_t sample = (size_t)o->sample, i = 0;
+    for (; !sample && i < min_size((size_t)o->samples, set.n); i++) print_sample(&set.samples[i], f);
+    while (sample && i < set.n && set.samples[i].number != sample) i++;
+    if (sample && i == set.n) fail("%s: has no sample %zu, or it was dropped", path, sample);
+    if (sample) print_sample(&set.samples[i], f);
     refuse_findings(&set);
 }
 
@@ -8666,7 +8597,7 @@ static int check_command(const Call *c) {
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
        CHECK = 512, COMPARE = 1024, ALL = 2047,
-       TUNES = TRAIN | GRADCHECK | INFO };      // what sets a method up
+       LEARNS = TRAIN | GRADCHECK, TUNES = LEARNS | INFO, READS = TRAIN | EVAL | CHECK, ANSWERS = TRAIN | EVAL | CHAT };
 
 typedef struct {
     const char *name; int bit; size_t least, most; int (*run)(const Call *); const char *words, *help;
@@ -8674,30 +8605,22 @@ typedef struct {
 static const Command commands[] = {
     { "train", TRAIN, 2, 4, train_command, "DATA MODEL [CONFIG.yaml [yes|no|STEP]]",
       "tune a model (or go on with an adapter) on a file of conversations" },
-    { "eval", EVAL, 2, 2, eval_command, "DATA MODEL",
-      "loss of a model on a file of conversations, and scores of its answers to the prompts" },
+    { "eval", EVAL, 2, 2, eval_command, "DATA MODEL", "loss on a file of conversations, and scores of the answers" },
     { "chat", CHAT, 1, 1, chat_command, "MODEL", "talk to a model or an adapter" },
-    { "check", CHECK, 2, 2, check_command, "DATA MODEL",
-      "show what would be learned: tokens, targets, lengths, doubtful places; trains nothing" },
-    { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT",
-      "write base and adapter as one model folder, in the base's type" },
+    { "check", CHECK, 2, 2, check_command, "DATA MODEL", "show what would be learned, token by token, and oddities" },
+    { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT", "base and adapter as one model, in the base's type" },
     { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE", "text on stdin to token ids, or back with --decode" },
-    { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT",
-      "logits, loss, hidden states and every gradient of one batch, as safetensors" },
-    { "gradcheck", GRADCHECK, 0, 1, gradcheck_command, "[MODEL]",
-      "every gradient against finite differences, or (--truth) against glmtune64's" },
-    { "info", INFO, 1, 1, info_command, "PATH",
-      "what a config.json, model or adapter is: sizes, trainable counts, memory plan" },
+    { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT", "logits, loss, hidden states and gradients of one batch" },
+    { "gradcheck", GRADCHECK, 0, 1, gradcheck_command, "[MODEL]", "gradients against finite differences (or --truth)" },
+    { "info", INFO, 1, 1, info_command, "PATH", "sizes, memory and speed of a config.json, model or adapter" },
     { "init", INIT, 2, 2, init_command, "CONFIG OUT", "write a randomly initialised model folder" },
-    { "compare", COMPARE, 1, 1000, compare_command, "RUN [RUN ...]",
-      "output folders of train side by side: a table, and their curves as an SVG" },
+    { "compare", COMPARE, 1, 1000, compare_command, "RUN [RUN ...]", "runs side by side: a table, and their curves" },
 };
 
 typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType;    // METHOD: a choice among 5.7
 #define FIELD(field) .name = #field, .offset = offsetof(Options, field)
 
-// `text` is the default, NULL: not set; `rule` says how `train` finds another where nobody sets it; a number has
-// limits.
+// `text` is the default, NULL: not set; `rule` says how another is found where nobody sets it; a number has limits.
 typedef struct {
     const char *name; size_t offset; OptionType type; int commands;
     const char *text, *help; double least, most; const char *choices, *rule;
@@ -8705,145 +8628,110 @@ typedef struct {
 static const Option options[] = {
     { FIELD(method), METHOD, TUNES, "lora", "what trains" },
     { FIELD(r), INTEGER, TUNES, "8", "lora: rank of the change; parameters and memory grow with it", 1, 65536 },
-    { FIELD(lora_alpha), REAL_NUMBER, TRAIN | GRADCHECK, "32",
-      "lora: the change is scaled by lora_alpha / r", 0, 1e6 },
-    { FIELD(lora_dropout), REAL_NUMBER, TRAIN | GRADCHECK, "0.1",
-      "lora: share of its input that is dropped in training", 0, 0.99 },
-    { FIELD(use_rslora), FLAG, TRAIN | GRADCHECK, "false", "lora: scale by lora_alpha / sqrt(r) instead" },
-    { FIELD(target_modules), STRING, TUNES, NULL,
-      "lora: linear maps by name, comma between", .rule = "all" },
-    { FIELD(num_virtual_tokens), INTEGER, TUNES, "128",
-      "ptuning: tokens of the prefix; each costs a key and a value in every layer", 1, 1e6 },
-    { FIELD(ptuning_positions), CHOICE, TUNES, NULL,
-      "ptuning: a text's positions from 0 or from the prefix's length; default: chatglm in the remote layout",
-      .choices = "chatglm,peft" },
-    { FIELD(prefix_dropout), REAL_NUMBER, TRAIN | GRADCHECK, NULL,
-      "ptuning: share of the prefix that is dropped in training; default 0.1 in chatglm, 0 in peft", 0, 0.99 },
-    { FIELD(prefix_projection), FLAG, TUNES, "false",
-      "ptuning: the prefix comes from a smaller table by a two-layer network; easier to train" },
+    { FIELD(lora_alpha), REAL_NUMBER, LEARNS, "32", "lora: the change is scaled by lora_alpha / r", 0, 1e6 },
+    { FIELD(lora_dropout), REAL_NUMBER, LEARNS, "0.1", "lora: share of its input dropped in training", 0, 0.99 },
+    { FIELD(use_rslora), FLAG, LEARNS, "false", "lora: scale by lora_alpha / sqrt(r) instead" },
+    { FIELD(target_modules), STRING, TUNES, NULL, "lora: linear maps by name, comma between", .rule = "all" },
+    { FIELD(num_virtual_tokens), INTEGER, TUNES, "128", "ptuning: tokens of the prefix; memory grows with it", 1, 1e6 },
+    { FIELD(ptuning_positions), CHOICE, TUNES, NULL, "ptuning: a text's positions begin at 0, or behind the prefix",
+      .choices = "chatglm,peft", .rule = "chatglm in the remote layout" },
+    { FIELD(prefix_dropout), REAL_NUMBER, LEARNS, NULL, "ptuning: share of the prefix dropped in training",
+      0, 0.99, .rule = "0.1 in chatglm, 0 in peft" },
+    { FIELD(prefix_projection), FLAG, TUNES, "false", "ptuning: a small network makes the prefix; easier to train" },
     { FIELD(encoder_hidden_size), INTEGER, TUNES, "0",
       "ptuning: width of that network; 0: hidden_size in chatglm, kv_heads x head_dim in peft", 0, 1e6 },
     { FIELD(trainable_layers), INTEGER, TUNES, "2", "freeze: how many of the last layers train", 0, 1e6 },
-    { FIELD(trainable_modules), STRING, TUNES, NULL,
-      "freeze: only these linear maps of them, by name, comma between; default: all of the layer" },
+    { FIELD(trainable_modules), STRING, TUNES, NULL, "freeze: linear maps of them, comma between", .rule = "all" },
     { FIELD(trainable_embedding), FLAG, TUNES, "false", "freeze: the embedding trains too" },
     { FIELD(trainable_head), FLAG, TUNES, "false", "freeze: the head trains too" },
     { FIELD(adapter_type), CHOICE, TUNES, "houlsby",
       "adapter: swish behind both halves of a layer, or ReLU behind the MLP", .choices = "houlsby,pfeiffer" },
     { FIELD(reduction_factor), INTEGER, TUNES, "0", "adapter: its inside is hidden_size / reduction_factor wide", 0,
       1e6, .rule = "16, less where the inside would be below 128" },
-    { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, "highest step size", 0, 1e3,
-      .rule = "by method and width: --help METHOD" },
-    { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine",
-      "how the rate falls after the warm-up", .choices = "cosine,linear,constant" },
+    { FIELD(learning_rate), REAL_NUMBER, TRAIN, NULL, "highest step size", 0, 1e3, .rule = "see --help METHOD" },
+    { FIELD(lr_scheduler_type), CHOICE, TRAIN, "cosine", "how the rate falls", .choices = "cosine,linear,constant" },
     { FIELD(warmup_ratio), REAL_NUMBER, TRAIN, "0.03", "share of the steps in which the rate rises from 0", 0, 1 },
     { FIELD(warmup_steps), INTEGER, TRAIN, "0", "the same in steps; above 0 it counts instead", 0, 1e9 },
     { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", "how often each sample is seen", 1e-6, 1e6,
       .rule = "by the number of samples: 3, and up to 60 that make 1400 steps" },
     { FIELD(max_steps), INTEGER, TRAIN, "0", "optimizer steps; above 0 it counts instead of epochs", 0, 1e9 },
-    { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0",
-      "pull of matrices towards 0, times the rate; gains and biases feel none", 0, 1e3 },
-    { FIELD(optim), CHOICE, TRAIN | INFO, "adamw",
-      "how gradients become steps; adamw keeps two numbers more for each that trains, the others one",
-      .choices = "adamw,sgd,lion" },
+    { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0", "pull of matrices (alone) towards 0, times the rate", 0, 1e3 },
+    { FIELD(optim), CHOICE, TRAIN | INFO, "adamw", "optimizer; adamw takes most memory", .choices = "adamw,sgd,lion" },
     { FIELD(momentum), REAL_NUMBER, TRAIN, "0.9", "sgd: share of the last step that goes on", 0, 0.999999 },
-    { FIELD(adam_beta1), REAL_NUMBER, TRAIN, NULL, "memory of the mean gradient; default: 0.9", 0, 0.999999 },
-    { FIELD(adam_beta2), REAL_NUMBER, TRAIN, NULL,
-      "adamw: memory of the mean square gradient, default 0.999; lion: of the mean that it keeps, 0.99", 0, 0.999999 },
+    { FIELD(adam_beta1), REAL_NUMBER, TRAIN, NULL, "memory of the mean gradient", 0, 0.999999, .rule = "0.9" },
+    { FIELD(adam_beta2), REAL_NUMBER, TRAIN, NULL, "adamw: memory of the mean square; lion: of the mean that it keeps",
+      0, 0.999999, .rule = "0.999; lion: 0.99" },
     { FIELD(adam_epsilon), REAL_NUMBER, TRAIN, "1e-8", "adamw: keeps it from dividing by 0", 1e-30, 1 },
-    { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1",
-      "gradients are scaled down to this norm; 0: never", 0, 1e9 },
-    { FIELD(label_smoothing_factor), REAL_NUMBER, TRAIN | GRADCHECK, "0",
-      "share of a target spread over the whole vocabulary", 0, 0.99 },
-    { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1",
-      "samples computed together; activations grow with it", 1, 1e6,
-      .rule = "by their length: up to 4 that are 1024 tokens at most" },
-    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false",
-      "compute first norm and inside of the MLP twice rather than keep them: more time, less memory" },
+    { FIELD(max_grad_norm), REAL_NUMBER, TRAIN, "1", "gradients are scaled down to this norm; 0: never", 0, 1e9 },
+    { FIELD(label_smoothing_factor), REAL_NUMBER, LEARNS, "0", "share of a target spread over all tokens", 0, 0.99 },
+    { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", "samples at once; activations grow with it",
+      1, 1e6, .rule = "by their length: up to 4 that are 1024 tokens at most" },
+    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false", "compute a part twice: more time, less memory" },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", "batches that make one step; costs no memory",
       1, 1e6, .rule = "as many as make a step of 4 samples" },
-    { FIELD(max_input_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512",
+    { FIELD(max_input_length), INTEGER, READS | INFO, "512",
       "a sample may have max_input_length + max_output_length + 1 tokens", 1, 1e7 },
-    { FIELD(max_output_length), INTEGER, TRAIN | EVAL | CHECK | INFO, "512", "see max_input_length", 1, 1e7 },
-    { FIELD(overlong), CHOICE, TRAIN | EVAL | CHECK, "error",
-      "what to do with a longer sample; truncate cuts its longest texts at their ends, to one length, and keeps all "
-      "role tokens, tools and the token that ends the answer", .choices = "error,drop,truncate" },
-    { FIELD(prompt_column), STRING, TRAIN | EVAL | CHECK, "prompt", "name of the question in samples of columns" },
-    { FIELD(response_column), STRING, TRAIN | EVAL | CHECK, "response", "name of the answer" },
-    { FIELD(history_column), STRING, TRAIN | EVAL | CHECK, "history", "name of the earlier pairs [question, answer]" },
-    { FIELD(official_mask), FLAG, TRAIN | CHECK, "false",
-      "labels exactly as the official script of the layout sets them" },
+    { FIELD(max_output_length), INTEGER, READS | INFO, "512", "see max_input_length", 1, 1e7 },
+    { FIELD(overlong), CHOICE, READS, "error",
+      "for longer samples; truncate cuts their longest texts, never role tokens", .choices = "error,drop,truncate" },
+    { FIELD(prompt_column), STRING, READS, "prompt", "name of the question in samples of columns" },
+    { FIELD(response_column), STRING, READS, "response", "name of the answer" },
+    { FIELD(history_column), STRING, READS, "history", "name of the earlier pairs [question, answer]" },
+    { FIELD(official_mask), FLAG, TRAIN | CHECK, "false", "labels exactly as the layout's official script sets them" },
     { FIELD(combine), FLAG, TRAIN | CHECK, "false", "with official_mask: GLM-4's combine, the last answer alone" },
     { FIELD(samples), INTEGER, CHECK, "1", "how many samples to print as a table of tokens, ids and targets", 0, 1e9 },
     { FIELD(sample), INTEGER, CHECK, "0", "print this one instead, by its place in the file", 0, 1e9 },
-    { FIELD(ids), FLAG, CHECK, "false",
-      "print every sample as ready input_ids and labels, a line each, and nothing else" },
-    { FIELD(eval_file), STRING, TRAIN | CHECK, NULL,
-      "validation samples; default: dev.json[l] of a data folder, else val_size" },
+    { FIELD(ids), FLAG, CHECK, "false", "print all samples as ready input_ids and labels, and nothing else" },
+    { FIELD(eval_file), STRING, TRAIN | CHECK, NULL, "validation samples", .rule = "dev.json[l] in DATA, if any" },
     { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", "share of the samples that validates instead of training", 0,
       0.9, .rule = "by the number of samples: none of less than 12, 5 of a few dozen, a twentieth, 500 at most" },
     { FIELD(eval_steps), INTEGER, TRAIN, "0", "steps between validations; 0: once an epoch", 0, 1e9 },
-    { FIELD(predict_with_generate), FLAG, TRAIN, "false",
-      "at each validation also answer the prompts, and score the answers" },
-    { FIELD(early_stopping_patience), INTEGER, TRAIN, "0",
-      "stop after so many validations in a row without a new best loss; 0: never", 0, 1e9,
-      .rule = "by the number of samples: a sixth of more than 3 epochs, else 0" },
+    { FIELD(predict_with_generate), FLAG, TRAIN, "false", "at each validation score answers to the prompts" },
+    { FIELD(early_stopping_patience), INTEGER, TRAIN, "0", "stop after so many validations in a row without a new best",
+      0, 1e9, .rule = "by the number of samples: a sixth of more than 3 epochs, else 0, which is never" },
     { FIELD(early_stopping_threshold), REAL_NUMBER, TRAIN, "0",
-      "for patience a validation loss is better when it is lower by more than this", 0, 1e3, .rule = "0.01" },
-    { FIELD(early_stopping_loss), REAL_NUMBER, TRAIN, "0",
-      "stop when validation and training loss are no more than this: from there on more is forgotten than learned", 0,
-      1e3, .rule = "0.03 where the number of samples lets a run stop early and nothing is replayed" },
+      "for patience a loss is better when it is lower by more than this", 0, 1e3, .rule = "0.01" },
+    { FIELD(early_stopping_loss), REAL_NUMBER, TRAIN, "0", "stop when validation and training loss are as low as this",
+      0, 1e3, .rule = "0.03 where the number of samples lets a run stop early and nothing is replayed" },
     { FIELD(load_best_model_at_end), FLAG, TRAIN, "false",
       "the result is the checkpoint with the best validation loss, not the last", .rule = "true" },
-    { FIELD(probe), STRING, TRAIN, NULL,
-      "FILE of samples that the model should still know: loss and drift from the base, before and after" },
-    { FIELD(replay), STRING, TRAIN, NULL,
-      "FILE:RATIO: old samples against forgetting, RATIO of them for each new one, added to the step" },
+    { FIELD(probe), STRING, TRAIN, NULL, "FILE of samples that should stay known: loss and drift from the base" },
+    { FIELD(replay), STRING, TRAIN, NULL, "FILE:RATIO: old samples against forgetting, RATIO for each new one" },
     { FIELD(output_dir), STRING, TRAIN, "output", "folder of the log and the checkpoints" },
     { FIELD(logging_steps), INTEGER, TRAIN, "10", "steps between lines of log.jsonl; 0: once an epoch", 0, 1e9 },
-    { FIELD(save_steps), INTEGER, TRAIN, "500",
-      "steps between checkpoints; 0: once an epoch; the last step is always saved", 0, 1e9,
-      .rule = "a tenth of the run, less often where a checkpoint is large" },
+    { FIELD(save_steps), INTEGER, TRAIN, "500", "steps between checkpoints; 0: once an epoch; the last is always saved",
+      0, 1e9, .rule = "a tenth of the run, less often where a checkpoint is large" },
     { FIELD(save_total_limit), INTEGER, TRAIN, "0", "checkpoints to keep, the newest and the best always; 0: all", 0,
       1e6, .rule = "2" },
     { FIELD(resume_from_checkpoint), STRING, TRAIN, NULL,
       "go on from a checkpoint, to the same bits: yes (the newest in output_dir), no, its step, or its folder" },
     { FIELD(stop_at_step), INTEGER, TRAIN, "0", "save and end after this step, to go on later; 0: never", 0, 1e9 },
-    { FIELD(force), FLAG, TRAIN | EVAL | CHAT | MERGE | DUMP, "false",
-      "an adapter on another base, a merge past its bound; in training: over a run in output_dir, going on though "
-      "options differ" },
-    { FIELD(layout), CHOICE, TRAIN | EVAL | CHECK | CHAT | INIT | INFO, NULL,
-      "chat layout; default: told from the model", .choices = "chatglm2,chatglm3,glm4-chat,0414,z1,edge" },
-    { FIELD(base), STRING, TRAIN | EVAL | CHECK | CHAT | MERGE | DUMP | INFO, NULL,
-      "base model of an adapter; default: the one that it names" },
+    { FIELD(force), FLAG, ANSWERS | MERGE | DUMP, "false",
+      "an adapter on another base, a merge past its bound; train: over an old run, or going on with other options" },
+    { FIELD(layout), CHOICE, READS | CHAT | INIT | INFO, NULL, "chat layout",
+      .choices = "chatglm2,chatglm3,glm4-chat,0414,z1,edge", .rule = "told from the model" },
+    { FIELD(base), STRING, READS | CHAT | MERGE | DUMP | INFO, NULL, "an adapter's base", .rule = "as it names it" },
     { FIELD(prompt), STRING, CHAT, NULL, "answer this one text and end" },
     { FIELD(system), STRING, CHAT, NULL, "system message that opens the conversation" },
-    { FIELD(temperature), REAL_NUMBER, TRAIN | EVAL | CHAT, "0",
-      "0: always the likeliest token; 1: as the model has it; more: wilder", 0, 100 },
-    { FIELD(top_p), REAL_NUMBER, TRAIN | EVAL | CHAT, "1",
-      "draw only from the likeliest tokens with this probability together", 0, 1 },
-    { FIELD(max_new_tokens), INTEGER, TRAIN | EVAL | CHAT, "512", "tokens of an answer at most", 1, 1e9 },
+    { FIELD(temperature), REAL_NUMBER, ANSWERS, "0", "0: the likeliest; 1: as the model has it; more: wilder", 0, 100 },
+    { FIELD(top_p), REAL_NUMBER, ANSWERS, "1", "draw only from the likeliest tokens that add up to this", 0, 1 },
+    { FIELD(max_new_tokens), INTEGER, ANSWERS, "512", "tokens of an answer at most", 1, 1e9 },
     { FIELD(max_context), INTEGER, CHAT, "4096", "tokens of a conversation at most; the cache grows with it", 2, 1e9 },
     { FIELD(decode), FLAG, TOKENIZE, "false", "ids on stdin to text" },
     { FIELD(out), STRING, TOKENIZE | EVAL | COMPARE | GRADCHECK, NULL,
-      "file to write: the tokenizer as a tokenizer.bin; eval: each prompt, reference and answer as a line of JSON; "
-      "compare: the curves [compare.svg]; gradcheck, in glmtune64: the gradients" },
-    { FIELD(truth), STRING, GRADCHECK, NULL,
-      "the gradients that glmtune64 wrote with the same options (--out), for a program in single precision" },
-    { FIELD(per_device_eval_batch_size), INTEGER, TRAIN | EVAL, "8",
-      "answers generated together (by eval also samples evaluated); memory grows with it", 1, HEAD_ROWS },
+      "file to write: tokenizer.bin, answers (eval), curves (compare) [compare.svg], gradients (glmtune64 gradcheck)" },
+    { FIELD(truth), STRING, GRADCHECK, NULL, "gradients that glmtune64 wrote (--out) with the same options" },
+    { FIELD(per_device_eval_batch_size), INTEGER, TRAIN | EVAL, "8", "samples at once; takes memory", 1, HEAD_ROWS },
     { FIELD(check), FLAG, INFO, "false", "look at every number in the files: exit 1 when one is not finite" },
-    { FIELD(dtype), CHOICE, INIT | INFO, NULL,
-      "type of the weights; default: what config.json says, else bf16", .choices = "f64,f32,f16,bf16" },
-    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL,
-      "standard deviation of random weights; default 0.02, in gradcheck 0.1", 0, 10 },
+    { FIELD(dtype), CHOICE, INIT | INFO, NULL, "type of the weights", .choices = "f64,f32,f16,bf16",
+      .rule = "as config.json says, else bf16" },
+    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, "of random weights", 0, 10, .rule = "0.02, gradcheck: 0.1" },
     { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", "largest file in GB", 1e-6, 1e6 },
     { FIELD(elements), INTEGER, GRADCHECK, "200", "numbers to check in each tensor", 1, 1e9 },
-    { FIELD(seed), INTEGER, TRAIN | EVAL | CHAT | INIT | GRADCHECK, "42", "of every random number", 0, 9e15 },
+    { FIELD(seed), INTEGER, ANSWERS | INIT | GRADCHECK, "42", "of every random number", 0, 9e15 },
     { FIELD(threads), INTEGER, ALL, "0", "cores to use; 0: all. The result is the same bits", 0, 4096 },
 #ifdef GLMTUNE_CUDA
-    { FIELD(precision), CHOICE, ALL, "fp32",
-      "of the operands of products: as they are, or rounded to bf16 for the tensor cores", .choices = "fp32,bf16" },
+    { FIELD(precision), CHOICE, ALL, "fp32", "of factors; bf16: rounded, for tensor cores", .choices = "fp32,bf16" },
 #endif
 };
 
@@ -8880,8 +8768,7 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
     void *field = (char *)o + x->offset;
     const char *choices = choices_of(x);
     char *end;
-    if (x->type == FLAG && strcmp(value, "true") && strcmp(value, "false"))
-        return strf("is true or false, not '%s'", value);
+    if (x->type == FLAG && !list_has("true,false", value)) return strf("is true or false, not '%s'", value);
     if (choices && (strchr(value, ',') || !list_has(choices, value)))
         return strf("is one of %s, not '%s'", choices, value);
     o->given[x->offset] = true;
@@ -9012,55 +8899,48 @@ static void method_help(const Method *m) {
            m->width_power > 0 ? m->width_power : 0.5, few, m->peft_type);
 }
 
-// A text in lines that fit the terminal (100 columns where there is none), each after `indent` blanks; the first goes
-// on behind what has been printed, at column `at`.
-static void print_wrapped(size_t indent, size_t at, const char *text) {
+// A heading, then a text from column `indent` on, in lines that fit the terminal (100 columns where there is none).
+static void print_wrapped(size_t indent, const char *heading, const char *text) {
     size_t columns = terminal_columns(1) ? max_size(terminal_columns(1), indent + 24) : 100;
-    for (const char *p = text + strspn(text, " "); *p; p += strspn(p, " ")) {
-        size_t n = strcspn(p, " "), fits = columns - min_size(at + (at > indent), columns);
-        while (n > columns - indent && n > fits && memrchr(p, ',', n - 1))      // a long list may break at a comma
-            n = (size_t)((const char *)memrchr(p, ',', n - 1) - p) + 1;
-        if (at > indent && n > fits) printf("\n%*s", (int)indent, ""), at = indent;
-        at += (size_t)printf("%*s%.*s", at > indent && p > text && p[-1] == ' ', "", (int)n, p);
+    size_t at = (size_t)printf("%-*s", (int)indent, heading);
+    for (const char *p = text; *p; p += strspn(p, " ")) {
+        size_t n = strcspn(p, " "), blank = p > text;
+        if (at > indent && at + blank + n > columns) printf("\n%*s", (int)indent, ""), at = indent;
+        at += (size_t)printf("%*s%.*s", at > indent && blank, "", (int)n, p);
         p += n;
     }
     putchar('\n');
 }
 
 static void command_help(const Command *c) {
-    printf("glmtune %s %s [--option value ...]\n    ", c->name, c->words);
-    print_wrapped(4, 4, c->help);
+    printf("glmtune %s %s [--option value ...]\n", c->name, c->words);
+    print_wrapped(4, "", c->help);
     for (const Option *x = options; x < options + COUNT(options); x++) {
         const char *choices = choices_of(x), *usual = x->rule ? x->rule : x->text;
         if (!(x->commands & c->bit)) continue;
-        size_t at = (size_t)printf("  --%s", x->name);
-        at += (size_t)printf("%*s", (int)(max_size(at + 2, 20) - at), "");
-        print_wrapped(20, at, strf("%s%s%s%s%s%s", x->help, choices ? ": " : "", choices ? choices : "",
-                                   usual ? " [" : "", usual ? usual : "", usual ? "]" : ""));
+        print_wrapped(20, strf("  --%s  ", x->name), strf("%s%s%s", x->help, choices ? strf(": %s", choices) : "",
+                                                          usual ? strf(" [%s]", usual) : ""));
     }
 }
 
 static void general_help(void) {
     printf("glmtune fine-tunes the GLM family of language models.\n\n");
-    for (size_t i = 0; i < COUNT(commands); i++) {
-        size_t at = (size_t)printf("  glmtune %s %s  ", commands[i].name, commands[i].words);
-        if (at < 38) at += (size_t)printf("%*s", (int)(38 - at), "");
-        print_wrapped(38, at, commands[i].help);
-    }
+    for (const Command *c = commands; c < commands + COUNT(commands); c++)
+        print_wrapped(38, strf("  glmtune %s %s  ", c->name, c->words), c->help);
     putchar('\n');
-    print_wrapped(0, 0, "glmtune COMMAND --help: its options. glmtune --help OPTION|METHOD: what one does. MODEL is a "
+    print_wrapped(0, "", "glmtune COMMAND --help: its options. glmtune --help OPTION|METHOD: what one does. MODEL is a "
                   "model folder (config.json, safetensors, tokenizer) or an adapter's.");
 }
 
 static void print_version(void) {
-    const char *build = sizeof(real) == sizeof(double) ? "double" : "float";
+    printf("glmtune " GLMTUNE_VERSION " (%s", sizeof(real) == sizeof(double) ? "double" : "float");
 #ifdef GLMTUNE_CUDA
-    build = strf("%s, on a GPU", build);
+    printf(", on a GPU");
 #endif
 #ifdef _OPENMP
-    build = strf("%s, OpenMP", build);
+    printf(", OpenMP");
 #endif
-    printf("glmtune " GLMTUNE_VERSION " (%s)\n", build);
+    printf(")\n");
 }
 
 static void word_help(const char *given, int commands_of) {
@@ -9070,10 +8950,9 @@ static void word_help(const char *given, int commands_of) {
     for (const Command *c = commands; c < commands + COUNT(commands) && (!x || commands_of == ALL); c++)
         if (!strcmp(given, c->name)) return command_help(c);
     if (x) return option_help(x);
-    for (size_t i = 0; i < COUNT(methods); i++) {
+    for (size_t i = 0; i < COUNT(methods); i++)
         if (!strcmp(given, methods[i].name)) return method_help(&methods[i]);
-        text_print(&known, "%s,", methods[i].name);
-    }
+    text_print(&known, "%s,", method_names());
     add_options(&known, commands_of);
     fail_usage("--help %s: there is no such command, option or method%s", given, nearest(given, "", known.s));
 }

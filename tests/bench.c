@@ -1,5 +1,5 @@
 // bench: how fast this build is on this machine, as a share of what the machine can do: its own rate of multiply-adds
-// and of reading memory, measured first, and the former again at the end. What is counted stands in glmtune.c, 15.7;
+// and of reading memory, measured first, and the former again at the end. What is counted stands before count_step;
 // all else that is done shows as lost percent. tests/bench_torch.py compares a step with PyTorch.
 //     bench [MODEL|CONFIG] [--tokens 512] [--target_share 1] [--option value ...]    products, attention, a step, decoding
 //     bench --tables [--threads N]                     products and attention of GLM-4-9B's shapes, over numbers of rows
@@ -239,6 +239,43 @@ static void bench_tables(double peak) {
 }
 
 // ---- A model -----------------------------------------------------------------------------------------------------
+
+// Only operations that are needed count (a multiply-add is two), whatever the code does besides, such as computing a
+// layer twice or scores that are masked:
+//     a map of n_in x n_out   2 n_in n_out rows forward; as many for dX where a gradient flows on below it (not for the
+//                             lowest map that trains); as many for dW where its weight trains
+//     rows                    T; behind the last layer's attention and in the head R, the rows that have a target
+//     attention               2 products forward, 5 backward, of 2 n_heads head_dim T(T+1)/2 each: the causal half
+//     lora                    its A and B are maps of n_in x r and r x n_out that train
+// All else counts nothing and so shows as lost percent.
+
+typedef struct { double forward, head, head_back, back; } Operations;
+
+// The operations of a step on the batch that the run holds, by the formula above; the head's stand apart.
+static Operations count_step(const Run *r, const Batch *b) {
+    const Model *m = r->model;
+    const Config *c = &m->config;
+    Operations sum = { .head = 2 * (double)r->R * (double)m->head->n };
+    double product = 0;
+    for (size_t s = 0; s < b->n; s++) {
+        double n = (double)(b->starts[s+1] - b->starts[s]);
+        product += (double)c->n_heads * (double)c->head_dim * n * (n + 1);
+    }
+    for (size_t l = 0; l < c->n_layers; l++) {
+        sum.forward += 2 * product;
+        sum.back += flows_below(r, l, AT_O) ? 5 * product : 0;
+        for (size_t i = 0; i < m->layers[l].n_maps; i++) {
+            const Linear *w = &m->layers[l].maps[i];
+            double rows = (double)(is_last(r, l) && i >= m->layers[l].n_qkv ? r->R : r->T);
+            double below = m->lowest < w->depth, rank = 2 * rows * (double)lora_rank(w);
+            double base = 2 * rows * (double)w->weight->n, A = rank * (double)w->n_in, B = rank * (double)w->n_out;
+            sum.forward += base + A + B;
+            sum.back += base * (below + w->weight->trained) + A * (below + 1) + B * 2;
+        }
+    }
+    sum.head_back = sum.head * ((m->lowest < depth_of(c->n_layers, 1)) + m->head->trained);
+    return sum;
+}
 
 // Samples of n random tokens each, of which the last `share` are targets.
 static Dataset random_data(size_t V, size_t n_samples, size_t n, double share, uint64_t seed) {
