@@ -8332,12 +8332,11 @@ static void initial_tensor(real *out, const Tensor *t, const void *options) {
 
 static int init_command(const Call *c) {
     const char *out = c->words[1];
-    Config config = read_config(c->words[0]);
+    Model *m = describe_model(read_config(c->words[0]));
     Text text = {0};
     if (exists(out)) fail("%s: exists already; name a new folder", out);
-    Model *m = describe_model(config);
     Dtype dtype = set_dtype(m, c->o);
-    text_add(&text, config.source, (size_t)(strrchr(config.source, '}') - config.source));
+    text_add(&text, m->config.source, (size_t)(strrchr(m->config.source, '}') - m->config.source));
     while (text.n && isspace((unsigned char)text.s[text.n - 1])) text.n--;
     if (c->o->layout) text_print(&text, ",\n  \"glmtune.layout\": \"%s\"", c->o->layout);
     if (c->o->dtype) text_print(&text, ",\n  \"torch_dtype\": \"%s\"", dtype_words[dtype][1]);
@@ -8436,8 +8435,7 @@ static Turn answer_turn(const ChatFormat *f, const Ids *ids) {
     if (!line) return t;
     t.metadata = t.text, t.metadata_n = (size_t)(line - t.text);
     t.text = line + 1, t.n -= t.metadata_n + 1;
-    // SentencePiece's own blank, which stands before each text
-    if (f->tokenizer->kind == SENTENCEPIECE && t.n && *t.text == ' ') t.text++, t.n--;
+    if (f->tokenizer->kind == SENTENCEPIECE && t.n && *t.text == ' ') t.text++, t.n--;  // its blank before a text
     return t;
 }
 
@@ -8725,7 +8723,7 @@ static const Option options[] = {
     { FIELD(check), FLAG, INFO, "false", "look at every number in the files: exit 1 when one is not finite" },
     { FIELD(dtype), CHOICE, INIT | INFO, NULL, "type of the weights", .choices = "f64,f32,f16,bf16",
       .rule = "as config.json says, else bf16" },
-    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, "of random weights", 0, 10, .rule = "0.02, gradcheck: 0.1" },
+    { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, "spread of the weights", 0, 10, .rule = "0.02, gradcheck: 0.1" },
     { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", "largest file in GB", 1e-6, 1e6 },
     { FIELD(elements), INTEGER, GRADCHECK, "200", "numbers to check in each tensor", 1, 1e9 },
     { FIELD(seed), INTEGER, ANSWERS | INIT | GRADCHECK, "42", "of every random number", 0, 9e15 },
@@ -8768,15 +8766,15 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
     void *field = (char *)o + x->offset;
     const char *choices = choices_of(x);
     char *end;
-    if (x->type == FLAG && !list_has("true,false", value)) return strf("is true or false, not '%s'", value);
+    if (x->type == FLAG && strcmp(value, "true") && strcmp(value, "false"))
+        return strf("is true or false, not '%s'", value);
     if (choices && (strchr(value, ',') || !list_has(choices, value)))
         return strf("is one of %s, not '%s'", choices, value);
     o->given[x->offset] = true;
     if (x->type == FLAG) return *(bool *)field = value[0] == 't', NULL;
     if (x->type >= STRING) return *(const char **)field = value, NULL;
     double number = strtod(value, &end);
-    // no 0x10, no nan
-    bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");
+    bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");  // no 0x10, nan
     if (!decimal || (x->type == INTEGER && floor(number) != number))
         return strf("wants a %s, not '%s'", x->type == INTEGER ? "whole number" : "number", value);
     if (!(number >= x->least && number <= x->most))
@@ -8857,8 +8855,7 @@ static Options default_options(void) {
     return o;
 }
 
-// "; nearest: " and, behind `dashes`, the name in a list ("q_proj,v_proj") with the fewest letters to change; nothing
-// where more than half of them would change.
+// "; nearest: ", `dashes` and the name in a list ("q_proj,v_proj") with the fewest letters to change, at most half.
 static const char *nearest(const char *given, const char *dashes, const char *list) {
     const char *best = NULL, *one;
     for (char *rest = strf("%s", list); (one = strsep(&rest, ",")); )
