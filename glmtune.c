@@ -4,11 +4,10 @@
 // backward, LoRA, P-tuning v2, bottleneck adapters, freezing and full tuning, AdamW, evaluation, chat. It needs libc
 // and libm; OpenMP if there is one. What it is not: an inference server, or a framework for other models.
 //
-// How to read it: from the top, as a book in three parts. Part One is the model: the mathematics, every line of it, and
-// one step of training. Part Two is the work: a training run from its data to its adapter. Part Three is the machine
-// room: what makes it fast and lets it read the world's files. Stop after the part that you came for: what a part needs
-// of a later one is declared where it is first used, with a line that says what it gives. Each section opens with what
-// it does and why, and otherwise uses only what stands above it.
+// How to read it: from the top, as a book in three parts: the mathematics and one step of training; a training run from
+// its data to its adapter; what makes it fast and lets it read the world's files. Stop after the part that you came
+// for: what a part needs of a later one is declared where it is first used, with a line that says what it gives. Each
+// section opens with what it does and why, and otherwise uses only what stands above it.
 // Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch, R
 // of rows chosen of them, H the hidden size, F the MLP's, V the vocabulary; a prefix d marks a gradient; x_t is row t
 // of x. All numbers that are computed with are `real`: float, or double when built with -DGLMTUNE_DOUBLE (`make
@@ -62,7 +61,6 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 #include <malloc.h>
 #endif
 #include <math.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -85,17 +83,14 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 // ================================================================================================================
 // PART ONE: THE MODEL
 // ================================================================================================================
-// What GLM fine-tuning is, from the loops that a product is made of to one step of an optimizer. Nothing here reads
-// weights or text from a file: they are in memory already. (Section 5 has the keys of adapter_config.json.) If you stop
-// after this part, you have seen all of the mathematics. The whole: x = embedding[ids]; in each layer x += Wo
-// attention(norm(x)), then x += W_down swiglu(W_gate_up norm(x)); logits = W_head norm(x); loss = cross-entropy with
-// the next token. The x that is added to is the residual stream.
+// All of the mathematics, from the loops that a product is made of to one step of an optimizer; weights and text are in
+// memory already. The whole: x, the residual stream, = embedding[ids]; in each layer x += Wo attention(norm(x)), then
+// x += W_down swiglu(W_gate_up norm(x)); logits = W_head norm(x); loss = cross-entropy with the next token.
 
 // ================================================================================================================
 //  1  What C leaves out
 // ================================================================================================================
-// Errors that say what to do, memory that is checked, and a hash. Files, progress and whatever else a program needs
-// beside its mathematics stand in Part Three.
+// Errors that say what to do, memory that is checked, and a hash. Files and progress stand in Part Three.
 
 #define GLMTUNE_VERSION "1.0"
 static const char *program_name = "glmtune";    // as it was called, for commands that messages suggest
@@ -111,9 +106,14 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 static void discard_unfinished(void);       // removes files that are not complete (13.1)
 static void end_passing_line(void);         // clears a line of progress from the terminal (13.2)
 
-__attribute__((noreturn)) static void stop_with(int status, const char *format, va_list args) {
-    char *message = NULL;
+#define fail(...) stop_with(1, __VA_ARGS__)
+#define fail_usage(...) stop_with(2, __VA_ARGS__)
+
+__attribute__((noreturn, format(printf, 2, 3))) static void stop_with(int status, const char *format, ...) {
+    va_list args;
+    char *message;
     fflush(stdout);
+    va_start(args, format);
     if (vasprintf(&message, format, args) < 0) message = NULL;
     // what users wrote may hold line breaks
     for (char *p = message; p && *p; p++) if ((unsigned char)*p < ' ') *p = ' ';
@@ -121,18 +121,6 @@ __attribute__((noreturn)) static void stop_with(int status, const char *format, 
     fprintf(stderr, "glmtune: %s\n", message ? message : format);
     discard_unfinished();
     exit(status);
-}
-
-__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    stop_with(1, format, args);
-}
-
-__attribute__((noreturn, format(printf, 1, 2))) static void fail_usage(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    stop_with(2, format, args);
 }
 
 // ---- 1.2 Memory and text -----------------------------------------------------------------------------------------
@@ -170,15 +158,14 @@ static void text_add(Text *t, const char *s, size_t n) {
 }
 
 __attribute__((format(printf, 2, 3))) static void text_print(Text *t, const char *format, ...) {
-    va_list args, again;
+    va_list args;
+    char *s;
     va_start(args, format);
-    va_copy(again, args);
-    int n = vsnprintf(NULL, 0, format, args);
-    t->s = grow(t->s, &t->capacity, t->n + (size_t)n + 1, 1);
-    vsnprintf(t->s + t->n, (size_t)n + 1, format, again);
-    t->n += (size_t)n;
+    int n = vasprintf(&s, format, args);
+    if (n < 0) fail("out of memory for a text");
     va_end(args);
-    va_end(again);
+    text_add(t, s, (size_t)n);
+    free(s);
 }
 
 // A formatted string of its own, for names and paths; most live as long as the program.
@@ -216,9 +203,8 @@ static bool names_in(const char *list, const char *names) {
     return all;
 }
 
-// An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. The code that
-// takes them first runs on an arena without a block, which only counts: so the memory plan (15.1) prints what will be
-// taken.
+// An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. Code that takes
+// them first runs on an arena without a block, which only counts: that is what the memory plan (15.1) prints.
 typedef struct { char *block; size_t used, size; } Arena;
 
 static void *arena_take(Arena *a, size_t n, size_t size) {
@@ -246,14 +232,12 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // ================================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
 // X_backward stands under X_forward and takes only what the forward saved. A kernel never prints, never allocates, and
-// knows no model. Model memory is what memory_take and memory_mapped give; outside section 12, the code below never
-// reads it: it only passes pointers to kernels.
+// knows no model. Model memory is what memory_take and memory_mapped give; all but kernels only pass its pointers on.
 //
 // 2.1 is the seam: each function with its whole contract. Below it stands each of them once, as plain loops: one loop
-// nest, no blocking, no vectors. That is the definition; it is what glmtune64 runs, and where a port begins. Products
-// and attention are slow that way, and have fast bodies in section 12; all others run as they stand here. Loops are
-// threaded over independent outputs: each number has one thread that computes it, in an order that depends on shapes
-// alone, so results are the same bits with 1 thread or 64.
+// nest, no blocking, no vectors. That is the definition; it is what glmtune64 runs, and where a port begins. (Products
+// and attention have fast bodies in section 12.) Loops are threaded over independent outputs: each number has one
+// thread that computes it, in an order that depends on shapes alone: results are the same bits with 1 thread or 64.
 
 // ---- 2.1 The seam ------------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just this. What holds for all:
@@ -282,11 +266,10 @@ extern "C" {
 #define GLMTUNE_DEVICE
 #endif
 
-// Random numbers. A random number here is a function of what it is for: (seed, step, sample, token, site, feature) for
-// dropout (2.10), (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling, (seed, answer, token)
-// for sampling. Nothing has to be stored or restored, and neither threads nor accumulation can change it. Keys are
-// folded one by one, then a counter is hashed, by the finalizer of splitmix64 (Steele, Lea, Flood 2014), whose
-// increment is 2^64 / golden ratio. A port draws with these.
+// A random number is a function of what it is for: (seed, step, sample, token, site, feature) for dropout (2.10),
+// (seed, tensor, element) for a first weight, (seed, epoch, place) for shuffling, (seed, answer, token) for sampling.
+// Nothing is stored, and neither threads nor accumulation can change it. Keys are folded one by one, then a counter is
+// hashed, by the finalizer of splitmix64 (Steele, Lea, Flood 2014), whose increment is 2^64 / golden ratio.
 #define GOLDEN 0x9E3779B97F4A7C15u
 
 GLMTUNE_DEVICE static inline uint64_t mix64(uint64_t x) {
@@ -325,8 +308,7 @@ void memory_unmap(const void *mapped);
 size_t memory_left(void);
 // Returns when all kernels called so far have ended, so that time can be measured.
 void finish_kernels(void);
-// 1: operands of products and of attention may be rounded to bf16, sums stay `real`; 0, at the start: nothing is. A
-// port without a choice ignores it.
+// 1: products and attention may round operands to bf16, sums stay `real`; 0, at the start: no. A port may ignore it.
 void set_precision(int bf16);
 
 // -- Arrays of one type
@@ -399,18 +381,16 @@ void rmsnorm_backward(real *dx, const real *from, real *dgain, const real *dy, c
 // these, and the power, is rounded to `real` once; power, cosine and sine are exact before (in double, or as good):
 //     exponent = 2j / n_rotated      inv_freq = 1 / (real)(theta^exponent)      angle = p inv_freq
 void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions);
-// x [T,n_heads,head_dim] turned in place by the angles of positions [T], below n_positions: of each head the pairs (2j,
-// 2j + 1) below n_rotated, the others stay
+// x [T,n_heads,head_dim] turned in place: of each head the pairs (2j, 2j+1) below n_rotated, by their positions [T]
 void rope_forward(real *x, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
                   size_t n_rotated);
 // dx turned back, in place
 void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads, size_t head_dim,
                    size_t n_rotated);
 
-// The shapes of an attention call. Query head h reads key/value head h / (n_heads / n_kv_heads). Sequence b has the
-// rows starts[b] .. starts[b+1] of q, and of k and v the rows kv_starts[b] .. kv_starts[b+1]. It may have no queries,
-// or more keys than queries: the queries then belong to its last keys. Each query sees the prefix, the earlier keys of
-// its sequence and its own.
+// Query head h reads key/value head h / (n_heads / n_kv_heads). Sequence b has the rows starts[b] .. starts[b+1] of q,
+// and of k and v the rows kv_starts[b] .. kv_starts[b+1]. It may have no queries, or more keys than queries: these then
+// belong to its last keys. Each query sees the prefix, the earlier keys of its sequence and its own.
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
     size_t T, most_queries;             // rows of q; the most queries of one sequence
@@ -452,17 +432,16 @@ void dropout_backward(real *dx, const real *dy, const uint64_t *token_keys, uint
 
 // -- Loss and optimizers
 
-// loss [R] of logits [R,V] and targets [R], with label smoothing; logits = scale times their gradient (formula in
-// 2.11). With scale 0 what is left of them has no meaning.
+// loss [R] of logits [R,V] and targets [R] (formulas in 2.11); logits = scale times their gradient, void if scale is 0
 void cross_entropy(real *loss, real *logits, const int32_t *targets, real smoothing, real scale, size_t R, size_t V);
 
-// One step of n numbers (formulas in 2.12): w and the moments change, grad stays; keep = 1 - lr weight_decay. The
-// scalars come in double, because 1 - b2 does not survive in float: taken from a rounded 0.999 it is 1.3e-5 off
-// (relative), and the first steps by half of that. What is computed of them alone is rounded once.
-void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double keep, double beta1, double beta2,
+// One step of n numbers (formulas in 2.12): w and the moments change, g stays; keep = 1 - lr weight_decay. The scalars
+// come in double, because 1 - b2 does not survive in float: taken from a rounded 0.999 it is 1.3e-5 off (relative), and
+// the first steps by half of that. What is computed of them alone is rounded once.
+void adamw_step(real *w, const real *g, real *m, real *v, double lr, double keep, double beta1, double beta2,
                 double eps, double correction1, double correction2, size_t n);
-void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum, size_t n);
-void lion_step(real *w, const real *grad, real *m, double lr, double keep, double beta1, double beta2, size_t n);
+void sgd_step(real *w, const real *g, real *buffer, double lr, double weight_decay, double momentum, size_t n);
+void lion_step(real *w, const real *g, real *m, double lr, double keep, double beta1, double beta2, size_t n);
 // x [n] *= factor
 void scale_by(real *x, real factor, size_t n);
 // The sum of squares of all numbers of `count` arrays x[a] [n[a]], to a relative 1e-6; returns to the host.
@@ -480,8 +459,7 @@ void kernel_failed(const char *what) { fail("%s", what); }
 
 // FAST: products and attention come from section 12. A build in double, or with -DGLMTUNE_PLAIN, runs the plain loops.
 // With -DGLMTUNE_PORT the plain loops are weak symbols: a port in another file replaces one function at a time. With
-// -DGLMTUNE_CUDA, for any memory that the host cannot read, no body is compiled: what a port lacks does not link.
-// glmtune.cu is such a port; tests/test_kernels.c judges each.
+// -DGLMTUNE_CUDA, for memory that the host cannot read, none is compiled: what a port (glmtune.cu) lacks does not link.
 #if defined GLMTUNE_DOUBLE || defined GLMTUNE_PLAIN || defined GLMTUNE_PORT || defined GLMTUNE_CUDA
 #define FAST 0
 #else
@@ -511,8 +489,7 @@ static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; 
 static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
 
 static inline float f16_to_float(uint16_t h) {
-    // The exponent's bias is 15 there and 127 here: shifted into place the value is 2^-112 of what it should be, and
-    // the multiplication is exact, for subnormal numbers too.
+    // The exponent's bias is 15 there, 127 here: shifted, f is 2^-112 of h, and the product is exact, subnormal or not.
     uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
     float f = bits_to_float(magnitude << 13) * 0x1p112f;
     return bits_to_float((magnitude >= 0x7C00u ? 0x7F800000u | magnitude << 13 : float_to_bits(f)) | sign);
@@ -592,7 +569,6 @@ KERNEL void embedding_backward(real *dtable, const real *dx, const int32_t *ids,
             axpy(dtable + (size_t)ids[t]*H + i, 1, dx + t*H + i, min_size(FEATURES, H - i));
 }
 
-// The model computes its head only at positions that have a target, usually few.
 KERNEL void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
     for (size_t r = 0; r < R; r++) memcpy(out + r*H, x + (size_t)rows[r]*H, H * sizeof *x);
 }
@@ -618,8 +594,7 @@ KERNEL void add(real *out, const real *a, const real *b, size_t n) {
 }
 
 // ---- 2.4 Sums over a row, and the exponential --------------------------------------------------------------------
-// A sum over a row is taken in PARTS running sums, joined by halves: that loses fewer digits than one, and the compiler
-// may compute them side by side, which for one sum would change its order.
+// A sum over a row is taken in PARTS running sums, joined by halves: fewer digits are lost, and they run side by side.
 
 enum { PARTS = 16 };
 
@@ -632,9 +607,7 @@ enum { PARTS = 16 };
 #define real_log logf
 #define real_sqrt sqrtf
 #define real_tanh tanhf
-#endif
 
-#ifndef GLMTUNE_DOUBLE
 // exp(x) = 2^n exp(r), n the nearest whole number to x / ln 2, so |r| <= 0.35: its Taylor series up to r^7, and n added
 // to the exponent's bits. Within 1.1 units of the last place; 0 below -87.3, infinite above 88.3, NaN stays NaN. Unlike
 // libm's it is plain arithmetic, so a loop around it is vectorized.
@@ -642,20 +615,15 @@ static inline float real_exp(float x) {
     // adding 1.5 2^23 rounds to a whole number
     float shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
     float r = x - n * 0x1.62e3p-1f - n * 9.05800061e-6f;                        // ln 2 in two parts
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
+    float p = ((((1.0f / 5040 * r + 1.0f / 720) * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6) * r + 0.5f;
     p = p * r * r + r + 1;
     float result = bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << 23));
     return x != x ? x : x < -87.3f ? 0 : x > 88.3f ? (float)INFINITY : result;
 }
 #endif
 
-static inline real join_parts(real *part) {
-    for (size_t half = PARTS / 2; half; half /= 2)
+static inline real join_parts(real *part, size_t n) {       // n: a power of 2
+    for (size_t half = n / 2; half; half /= 2)
         for (size_t p = 0; p < half; p++) part[p] += part[p + half];
     return part[0];
 }
@@ -667,7 +635,7 @@ static inline real dot(const real *a, const real *b, size_t n) {
     for (; i + PARTS <= n; i += PARTS)
         for (size_t p = 0; p < PARTS; p++) part[p] += a[i + p] * b[i + p];
     for (size_t p = 0; i < n; i++, p++) part[p] += a[i] * b[i];
-    return join_parts(part);
+    return join_parts(part, PARTS);
 }
 
 // sum_i a_i b_i c_i over n
@@ -677,7 +645,7 @@ static inline real dot3(const real *a, const real *b, const real *c, size_t n) {
     for (; i + PARTS <= n; i += PARTS)
         for (size_t p = 0; p < PARTS; p++) part[p] += a[i + p] * b[i + p] * c[i + p];
     for (size_t p = 0; i < n; i++, p++) part[p] += a[i] * b[i] * c[i];
-    return join_parts(part);
+    return join_parts(part, PARTS);
 }
 
 // The sum of x [n], in double: over a vocabulary of 151,552 a float would lose the last digits.
@@ -725,10 +693,8 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
     #pragma omp parallel for if (T * H > WORTH_THREADS)
     for (size_t t = 0; t < T; t++) {
         const real *x_t = x + t*H, *dy_t = dy + t*H, *from_t = from ? from + t*H : NULL;
-        real *dx_t = dx + t*H, r = inv_rms[t];
-        real factor = r * r / (real)H * dot3(gain, dy_t, x_t, H);
-        for (size_t i = 0; i < H; i++)
-            dx_t[i] = (from_t ? from_t[i] : 0) + r * (gain[i] * dy_t[i] - x_t[i] * factor);
+        real *dx_t = dx + t*H, r = inv_rms[t], factor = r * r / (real)H * dot3(gain, dy_t, x_t, H);
+        for (size_t i = 0; i < H; i++) dx_t[i] = (from_t ? from_t[i] : 0) + r * (gain[i] * dy_t[i] - x_t[i] * factor);
     }
     if (!dgain) return;
     #pragma omp parallel for if (T * H > WORTH_THREADS)
@@ -742,14 +708,12 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
 // The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
 // (Su et al. 2021, arXiv:2104.09864):
 //     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
-// q . k then depends only on the difference of positions. The rest of the head passes through. In float the
-// angle is rounded where Hugging Face rounds it, inv_freq = 1 / fp32(power), angle = fp32(position inv_freq): exact
-// cosines would differ from its own by up to 1e-4 at position 8192. In double it is exact.
+// q . k then depends only on the difference of positions. The rest of the head passes through. In float the angle is
+// rounded where Hugging Face rounds it (2.1): exact cosines would differ from its own by up to 1e-4 at position 8192.
 
 KERNEL void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
     for (size_t j = 0; j < n_rotated / 2; j++) {
-        real exponent = (real)(2 * j) / (real)n_rotated;
-        real inv_freq = 1 / (real)pow(theta, (double)exponent);
+        real exponent = (real)(2 * j) / (real)n_rotated, inv_freq = 1 / (real)pow(theta, (double)exponent);
         for (size_t p = 0; p < n_positions; p++) {
             real angle = (real)p * inv_freq;
             table[p*n_rotated + 2*j] = (real)cos((double)angle);
@@ -777,15 +741,13 @@ KERNEL void rope_forward(real *x, const int32_t *positions, const real *table, s
     rotate(x, positions, table, 1, T, n_heads, head_dim, n_rotated);
 }
 
-// The gradient is turned back by the opposite angle.
 KERNEL void rope_backward(real *dx, const int32_t *positions, const real *table, size_t T, size_t n_heads,
                           size_t head_dim, size_t n_rotated) {
     rotate(dx, positions, table, -1, T, n_heads, head_dim, n_rotated);
 }
 
 // ---- 2.7 Attention -----------------------------------------------------------------------------------------------
-// Causal attention with grouped heads: several query heads share one key/value head. Query i meets the keys of its
-// sequence up to its own (with a cache, also those of earlier calls), and before them, in j, all of the prefix.
+// Causal attention with grouped heads. The keys j that query i sees (AttentionShape): the prefix, then its sequence's.
 //     s_ij = q_i . k_j / sqrt(d)    lse_i = ln sum_j exp(s_ij)    p_ij = exp(s_ij - lse_i)    out_i = sum_j p_ij v_j
 
 #if !FAST
@@ -928,8 +890,7 @@ KERNEL void gain_backward(real *dgain, const real *dy, const real *x, size_t T, 
 
 // ---- 2.10 Dropout ------------------------------------------------------------------------------------------------
 // Sets each number to zero with probability p and scales the others by 1/(1-p) (Srivastava et al. 2014). The mask is a
-// function of the token's key (seed, step, sample, place in it), the site (which tensor of which layer) and the
-// feature, so it is never stored: the backward asks for it again.
+// function of the token's key, the site (which tensor of which layer) and the feature: the backward asks for it again.
 
 static real dropout_factor(uint64_t key, size_t i, real p) {
     return rng_uniform(key, i) >= (float)p ? 1 / (1 - p) : 0;
@@ -977,43 +938,40 @@ KERNEL void cross_entropy(real *loss, real *logits, const int32_t *targets, real
 
 // AdamW as PyTorch computes it (Loshchilov & Hutter 2019, arXiv:1711.05101), one pass over memory:
 //     w *= keep      m = b1 m + (1-b1) g      v = b2 v + (1-b2) g^2      w -= lr/c1 m / (sqrt(v)/sqrt(c2) + eps)
-// keep = 1 - lr weight_decay, correction1 = 1 - b1^t, correction2 = 1 - b2^t at step t = 1, 2, ...
-KERNEL void adamw_step(real *w, const real *grad, real *m, real *v, double lr, double keep, double beta1, double beta2,
+// c1 = correction1 = 1 - b1^t, c2 = correction2 = 1 - b2^t at step t = 1, 2, ...
+KERNEL void adamw_step(real *w, const real *g, real *m, real *v, double lr, double keep, double beta1, double beta2,
                        double eps, double correction1, double correction2, size_t n) {
     real step = (real)(lr / correction1), root = (real)sqrt(correction2), rest = (real)keep, tiny = (real)eps;
     real new1 = (real)(1 - beta1), old2 = (real)beta2, new2 = (real)(1 - beta2);
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
-        m[i] += new1 * (grad[i] - m[i]);
-        v[i] = old2 * v[i] + new2 * grad[i] * grad[i];
+        m[i] += new1 * (g[i] - m[i]);
+        v[i] = old2 * v[i] + new2 * g[i] * g[i];
         w[i] = rest * w[i] - step * m[i] / (real_sqrt(v[i]) / root + tiny);
     }
 }
 
 // SGD with momentum as PyTorch computes it: the decay goes into the gradient, and so into the buffer:
 //     buffer = momentum buffer + g + weight_decay w      w -= lr buffer
-KERNEL void sgd_step(real *w, const real *grad, real *buffer, double lr, double weight_decay, double momentum,
-                     size_t n) {
+KERNEL void sgd_step(real *w, const real *g, real *buffer, double lr, double weight_decay, double momentum, size_t n) {
     real step = (real)lr, pull = (real)weight_decay, old = (real)momentum;
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
-        buffer[i] = old * buffer[i] + (grad[i] + pull * w[i]);
+        buffer[i] = old * buffer[i] + (g[i] + pull * w[i]);
         w[i] -= step * buffer[i];
     }
 }
 
-// Lion (Chen et al. 2023, arXiv:2302.06675): after the decay each number moves by lr, or not at all where the sign is
-// 0:
+// Lion (Chen et al. 2023, arXiv:2302.06675): after the decay each number moves by lr, or by 0 where the sign is 0:
 //     w = keep w - lr sign(b1 m + (1-b1) g)      m = b2 m + (1-b2) g
-KERNEL void lion_step(real *w, const real *grad, real *m, double lr, double keep, double beta1, double beta2,
-                      size_t n) {
+KERNEL void lion_step(real *w, const real *g, real *m, double lr, double keep, double beta1, double beta2, size_t n) {
     real step = (real)lr, rest = (real)keep, old1 = (real)beta1, old2 = (real)beta2;
     real new1 = (real)(1 - beta1), new2 = (real)(1 - beta2);
     #pragma omp parallel for if (n > WORTH_THREADS)
     for (size_t i = 0; i < n; i++) {
-        real direction = old1 * m[i] + new1 * grad[i];
+        real direction = old1 * m[i] + new1 * g[i];
         w[i] = rest * w[i] - (direction > 0 ? step : direction < 0 ? -step : 0);
-        m[i] = old2 * m[i] + new2 * grad[i];
+        m[i] = old2 * m[i] + new2 * g[i];
     }
 }
 
@@ -1086,8 +1044,7 @@ static uint16_t float_to_bf16(float f) {        // to nearest, ties to even
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
 }
 
-// A double that lies between two floats becomes the odd one, so that rounding it once more, to fewer bits, is
-// rounding once.
+// A double between two floats becomes the odd one: rounding that once more, to fewer bits, is then rounding once.
 static float round_to_odd(double d) {
     float f = (float)d;
     if ((double)f == d || d != d) return f;
@@ -1137,7 +1094,6 @@ KERNEL void fill_normal(real *out, uint64_t key, float center, float spread, siz
 // ================================================================================================================
 //  3  Model
 // ================================================================================================================
-// A GLM is a stack of equal layers: x + attention(norm(x)), then x + mlp(norm(x)), between an embedding and a head.
 // Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
 // ChatGLM2/3 and GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps;
 // glm4 has two more norms a layer). The computation knows neither: it sees maps that have parts, and both give
@@ -1150,8 +1106,7 @@ typedef struct {
     size_t n_rotated;               // features of a head that turn with the position; the others stay
     double rope_theta, rms_norm_eps;
     bool remote;                    // the layout of ChatGLM's own code (trust_remote_code); else Hugging Face's
-    bool post_norms, qkv_bias;      // two more norms a layer; biases on q, k, v
-    bool tied;                      // the head is the embedding
+    bool post_norms, qkv_bias, tied;        // two more norms a layer; biases on q, k, v; the head is the embedding
     const char *file, *source;      // config.json's path, for messages, and its text
     const char *model_type, *layout, *name_or_path, *torch_dtype;   // as it says; NULL: it does not
 } Config;
@@ -1162,25 +1117,20 @@ static size_t kv_width(const Config *c) { return c->n_kv_heads * c->head_dim; }
 // ---- 3.2 Tensors, maps, layers -----------------------------------------------------------------------------------
 
 // How far up the model something acts: the embedding at depth 0, then the stages of each layer in the order in which
-// they act, then, as stages of a layer n_layers, the last norm and the head. Gradients flow down to the lowest depth
-// that trains, and no further.
+// they act, then, as stages of a layer n_layers, the last norm and the head.
 enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_ATTENTION_BRANCH, AT_MLP_NORM, AT_GATE_UP, AT_DOWN,
        AT_MLP_POST_NORM, AT_MLP_BRANCH, STAGES, AT_FINAL_NORM = 0, AT_HEAD = 1 };
 
 static size_t depth_of(size_t layer, size_t stage) { return 1 + layer * STAGES + stage; }   // layer n_layers: the end
 
-// How the numbers of a tensor that a method adds begin: around the center, uniform on +-spread or normal with that
-// deviation; all equal to the center when spread is 0.
+// How the numbers of an added tensor begin: around the center, uniform on +-spread or normal with that deviation.
 typedef struct { float center, spread; bool normal; } Start;
 
-// A tensor of the model, or one that a tuning method adds. Frozen matrices stay as they lie in the file; gains,
-// biases and whatever trains are `real`.
+// A tensor of the model, or one that a method adds. Frozen matrices stay as they lie in the file; all else is `real`.
 typedef struct {
     const char *name, *other_name;  // other_name: a second one, in adapter files; NULL: none
-    size_t n_dims, shape[2], n;     // n numbers in all
-    size_t depth;
-    bool vector;                    // a gain or bias
-    bool of_base, trained;          // of_base: in the model's files; otherwise a method added it
+    size_t n_dims, shape[2], n, depth;      // n numbers in all
+    bool vector, of_base, trained;  // vector: a gain or bias; of_base: in the model's files, else a method added it
     Start start;                    // of a tensor that a method adds
     const void *data;               // what kernels read, numbers of `dtype`
     Dtype dtype, file_dtype;
@@ -1199,8 +1149,7 @@ typedef struct {
     const char *path, *short_name;  // model.layers.3.self_attn.q_proj, q_proj
     Tensor *weight, *bias;          // [n_out,n_in], [n_out]; bias NULL: none
     size_t n_out, n_in, n_parts, part_rows[MAX_PARTS];      // the rows of the parts add up to n_out
-    size_t depth;
-    size_t index;                   // in the layer's maps
+    size_t depth, index;            // index: in the layer's maps
     uint64_t site;                  // for dropout: one number per map of the model
     Added added;                    // section 5
 } Linear;
@@ -1225,8 +1174,7 @@ typedef struct {
     size_t n_moments;                               // that the optimizer keeps of each trained number
     const char *fingerprint;                        // of what it was made of (11.2); NULL: not asked for
     Added added;                                    // section 5: the prefix
-    size_t n_prefix;                                // its keys and values, which every token sees
-    size_t first_position;                          // of the first token of a text
+    size_t n_prefix, first_position;                // keys that every token sees; position of a text's first token
     Arena trainables;
 } Model;
 
@@ -1241,10 +1189,8 @@ static const struct { const char *remote, *hf; } tensor_names[] = {
     [NAME_MLP_NORM] = { "post_attention_layernorm", "post_attention_layernorm" },
     [NAME_ATTENTION_POST_NORM] = { "post_self_attn_layernorm", "post_self_attn_layernorm" },
     [NAME_MLP_POST_NORM] = { "post_mlp_layernorm", "post_mlp_layernorm" },
-    [NAME_QKV] = { "self_attention.query_key_value", NULL },
-    [NAME_Q] = { NULL, "self_attn.q_proj" },
-    [NAME_K] = { NULL, "self_attn.k_proj" },
-    [NAME_V] = { NULL, "self_attn.v_proj" },
+    [NAME_QKV] = { "self_attention.query_key_value", NULL }, [NAME_Q] = { NULL, "self_attn.q_proj" },
+    [NAME_K] = { NULL, "self_attn.k_proj" }, [NAME_V] = { NULL, "self_attn.v_proj" },
     [NAME_O] = { "self_attention.dense", "self_attn.o_proj" },
     [NAME_GATE_UP] = { "mlp.dense_h_to_4h", "mlp.gate_up_proj" },
     [NAME_DOWN] = { "mlp.dense_4h_to_h", "mlp.down_proj" },
@@ -1445,10 +1391,9 @@ typedef struct {
 // ================================================================================================================
 //  4  Forward and backward
 // ================================================================================================================
-// A batch is ragged: sequences one after another, with the rows at which they start; there is no padding anywhere. The
-// forward goes through a layer in nine numbered steps and keeps what the backward needs; the backward undoes them, from
-// 9 to 1. Gradients flow only as far down as something trains, the head and the loss are computed only at positions
-// that have a target, and frozen weights get no gradient.
+// A batch is ragged: sequences one after another, without padding. The forward goes through a layer in nine numbered
+// steps and keeps what the backward needs; the backward undoes them, from 9 to 1. Gradients flow only as far down as
+// something trains; head and loss are computed only at positions that have a target; frozen weights get no gradient.
 
 enum { HEAD_ROWS = 256 };           // rows x vocabulary is the largest block of logits on the device
 enum { NO_TARGET = -100 };          // the label of a token that is no target
@@ -1460,9 +1405,8 @@ typedef struct {                    // on the host; who makes one gives it back
     size_t *starts, n, T;           // [n+1] the rows at which its n sequences begin
 } Batch;
 
-// What a layer computes, in the order in which it comes about. T tokens, n rows (T, or R in the last layer, see Run), H
-// hidden, F the MLP's width; kv rows: of the whole cache. inv_rms1, inv_rms2, half_inv_rms, lse: the norms' factors and
-// the logarithms of the softmax's sums, which only their backward reads.
+// What a layer computes, in the order in which it comes about. n rows: T, or R in the last layer (see Run); kv rows: of
+// the whole cache. inv_rms1, inv_rms2, half_inv_rms, lse: of the norms and the softmax; only their backward reads them.
 typedef struct {
     real *x, *inv_rms1, *a;                         // [T,H] its input, [T], [T,H] the norm of it
     real *q, *k, *v;                            // [T,heads,d], [kv rows,kv_heads,d] twice
@@ -1473,16 +1417,14 @@ typedef struct {
     real *beside[MAX_MAPS], *branch[HALVES];    // [n,map_keeps], [n,branch_keeps] what the method keeps
 } LayerState;
 
-// FORWARD_ONLY: layers share everything but keys and values, which are the cache. KEEPS_ALL: each keeps what its
-// backward needs. RECOMPUTES: the same but for the first norm and the MLP, which the backward computes
-// once more (Chen et al. 2016, arXiv:1604.06174); the bits are the same.
+// FORWARD_ONLY: layers share all but keys and values, the cache. KEEPS_ALL: each keeps what its backward needs.
+// RECOMPUTES: the backward computes first norm and MLP once more, the same bits (Chen et al. 2016, arXiv:1604.06174).
 typedef enum { FORWARD_ONLY, KEEPS_ALL, RECOMPUTES } RunKind;
 
 // What a sequence has in the cache of keys and values: n rows from `first` on.
 typedef struct { size_t first, n; } Cache;
 
-// A model, the memory to run it in, and the batch that is in it. Arrays are in model memory, in the two arenas; caches
-// belong to the caller.
+// A model, the memory to run it in, and the batch that is in it. Arrays are in model memory, in the two arenas.
 typedef struct {
     Model *model;
     const Method *method;           // of the base alone: one without functions
@@ -1492,11 +1434,10 @@ typedef struct {
     // the batch under way
     size_t T, R;                    // tokens; rows whose logits are wanted
     size_t n_rows;                  // that a layer works on: T, and after the last layer's attention R
-    bool dropout;
-    Cache *caches;                  // [sequences of the batch] what earlier batches left; NULL: this one is whole
+    Cache *caches;                  // [sequences], the caller's: what earlier batches left; NULL: this one is whole
     size_t new_keys;                // row at which the keys and values of the batch are computed
     int32_t *key_rows;              // [T] where they belong in the caches of several sequences
-    bool spread_keys;               // whether they must be moved there
+    bool spread_keys, dropout;      // spread_keys: whether they must be moved there
     size_t *starts, *kv_starts, n_sequences, most_queries;       // as attention wants them
     int32_t *ids, *positions;                       // [T]
     int32_t *rows, *targets;                        // [R] which of the T they are, and their targets
@@ -1504,18 +1445,15 @@ typedef struct {
     int32_t *prefix_rows;                           // [2L P] see Method
     // activations
     LayerState *layers, shared;                           // [n_layers]; shared: what several layers use in turn
-    real *rope;                                     // [positions,rotated]
-    real *prefix, *prefix_kept;                     // [2L,P,kv_heads,d]; what the method keeps for its backward
+    real *rope, *prefix, *prefix_kept;      // [positions,rotated]; [2L,P,kv_heads,d]; kept for the method's backward
     real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's x and att at those R rows
     real *x_final, *final_inv_rms, *final;              // [R,H] what leaves the last layer, [R], [R,H] the last norm
     // scratch
-    real *normed;                                   // [n_rows,H] what a half of a layer gave, after its post norm
-    real *logits, *loss;                            // [HEAD_ROWS,V], [R]
+    real *normed, *logits, *loss;                   // [n_rows,H] a half of a layer, normed; [HEAD_ROWS,V], [R]
     real *scratch, *beside_scratch;                 // see Pass
     real *dx, *dx_rows, *dx_all;                    // of the residual stream: dx is dx_rows [R,H], then dx_all [T,H]
     real *dhalf, *ds, *dnorm;                       // [n_rows,H] of Wo att or W h, of the s of Method, of a or m
-    real *dgate_up, *dh;                            // [n_rows,2F], [n_rows,F]
-    real *datt_rows, *datt, *dq, *dk, *dv, *dfinal, *dprefix;       // shaped like their arrays
+    real *dgate_up, *dh, *datt_rows, *datt, *dq, *dk, *dv, *dfinal, *dprefix;       // shaped like their arrays
     real *dkv_heads;                                // [2,P + T,heads,d] dk and dv of each query head
 } Run;
 
@@ -1622,11 +1560,10 @@ static void move_in(void *device, void *host, size_t bytes) {
 }
 
 static void take_run(Run *r) {
+    const char *what = "activations (lower the number or the length of the samples in a batch)";
     Arena *arenas[] = { &r->kept_arena, &r->scratch_arena };
-    const char *what[] = { "activations (lower the number or the length of the samples in a batch)",
-                           "scratch (lower the number or the length of the samples in a batch)" };
     for (size_t i = 0; i < COUNT(arenas); i++)
-        *arenas[i] = (Arena){ .block = device_take(arenas[i]->used, 1, what[i]), .size = arenas[i]->used };
+        *arenas[i] = (Arena){ .block = device_take(arenas[i]->used, 1, what), .size = arenas[i]->used };
     lay_out_run(r, &r->kept_arena, &r->scratch_arena);      // now that they have blocks, in them
     rope_table(r->rope, r->model->config.rope_theta, r->model->config.n_rotated, r->max_kv + r->model->first_position);
     size_t P = r->model->n_prefix, n = 2 * r->model->config.n_layers;
@@ -1674,7 +1611,6 @@ static void place_keys(Run *r, const Batch *b) {
     move_in(r->key_rows, rows, b->T * sizeof *rows);
 }
 
-// Puts a batch into a run.
 static void load_batch(Run *r, const Batch *b, bool dropout) {
     int32_t *positions = alloc(b->T, sizeof *positions), *rows = alloc(b->T, sizeof *rows);
     int32_t *targets = alloc(b->T, sizeof *targets);
@@ -1781,14 +1717,13 @@ static void map_backward(const Run *r, const LayerState *k, const Linear *w, rea
 }
 
 static void norm_forward(const Run *r, real *y, real *inv_rms, const real *x, const Tensor *gain) {
-    const Config *c = &r->model->config;
-    rmsnorm_forward(y, inv_rms, x, gain->data, (real)c->rms_norm_eps, r->n_rows, c->hidden_size);
+    rmsnorm_forward(y, inv_rms, x, gain->data, (real)r->model->config.rms_norm_eps, r->n_rows, gain->n);
 }
 
 // dx [n,H] = from + the norm's gradient; that of its gain is added to
 static void norm_backward(const Run *r, real *dx, const real *from, const real *dy, const real *x, const Tensor *gain,
                           const real *inv_rms) {
-    rmsnorm_backward(dx, from, gain->grad, dy, x, gain->data, inv_rms, r->n_rows, r->model->config.hidden_size);
+    rmsnorm_backward(dx, from, gain->grad, dy, x, gain->data, inv_rms, r->n_rows, gain->n);
 }
 
 // ---- 4.4 A layer -------------------------------------------------------------------------------------------------
@@ -1804,9 +1739,8 @@ static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
     return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * kv_width(&r->model->config) : NULL;
 }
 
-// Ends a half of layer l: out [n,H] = x + s, s = W y, normalized where there is a post norm, and what the method
-// does after it. If nothing stands beside the map or after the half, nobody needs W y alone: the product starts
-// from x.
+// Ends a half of layer l: out [n,H] = x + s, s = W y, normalized where there is a post norm, and what the method does
+// after it. If nothing stands beside the map or after the half, nobody needs W y alone: the product starts from x.
 static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, real *out, real *x, const real *y) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
@@ -1878,8 +1812,7 @@ static real *if_flows(const Run *r, real *array, size_t l, size_t stage) {
     return flows_below(r, l, stage) ? array : NULL;
 }
 
-// Takes r->dx, the gradient of out in half_forward; returns that of W y, before the post norm (r->dx itself where
-// nothing is between); NULL: nothing from there down trains.
+// Takes r->dx, the gradient of out in half_forward; returns that of W y (may be r->dx); NULL: nothing there trains.
 static real *half_backward(const Run *r, size_t l, size_t half) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
@@ -1900,7 +1833,6 @@ static real *half_backward(const Run *r, size_t l, size_t half) {
 static bool mlp_backward(const Run *r, size_t l) {
     // r->dx holds the gradient of the layer's output and becomes that of mid; false: nothing further down trains
     const Layer *L = &r->model->layers[l];
-    const Config *c = &r->model->config;
     LayerState *k = &r->layers[l];
     if (r->kind == RECOMPUTES) {
         mlp_inside(r, l);
@@ -1913,7 +1845,7 @@ static bool mlp_backward(const Run *r, size_t l) {
     map_backward(r, k, L->down, dh, true, &dhalf, k->h);
     if (!dh) return false;
     // 8. h = silu(gate) up
-    swiglu_backward(r->dgate_up, dh, k->gate_up, r->n_rows, c->ffn_dim);
+    swiglu_backward(r->dgate_up, dh, k->gate_up, r->n_rows, r->model->config.ffn_dim);
     // 7. gate, up = W m
     real *dm = if_flows(r, r->dnorm, l, AT_GATE_UP), *dgate_up = r->dgate_up;
     map_backward(r, k, L->gate_up, dm, true, &dgate_up, k->m);
@@ -1923,28 +1855,24 @@ static bool mlp_backward(const Run *r, size_t l) {
     return flows_below(r, l, AT_MLP_NORM);
 }
 
-// After the last attention only R rows went on: puts their gradients back in place; the others are zero.
-static void spread_rows(Run *r) {
-    size_t H = r->model->config.hidden_size, qd = q_width(&r->model->config);
-    zero(r->dx_all, r->T * H), zero(r->datt, r->T * qd);
-    gather_backward(r->dx_all, r->dx_rows, r->rows, r->R, H);
-    gather_backward(r->datt, r->datt_rows, r->rows, r->R, qd);
-    r->dx = r->dx_all, r->n_rows = r->T;
-}
-
 static bool self_attention_backward(Run *r, size_t l) {
     // r->dx holds the gradient of mid and becomes that of the layer's input
     const Layer *L = &r->model->layers[l];
     const Config *c = &r->model->config;
     const LayerState *k = &r->layers[l];
-    size_t T = r->T;
+    size_t T = r->T, H = c->hidden_size, qd = q_width(c);
     // 5. mid = x + [norm] (Wo att)
     real *dhalf = half_backward(r, l, ATTENTION);
     if (!dhalf) return false;
     real *datt = if_flows(r, is_last(r, l) ? r->datt_rows : r->datt, l, AT_O);
     map_backward(r, k, L->o, datt, true, &dhalf, is_last(r, l) ? r->att_rows : k->att);
     if (!datt) return false;
-    if (is_last(r, l)) spread_rows(r);
+    if (is_last(r, l)) {            // only R rows went on: puts their gradients back in place; the others are zero
+        zero(r->dx_all, T * H), zero(r->datt, T * qd);
+        gather_backward(r->dx_all, r->dx_rows, r->rows, r->R, H);
+        gather_backward(r->datt, r->datt_rows, r->rows, r->R, qd);
+        r->dx = r->dx_all, r->n_rows = T;
+    }
     // 4. att = attention(q, k, v)
     attention_backward(r->dq, r->dk, r->dv, prefix_at(r, r->dprefix, l, 0), prefix_at(r, r->dprefix, l, 1),
                        r->dkv_heads, r->datt, k->att, k->lse, k->q, k->k, k->v, prefix_at(r, r->prefix, l, 0),
@@ -2010,8 +1938,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     embedding_forward(r->layers[0].x, r->ids, weight_of(e), r->T, e->shape[1]);
     if (needs_prefix(r, b)) r->method->prefix_forward(r->model, r->prefix, r->prefix_kept, prefix_pass(r));
     r->n_rows = r->T;
-    for (size_t l = 0; l < r->model->config.n_layers; l++)
-        self_attention_forward(r, l), mlp_forward(r, l);
+    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l);
     norm_forward(r, r->final, r->final_inv_rms, r->x_final, r->model->final_norm);
 }
 
@@ -2030,7 +1957,6 @@ static real *all_logits(Run *r, const Batch *b) {
     return logits;
 }
 
-// The sum of the losses at the targets of a batch.
 static double forward_loss(Run *r, const Batch *b) {
     forward(r, b, false);
     return head_loss(r, 0, 0);
@@ -2046,9 +1972,8 @@ static void backward(Run *r) {
     if (more && e->grad) embedding_backward(e->grad, r->dx, r->ids, r->T, e->shape[1]);
 }
 
-// The sum of the losses at the targets of a batch, with label smoothing, and dropout where asked for; gradients of
-// (sum of losses / n_targets) are added to what trains. n_targets are those of the whole optimizer step, so that
-// micro-batches add up to one batch.
+// The sum of the losses at the targets of a batch; gradients of (that sum / n_targets) are added to what trains.
+// n_targets are those of the whole optimizer step, so that micro-batches add up to one batch.
 static double forward_backward(Run *r, const Batch *b, size_t n_targets, double smoothing, bool dropout) {
     forward(r, b, dropout);
     double sum = head_loss(r, (real)smoothing, 1 / (real)n_targets);
@@ -2503,8 +2428,7 @@ static void zero_gradients(Model *m) {
     for (size_t i = 0; i < m->n_trained; i++) zero(m->trained[i]->grad, m->trained[i]->n);
 }
 
-// Adds up the gradients of the batches of a step, which has n_targets in all; returns the mean loss over these. How the
-// samples are cut into batches makes no difference, except in last digits.
+// Adds up the gradients of the batches of a step, which has n_targets in all; returns the mean loss over these.
 static double accumulate(Run *r, const Batch *batches, size_t n, size_t n_targets, double smoothing) {
     double sum = 0;
     zero_gradients(r->model);
@@ -2541,33 +2465,11 @@ static double clip_gradients(Model *m, double max_norm) {
     return norm;
 }
 
-// An optimizer: how many moments it keeps of each number, its betas unless the user set them, its step t = 1, 2, ... of
-// one tensor. The formulas stand in 2.12.
-typedef struct {
-    const char *name;
-    size_t n_moments;
-    double beta1, beta2;
-    void (*step)(Tensor *, const Options *, double lr, double weight_decay, int64_t t);
-} Optimizer;
-
-static void step_adamw(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
-    double correction1 = 1 - pow(o->adam_beta1, (double)t), correction2 = 1 - pow(o->adam_beta2, (double)t);
-    adamw_step(w->value, w->grad, w->moments[0], w->moments[1], lr, 1 - lr * weight_decay, o->adam_beta1, o->adam_beta2,
-               o->adam_epsilon, correction1, correction2, w->n);
-}
-
-static void step_sgd(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
-    (void)t;
-    sgd_step(w->value, w->grad, w->moments[0], lr, weight_decay, o->momentum, w->n);
-}
-
-static void step_lion(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
-    (void)t;
-    lion_step(w->value, w->grad, w->moments[0], lr, 1 - lr * weight_decay, o->adam_beta1, o->adam_beta2, w->n);
-}
-
+// The optimizers: how many moments each keeps of a number, and its betas unless the user set them.
+typedef struct { const char *name; size_t n_moments; double beta1, beta2; } Optimizer;
+enum { ADAMW, SGD, LION };
 static const Optimizer optimizers[] = {
-    { "adamw", 2, 0.9, 0.999, step_adamw }, { "sgd", 1, 0, 0, step_sgd }, { "lion", 1, 0.9, 0.99, step_lion } };
+    [ADAMW] = { "adamw", 2, 0.9, 0.999 }, [SGD] = { "sgd", 1, 0, 0 }, [LION] = { "lion", 1, 0.9, 0.99 } };
 
 static const Optimizer *find_optimizer(const char *wanted) {
     size_t i = 0;
@@ -2575,14 +2477,22 @@ static const Optimizer *find_optimizer(const char *wanted) {
     return &optimizers[i];
 }
 
-// Step t = 1, 2, ... over everything that trains. Gains and biases do not decay.
+// Step t = 1, 2, ... over everything that trains (formulas in 2.12). Gains and biases do not decay.
 static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
-    const Optimizer *optimizer = find_optimizer(o->optim);
-    Options set = *o;
-    if (isnan(o->adam_beta1)) set.adam_beta1 = optimizer->beta1;
-    if (isnan(o->adam_beta2)) set.adam_beta2 = optimizer->beta2;
-    for (size_t i = 0; i < m->n_trained; i++)
-        optimizer->step(m->trained[i], &set, lr, m->trained[i]->vector ? 0 : o->weight_decay, t);
+    const Optimizer *kind = find_optimizer(o->optim);
+    double beta1 = isnan(o->adam_beta1) ? kind->beta1 : o->adam_beta1;
+    double beta2 = isnan(o->adam_beta2) ? kind->beta2 : o->adam_beta2;
+    double correction1 = 1 - pow(beta1, (double)t), correction2 = 1 - pow(beta2, (double)t);
+    for (size_t i = 0; i < m->n_trained; i++) {
+        Tensor *w = m->trained[i];
+        double decay = w->vector ? 0 : o->weight_decay, keep = 1 - lr * decay;
+        if (kind == &optimizers[ADAMW])
+            adamw_step(w->value, w->grad, w->moments[0], w->moments[1], lr, keep, beta1, beta2, o->adam_epsilon,
+                       correction1, correction2, w->n);
+        else if (kind == &optimizers[LION])
+            lion_step(w->value, w->grad, w->moments[0], lr, keep, beta1, beta2, w->n);
+        else sgd_step(w->value, w->grad, w->moments[0], lr, decay, o->momentum, w->n);
+    }
 }
 
 // ================================================================================================================
@@ -2630,9 +2540,7 @@ typedef struct Json {
 typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512]; } JsonBlock;
 
 typedef struct {
-    const char *file;           // for messages
-    const char *language;       // likewise
-    const char *source;
+    const char *file, *language, *source;       // the first two for messages
     size_t n, at, began;        // began: where the present value begins
     bool started, in_array;     // in_array: the file is one array, whose members are given one by one
     char *strings;              // unescaped strings of the present value; never longer than the source
@@ -2658,8 +2566,7 @@ typedef struct {
     char *name;
     const char *dtype_name, *file;
     Dtype dtype;
-    size_t n_dims, shape[MAX_DIMS], n;      // n: number of elements
-    size_t begin, bytes;                    // in the file, behind the header
+    size_t n_dims, shape[MAX_DIMS], n, begin, bytes;    // n elements; begin, bytes: in the file, behind the header
     const void *data;
 } StoredTensor;
 
@@ -5551,43 +5458,33 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // ---- 12.1 Vectors ------------------------------------------------------------------------------------------------
 // GCC's and Clang's vector types, as wide as the machine that is compiled for. A sum over lanes is joined by halves.
 
+// For __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the upper.
+
 #if defined __AVX512F__
 #define VECTOR_BYTES 64
+#define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined __AVX__
 #define VECTOR_BYTES 32
+#define LOW_LANES 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_LANES 4, 12, 5, 13, 6, 14, 7, 15
 #else
 #define VECTOR_BYTES 16
+#define LOW_LANES 0, 4, 1, 5
+#define HIGH_LANES 2, 6, 3, 7
 #endif
 
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
-// Lane numbers for __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the
-// upper (the transposition in 12.2).
-#if VECTOR_BYTES == 64
-#define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif VECTOR_BYTES == 32
-#define LOW_LANES 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH_LANES 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOW_LANES 0, 4, 1, 5
-#define HIGH_LANES 2, 6, 3, 7
-#endif
-
-static inline real sum_of_lanes(vec sums) {
-    for (size_t half = LANES / 2; half; half /= 2)
-        for (size_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
-    return sums[0];
-}
+static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }
 
 // ---- 12.2 Matrix product -----------------------------------------------------------------------------------------
 // One routine for the three products of training, C [M,N] = from + scale A B:
 //     forward  Y = X W^T          backward  dX = dY W          dW = dY^T X
-// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride], a line being a row of A or a column
-// of B, and one of the strides is 1. How it gets fast, step by step (Goto and van de Geijn 2008, "Anatomy of
-// high-performance matrix multiplication"):
+// A and B are views: element (line, k) lies at data[line*line_stride + k*k_stride]; a line is a row of A or a column of
+// B, one stride is 1. How it gets fast (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"):
 //   1. A tile of C, TILE_M rows by two vectors, stays in registers while k runs: each number that is loaded from A
 //      meets two vectors of B, each vector of B meets TILE_M numbers of A.
 //   2. For that, A and B are first copied into panels, widened to `real` on the way from whatever type the file has: B
@@ -5595,8 +5492,7 @@ static inline real sum_of_lanes(vec sums) {
 //   3. A panel of B (BLOCK_K x TILE_N) stays in the first-level cache while the panels of A go by; a block of B
 //      (BLOCK_K x BLOCK_N) and what of A meets it stay in the second.
 //   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS
-//      of them where there are too few columns for many cores. All of this depends on shapes, never on the number of
-//      threads.
+//      of them where there are too few columns for many cores.
 
 // A tile takes 15 of 16 vector registers: 12 sums, 2 of B, 1 of A. Where there are 32 (AVX-512), tiles of 8x2, 12x2,
 // 9x3 and 6x4 were no faster. With MOST_K four times as large the packed A falls out of the third-level cache: dX of
@@ -5649,8 +5545,7 @@ static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0,
     const real *from = view_at(a, line0, k0);
     if (a.k_stride == 1)
         for (size_t i = 0; i < n_lines; i++) memcpy(panel + i*BLOCK_K, from + i*a.line_stride, n_k * sizeof *panel);
-    else
-        transpose_block(panel, BLOCK_K, from, a.k_stride, n_k, n_lines);
+    else transpose_block(panel, BLOCK_K, from, a.k_stride, n_k, n_lines);
 }
 
 // Numbers of two bytes, one in the low half of each lane; the same arithmetic as f16_to_float and bf16's shift.
@@ -5708,8 +5603,7 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
     }
 }
 
-// c [m,n] = from + scale a b, with panels a [TILE_M,BLOCK_K] and b [n_k,TILE_N]; the rows of c and of from (NULL: from
-// nothing) are c_stride apart
+// c [m,n] = from (NULL: 0) + scale a b, panels a [TILE_M,BLOCK_K], b [n_k,TILE_N]; rows of c and from c_stride apart
 static void tile(real *c, const real *from, size_t c_stride, const real *a, const real *b, real scale, size_t m,
                  size_t n, size_t n_k) {
     vec sum[TILE_M][2] = {{{0}}};
@@ -5741,8 +5635,7 @@ static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
     return packed + (k / BLOCK_K * panels + i / TILE_M) * TILE_M * BLOCK_K;
 }
 
-// A part of a product: rows i0 .. i0 + M of A and C, k0 .. k0 + K of k, whose A lies in `packed`. What the first k give
-// is added to `from`, what the others give to C.
+// Part of a product: M rows from i0, K of k from k0; its A is in `packed`. The first k add to `from`, the others to C.
 typedef struct {
     real *c; const real *from; size_t c_stride; View a, b; real scale; size_t i0, M, k0, K; real *packed;
 } Block;
@@ -5882,13 +5775,11 @@ void linear_backward_weight(real *dw, const real *dy, const real *x, real scale,
 // ---- 12.3 Attention ----------------------------------------------------------------------------------------------
 // The formulas of 2.7. No T x T array is kept: queries and keys are taken in blocks, whose scores are small matrix
 // products, with a running maximum and sum for each query (Milakov & Gimelshein 2018, arXiv:1805.02867); the backward
-// computes the probabilities again from lse (Dao et al. 2022, arXiv:2205.14135). What no query of a block may see is
-// not computed.
+// computes the probabilities again from lse (Dao et al. 2022, arXiv:2205.14135). Keys that no query sees are left out.
 
 enum { BLOCK_QUERIES = SMALL_M, BLOCK_KEYS = SMALL_M };
 
-// A block of n queries of one head. Query i of it sees the first n_visible + i keys of its sequence. Rows of queries
-// are q_stride apart, rows of keys and values kv_stride.
+// A block of n queries of one head; query i sees the first n_visible + i keys of its sequence. Strides are of rows.
 typedef struct { size_t n, n_visible, q_stride, kv_stride, d; real scale; } QueryBlock;
 
 // The n keys and values that a block meets in one place: in the prefix, where it sees all, or in its sequence, where
@@ -5902,41 +5793,35 @@ static size_t keys_seen(QueryBlock b, KeyPart part, size_t i) {
 static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }      // lines are rows
 static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }   // lines are columns
 
-static void block_scores(real *score, const real *q, const real *k, QueryBlock b, size_t n_keys) {
-    // score [n,BLOCK_KEYS] = q k^T / sqrt(d)
-    small_product(score, NULL, BLOCK_KEYS, by_rows(q, b.q_stride), by_rows(k, b.kv_stride), b.scale, b.n, n_keys, b.d);
-}
-
-static void attend_block(real *out, real *largest, real *sum, const real *q, const real *k, const real *v, QueryBlock b,
-                         KeyPart part, size_t j0, size_t n_keys) {
-    // keys j0 .. j0 + n_keys of the part: updates out [n,d] (not yet divided by sum), largest [n], sum [n]
+// Keys j0 .. j0 + n of the part: updates out [b.n,d] (not yet divided by sum), largest [b.n], sum [b.n].
+static void attend_block(real *out, real *largest, real *sum, const real *q, QueryBlock b, KeyPart part, size_t j0,
+                         size_t n) {
     real score[BLOCK_QUERIES * BLOCK_KEYS];
-    block_scores(score, q, k, b, n_keys);
+    View k = by_rows(part.k + j0*b.kv_stride, b.kv_stride), v = by_columns(part.v + j0*b.kv_stride, b.kv_stride);
+    small_product(score, NULL, BLOCK_KEYS, by_rows(q, b.q_stride), k, b.scale, b.n, n, b.d);
     for (size_t i = 0; i < b.n; i++) {
         real *score_i = score + i*BLOCK_KEYS, before = largest[i], *out_i = out + i*b.q_stride;
-        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
-        for (size_t j = n; j < n_keys; j++) score_i[j] = 0;
-        if (!n) continue;
-        real top = largest_of(before, score_i, n), shrink = real_exp(before - top);
-        for (size_t j = 0; j < n; j++) score_i[j] = real_exp(score_i[j] - top);
-        sum[i] = shrink * sum[i] + (real)sum_of(score_i, n);
+        size_t seen = min_size(n, max_size(keys_seen(b, part, i), j0) - j0);
+        for (size_t j = seen; j < n; j++) score_i[j] = 0;
+        if (!seen) continue;
+        real top = largest_of(before, score_i, seen), shrink = real_exp(before - top);
+        for (size_t j = 0; j < seen; j++) score_i[j] = real_exp(score_i[j] - top);
+        sum[i] = shrink * sum[i] + (real)sum_of(score_i, seen);
         for (size_t c = 0; c < b.d; c++) out_i[c] *= shrink;
         largest[i] = top;
     }
-    small_product(out, out, b.q_stride, by_rows(score, BLOCK_KEYS), by_columns(v, b.kv_stride), 1, b.n, b.d, n_keys);
+    small_product(out, out, b.q_stride, by_rows(score, BLOCK_KEYS), v, 1, b.n, b.d, n);
 }
 
-static void attend(real *out, real *lse, size_t lse_stride, const real *q, QueryBlock b, const KeyPart *parts,
-                   size_t n_parts) {
+static void attend(real *out, real *lse, size_t lse_stride, const real *q, QueryBlock b, const KeyPart *parts) {
     real largest[BLOCK_QUERIES], sum[BLOCK_QUERIES];
     for (size_t i = 0; i < b.n; i++) {
         largest[i] = -(real)INFINITY, sum[i] = 0;
         memset(out + i*b.q_stride, 0, b.d * sizeof *out);
     }
-    for (const KeyPart *part = parts; part < parts + n_parts; part++)
+    for (const KeyPart *part = parts; part < parts + 2; part++)
         for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
-            attend_block(out, largest, sum, q, part->k + j * b.kv_stride, part->v + j * b.kv_stride, b, *part, j,
-                         min_size(BLOCK_KEYS, n - j));
+            attend_block(out, largest, sum, q, b, *part, j, min_size(BLOCK_KEYS, n - j));
     for (size_t i = 0; i < b.n; i++) {
         for (size_t c = 0; c < b.d; c++) out[i*b.q_stride + c] /= sum[i];
         lse[i*lse_stride] = largest[i] + real_log(sum[i]);
@@ -5957,52 +5842,46 @@ void attention_forward(real *out, real *lse, const real *q, const real *k, const
     for (size_t b = 0; b < s.n_sequences; b++)
         for (size_t block = 0; block < blocks; block++)
             for (size_t h = 0; h < s.n_heads; h++) {
-                // at: the head's place in a row
-                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;
+                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;  // at: the head in a row
                 if (i >= s.starts[b+1] - s.starts[b]) continue;
                 size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
                 KeyPart parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
                                    s.n_prefix, false },
                                  { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
-                attend(out + th*d, lse + th, s.n_heads, q + th*d, query_block(s, b, i), parts, 2);
+                attend(out + th*d, lse + th, s.n_heads, q + th*d, query_block(s, b, i), parts);
             }
 }
 
-// What the backward of a block of queries needs: rows of q, dout and dq as the block has them, lse with its own
-// stride, and D_i = out_i . dout_i.
+// The rows of a block of queries in the backward: q, dout and dq, lse with its own stride, and D_i = out_i . dout_i.
 typedef struct { const real *q, *dout, *lse, *D; real *dq; size_t lse_stride; } QueryRows;
 
-// One block of queries against one block of part. The derivative of the softmax is ds_ij = p_ij (dout_i . v_j - D_i),
-// so
-//     dq_i += sum_j ds_ij k_j / sqrt(d)      dk_j += sum_i ds_ij q_i / sqrt(d)      dv_j += sum_i p_ij dout_i
-static void attend_block_backward(QueryRows r, QueryBlock b, KeyPart part, size_t j0, size_t n_keys) {
+// One block of queries against keys j0 .. j0 + n of the part: adds what they give to dq, dk and dv (2.7).
+static void attend_block_backward(QueryRows r, QueryBlock b, KeyPart part, size_t j0, size_t n) {
     real p[BLOCK_QUERIES * BLOCK_KEYS], ds[BLOCK_QUERIES * BLOCK_KEYS];
     const real *k = part.k + j0*b.kv_stride, *v = part.v + j0*b.kv_stride;
-    block_scores(p, r.q, k, b, n_keys);
-    small_product(ds, NULL, BLOCK_KEYS, by_rows(r.dout, b.q_stride), by_rows(v, b.kv_stride), 1, b.n, n_keys, b.d);
+    small_product(p, NULL, BLOCK_KEYS, by_rows(r.q, b.q_stride), by_rows(k, b.kv_stride), b.scale, b.n, n, b.d);
+    small_product(ds, NULL, BLOCK_KEYS, by_rows(r.dout, b.q_stride), by_rows(v, b.kv_stride), 1, b.n, n, b.d);
     for (size_t i = 0; i < b.n; i++) {
         real *p_i = p + i*BLOCK_KEYS, *ds_i = ds + i*BLOCK_KEYS, lse = r.lse[i*r.lse_stride];
-        size_t seen = keys_seen(b, part, i), n = seen > j0 ? min_size(n_keys, seen - j0) : 0;
-        for (size_t j = 0; j < n; j++) {
+        size_t seen = min_size(n, max_size(keys_seen(b, part, i), j0) - j0);
+        for (size_t j = 0; j < seen; j++) {
             p_i[j] = real_exp(p_i[j] - lse);
             ds_i[j] = p_i[j] * (ds_i[j] - r.D[i]);
         }
-        for (size_t j = n; j < n_keys; j++) p_i[j] = ds_i[j] = 0;
+        for (size_t j = seen; j < n; j++) p_i[j] = ds_i[j] = 0;
     }
-    small_product(r.dq, r.dq, b.q_stride, by_rows(ds, BLOCK_KEYS), by_columns(k, b.kv_stride), b.scale, b.n, b.d,
-                  n_keys);
+    small_product(r.dq, r.dq, b.q_stride, by_rows(ds, BLOCK_KEYS), by_columns(k, b.kv_stride), b.scale, b.n, b.d, n);
     if (!part.dk) return;
     real *dk = part.dk + j0 * b.q_stride, *dv = part.dv + j0 * b.q_stride;
-    small_product(dk, dk, b.q_stride, by_columns(ds, BLOCK_KEYS), by_columns(r.q, b.q_stride), b.scale, n_keys, b.d,
-                  b.n);
-    small_product(dv, dv, b.q_stride, by_columns(p, BLOCK_KEYS), by_columns(r.dout, b.q_stride), 1, n_keys, b.d, b.n);
+    small_product(dk, dk, b.q_stride, by_columns(ds, BLOCK_KEYS), by_columns(r.q, b.q_stride), b.scale, n, b.d, b.n);
+    small_product(dv, dv, b.q_stride, by_columns(p, BLOCK_KEYS), by_columns(r.dout, b.q_stride), 1, n, b.d, b.n);
 }
 
-static void attend_backward(QueryRows r, const real *out, QueryBlock b, const KeyPart *parts, size_t n_parts) {
+static void attend_backward(QueryRows r, const real *out, QueryBlock b, const KeyPart *parts) {
     real D[BLOCK_QUERIES];
     for (size_t i = 0; i < b.n; i++) D[i] = dot(r.dout + i*b.q_stride, out + i*b.q_stride, b.d);
     r.D = D;
-    for (const KeyPart *part = parts; part < parts + n_parts; part++)
+    for (const KeyPart *part = parts; part < parts + 2; part++)
         for (size_t j = 0, n = keys_seen(b, *part, b.n - 1); j < n; j += BLOCK_KEYS)
             attend_block_backward(r, b, *part, j, min_size(BLOCK_KEYS, n - j));
 }
@@ -6043,7 +5922,7 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
                 for (size_t i = 0; i < n; i += BLOCK_QUERIES) {
                     size_t th = (row + i)*s.n_heads + h;
                     QueryRows r = { q + th*d, dout + th*d, lse + th, NULL, dq + th*d, s.n_heads };
-                    attend_backward(r, out + th*d, query_block(s, b, i), parts, 2);
+                    attend_backward(r, out + th*d, query_block(s, b, i), parts);
                 }
             }
     add_heads(dk, dk_heads, s.T, s), add_heads(dv, dv_heads, s.T, s);
@@ -6063,16 +5942,13 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
 
 static char *unfinished[4];
 
-static void remove_inside(const char *folder, const char *ending);
-
-static void remove_tree(const char *path) {     // a file, a link, or a folder with all that is in it
+static void remove_tree(const char *path) {
     struct stat s;
     if (!lstat(path, &s) && S_ISDIR(s.st_mode)) remove_inside(path, "");
     remove(path);
 }
 
-// Removes what stands in a folder under names that end so. "": all; TEMPORARY: what a killed run has left.
-static void remove_inside(const char *folder, const char *ending) {
+static void remove_inside(const char *folder, const char *ending) {     // "": all; TEMPORARY: what a killed run left
     DIR *d = opendir(folder);
     for (struct dirent *e; d && (e = readdir(d)); ) {
         size_t n = strlen(e->d_name), tail = strlen(ending);
@@ -6095,7 +5971,6 @@ static void on_stop_signal(int signal_number) {
     if (stop_signals++ && !writing) _exit(128 + signal_number);
 }
 
-// Returns the temporary name under which `path` is to be written.
 static const char *begin_output(const char *path) {
     size_t n = strlen(path), i = 0;
     if (!n) fail("the name of a file or folder to write is empty");
@@ -6112,7 +5987,6 @@ static void sync_path(const char *path) {
     close(fd);
 }
 
-// Gives what was written under `temporary` its name.
 static void finish_output(const char *temporary) {
     char *final = strf("%.*s", (int)(strlen(temporary) - strlen(TEMPORARY)), temporary), *slash = strrchr(final, '/');
     sync_path(temporary);
@@ -6155,22 +6029,17 @@ static bool is_folder(const char *path) {
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
-// Makes a folder and those above it.
 static void make_folders(const char *path) {
     if (!*path) fail("the name of a folder to write to is empty");
-    char *p = strf("%s", path);
-    for (char *end = p; *end; ) {
-        end += 1 + strcspn(end + 1, "/");
-        char kept = *end;
-        *end = 0;
-        if (mkdir(p, 0777) && errno != EEXIST) fail("%s: the folder cannot be made: %s", p, strerror(errno));
-        *end = kept;
+    for (size_t n = 0; path[n]; ) {
+        n += 1 + strcspn(path + n + 1, "/");
+        char *upper = strf("%.*s", (int)n, path);
+        if (mkdir(upper, 0777) && errno != EEXIST) fail("%s: the folder cannot be made: %s", upper, strerror(errno));
+        free(upper);
     }
     if (!is_folder(path)) fail("%s: is a file, and a folder is needed", path);
-    free(p);
 }
 
-// Begins a folder that must not exist yet; files are written under the name returned, finish_output ends it.
 static const char *begin_folder(const char *path) {
     const char *temporary = begin_output(path);
     remove_tree(temporary);
@@ -6219,8 +6088,7 @@ static void end_passing_line(void) {
     passing_line = false;
 }
 
-// Progress goes to stderr, a line each. Those with `keep` stay; the others are for a terminal alone, where they are cut
-// to its width, so that none wraps, and give way to the next.
+// Lines without `keep` are cut to the terminal's width, so that none wraps.
 __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...) {
     size_t columns = terminal_columns(2);
     if (!columns && !keep) return;
@@ -6264,9 +6132,8 @@ static void json_close(JsonReader *r) {
     free(r->strings), free(r->own);
 }
 
-// "file:line:column" of an offset; columns count characters, not bytes.
 static const char *json_where(const JsonReader *r, size_t at) {
-    size_t line = 1, column = 1;
+    size_t line = 1, column = 1;        // in characters, not bytes
     for (size_t i = 0; i < at && i < r->n; i++) {
         if (r->source[i] == '\n') line++, column = 1;
         else if (((unsigned char)r->source[i] & 0xC0) != 0x80) column++;
@@ -6434,7 +6301,6 @@ static Json *json_value(JsonReader *r, int depth) {
     return json_number(r);
 }
 
-// The next value of the file, NULL at its end. The one before is gone.
 static Json *json_next(JsonReader *r) {
     r->block = r->blocks;
     r->block->used = r->strings_used = 0;
@@ -6454,7 +6320,6 @@ static Json *json_next(JsonReader *r) {
     return NULL;
 }
 
-// The only value of a file.
 static Json *json_only(JsonReader *r) {
     json_skip_space(r);
     if (r->at >= r->n) json_fail(r, "the file is empty");
@@ -6676,13 +6541,10 @@ static Json *yaml_only(JsonReader *r) {
 // numbers, little endian, without gaps. A model is one such file, or several with an index that says which tensor lies
 // where. Files are mapped, not read: weights that nothing changes are never copied, and the system may drop and fetch
 // their pages as it likes. (Only where a header leaves them off their boundary, as old libraries did, they are copied.)
-// Every length, offset and shape is checked against the file before it is used.
 
-static const struct { const char *name; Dtype dtype; size_t size; } dtypes[] = {    // the first six stand by number
-    { "F64", F64, 8 }, { "F32", F32, 4 }, { "F16", F16, 2 }, { "BF16", BF16, 2 }, { "I64", I64, 8 }, { "I32", I32, 4 },
-    { "I16", OTHER_DTYPE, 2 }, { "I8", OTHER_DTYPE, 1 }, { "U8", OTHER_DTYPE, 1 }, { "BOOL", OTHER_DTYPE, 1 },
-    { "F8_E4M3", OTHER_DTYPE, 1 }, { "F8_E5M2", OTHER_DTYPE, 1 },
-};
+static const struct { const char *name; size_t size; } dtypes[] = {     // those of Dtype by number, then others
+    [F64] = { "F64", 8 }, [F32] = { "F32", 4 }, [F16] = { "F16", 2 }, [BF16] = { "BF16", 2 }, [I64] = { "I64", 8 },
+    [I32] = { "I32", 4 }, { "I16", 2 }, { "I8", 1 }, { "U8", 1 }, { "BOOL", 1 }, { "F8_E4M3", 1 }, { "F8_E5M2", 1 } };
 
 static const char *dtype_name(Dtype d) { return dtypes[d].name; }
 
@@ -6702,7 +6564,6 @@ static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted) {
     return NULL;
 }
 
-// The value of a key in "key=value" lines, such as a file's metadata; NULL: there is none.
 static const char *line_value(const char *lines, const char *key) {
     size_t n = strlen(key);
     for (const char *p = lines; p && *p; p = strchr(p, '\n'), p += p ? 1 : 0)
@@ -6725,10 +6586,9 @@ static StoredTensor read_tensor_entry(const char *file, const Json *j) {
         fail("%s: '%s' lacks dtype, shape or data_offsets: " DAMAGED, file, t.name);
     while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
     if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
-    t.dtype = dtypes[known].dtype;
+    t.dtype = known < OTHER_DTYPE ? (Dtype)known : OTHER_DTYPE;
     t.dtype_name = dtypes[known].name;
-    if (shape->count > MAX_DIMS)
-        fail("%s: '%s' has %zu dimensions, more than %d", file, t.name, shape->count, MAX_DIMS);
+    if (shape->count > MAX_DIMS) fail("%s: '%s' has %zu dimensions, at most %d", file, t.name, shape->count, MAX_DIMS);
     bool sound = true;
     for (const Json *d = shape->first; d; d = d->next) {
         size_t *size = &t.shape[t.n_dims++];
@@ -6738,8 +6598,8 @@ static StoredTensor read_tensor_entry(const char *file, const Json *j) {
         fail("%s: '%s' has a shape that no tensor can have: the header is damaged", file, t.name);
     if (!json_size(range->first, &t.begin) || !json_size(range->first->next, &end) || end < t.begin ||
         end - t.begin != t.bytes)
-        fail("%s: '%s' is %s of %s, %zu bytes, but its data_offsets say otherwise: download the file again", file,
-             t.name, shape_text(t.shape, t.n_dims), t.dtype_name, t.bytes);
+        fail("%s: '%s' is %s of %s, but its data_offsets say otherwise: download the file again", file, t.name,
+             shape_text(t.shape, t.n_dims), t.dtype_name);
     return t;
 }
 
@@ -6758,8 +6618,7 @@ static void check_layout(const char *file, StoredTensor *t, size_t n, size_t dat
         if (t[i].begin > at) fail("%s: there is a hole before '%s': " DAMAGED, file, t[i].name);
         at += t[i].bytes;
         if (at > data_bytes)
-            fail("%s: is cut off: '%s' ends %zu bytes past the end of the file; download it again", file, t[i].name,
-                 at - data_bytes);
+            fail("%s: is cut off: '%s' lacks %zu bytes; download it again", file, t[i].name, at - data_bytes);
     }
     if (at < data_bytes) fail("%s: %zu bytes follow the last tensor: the header is damaged", file, data_bytes - at);
 }
@@ -6776,7 +6635,6 @@ static const uint8_t *map_file(const char *path, size_t *n) {
     return p;
 }
 
-// Adds the tensors of one file to the set.
 static void read_tensor_file(TensorSet *set, const char *path) {
     size_t n, first = set->n;
     const char *file = strf("%s", path);
@@ -6784,8 +6642,8 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     uint64_t header = 0;
     for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
     if (n < 8 || header > n - 8 || header > MAX_HEADER)
-        fail("%s: is no whole safetensors file: its header would be %llu bytes long, the file is %zu; download it "
-             "again", path, (unsigned long long)header, n);
+        fail("%s: is no whole safetensors file (header %llu bytes, file %zu): download it again", path,
+             (unsigned long long)header, n);
     JsonReader r = json_open(file, (const char *)bytes + 8, header);
     const Json *root = json_only(&r);
     if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
@@ -6804,20 +6662,6 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     }
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(((const StoredTensor *)a)->name, ((const StoredTensor *)b)->name);
-}
-
-static void check_duplicates(const TensorSet *s) {
-    StoredTensor *sorted = alloc(s->n, sizeof *sorted);
-    for (size_t i = 0; i < s->n; i++) sorted[i] = s->tensors[i];
-    qsort(sorted, s->n, sizeof *sorted, by_name);
-    for (size_t i = 1; i < s->n; i++)
-        if (!strcmp(sorted[i-1].name, sorted[i].name))
-            fail("'%s' stands twice, in %s and in %s", sorted[i].name, sorted[i-1].file, sorted[i].file);
-    free(sorted);
-}
-
 // Reads the shards that an index names, each once.
 static void read_shards(TensorSet *set, const char *folder, const char *index) {
     JsonReader r = json_open_file(index);
@@ -6825,8 +6669,7 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
     if (!json_is(map, JSON_OBJECT)) fail("%s: has no \"weight_map\"", index);
     for (const Json *j = map->first; j; j = j->next) {
         bool seen = false;
-        if (j->type != JSON_STRING || strchr(j->text, '/'))
-            fail("%s: '%s' names no file of this folder", index, j->key);
+        if (j->type != JSON_STRING || strchr(j->text, '/')) fail("%s: '%s' names no file here", index, j->key);
         char *path = strf("%s/%s", folder, j->text);
         for (size_t i = 0; i < set->n && !seen; i++) seen = !strcmp(set->tensors[i].file, path);
         if (!seen && !exists(path)) fail("%s: is missing, %s names it: download it again", path, index);
@@ -6845,15 +6688,12 @@ static TensorSet read_model_tensors(const char *folder) {
     else if (exists(single)) read_tensor_file(&set, single);
     else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
               "pytorch_model.bin files must be converted to safetensors first", folder);
-    check_duplicates(&set);
     return set;
 }
 
 // ---- 13.6 Tensor files, written ----------------------------------------------------------------------------------
-// The header is written first, from the names, types and shapes; the numbers follow tensor by tensor, in that order, so
-// that a file may be larger than memory.
-
-// `metadata` is the inside of a JSON object, such as "\"format\": \"pt\"".
+// The numbers follow the header tensor by tensor, so that a file may be larger than memory. `metadata` is the inside of
+// a JSON object, such as "\"format\": \"pt\"".
 static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata) {
     Text h = {0};
     TensorWriter w = { .path = path, .temporary = begin_output(path) };
@@ -6955,19 +6795,17 @@ static void check_remote_flags(const Config *c, const Json *root) {
 // Rotary positions may be described in either of two objects, with their type under either of two names.
 static bool is_plain_rotary(const Json *rope) {
     const Json *type = json_get(rope, "rope_type") ? json_get(rope, "rope_type") : json_get(rope, "type");
-    return !json_is(rope, JSON_OBJECT) || !type || (type->type == JSON_STRING && !strcmp(type->text, "default"));
+    return !type || (type->type == JSON_STRING && !strcmp(type->text, "default"));
 }
 
 static const char no_quantised[] = ", which cannot be tuned yet; download the release in fp16 or bf16";
 
 static void check_supported(const Config *c, const Json *root) {
     const Json *bits = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
-    if ((json_is(bits, JSON_NUMBER) && bits->number != 0) ||
-        json_is(json_get(root, "quantization_config"), JSON_OBJECT))
+    if ((json_is(bits, JSON_NUMBER) && bits->number) || json_is(json_get(root, "quantization_config"), JSON_OBJECT))
         fail("%s: these weights are quantised%s", c->file, no_quantised);
     if (!is_plain_rotary(json_get(root, "rope_scaling")) || !is_plain_rotary(json_get(root, "rope_parameters")))
-        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key to use the plain ones",
-             c->file);
+        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key for plain ones", c->file);
     if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
         fail("%s: \"hidden_act\" is '%s', a GLM has silu", c->file, act->text);
     if (c->n_heads % c->n_kv_heads)
@@ -6991,10 +6829,8 @@ static Config parse_config(const char *path, const char *source) {
     read_sizes(&c, root);
     double theta = config_number(path, root, "rope_theta", 1, 1e12, 10000);
     double partial = config_number(path, root, "partial_rotary_factor", 0, 1, 0.5);
-    if (json_is(rope, JSON_OBJECT)) {           // the newer place; what stands there counts
-        theta = config_number(path, rope, "rope_theta", 1, 1e12, theta);
-        partial = config_number(path, rope, "partial_rotary_factor", 0, 1, partial);
-    }
+    theta = config_number(path, rope, "rope_theta", 1, 1e12, theta);        // the newer place; what stands there counts
+    partial = config_number(path, rope, "partial_rotary_factor", 0, 1, partial);
     c.rope_theta = c.remote ? 10000 * config_number(path, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
     c.n_rotated = c.remote ? c.head_dim / 2 : (size_t)((double)c.head_dim * partial);
     c.rms_norm_eps = config_number(path, root, c.remote ? "layernorm_epsilon" : "rms_norm_eps", 0, 1,
@@ -7028,7 +6864,6 @@ static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
     t->dtype = REAL;
 }
 
-// Copies numbers of a file that are not to be read again; those that stay in use are bound.
 static void widen_stored(real *out, const StoredTensor *s) {
     const void *mapped = memory_mapped(s->data, s->bytes);
     widen(out, mapped, s->dtype, s->n);
@@ -7037,14 +6872,6 @@ static void widen_stored(real *out, const StoredTensor *s) {
 
 static bool has_shape(const StoredTensor *s, const Tensor *t) {
     return s->n_dims == t->n_dims && !memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape);
-}
-
-static void check_stored(const Tensor *t, const StoredTensor *s) {
-    if (s->dtype > BF16)
-        fail("%s: '%s' is %s: quantised weights%s", s->file, t->name, s->dtype_name, no_quantised);
-    if (!has_shape(s, t))
-        fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
-             t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
 }
 
 // Tensors that releases carry and that hold nothing: a table of rotary frequencies, the head of a tied model once more.
@@ -7060,7 +6887,10 @@ static void bind_files(Model *m, const char *folder) {
         Tensor *t = m->tensors[i];
         const StoredTensor *s = find_tensor(&set, t->name);
         if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, t->name);
-        check_stored(t, s);
+        if (s->dtype > BF16) fail("%s: '%s' is quantised, %s%s", s->file, t->name, s->dtype_name, no_quantised);
+        if (!has_shape(s, t))
+            fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
+                 t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
         bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
         t->file_data = s->data;
         t->file = strrchr(s->file, '/') + 1;
@@ -7070,6 +6900,8 @@ static void bind_files(Model *m, const char *folder) {
         while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
         if (k == m->n_tensors && !may_be_ignored(m, s->name))
             fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
+        const StoredTensor *first = find_tensor(&set, s->name);
+        if (first != s) fail("'%s' stands twice, in %s and in %s", s->name, first->file, s->file);
     }
     free(set.tensors);
 }
@@ -7081,8 +6913,7 @@ static Model *load_model(const char *folder) {
 }
 
 // First numbers of a model trained from scratch: matrices uniform with this standard deviation, gains 1, biases 0. With
-// `rough`, gains and biases are random around that, so that a gradient check sees them all; it fills what a method adds
-// in the same way, around the center of its start.
+// `rough`, for gradient checks, gains and biases are random around that, what a method adds around its start's center.
 static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
     float spread = (float)(std * 1.7320508075688772);
     float center = t->vector && strstr(t->name, "norm") ? 1 : t->start.center;

@@ -6,6 +6,7 @@
 // Options are those of `glmtune train`. Exit status 1: the peak has changed, so the figures are void.
 #define GLMTUNE_NO_MAIN
 #include "../glmtune.c"
+#include <sched.h>
 
 enum { BENCH_RUNS = 7 };
 
