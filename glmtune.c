@@ -84,7 +84,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 // PART ONE: THE MODEL
 // ================================================================================================================
 // All of the mathematics, from the loops that a product is made of to one step of an optimizer; weights and text are in
-// memory already. The whole: x, the residual stream, = embedding[ids]; in each layer x += Wo attention(norm(x)), then
+// memory already. The whole: x = embedding[ids], the residual stream; in each layer x += Wo attention(norm(x)), then
 // x += W_down swiglu(W_gate_up norm(x)); logits = W_head norm(x); loss = cross-entropy with the next token.
 
 // ================================================================================================================
@@ -5459,7 +5459,6 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // GCC's and Clang's vector types, as wide as the machine that is compiled for. A sum over lanes is joined by halves.
 
 // For __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the upper.
-
 #if defined __AVX512F__
 #define VECTOR_BYTES 64
 #define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -6801,8 +6800,8 @@ static bool is_plain_rotary(const Json *rope) {
 static const char no_quantised[] = ", which cannot be tuned yet; download the release in fp16 or bf16";
 
 static void check_supported(const Config *c, const Json *root) {
-    const Json *bits = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
-    if ((json_is(bits, JSON_NUMBER) && bits->number) || json_is(json_get(root, "quantization_config"), JSON_OBJECT))
+    const Json *bit = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
+    if ((json_is(bit, JSON_NUMBER) && bit->number != 0) || json_is(json_get(root, "quantization_config"), JSON_OBJECT))
         fail("%s: these weights are quantised%s", c->file, no_quantised);
     if (!is_plain_rotary(json_get(root, "rope_scaling")) || !is_plain_rotary(json_get(root, "rope_parameters")))
         fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key for plain ones", c->file);
