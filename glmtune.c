@@ -2578,8 +2578,7 @@ static const char *dtype_name(Dtype d);                     // "BF16"
 static void read_tensor_file(TensorSet *set, const char *path);                 // adds the tensors of one file
 static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted); // NULL: none
 static const char *shape_text(const size_t *shape, size_t n_dims);              // "[4, 16]"
-// of a key in "key=value" lines, such as metadata; NULL: none
-static const char *line_value(const char *lines, const char *key);
+static const char *line_value(const char *lines, const char *key);              // in "key=value" lines; NULL: none
 static void widen_stored(real *out, const StoredTensor *s); // copies numbers that are not to be read again
 static bool has_shape(const StoredTensor *s, const Tensor *t);                  // the one that the model wants
 // the header of n tensors, then their bytes in that order, then the file gets its name
@@ -2598,10 +2597,8 @@ static Model *load_model(const char *folder);               // its config.json r
 
 // plans and curves (15)
 static const char *size_text(size_t bytes);                 // "1.5 GiB"
-static size_t available_bytes(void);                        // of memory that may still be taken
 static void need_memory(size_t bytes, const char *lower);   // ends the program where there is not so much
-// prints what a run will take, and says how it shall work
-static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T);
+static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T);   // prints what a run will take
 
 // ================================================================================================================
 //  7  Text
@@ -4035,35 +4032,27 @@ static char *score_line(const Scores *s) {
 // The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
 // per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
 // --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
-// Whatever is not finite stops the run at once. A run evaluates, saves, goes on from what it saved, and ends with what
-// came of it.
+// Whatever is not finite stops the run at once.
 
 // What this section takes of later ones: adapters (11), curves (15), settings (16).
 
 // A model as the command line names it: a model folder, or an adapter folder with its base.
 typedef struct { Model *model; const Method *method; const char *folder, *adapter; } Opened;    // folder: the base's
 
-static Opened open_model(const char *path, Options *o);     // by its path
-// sets a method up, and gives what it trains its memory
-static void start_method(const Opened *m, uint64_t seed, bool trains);
-// what was saved, into the tensors that train
-static void read_adapter_tensors(const char *folder, Model *m, const Method *method);
-// ends the program where an adapter was made on another base
-static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o);
+static Opened open_model(const char *path, Options *o);                     // by its path
+static void start_method(const Opened *m, uint64_t seed, bool trains);      // gives what trains its memory
+static void read_adapter_tensors(const char *folder, Model *m, const Method *method);   // into what trains
+static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o);  // fails on another base
 static const char *fingerprint_of(const Model *m, const ChatFormat *f);     // of base, tokenizer and layout
 static StoredTensor stored_as(const Tensor *t, Dtype dtype);                // how a tensor is called and lies in a file
-// a tensor file of arrays in model memory
-static void write_reals(const char *path, const StoredTensor *s, size_t n, const char *metadata);
-// an adapter's two files, and what else its method has
+static void write_reals(const char *path, const StoredTensor *s, size_t n, const char *metadata);   // a tensor file
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base);
-static void draw_losses(const char *folder);                // loss.svg, of the log there
-static const char *settings_of(const Options *o);           // all settings of a run as "name=value" lines
-// the way back, for what was not given
-static void restore_settings(Options *o, const char *lines, const char *folder);
-#define NOT_SET "(none)"            // the value of an option that has none
+static void draw_losses(const char *folder);                                // loss.svg, of the log there
+static const char *settings_of(const Options *o);                           // all of a run as "name=value" lines
+static void restore_settings(Options *o, const char *lines, const char *folder);        // those that were not given
+#define NOT_SET "(none)"                                                    // the value of an option that has none
 static const char *option_text(const Options *o, const char *option);       // its value, as it can be given
-// sets it unless the user has given another value: then, and where it cannot be, returns what is wrong; with `free` his
-// stays
+// sets it unless the user gave another value (with `free` that stays); returns what is wrong, or NULL
 static const char *fix_option(Options *o, const char *option, const char *value, bool free);
 
 // The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
@@ -4098,10 +4087,9 @@ static size_t bad_number(const Tensor *t, bool in_file) {
     real *numbers = device_take(CHUNK, sizeof *numbers, "a check");
     size_t at = 0;
     while (at < t->n) {
-        size_t n = min_size(CHUNK, t->n - at);
+        size_t n = min_size(CHUNK, t->n - at), good;
         widen(numbers, data + at * dtype_size(dtype), dtype, n);
-        size_t good = first_not_finite(numbers, n);
-        at += good;
+        at += good = first_not_finite(numbers, n);
         if (good < n) break;
     }
     memory_give(numbers);
@@ -4123,13 +4111,11 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
                             n ? samples.s : "in validation");
     for (size_t i = 0; i < m->n_tensors; i++)
         refuse_bad(m->tensors[i], true, head, "its file is damaged, download it again");
-    for (size_t i = 0; i < m->n_trained; i++)
-        refuse_bad(m->trained[i], false, head,
-                   step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged");
-    for (size_t i = 0; i < m->n_trained; i++)
-        if (first_not_finite(m->trained[i]->grad, m->trained[i]->n) < m->trained[i]->n)
-            fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head,
-                 m->trained[i]->name);
+    const char *why = step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged";
+    for (size_t i = 0; i < m->n_trained; i++) refuse_bad(m->trained[i], false, head, why);
+    for (Tensor **t = m->trained, **end = t + m->n_trained; t < end; t++)
+        if (first_not_finite((*t)->grad, (*t)->n) < (*t)->n)
+            fail("%s: the gradient of '%s' is the first that is not finite; lower --learning_rate", head, (*t)->name);
     fail("%s: the loss is not finite; lower --learning_rate", head);
 }
 
@@ -4152,17 +4138,13 @@ static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
 // too; lowest: of all validations; worse_since: those in a row that were no better; first_loss: of a few samples before
 // training; last_loss, train_loss: the means of training up to the last line of the log and to the last validation.
 // Sums of losses are over the steps since then.
-static const char *const state_names[] = {
-    "step", "tokens", "best_step", "best_metric", "worse_since", "first_loss", "eval_loss", "last_loss", "base_loss",
-    "saved_step", "line_sum", "line_steps", "eval_sum", "eval_steps", "train_loss",
-    "lowest" };
-typedef union {
-    struct { double step, tokens, best_step, best_metric, worse_since, first_loss, eval_loss, last_loss, base_loss,
-                    saved_step, line_sum, line_steps, eval_sum, eval_steps, train_loss,
-                    lowest; };
-    double numbers[COUNT(state_names)];     // the same, in the order of their names
-} RunState;
-_Static_assert(sizeof(RunState) == COUNT(state_names) * sizeof(double), "each number of a run has a name");
+#define STATE(EACH) EACH(step) EACH(tokens) EACH(best_step) EACH(best_metric) EACH(worse_since) EACH(first_loss) \
+    EACH(eval_loss) EACH(last_loss) EACH(base_loss) EACH(saved_step) EACH(line_sum) EACH(line_steps) EACH(eval_sum) \
+    EACH(eval_steps) EACH(train_loss) EACH(lowest)
+#define STATE_NAME(name) #name,
+#define STATE_NUMBER(name) double name;
+static const char *const state_names[] = { STATE(STATE_NAME) };
+typedef union { struct { STATE(STATE_NUMBER) }; double numbers[COUNT(state_names)]; } RunState;
 
 typedef struct { size_t *places; uint64_t epoch; } Order;
 
@@ -4170,6 +4152,7 @@ typedef struct {
     Opened base;
     const Options *o;
     const char *from;                   // the checkpoint that it goes on from; NULL: it begins
+    TensorSet stored;                   // that one's optimizer.safetensors
     bool saved_whole;                   // the last one written holds the optimizer's state
     Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
     Order order, old_order;             // of the new ones and of those to replay
@@ -4201,12 +4184,9 @@ static const size_t *order_of(Order *o, size_t n, uint64_t seed, uint64_t epoch)
 
 // Puts the samples of --replay FILE:RATIO behind the new ones.
 static void read_replay(Trainer *t, const char *replay) {
-    const char *colon = replay ? strrchr(replay, ':') : NULL;
-    char *end = NULL;
-    t->n_new = t->train.n;
-    if (!replay) return;
+    char *colon = strrchr(replay, ':'), *end;
     t->replay_ratio = colon ? strtod(colon + 1, &end) : 0;
-    if (!colon || end == colon + 1 || *end || !(t->replay_ratio > 0 && t->replay_ratio <= 1000))
+    if (!(t->replay_ratio > 0 && t->replay_ratio <= 1000) || *end)
         fail_usage("--replay wants FILE:RATIO with a ratio above 0, up to 1000, not '%s'", replay);
     Dataset old = read_data_file(strf("%.*s", (int)(colon - replay), replay), &t->format, t->o,
                                  t->base.model->config.vocab_size, true);
@@ -4294,7 +4274,8 @@ static void read_data(Trainer *t, const char *data, Options *o) {
     print_summary(&t->train, t->validation.n, f);
     print_findings(stderr, &t->train);
     if (o->probe) t->probe = read_data_file(o->probe, f, o, V, true);
-    read_replay(t, o->replay);
+    t->n_new = t->train.n;
+    if (o->replay) read_replay(t, o->replay);
 }
 
 // Bytes of a checkpoint: what trains and its moments, and a little text.
@@ -4458,9 +4439,13 @@ static size_t list_checkpoints(const char *folder, size_t **steps) {
     return n;
 }
 
+static const char *checkpoint_folder(const Options *o, double step) {
+    return strf("%s/checkpoint-%.0f", o->output_dir, step);
+}
+
 // It loses its name first, so that no checkpoint is ever seen half removed.
-static void remove_checkpoint(const char *folder, size_t step) {
-    const char *path = strf("%s/checkpoint-%zu", folder, step), *gone = strf("%s" TEMPORARY, path);
+static void remove_checkpoint(const Options *o, size_t step) {
+    const char *path = checkpoint_folder(o, (double)step), *gone = strf("%s" TEMPORARY, path);
     if (!rename(path, gone)) remove_tree(gone);
 }
 
@@ -4471,7 +4456,7 @@ static void remove_checkpoints(const Trainer *t, size_t keep) {
     for (size_t i = 1; i < n; i++) best |= (double)steps[i] == t->state.best_step;
     for (size_t i = 1; i < n; i++)
         if ((double)steps[i] != t->state.best_step && ++others + 1 + best > keep)
-            remove_checkpoint(t->o->output_dir, steps[i]);
+            remove_checkpoint(t->o, steps[i]);
     free(steps);
 }
 
@@ -4507,13 +4492,12 @@ static Text run_settings(const Trainer *t) {
 // The moments by tensor name, s [n_moments x n_trained].
 static StoredTensor *list_moments(const Model *m) {
     StoredTensor *s = alloc(times(m->n_moments, m->n_trained), sizeof *s);
-    for (size_t k = 0; k < m->n_moments; k++)
-        for (size_t i = 0; i < m->n_trained; i++) {
-            StoredTensor *one = &s[k * m->n_trained + i];
-            *one = stored_as(m->trained[i], REAL);
-            one->name = strf("moment%zu.%s", k + 1, m->trained[i]->name);
-            one->data = m->trained[i]->moments[k];
-        }
+    for (size_t i = 0; i < m->n_moments * m->n_trained; i++) {
+        const Tensor *t = m->trained[i % m->n_trained];
+        s[i] = stored_as(t, REAL);
+        s[i].name = strf("moment%zu.%s", i / m->n_trained + 1, t->name);
+        s[i].data = t->moments[i / m->n_trained];
+    }
     return s;
 }
 
@@ -4538,38 +4522,36 @@ static void write_trainer_state(const Trainer *t, const char *path) {
     const RunState *s = &t->state;
     const Options *o = t->o;
     char *log = read_file(t->log_path, &n);
-    const char *best = strf("%s/checkpoint-%.0f", o->output_dir, s->best_step);
-    Text out = {0};
-    text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": ",
-               s->best_step > 0 ? strf("%.9g", s->best_metric) : "null");
-    if (s->best_step > 0) text_json(&out, best, strlen(best));
-    else text_print(&out, "null");
-    text_print(&out, ",\n  \"epoch\": %.9g,\n", s->step / (double)t->steps_per_epoch);
-    text_print(&out, "  \"eval_steps\": %lld,\n  \"global_step\": %.0f,\n  \"is_hyper_param_search\": false,\n",
-               (long long)(o->eval_steps > 0 ? o->eval_steps : t->steps_per_epoch), s->step);
-    text_print(&out, "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [");
+    const char *folder = checkpoint_folder(o, s->best_step);
+    Text out = {0}, best = {0};
+    text_json(&best, folder, strlen(folder));
+    text_print(&out, "{\n  \"best_metric\": %s,\n  \"best_model_checkpoint\": %s,\n  \"epoch\": %.9g,\n"
+               "  \"eval_steps\": %lld,\n  \"global_step\": %.0f,\n  \"is_hyper_param_search\": false,\n"
+               "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [",
+               s->best_step > 0 ? strf("%.9g", s->best_metric) : "null", s->best_step > 0 ? best.s : "null",
+               s->step / (double)t->steps_per_epoch, (long long)eval_every(t), s->step);
     for (const char *p = log, *end; p && (end = strchr(p, '\n')); p = end + 1)
         text_print(&out, "%s\n    %.*s", p > log ? "," : "", (int)(end - p), p);
-    text_print(&out, "\n  ],\n  \"logging_steps\": %lld,\n  \"max_steps\": %lld,\n  \"num_train_epochs\": %.0f,\n",
-               (long long)o->logging_steps, (long long)t->steps, ceil((double)t->steps / (double)t->steps_per_epoch));
-    text_print(&out, "  \"save_steps\": %lld,\n  \"total_flos\": 0,\n  \"trial_name\": null,\n"
-               "  \"trial_params\": null\n}\n", (long long)o->save_steps);
+    text_print(&out, "\n  ],\n  \"logging_steps\": %lld,\n  \"max_steps\": %lld,\n  \"num_train_epochs\": %.0f,\n"
+               "  \"save_steps\": %lld,\n  \"total_flos\": 0,\n  \"trial_name\": null,\n  \"trial_params\": null\n}\n",
+               (long long)o->logging_steps, (long long)t->steps, ceil((double)t->steps / (double)t->steps_per_epoch),
+               (long long)o->save_steps);
     write_file(path, out.s, out.n);
-    free(out.s), free(log);
+    free(out.s), free(best.s), free(log);
 }
 
 // Where the disk has no room for the whole, a last one holds the adapter alone; another is left out, with a warning.
 static void save_checkpoint(Trainer *t, bool last) {
     const Options *o = t->o;
-    size_t left = disk_left(o->output_dir);
-    bool whole = t->saved_whole = left > checkpoint_bytes(t->base.model);
+    size_t left = disk_left(o->output_dir), needed = checkpoint_bytes(t->base.model);
+    bool whole = t->saved_whole = left > needed;
+    const char *lost = last ? "the adapter is saved without the optimizer's state, so nothing can go on from it"
+                            : "no checkpoint is saved";
     if (!whole)
-        progress(true, "warning: step %.0f: %s, for %s are free in %s and a checkpoint takes %s", t->state.step,
-                 last ? "the adapter is saved without the optimizer's state, so nothing can go on from it"
-                      : "no checkpoint is saved", size_text(left), o->output_dir,
-                 size_text(checkpoint_bytes(t->base.model)));
+        progress(true, "warning: step %.0f: %s, for %s are free in %s and a checkpoint takes %s", t->state.step, lost,
+                 size_text(left), o->output_dir, size_text(needed));
     if (!whole && !last) return;
-    const char *temporary = begin_output(strf("%s/checkpoint-%.0f", o->output_dir, t->state.step));
+    const char *temporary = begin_output(checkpoint_folder(o, t->state.step));
     remove_tree(temporary);
     if (mkdir(temporary, 0777))     // not begin_folder: a new output_dir would lack the run's log
         fail("%s: %s", o->output_dir, errno == ENOENT ? "the folder has vanished, and the run in it" : strerror(errno));
@@ -4588,11 +4570,10 @@ static const char *choose_checkpoint(const Options *o) {
     const char *wanted = o->resume_from_checkpoint, *missing = NULL, *folder = wanted;
     if (!wanted || !strcasecmp(wanted, "no") || !strcasecmp(wanted, "false")) return NULL;
     bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
+    if (!wanted[strspn(wanted, "0123456789")]) folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
     size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
     for (size_t i = 0; i < n; i++) {
-        if (newest) folder = strf("%s/checkpoint-%zu", o->output_dir, steps[i]);
-        else if (strspn(wanted, "0123456789") == strlen(wanted))
-            folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
+        if (newest) folder = checkpoint_folder(o, (double)steps[i]);
         missing = NULL;
         for (size_t k = COUNT(parts); k-- > 0; ) if (!exists(strf("%s/%s", folder, parts[k]))) missing = parts[k];
         if (!missing) return folder;
@@ -4602,13 +4583,6 @@ static const char *choose_checkpoint(const Options *o) {
     return NULL;
 }
 
-// The "key=value" lines of a checkpoint.
-static const char *stored_settings(const char *folder) {
-    TensorSet set = {0};
-    read_tensor_file(&set, strf("%s/optimizer.safetensors", folder));
-    return set.metadata.s;
-}
-
 // Whether two texts are one number; older checkpoints kept nine digits of it.
 static bool same_number(const char *a, const char *b) {
     char *end_a, *end_b;
@@ -4616,16 +4590,16 @@ static bool same_number(const char *a, const char *b) {
     return end_a > a && end_b > b && !*end_a && !*end_b && fabs(x - y) <= 1e-8 * fabs(x);
 }
 
-static void compare_settings(const Trainer *t, const char *folder, const char *stored) {
+static void compare_settings(const Trainer *t) {
     Text lines = run_settings(t);
     for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         char *value = strchr(line, '=');
         *value++ = 0;
         if (list_has(may_change, line)) continue;
-        const char *was = line_value(stored, line);
+        const char *was = line_value(t->stored.metadata.s, line);
         if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
         const char *differs = strf("%s was %s, now it is %s", line, was, value);
-        if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", folder, differs);
+        if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", t->from, differs);
         fprintf(stderr, "warning: %s\n", differs);
     }
     free(lines.s);
@@ -4635,7 +4609,6 @@ static Text read_history(const char *path) {
     Text lines = {0};
     JsonReader r = json_open_file(path);
     const Json *log = json_get(json_only(&r), "log_history");
-    text_add(&lines, "", 0);
     for (const Json *j = json_is(log, JSON_ARRAY) ? log->first : NULL; j; j = j->next) {
         const char *line = r.source + j->at;
         size_t length = strcspn(line, "\n");
@@ -4645,26 +4618,24 @@ static Text read_history(const char *path) {
     return lines;
 }
 
-// Takes weights, moments, state and log from a checkpoint.
-static void resume(Trainer *t, const char *folder) {
-    const Model *m = t->base.model;
-    TensorSet set = {0};
-    read_tensor_file(&set, strf("%s/optimizer.safetensors", folder));
-    compare_settings(t, folder, set.metadata.s);
-    read_adapter_tensors(folder, t->base.model, t->base.method);
+// Takes weights, moments, state and log from the checkpoint.
+static void resume(Trainer *t) {
+    Model *m = t->base.model;
+    compare_settings(t);
+    read_adapter_tensors(t->from, m, t->base.method);
     StoredTensor *wanted = list_moments(m);
     for (size_t i = 0; i < m->n_moments * m->n_trained; i++) {
-        const StoredTensor *s = find_tensor(&set, wanted[i].name);
+        const StoredTensor *s = find_tensor(&t->stored, wanted[i].name);
         if (!s || s->dtype > BF16 || s->n != wanted[i].n)
-            fail("%s: its optimizer.safetensors has no '%s' of %zu numbers", folder, wanted[i].name, wanted[i].n);
+            fail("%s: its optimizer.safetensors has no '%s' of %zu numbers", t->from, wanted[i].name, wanted[i].n);
         widen_stored(m->trained[i % m->n_trained]->moments[i / m->n_trained], s);
     }
     for (size_t i = 0; i < COUNT(state_names); i++) {
-        const char *value = line_value(set.metadata.s, strf("state.%s", state_names[i]));
+        const char *value = line_value(t->stored.metadata.s, strf("state.%s", state_names[i]));
         if (value) t->state.numbers[i] = strtod(value, NULL);
     }
     if (!(t->state.lowest > 0)) t->state.lowest = t->state.best_metric;        // a run begun before it was kept
-    t->history = read_history(strf("%s/trainer_state.json", folder));
+    t->history = read_history(strf("%s/trainer_state.json", t->from));
     free(wanted);
 }
 
@@ -4730,14 +4701,14 @@ static const char *outside_of(const char *path, const char *output_dir) {
     return real_path;
 }
 
-// Opens the log, with the lines up to the checkpoint that the run goes on from (NULL: it begins). What a run that was
-// killed left half-written is removed, and with --force the checkpoints of later steps, or all when it begins.
-static void open_log(Trainer *t, const char *from) {
+// Opens the log, with the lines up to the checkpoint that the run goes on from. What a run that was killed left
+// half-written is removed, and with --force the checkpoints of later steps, or all when it begins.
+static void open_log(Trainer *t) {
     const char *folder = t->o->output_dir;
     make_folders(folder);
     remove_inside(folder, TEMPORARY);
-    const char *resumed = from ? realpath(from, NULL) : NULL;
-    const char *inside = realpath(strf("%s/checkpoint-%.0f", folder, t->state.step), NULL);
+    const char *resumed = t->from ? realpath(t->from, NULL) : NULL;
+    const char *inside = realpath(checkpoint_folder(t->o, t->state.step), NULL);
     bool goes_on = resumed && inside && !strcmp(resumed, inside);
     size_t *steps, n = list_checkpoints(folder, &steps), later = 0;     // they are the first
     while (later < n && (!goes_on || (double)steps[later] > t->state.step)) later++;
@@ -4747,7 +4718,7 @@ static void open_log(Trainer *t, const char *from) {
              goes_on || t->from ? "" : "--resume_from_checkpoint yes to go on with it, ");
     t->base.folder = outside_of(t->base.folder, folder);
     if (t->base.adapter) outside_of(t->base.adapter, folder);
-    for (size_t i = 0; i < later; i++) remove_checkpoint(folder, steps[i]);
+    for (size_t i = 0; i < later; i++) remove_checkpoint(t->o, steps[i]);
     if (list_checkpoints(folder, &steps) > n - later)
         fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
     t->log_path = strf("%s/log.jsonl", folder);
@@ -4765,24 +4736,30 @@ static Opened open_saved(const Trainer *t, const char *folder) {
     return saved;
 }
 
+// The logits of T fixed random ids, [T,V]; where loss is no NULL, the mean loss of each from those before it too.
+static real *fixed_logits(const Opened *o, RunKind kind, size_t T, double *loss) {
+    Batch b = fixed_batch(o->model, T);
+    Run r = describe_run(o->model, o->method, kind, T, T);
+    take_run(&r);
+    real *logits = all_logits(&r, &b);
+    if (loss) *loss = forward_loss(&r, &b) / (double)(T - 1);
+    give_run(&r), free_batch(&b);
+    return logits;
+}
+
 // What was saved last is read back, and must give the logits of the model in memory, whose place it takes.
 static void verify_saved(Trainer *t) {
-    const Options *o = t->o;
-    const char *folder = strf("%s/checkpoint-%.0f", o->output_dir, t->state.step);
+    const char *folder = checkpoint_folder(t->o, t->state.step);
     Batch b = fixed_batch(t->base.model, min_size(FIXED_TOKENS, t->run.max_T));
-    RunKind kind = t->run.kind;
     real *want = all_logits(&t->run, &b);
     give_run(&t->run), memory_give(t->base.model->trainables.block);
     if (t->answers.n_sequences) give_generator(&t->answers);
     Opened again = open_saved(t, folder);
-    Run r = describe_run(again.model, again.method, kind, b.T, b.T);
-    take_run(&r);
-    real *got = all_logits(&r, &b);
+    real *got = fixed_logits(&again, t->run.kind, b.T, NULL);
     if (memcmp(got, want, b.T * again.model->config.vocab_size * sizeof *got))
-        fail("%s: read back, it gives other logits than the model that was saved: the disk is not to be trusted",
-             folder);
+        fail("%s: read back, it gives other logits than the model that was saved: the disk is broken", folder);
     progress(true, "read back: %s gives the logits of the model in memory, bit for bit", folder);
-    give_run(&r), memory_give(again.model->trainables.block);
+    memory_give(again.model->trainables.block);
     free_batch(&b), free(want), free(got);
 }
 
@@ -4815,36 +4792,37 @@ static void print_probe(const Trainer *t, const char *result) {
 // The closing table: what was trained, on how much, and what came of it.
 static void print_result(const Trainer *t) {
     const Model *m = t->base.model;
+    const RunState *s = &t->state;
+    const char *base_loss = s->base_loss > 0 ? strf("%.4f", s->base_loss) : "unknown";
+    double spent = t->took - t->validating;
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
     printf("trained     %s: %zu parameters; the base has %zu\n", t->base.method->name,
            count_parameters(m->trained, m->n_trained), count_parameters(m->tensors, m->n_tensors));
-    printf("data        %zu samples%s, %lld steps = %.3g epochs, %zu tokens\n", t->n_new,
-           t->n_new < t->train.n ? strf(" and %zu to replay", t->train.n - t->n_new) : "", (long long)t->state.step,
-           t->state.step / (double)t->steps_per_epoch, (size_t)t->state.tokens);
-    printf("loss        %.4f before training, %.4f at its end\n", t->state.first_loss, t->state.last_loss);
+    printf("data        %zu samples%s, %.0f steps = %.3g epochs, %.0f tokens\n", t->n_new,
+           t->n_new < t->train.n ? strf(" and %zu to replay", t->train.n - t->n_new) : "", s->step,
+           s->step / (double)t->steps_per_epoch, s->tokens);
+    printf("loss        %.4f before training, %.4f at its end\n", s->first_loss, s->last_loss);
     if (t->validation.n)
-        printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n",
-               t->state.best_metric, t->state.best_step, t->state.eval_loss,
-               t->state.base_loss > 0 ? strf("%.4f", t->state.base_loss) : "unknown", t->validation.n);
+        printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n", s->best_metric,
+               s->best_step, s->eval_loss, base_loss, t->validation.n);
     if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
-    printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(t->took - t->validating),
-           (t->state.tokens - t->first_tokens) / fmax(t->took - t->validating, 1e-9), time_text(t->validating));
+    printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(spent),
+           (s->tokens - t->first_tokens) / fmax(spent, 1e-9), time_text(t->validating));
 }
 
 // What the user should do next: a run that did no good says so, and one that replayed nothing what it may have cost.
 static void print_advice(const Trainer *t, const char *result) {
     const RunState *s = &t->state;
+    double rate = t->o->learning_rate;
     bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1;
-    if (s->base_loss > 0 && !(s->best_step > 0))
-        progress(true, "the result is NO BETTER than the model before training: validation never fell below %.4f",
-                 s->base_loss);
-    if (!learned)
-        progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * t->o->learning_rate);
-    else if (s->base_loss > 0 && !(s->best_step > 0))
-        progress(true, "the samples were learned by heart: take --learning_rate %.3g, or more samples in more varied "
-                 "words", t->o->learning_rate / 3);
+    bool in_vain = s->base_loss > 0 && !(s->best_step > 0);
+    if (in_vain) progress(true, "the result is NO BETTER than the model before training: validation never fell below "
+                          "%.4f", s->base_loss);
+    if (!learned) progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * rate);
+    else if (in_vain) progress(true, "the samples were learned by heart: take --learning_rate %.3g, or more samples in "
+                               "more varied words", rate / 3);
     if (t->n_new == t->train.n)
         progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the bundled one lost 8 "
                  "answers in 100, and less than one with --replay FILE:1 (README, Replay)");
@@ -4926,8 +4904,8 @@ static void begin_run(Trainer *t) {
         t->answers = make_answerer(m, t->base.method, &t->validation, o);
     const char *from = t->from;
     if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
-    if (from) resume(t, from);
-    open_log(t, from);
+    if (from) resume(t);
+    open_log(t);
     if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
     const char *disk = disk_plan(t);        // before any time is spent
     fprintf(stderr, "%sdisk: %s\n", from ? "" : strf("time: %s; ", time_plan(t)), disk);
@@ -4943,8 +4921,7 @@ static void end_run(const Trainer *t) {
                  t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
         return;
     }
-    const char *result = strf("%s/checkpoint-%.0f", o->output_dir, s->step);
-    const char *best = strf("%s/checkpoint-%.0f", o->output_dir, s->best_step);
+    const char *result = checkpoint_folder(o, s->step), *best = checkpoint_folder(o, s->best_step);
     if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
     else if (o->load_best_model_at_end && s->best_step > 0)
         progress(true, "warning: the best step, %.0f, is not here: it lies in the folder that the run went on from, or "
@@ -4963,7 +4940,8 @@ static void end_run(const Trainer *t) {
 
 static void train(const char *data, const char *model, Options *o) {
     Trainer t = { .o = o, .from = choose_checkpoint(o) };
-    if (t.from) restore_settings(o, stored_settings(t.from), t.from);
+    if (t.from) read_tensor_file(&t.stored, strf("%s/optimizer.safetensors", t.from));
+    if (t.from) restore_settings(o, t.stored.metadata.s, t.from);
     t.base = open_model(model, o);
     struct sigaction on_stop = { .sa_handler = on_stop_signal };
     prepare(&t, data, o);
@@ -5375,18 +5353,6 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
             if (w->weight == t) o->method->merge(out, w);
 }
 
-// The logits of fixed random ids and, in *loss, the mean loss of each from those before it; *n is how many logits.
-static real *fixed_logits(Model *m, const Method *method, double *loss, size_t *n) {
-    Batch b = fixed_batch(m, FIXED_TOKENS);
-    Run r = describe_run(m, method, FORWARD_ONLY, b.T, b.T);
-    take_run(&r);
-    real *logits = all_logits(&r, &b);
-    *loss = forward_loss(&r, &b) / (double)(b.T - 1);
-    *n = b.T * m->config.vocab_size;
-    give_run(&r), free_batch(&b);
-    return logits;
-}
-
 // Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, at
 // random; float arithmetic in another order adds some units of 2^-24. Measured on eight layers of random weights:
 // logits change by 0.7 to 2 u of the largest (fp32: 15 units). A wrong merge is off by far more than 16 u; where a run
@@ -5401,9 +5367,10 @@ static double merge_bound(const Model *m) {
 // Base with adapter and the merged folder, read back, must agree on a probe.
 static void verify_merge(const Opened *o, const char *folder, bool force) {
     double loss, merged_loss, change = 0, largest = 0, bound = merge_bound(o->model);
-    size_t n, bad = 0;
-    real *want = fixed_logits(o->model, o->method, &loss, &n);
-    real *got = fixed_logits(load_model(folder), NULL, &merged_loss, &n);
+    size_t n = FIXED_TOKENS * o->model->config.vocab_size, bad = 0;
+    Opened merged = { .model = load_model(folder) };
+    real *want = fixed_logits(o, FORWARD_ONLY, FIXED_TOKENS, &loss);
+    real *got = fixed_logits(&merged, FORWARD_ONLY, FIXED_TOKENS, &merged_loss);
     for (size_t i = 0; i < n; i++) {
         change = fmax(change, fabs((double)got[i] - (double)want[i])), largest = fmax(largest, fabs((double)want[i]));
         bad += !isfinite(got[i]) || !isfinite(want[i]);
