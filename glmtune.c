@@ -4109,8 +4109,7 @@ __attribute__((noreturn)) static void stop_not_finite(const Model *m, const Data
         text_print(&samples, "%s%zu", i ? ", " : "with samples ", set->samples[chosen[i]].number);
     const char *head = strf("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
                             n ? samples.s : "in validation");
-    for (size_t i = 0; i < m->n_tensors; i++)
-        refuse_bad(m->tensors[i], true, head, "its file is damaged, download it again");
+    for (size_t i = 0; i < m->n_tensors; i++) refuse_bad(m->tensors[i], true, head, "damaged file, download it again");
     const char *why = step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged";
     for (size_t i = 0; i < m->n_trained; i++) refuse_bad(m->trained[i], false, head, why);
     for (Tensor **t = m->trained, **end = t + m->n_trained; t < end; t++)
@@ -4133,11 +4132,10 @@ static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
 // ---- 10.2 State, data and log of a run ---------------------------------------------------------------------------
 
 // What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
-// so that one loop writes and reads them; whole numbers stay exact up to 2^53.
-// best_metric: the validation loss of best_step, the best checkpoint, or before training (best_step 0), then base_loss
-// too; lowest: of all validations; worse_since: those in a row that were no better; first_loss: of a few samples before
-// training; last_loss, train_loss: the means of training up to the last line of the log and to the last validation.
-// Sums of losses are over the steps since then.
+// exact for whole numbers to 2^53, so one loop does them all. best_metric: the validation loss of best_step, the best
+// checkpoint, or before training (best_step 0), then base_loss too; lowest: of all validations; worse_since: those in a
+// row that were no better; first_loss: of a few samples before training; last_loss, train_loss: the means of training
+// up to the last line of the log and to the last validation. Sums of losses are over the steps since then.
 #define STATE(EACH) EACH(step) EACH(tokens) EACH(best_step) EACH(best_metric) EACH(worse_since) EACH(first_loss) \
     EACH(eval_loss) EACH(last_loss) EACH(base_loss) EACH(saved_step) EACH(line_sum) EACH(line_steps) EACH(eval_sum) \
     EACH(eval_steps) EACH(train_loss) EACH(lowest)
@@ -4184,15 +4182,14 @@ static const size_t *order_of(Order *o, size_t n, uint64_t seed, uint64_t epoch)
 
 // Puts the samples of --replay FILE:RATIO behind the new ones.
 static void read_replay(Trainer *t, const char *replay) {
-    char *colon = strrchr(replay, ':'), *end;
+    char *colon = strrchr(replay, ':'), *end = NULL;
     t->replay_ratio = colon ? strtod(colon + 1, &end) : 0;
     if (!(t->replay_ratio > 0 && t->replay_ratio <= 1000) || *end)
         fail_usage("--replay wants FILE:RATIO with a ratio above 0, up to 1000, not '%s'", replay);
     Dataset old = read_data_file(strf("%.*s", (int)(colon - replay), replay), &t->format, t->o,
                                  t->base.model->config.vocab_size, true);
     for (size_t i = 0; i < old.n; i++) dataset_add(&t->train, old.samples[i]);
-    fprintf(stderr, "replay: %zu samples, %g for each new one, added to the steps and their loss\n", old.n,
-            t->replay_ratio);
+    fprintf(stderr, "replay: %zu samples, %g for each new one\n", old.n, t->replay_ratio);
     free(old.samples);
 }
 
@@ -4230,9 +4227,8 @@ static void choose_split(Options *o, const Dataset *set) {
     if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
 }
 
-// The rate of a method for n samples. It falls with the width, through the published ones at 4096, and few samples take
-// less of it (but for a prefix, which must move by its own width): what they have is learned soon, and what large steps
-// break is not in them.
+// The rate of a method for n samples. It falls with the width, through the published ones at 4096, and is less for few
+// samples (but for a prefix, which must move by its own width): they are learned soon, and lack what large steps break.
 static double default_rate(const Method *m, size_t hidden, size_t n) {
     double few = m->prefix_forward ? 1 : fmin(1, fmax(35, (double)n) / 100);
     return m->learning_rate * pow(4096 / (double)hidden, m->width_power > 0 ? m->width_power : 0.5) * few;
@@ -4283,9 +4279,8 @@ static size_t checkpoint_bytes(const Model *m) {
     return times(count_parameters(m->trained, m->n_trained), sizeof(real) * (1 + m->n_moments)) + (1 << 18);
 }
 
-// Steps that take ten times as long as writing a checkpoint, counted so that it depends on nothing but the model and
-// the data: two cores compute some 500 operations while a disk writes a byte, and a step has 4 for each weight and
-// token (forward, and backward for x).
+// Steps that take ten times as long as writing a checkpoint, by model and data alone: two cores compute some 500
+// operations while a disk writes a byte, and a step has 4 for each weight and token (forward, and backward for x).
 static int64_t worth_steps(const Trainer *t) {
     const Model *m = t->base.model;
     double tokens = (double)t->train.n_tokens / (double)t->train.n * (double)t->samples_per_step;
@@ -4341,8 +4336,7 @@ static void print_start(Trainer *t) {
 
 // Whether validation has not got better for as long as the user is willing to wait.
 static bool waited_enough(const Trainer *t) {
-    int64_t patience = t->o->early_stopping_patience;
-    return patience && t->state.worse_since >= (double)patience;
+    return t->o->early_stopping_patience && t->state.worse_since >= (double)t->o->early_stopping_patience;
 }
 
 // That, or whether validation is as good as it need be, and training too, for a few samples may be right by chance.
@@ -4352,18 +4346,16 @@ static bool is_enough(const Trainer *t) {
     return learned || waited_enough(t);
 }
 
-// What a validation means beside those before it: whether it is the best so far, and in words. Better is what is lower;
-// for patience, by more than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too
-// as long as it is below that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be
-// that of n losses that spread as wide as their mean: so few samples tell no more. Before step 1 stands the first
-// candidate, the base. What comes too soon after the last checkpoint to be worth another is none, so the best is always
-// on the disk.
+// Whether a validation is the best so far, and what it means in words. Better is what is lower; for patience, by more
+// than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too as long as it is below
+// that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be that of n losses that
+// spread as wide as their mean: so few samples tell no more. Before step 1 stands the first candidate, the base. What
+// comes too soon after the last checkpoint to be worth another is none, so the best is always on the disk.
 static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char **words) {
     RunState *s = &t->state;
-    double margin = t->o->early_stopping_threshold, enough = t->o->early_stopping_loss;
-    double as_good = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
-    bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - margin;
-    bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= as_good && loss < s->base_loss);
+    double enough = t->o->early_stopping_loss, near = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
+    bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - t->o->early_stopping_threshold;
+    bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= near && loss < s->base_loss);
     s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
     bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || waited_enough(t);
     *words = !step ? "" : candidate && due ? "; the best so far"
@@ -4413,15 +4405,6 @@ static void draw_progress(Trainer *t) {
     t->draw_at = seconds() + fmax(1, 50 * (seconds() - start));
 }
 
-// run.json: what `compare` shows of a run besides its log.
-static void write_facts(const Trainer *t) {
-    size_t trained = count_parameters(t->base.model->trained, t->base.model->n_trained);
-    size_t own = trainable_bytes(t->base.model, true) + bytes_of(&t->run);
-    char *facts = strf("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
-                       size_text(own));
-    write_file(strf("%s/run.json", t->o->output_dir), facts, strlen(facts));
-}
-
 // The steps of the checkpoints in a folder, the newest first.
 static size_t list_checkpoints(const char *folder, size_t **steps) {
     size_t n = 0, capacity = 0;
@@ -4452,25 +4435,21 @@ static void remove_checkpoint(const Options *o, size_t step) {
 // Removes all checkpoints of a run but the newest and the best, and so many more that there are `keep`.
 static void remove_checkpoints(const Trainer *t, size_t keep) {
     size_t *steps, n = list_checkpoints(t->o->output_dir, &steps), others = 0;
-    bool best = false;
-    for (size_t i = 1; i < n; i++) best |= (double)steps[i] == t->state.best_step;
+    bool best = n && (double)*steps != t->state.best_step && exists(checkpoint_folder(t->o, t->state.best_step));
     for (size_t i = 1; i < n; i++)
-        if ((double)steps[i] != t->state.best_step && ++others + 1 + best > keep)
-            remove_checkpoint(t->o, steps[i]);
+        if ((double)steps[i] != t->state.best_step && ++others + 1 + best > keep) remove_checkpoint(t->o, steps[i]);
     free(steps);
 }
 
 // ---- 10.3 Checkpoints --------------------------------------------------------------------------------------------
 // checkpoint-N is an adapter's folder with what going on needs: optimizer.safetensors holds the moments and, as its
-// metadata, the state of the run and all settings that bear on the result; trainer_state.json is Hugging Face's
-// TrainerState, with the lines of the log. The order of the data, dropout and the learning rate are functions of seed
-// and step, so nothing more is needed for the same bits.
+// metadata, the state of the run and all settings that bear on the result; trainer_state.json is Hugging Face's, with
+// the log. The order of the data, dropout and the rate are functions of seed and step: the same bits need no more.
 
 // The settings that may differ when a run goes on.
-static const char may_change[] =
-    "logging_steps,save_steps,save_total_limit,gradient_checkpointing,max_new_tokens,eval_file,probe,"
-    "predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,load_best_model_at_end,"
-    "temperature,top_p,per_device_eval_batch_size";
+static const char may_change[] = "logging_steps,save_steps,save_total_limit,gradient_checkpointing,max_new_tokens,"
+    "eval_file,probe,predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,"
+    "load_best_model_at_end,temperature,top_p,per_device_eval_batch_size";
 
 static uint64_t hash_data(const Dataset *d, uint64_t h) {
     for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
@@ -4567,18 +4546,17 @@ static void save_checkpoint(Trainer *t, bool last) {
 static const char *choose_checkpoint(const Options *o) {
     static const char *const parts[] = { "adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors",
                                          "trainer_state.json" };
-    const char *wanted = o->resume_from_checkpoint, *missing = NULL, *folder = wanted;
+    const char *wanted = o->resume_from_checkpoint, *folder = wanted;
     if (!wanted || !strcasecmp(wanted, "no") || !strcasecmp(wanted, "false")) return NULL;
     bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
     if (!wanted[strspn(wanted, "0123456789")]) folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
     size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0, k = 0; i < n; i++, k = 0) {
         if (newest) folder = checkpoint_folder(o, (double)steps[i]);
-        missing = NULL;
-        for (size_t k = COUNT(parts); k-- > 0; ) if (!exists(strf("%s/%s", folder, parts[k]))) missing = parts[k];
-        if (!missing) return folder;
+        while (k < COUNT(parts) && exists(strf("%s/%s", folder, parts[k]))) k++;
+        if (k == COUNT(parts)) return folder;
+        if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, parts[k]);
     }
-    if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, missing);
     fprintf(stderr, "%s: holds no checkpoint: training begins at step 1\n", o->output_dir);
     return NULL;
 }
@@ -4609,11 +4587,8 @@ static Text read_history(const char *path) {
     Text lines = {0};
     JsonReader r = json_open_file(path);
     const Json *log = json_get(json_only(&r), "log_history");
-    for (const Json *j = json_is(log, JSON_ARRAY) ? log->first : NULL; j; j = j->next) {
-        const char *line = r.source + j->at;
-        size_t length = strcspn(line, "\n");
-        text_print(&lines, "%.*s\n", (int)(length - (line[length - 1] == ',')), line);
-    }
+    for (const Json *j = json_is(log, JSON_ARRAY) ? log->first : NULL; j; j = j->next)
+        text_print(&lines, "%.*s}\n", (int)strcspn(r.source + j->at, "}"), r.source + j->at);
     json_close(&r);
     return lines;
 }
@@ -4736,7 +4711,7 @@ static Opened open_saved(const Trainer *t, const char *folder) {
     return saved;
 }
 
-// The logits of T fixed random ids, [T,V]; where loss is no NULL, the mean loss of each from those before it too.
+// The logits of T fixed random ids, [T,V]; *loss (may be NULL): the mean loss of each from those before it.
 static real *fixed_logits(const Opened *o, RunKind kind, size_t T, double *loss) {
     Batch b = fixed_batch(o->model, T);
     Run r = describe_run(o->model, o->method, kind, T, T);
@@ -4763,33 +4738,29 @@ static void verify_saved(Trainer *t) {
     free_batch(&b), free(want), free(got);
 }
 
-static double loss_on(Model *m, const Method *method, const Dataset *set) {
+static double loss_on(const Opened *m, const Dataset *set) {
     size_t T = most_tokens(set, 1);
-    Run r = describe_run(m, method, FORWARD_ONLY, T, T);
+    Run r = describe_run(m->model, m->method, FORWARD_ONLY, T, T);
     take_run(&r);
     double loss = evaluate(&r, set, 1);
     give_run(&r);
     return loss;
 }
 
-// What the model forgot: its loss on the probe and its answers to it, before and after. The base is opened once more
-// from its files, the result as a user will.
+// What the model forgot: its loss on the probe and its answers to it, of the base, read once more, and of the result.
 static void print_probe(const Trainer *t, const char *result) {
-    Opened tuned = open_saved(t, result);
-    Model *base = load_model(t->base.folder);
-    double before = loss_on(base, NULL, &t->probe), after = loss_on(tuned.model, tuned.method, &t->probe);
+    Opened both[] = { { .model = load_model(t->base.folder) }, open_saved(t, result) };
+    double before = loss_on(&both[0], &t->probe), after = loss_on(&both[1], &t->probe);
     printf("probe       %s: loss %.4f before, %.4f after\n", t->o->probe, before, after);
-    if (!t->answers.n_sequences) return;
-    for (int late = 0; late < 2; late++) {
+    for (int late = 0; t->answers.n_sequences && late < 2; late++) {
         const char *example = "";
-        Generator g = make_answerer(late ? tuned.model : base, late ? tuned.method : NULL, &t->probe, t->o);
+        Generator g = make_answerer(both[late].model, both[late].method, &t->probe, t->o);
         Scores s = score_answers(&g, &t->format, t->o, &t->probe, NULL, &example);
         printf("            answers %s: %s\n", late ? "after" : "before", score_line(&s));
         give_generator(&g);
     }
 }
 
-// The closing table: what was trained, on how much, and what came of it.
 static void print_result(const Trainer *t) {
     const Model *m = t->base.model;
     const RunState *s = &t->state;
@@ -4817,12 +4788,11 @@ static void print_advice(const Trainer *t, const char *result) {
     const RunState *s = &t->state;
     double rate = t->o->learning_rate;
     bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1;
-    bool in_vain = s->base_loss > 0 && !(s->best_step > 0);
-    if (in_vain) progress(true, "the result is NO BETTER than the model before training: validation never fell below "
-                          "%.4f", s->base_loss);
+    bool vain = s->base_loss > 0 && !(s->best_step > 0);
+    if (vain) progress(true, "the result is NO BETTER than before training: validation never fell below %.4f",
+                       s->base_loss);
     if (!learned) progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * rate);
-    else if (in_vain) progress(true, "the samples were learned by heart: take --learning_rate %.3g, or more samples in "
-                               "more varied words", rate / 3);
+    else if (vain) progress(true, "learned by heart: take --learning_rate %.3g, or more varied samples", rate / 3);
     if (t->n_new == t->train.n)
         progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the bundled one lost 8 "
                  "answers in 100, and less than one with --replay FILE:1 (README, Replay)");
@@ -4830,8 +4800,7 @@ static void print_advice(const Trainer *t, const char *result) {
              program_name, result);
 }
 
-// The settings of the run that are not what everybody gets, but for those that the lines beside it tell; a checkpoint
-// holds them all.
+// The settings of the run that are not what everybody gets, but for those that the lines beside it tell.
 static void print_settings(const Options *o) {
     static const char told[] = "method,learning_rate,num_train_epochs,per_device_train_batch_size,"
                                "gradient_accumulation_steps,val_size,early_stopping_patience,load_best_model_at_end,"
@@ -4846,15 +4815,6 @@ static void print_settings(const Options *o) {
     }
     if (line.n) fprintf(stderr, "%s\n", line.s);
     free(line.s);
-}
-
-// What tests/report found to cost most: a prefix that cannot move as far as it must (5.4).
-static void warn_of_settings(const Trainer *t) {
-    const Options *o = t->o;
-    double reach = o->learning_rate * (double)t->steps, needed = o->prefix_projection ? 0.5 : 5;
-    if (t->base.model->n_prefix && strcmp(o->optim, "sgd") && reach < needed)
-        fprintf(stderr, "warning: a prefix moves by at most learning rate x steps = %.3g, and must by %g or so: raise "
-                "--learning_rate (1e-2 to 1e-1, with --prefix_projection 1e-3 to 1e-2)\n", reach, needed);
 }
 
 // Model, data and steps, and what the user should know of them before any memory is taken.
@@ -4873,8 +4833,7 @@ static void prepare(Trainer *t, const char *data, Options *o) {
             f->tokenizer ? f->tokenizer->file : "no tokenizer");
     read_data(t, data, o);
     if ((o->early_stopping_patience || o->load_best_model_at_end || o->predict_with_generate) && !t->validation.n)
-        fprintf(stderr, "warning: no samples are held out (--eval_file, --val_size), so early_stopping_patience, "
-                "load_best_model_at_end and predict_with_generate do nothing\n");
+        fprintf(stderr, "warning: no samples are held out (--val_size), so no early stop, no best step, no answers\n");
     if (o->predict_with_generate && !(f->tokenizer && f->layout))
         fprintf(stderr, "warning: no answers are generated: %s\n", f->why);
     m->n_moments = find_optimizer(o->optim)->n_moments;
@@ -4886,7 +4845,10 @@ static void prepare(Trainer *t, const char *data, Options *o) {
             (long long)t->steps, t->samples_per_step, (long long)o->per_device_train_batch_size,
             (double)t->steps / (double)t->steps_per_epoch, o->learning_rate, !may_stop ? "" :
             strf("; stops after %lld validations that are no better", (long long)o->early_stopping_patience));
-    warn_of_settings(t);
+    double reach = o->learning_rate * (double)t->steps, needed = o->prefix_projection ? 0.5 : 5;
+    if (m->n_prefix && strcmp(o->optim, "sgd") && reach < needed)       // what costs most by tests/report (5.4)
+        fprintf(stderr, "warning: a prefix moves by at most learning rate x steps = %.3g, and must by %g or so: raise "
+                "--learning_rate (1e-2 to 1e-1, with --prefix_projection 1e-3 to 1e-2)\n", reach, needed);
 }
 
 // Memory, the checkpoint that the run goes on from, and its files.
@@ -4909,10 +4871,12 @@ static void begin_run(Trainer *t) {
     if (from) fprintf(stderr, "goes on from %s, after step %.0f of %lld\n", from, t->state.step, (long long)t->steps);
     const char *disk = disk_plan(t);        // before any time is spent
     fprintf(stderr, "%sdisk: %s\n", from ? "" : strf("time: %s; ", time_plan(t)), disk);
-    write_facts(t);
+    size_t trained = count_parameters(m->trained, m->n_trained), own = trainable_bytes(m, true) + bytes_of(&t->run);
+    char *facts = strf("{\"method\": \"%s\", \"trainable\": %zu, \"memory\": \"%s\"}\n", t->base.method->name, trained,
+                       size_text(own));
+    write_file(strf("%s/run.json", o->output_dir), facts, strlen(facts));       // what `compare` shows beside the log
 }
 
-// Says how the run ended and what came of it.
 static void end_run(const Trainer *t) {
     const Options *o = t->o;
     const RunState *s = &t->state;
@@ -4924,12 +4888,11 @@ static void end_run(const Trainer *t) {
     const char *result = checkpoint_folder(o, s->step), *best = checkpoint_folder(o, s->best_step);
     if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
     else if (o->load_best_model_at_end && s->best_step > 0)
-        progress(true, "warning: the best step, %.0f, is not here: it lies in the folder that the run went on from, or "
-                 "the disk had no room for it", s->best_step);
+        progress(true, "warning: the best step, %.0f, is not here: it lies where the run went on from, or the disk was "
+                 "full", s->best_step);
     if (waited_enough(t))
-        progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best that is saved has "
-                 "%.4f, at step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric,
-                 s->best_step);
+        progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best saved has %.4f, at "
+                 "step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric, s->best_step);
     else if (is_enough(t))
         progress(true, "stopped early: learned, the losses of validation, %.4f, and training, %.4f, are below %g "
                  "(--early_stopping_loss)", s->best_metric, s->train_loss, o->early_stopping_loss);
@@ -4967,8 +4930,7 @@ static void train(const char *data, const char *model, Options *o) {
 // Gives the numbers of one tensor: out [t->n].
 typedef void (*TensorSource)(real *out, const Tensor *t, const void *context);
 
-// Writes n numbers of a tensor, rounded to a type. One that is not finite, or too large for the type, ends the program:
-// a result that holds such is no result.
+// Writes n numbers of a tensor, rounded to a type. One that is not finite, or too large for the type, ends the program.
 static void write_numbers(TensorWriter *w, const char *tensor_name, const real *numbers, size_t n, Dtype dtype) {
     enum { CHUNK = 1 << 18 };
     size_t bytes = CHUNK * dtype_size(dtype);
@@ -5047,11 +5009,10 @@ static void write_weights(const char *folder, const Model *m, TensorSource sourc
 }
 
 static void copy_if_there(const char *from, const char *to, const char *file) {
+    size_t n = 0;
     const char *path = strf("%s/%s", from, file);
-    if (!exists(path)) return;
-    size_t n;
-    char *bytes = read_file(path, &n);
-    write_file(strf("%s/%s", to, file), bytes, n);
+    char *bytes = exists(path) ? read_file(path, &n) : NULL;
+    if (bytes) write_file(strf("%s/%s", to, file), bytes, n);
     free(bytes);
 }
 
@@ -5368,17 +5329,16 @@ static double merge_bound(const Model *m) {
 static void verify_merge(const Opened *o, const char *folder, bool force) {
     double loss, merged_loss, change = 0, largest = 0, bound = merge_bound(o->model);
     size_t n = FIXED_TOKENS * o->model->config.vocab_size, bad = 0;
-    Opened merged = { .model = load_model(folder) };
     real *want = fixed_logits(o, FORWARD_ONLY, FIXED_TOKENS, &loss);
-    real *got = fixed_logits(&merged, FORWARD_ONLY, FIXED_TOKENS, &merged_loss);
+    real *got = fixed_logits(&(Opened){ .model = load_model(folder) }, FORWARD_ONLY, FIXED_TOKENS, &merged_loss);
     for (size_t i = 0; i < n; i++) {
         change = fmax(change, fabs((double)got[i] - (double)want[i])), largest = fmax(largest, fabs((double)want[i]));
         bad += !isfinite(got[i]) || !isfinite(want[i]);
     }
     if (bad) fail("%s: gives %zu logits that are not finite; nothing is written", o->adapter, bad);
     if (!(change <= bound * largest) && !force)
-        fail("%s: the merged model gives other logits: they change by up to %.3g, the largest is %.3g, and %.2g of it "
-             "is what rounding may do; nothing is written (--force: it is)", o->adapter, change, largest, bound);
+        fail("%s: the merged model gives other logits: they change by up to %.3g, and rounding may by %.3g; nothing is "
+             "written (--force: it is)", o->adapter, change, bound * largest);
     fprintf(stderr, "read back: logits change by up to %.3g (%.2g of the largest; bound %.2g), the loss from %.6f to "
             "%.6f\n", change, change / largest, bound, loss, merged_loss);
     free(want), free(got);
@@ -5393,9 +5353,8 @@ static void merge(const char *adapter, const char *out, Options *o) {
     if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Opened m = open_model(adapter, o);
-    if (m.method->no_merge)
-        fail("%s: cannot be merged: %s; name the adapter's folder where a model is asked for", adapter,
-             m.method->no_merge);
+    const char *why = m.method->no_merge;
+    if (why) fail("%s: cannot be merged: %s; name this folder where a model is asked for", adapter, why);
     check_fingerprint(&m, NULL, o);
     set_precision(false);       // a merged number is rounded once, as it is written
     start_method(&m, 0, false);
