@@ -6277,187 +6277,88 @@ static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON strin
 }
 
 // ---- 13.4 YAML ---------------------------------------------------------------------------------------------------
-// The official fine-tuning configs are YAML. Read is what such files hold: mappings and lists, in blocks and in flow
-// ([a, b], {a: b}), comments, and scalars on one line, plain or quoted. Anchors, tags, block scalars and a second
-// document are refused. Types are those of YAML 1.2, as the official scripts read them: 5e-4 is a number, `no` a word.
-// The tree is JSON's; a number, truth value or null keeps its words as `text`.
+// Of YAML what the official configs hold: "name: value" lines, nested by indentation; a value is a scalar, scalars in
+// brackets or braces, or lines below it ("name: value", "- scalar"). All else is refused. Types are those of YAML 1.2,
+// as the official scripts read them: 5e-4 is a number, `no` a word. The tree is JSON's; every scalar keeps its `text`.
 
-static bool yaml_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
-static bool yaml_flow_mark(char c) { return c && strchr(",[]{}", c); }
-static bool yaml_dash(const JsonReader *r) { return json_peek(r, 0) == '-' && yaml_blank(json_peek(r, 1)); }
-
-// Moves over spaces and a comment, with `lines` over line breaks as well; returns what comes then.
-static char yaml_skip(JsonReader *r, bool lines) {
-    for (r->began = r->at; r->at < r->n; r->began = ++r->at) {
-        char c = r->source[r->at];
-        if (c == '#' && (!r->at || yaml_blank(r->source[r->at-1]))) while (json_peek(r, 1) != '\n') r->at++;
-        else if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
-        else if (c != ' ' && !(lines && (c == '\r' || c == '\n'))) break;
-    }
+// Moves over spaces and a comment; returns what comes then, a line break at the end of the line.
+static char yaml_skip(JsonReader *r) {
+    while (json_peek(r, 0) == ' ' || json_peek(r, 0) == '\r') r->at++;
+    bool comment = json_peek(r, 0) == '#' && (r->at == r->began || r->source[r->at-1] == ' ');
+    while (comment && json_peek(r, 0) != '\n') r->at++;
     return json_peek(r, 0);
-}
-
-static long yaml_column(const JsonReader *r) {
-    size_t n = 0;
-    while (n < r->at && r->source[r->at - n - 1] != '\n') n++;
-    return (long)n;
 }
 
 // Moves to the next line that says something; returns its indentation, -1 at the end of the file.
 static long yaml_next_line(JsonReader *r) {
-    yaml_skip(r, true);
-    return r->at < r->n ? yaml_column(r) : -1;
+    while (yaml_skip(r) == '\n' && r->at < r->n) r->began = ++r->at;
+    return r->at < r->n ? (long)(r->at - r->began) : -1;
 }
 
-static void yaml_end_line(JsonReader *r) {
-    if (!yaml_blank(yaml_skip(r, false))) json_fail(r, "the line should end here; put text that holds ': ' in quotes");
-}
+// Whether this dash or colon is here and, with a blank behind it, means something.
+static bool yaml_is(const JsonReader *r, char c) { return json_peek(r, 0) == c && strchr(" \r\n,]}", json_peek(r, 1)); }
 
-// A string in single quotes, the opening one behind us; '' stands for one.
-static size_t yaml_quoted(JsonReader *r, char *out) {
-    char *start = out;
-    for (;; r->at++) {
-        char c = json_peek(r, 0);
-        if (c == '\n' || c == '\r') json_fail(r, "the line ends inside quotes; close them on the line they began on");
-        if (c == '\'' && json_peek(r, 1) != '\'') break;
-        if (c == '\'') r->at++;
-        *out++ = c;
-    }
-    r->at++;
-    return (size_t)(out - start);
-}
-
-static size_t yaml_plain(JsonReader *r, char *out, bool in_flow) {
-    size_t begin = r->at, n;
-    for (char c; (c = json_peek(r, 0)) != '\n' && c != '\r'; r->at++) {
-        char next = json_peek(r, 1);
-        if (c == '\t') json_fail(r, "a tab; YAML wants spaces here");
-        if (c == ':' && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))) break;
-        if ((in_flow && yaml_flow_mark(c)) || (c == '#' && r->source[r->at-1] == ' ')) break;
-    }
-    for (n = r->at - begin; n && r->source[begin + n - 1] == ' '; ) n--;
-    memcpy(out, r->source + begin, n);
-    return n;
-}
-
-static void yaml_plain_type(Json *j) {
-    static const struct { const char *words; JsonType type; double number; } types[] = {
-        { "~,null,Null,NULL", JSON_NULL, 0 }, { "true,True,TRUE", JSON_BOOL, 1 }, { "false,False,FALSE", JSON_BOOL, 0 }
-    };
-    char *end;
-    for (size_t i = 0; i < COUNT(types) && !strchr(j->text, ','); i++)
-        if (list_has(types[i].words, j->text)) j->type = types[i].type, j->number = types[i].number;
-    if (strspn(j->text, "0123456789+-.eE") != j->count) return;
-    double number = strtod(j->text, &end);
-    if (end > j->text && !*end) j->type = JSON_NUMBER, j->number = number;
-}
-
-static Json *yaml_scalar(JsonReader *r, bool in_flow) {
+// A scalar on this line; nothing is null.
+static Json *yaml_scalar(JsonReader *r) {
     Json *j = json_node(r, JSON_STRING);
-    char c = json_peek(r, 0), next = json_peek(r, 1), *out = r->strings + r->strings_used;
-    j->text = out;
-    if (c == '"') return r->at++, j->text = json_string(r, &j->count), j;
-    if (strchr("&*!|>%@`", c))
-        json_fail(r, "anchors, tags and text over several lines are not read; write the value itself, on one line");
-    if (strchr("#\r\n", c) || yaml_flow_mark(c) ||
-        (strchr("-?:", c) && (yaml_blank(next) || (in_flow && yaml_flow_mark(next)))))
-        json_fail(r, "a value was expected here");
-    j->count = c == '\'' ? (r->at++, yaml_quoted(r, out)) : yaml_plain(r, out, in_flow);
-    out[j->count] = 0;
-    r->strings_used += j->count + 1;
-    if (c != '\'') yaml_plain_type(j);
+    bool quoted = json_peek(r, 0) == '\'';
+    if (json_peek(r, 0) == '"') return r->at++, j->text = json_string(r, &j->count), j;
+    if (strchr("&*!|>%@`?:#,[]{}", json_peek(r, 0)) || yaml_is(r, '-'))
+        json_fail(r, "a word, a number or text in quotes was expected here; no anchor, tag or nested list is read");
+    size_t from = r->at += quoted;
+    while (!strchr(quoted ? "'\n" : "#,[]{}\r\n", json_peek(r, 0)) && (quoted || !yaml_is(r, ':'))) r->at++;
+    if (quoted && json_peek(r, 0) == '\n') json_fail(r, "the line ends inside quotes; close them on this line");
+    for (j->count = r->at - from; !quoted && j->count && r->source[from + j->count - 1] == ' '; ) j->count--;
+    j->text = checked(strndup(r->source + from, j->count), j->count);
+    if (quoted) return r->at++, j;
+    char *end;
+    double number = strtod(j->text, &end);
+    if (!*end && strspn(j->text, "0123456789+-.eE") == j->count) j->type = JSON_NUMBER, j->number = number;
+    if (list_has("true,True,TRUE,false,False,FALSE", j->text)) j->type = JSON_BOOL, j->number = (*j->text | 32) == 't';
+    if (!j->count || list_has("~,null,Null,NULL", j->text)) j->type = JSON_NULL;
     return j;
 }
 
-// Puts a member at the end of a mapping or list; returns where the next one goes.
-static Json **yaml_append(JsonReader *r, Json *to, Json **end, const Json *key, Json *member) {
-    if (key && json_get(to, key->text)) r->at = r->began = key->at, json_fail(r, "this name stands here twice");
-    member->key = key ? key->text : NULL;
-    *end = member;
-    to->count++;
-    return &member->next;
-}
-
-static Json *yaml_collection(JsonReader *r, JsonType type, int depth) {
-    if (depth == JSON_DEPTH) json_fail(r, strf("nested deeper than %d levels", JSON_DEPTH));
-    return json_node(r, type);
-}
-
-// A value in flow, or a scalar.
-static Json *yaml_flow(JsonReader *r, bool in_flow, int depth) {
-    char opening = json_peek(r, 0), closing = opening == '{' ? '}' : ']';
-    if (opening != '[' && opening != '{') return yaml_scalar(r, in_flow);
-    Json *j = yaml_collection(r, opening == '{' ? JSON_OBJECT : JSON_ARRAY, depth), **end = &j->first, *key = NULL;
-    r->at++;
-    while (yaml_skip(r, true) != closing) {
-        if (opening == '{') {
-            key = yaml_scalar(r, true);
-            if (yaml_skip(r, true) != ':') json_fail(r, "a colon and a space were expected here");
-            r->at++;
-            yaml_skip(r, true);
-        }
-        end = yaml_append(r, j, end, key, yaml_flow(r, true, depth + 1));
-        char after = yaml_skip(r, true);
-        if (after == ',') r->at++;
-        else if (after != closing) json_fail(r, strf("a comma or %c was expected here", closing));
-    }
-    r->at++;
-    return j;
-}
-
-static Json *yaml_block(JsonReader *r, long indent, int depth);
-
-// What follows "name:" or the dash of a list at `indent`: on this line, or below it and further in.
-static Json *yaml_rest(JsonReader *r, long indent, bool in_list, int depth) {
-    Json *none = json_node(r, JSON_NULL), *j;
-    none->text = "";
-    if (!yaml_blank(yaml_skip(r, false))) {
-        if (in_list) return yaml_block(r, yaml_column(r), depth + 1);
-        j = yaml_flow(r, false, depth + 1);
-        yaml_end_line(r);
-        return j;
-    }
-    long next = yaml_next_line(r);
-    bool ours = next > indent || (next == indent && !in_list && yaml_dash(r));  // a list may stand under its name
-    return ours ? yaml_block(r, next, depth + 1) : none;
-}
-
-// A mapping or list whose members begin in column `indent`, or a single value.
-static Json *yaml_block(JsonReader *r, long indent, int depth) {
-    bool list = yaml_dash(r);
-    Json *j = yaml_collection(r, list ? JSON_ARRAY : JSON_OBJECT, depth), **end = &j->first, *key = NULL;
+// A mapping or list: in brackets, up to `closing`, or where that is 0 in lines that begin in column `indent`.
+static Json *yaml_members(JsonReader *r, long indent, char closing) {
+    bool list = closing ? closing == ']' : yaml_is(r, '-'), marked = !list || !closing, nests = !list && !closing;
+    Json *j = json_node(r, list ? JSON_ARRAY : JSON_OBJECT), **end = &j->first;
+    r->at += closing != 0;                  // over the opening bracket
     do {
-        if (!list) {
-            key = yaml_flow(r, false, depth);
-            bool colon = yaml_skip(r, false) == ':' && yaml_blank(json_peek(r, 1));
-            if (!colon && !j->count) return yaml_end_line(r), key;
-            if (!colon || key->type >= JSON_ARRAY) json_fail(r, "\"name: value\" was expected here");
-        }
-        r->at++;
-        end = yaml_append(r, j, end, key, yaml_rest(r, indent, list, depth));
-    } while (yaml_next_line(r) == indent && (!list || yaml_dash(r)));
-    if (r->at < r->n && yaml_column(r) > indent) json_fail(r, "this line is indented further than those it belongs to");
+        if (closing && json_skip_space(r) == closing) break;
+        const Json *name = list ? NULL : yaml_scalar(r);
+        if (name && (yaml_skip(r), !yaml_is(r, ':'))) json_fail(r, "\"name: value\" was expected here");
+        if (name && json_get(j, name->text)) r->at = name->at, json_fail(r, "this name stands here twice");
+        r->at += marked;                    // over the colon or the dash
+        char c = marked ? yaml_skip(r) : json_peek(r, 0);
+        *end = nests && strchr("[{", c) ? yaml_members(r, indent, c == '[' ? ']' : '}') : yaml_scalar(r);
+        long below = nests && c == '\n' ? yaml_next_line(r) : -1;
+        if (below + yaml_is(r, '-') > indent) *end = yaml_members(r, below, 0);   // dashes may stand under a name
+        if (name) (*end)->key = name->text;
+        end = &(*end)->next;
+        j->count++;
+    } while (closing ? json_accept(r, ',') : yaml_next_line(r) == indent && yaml_is(r, '-') == list);
+    if (closing && !json_accept(r, closing)) json_fail(r, strf("a comma or %c was expected here", closing));
     return j;
 }
 
 // The only value of a file.
 static Json *yaml_only(JsonReader *r) {
+    uint32_t c;
     r->language = "YAML that glmtune reads";
     r->source += r->at, r->n -= r->at;      // a byte order mark is no column
-    uint32_t c;
-    for (size_t n = r->at = 0; r->at < r->n; r->at += n) {
+    if (r->n > 1 << 16) json_fail(r, "longer than 64 KiB");     // so time and depth have an end
+    for (size_t n = r->at = 0; r->at < r->n; r->began = r->at += n) {
         n = utf8_get(r->source + r->at, r->n - r->at, &c);
-        r->began = r->at;
         if (c == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
-        if (c < ' ' && (!c || !strchr("\t\r\n", (int)c))) json_fail(r, "a control character; remove it");
+        if (c < ' ' && c != '\n' && !(c == '\r' && json_peek(r, 1) == '\n'))
+            json_fail(r, "a tab or control character; write spaces");
     }
     r->at = r->began = 0;
-    yaml_skip(r, true);
-    if (r->n - r->at >= 3 && !memcmp(r->source + r->at, "---", 3)) r->at += 3, yaml_end_line(r);
-    long indent = yaml_next_line(r);
-    if (indent < 0) json_fail(r, "the file is empty");
-    Json *j = yaml_block(r, indent, 0);
-    if (yaml_next_line(r) >= 0) json_fail(r, "this does not belong to what stands above it; look at its indentation");
+    bool begins = yaml_next_line(r) == 0 && r->n - r->at >= 3 && !memcmp(r->source + r->at, "---", 3);
+    if (begins && (r->at += 3, yaml_skip(r)) != '\n') json_fail(r, "--- must stand alone on its line");
+    Json *j = yaml_members(r, yaml_next_line(r), 0);
+    if (r->at < r->n) json_fail(r, "this belongs to nothing above it; mind the indentation, or put the text in quotes");
     return j;
 }
 

@@ -151,13 +151,15 @@ bad_yaml 's/combine: True/combine: yes/' "combine is true or false, not 'yes'"
 bad_yaml 's/  r: 8/  use_dora: true/' 'bad.yaml|use_dora|not supported'
 bad_yaml 's/use_cpu|log_level: info/neftune_noise_alpha: 5/' 'neftune_noise_alpha would change what is learned'
 bad_yaml 's/"q_proj", "k_proj"/"q_porj"/' "'q_porj'"
+bad_yaml 's/\["q_proj".*/\n  - q_porj/' "'q_porj'"
+bad_yaml 's/\["q_proj".*/\n  - q_proj: k_proj/' 'bad.yaml:45:11: |belongs to nothing above it'
 bad_yaml 's/  r: 8/\tr: 8/' 'bad.yaml:41:1: |a tab'
-bad_yaml 's/\[("q.*)\]/*targets/' 'bad.yaml:44:19: |anchors'
+bad_yaml 's/\[("q.*)\]/*targets/' 'bad.yaml:44:19: |no anchor'
 bad_yaml 's/r: 8/r: {a: 1}/' 'r must be a number'
 bad_yaml 's/train.jsonl/none.jsonl/' 'yamldata/none.jsonl|no such file'
 bad_yaml 's/dev.jsonl/none.jsonl/' 'yamldata/none.jsonl'
 echo 'a list' >bad.yaml
-refuse 'bad.yaml:1:1: |name: value' train yamldata "$tiny" bad.yaml --output_dir out
+refuse 'bad.yaml:1:7: |name: value' train yamldata "$tiny" bad.yaml --output_dir out
 refuse 'nowhere.yaml' train yamldata "$tiny" nowhere.yaml --output_dir out
 refuse 'yamldata/train.jsonl|folder' train yamldata/train.jsonl "$tiny" few.yaml --output_dir out
 misuse 'train|DATA MODEL|CONFIG.yaml' train yamldata "$tiny" few.yaml yes surplus
