@@ -8647,13 +8647,11 @@ static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
     { "optim", "adamw_torch", "optim", "adamw" }, { "optim", "adamw_torch_fused", "optim", "adamw" },
     { "optim", "adamw_hf", "optim", "adamw" }, { "optim", "lion_32bit", "optim", "lion" },
     { "lr_scheduler_type", "constant_with_warmup", "lr_scheduler_type", "constant" },
-    { "max_steps", "-1", "max_steps", "0" },
-    { "save_strategy", "steps", NULL, NULL }, { "save_strategy", "no", "save_steps", "1e9" },
-    { "save_strategy", "epoch", "save_steps", "0" }, { "logging_strategy", "steps", NULL, NULL },
-    { "logging_strategy", "no", "logging_steps", "1e9" }, { "logging_strategy", "epoch", "logging_steps", "0" },
-    { "eval_strategy", "steps", NULL, NULL }, { "eval_strategy", "no", NULL, NULL },
-    { "eval_strategy", "epoch", "eval_steps", "0" }, { "evaluation_strategy", "steps", NULL, NULL },
-    { "evaluation_strategy", "no", NULL, NULL }, { "evaluation_strategy", "epoch", "eval_steps", "0" },
+    { "max_steps", "-1", "max_steps", "0" }, { "save_strategy", "steps", NULL, NULL },
+    { "save_strategy", "no", "save_steps", "1e9" }, { "save_strategy", "epoch", "save_steps", "0" },
+    { "logging_strategy", "steps", NULL, NULL }, { "logging_strategy", "no", "logging_steps", "1e9" },
+    { "logging_strategy", "epoch", "logging_steps", "0" }, { "eval_strategy", "steps", NULL, NULL },
+    { "eval_strategy", "no", NULL, NULL }, { "eval_strategy", "epoch", "eval_steps", "0" },
 };
 
 static const char yaml_sections[] = "data_config,training_args,peft_config,training_args.generation_config";
@@ -8688,21 +8686,19 @@ __attribute__((noreturn)) static void unknown_key(const YamlRun *y, const Json *
     fail("%s: there is no key '%s' here%s", json_where(y->reader, j->at), j->key, nearest(j->key, "", known.s));
 }
 
-// The value as an option takes it: a list of names is written with commas.
-static const char *yaml_value(const YamlRun *y, const Json *j, OptionType type) {
-    const char *at = json_where(y->reader, j->at);
+// Sets an option, with commas between the names of a list. Returns NULL, or what is wrong with the value.
+static const char *yaml_option(Options *o, const Option *x, const Json *j) {
     Text list = {0};
-    if (type == FLAG && j->type == JSON_BOOL) return j->number != 0 ? "true" : "false";
-    if ((type == INTEGER || type == REAL_NUMBER) && j->type != JSON_NUMBER) fail("%s: %s must be a number", at, j->key);
-    if (j->type < JSON_ARRAY) return j->text;
-    for (const Json *k = j->first; k && type == STRING && k->type == JSON_STRING; k = k->next)
-        text_print(&list, "%s%s", list.n ? "," : "", k->text);
-    if (j->type == JSON_OBJECT || !list.n) fail("%s: %s must be a single value", at, j->key);
-    return list.s;
+    if ((x->type == INTEGER || x->type == REAL_NUMBER) && j->type != JSON_NUMBER) return "must be a number";
+    if (x->type == FLAG && j->type == JSON_BOOL) return set_option(o, x, j->number != 0 ? "true" : "false");
+    if (j->type < JSON_ARRAY) return set_option(o, x, j->text);
+    for (const Json *k = j->first; k; k = k->next) text_print(&list, "%s%s", list.n ? "," : "", k->text);
+    return x->type == STRING && j->type == JSON_ARRAY && list.n ? set_option(o, x, list.s) : "must be a single value";
 }
 
-static void yaml_set(YamlRun *y, const Json *j, const char *path) {
-    const char *at = json_where(y->reader, j->at), *option = j->key, *to = NULL;
+// Takes one key. Returns NULL, or what is wrong with its value.
+static const char *yaml_set(YamlRun *y, const Json *j, const char *path) {
+    const char *option = j->key, *to = NULL;
     Text words = {0};
     for (size_t k = 0; k < COUNT(yaml_words); k++) {
         if (strcmp(yaml_words[k].key, j->key)) continue;
@@ -8710,35 +8706,31 @@ static void yaml_set(YamlRun *y, const Json *j, const char *path) {
         if (j->type < JSON_ARRAY && !strcmp(j->text, yaml_words[k].value))
             option = yaml_words[k].option, to = yaml_words[k].to;
     }
-    if (y->words != (words.n > 0) || !option) return;
+    if (y->words != (words.n > 0) || !option) return NULL;
     const Option *x = find_option(option, TRAIN);
-    if (j->type == JSON_NULL && (x || words.n)) return;
-    if (x) {
-        const char *problem = set_option(y->o, x, to ? to : yaml_value(y, j, x->type));
-        if (problem) fail("%s: %s %s", at, j->key, problem);
-        return;
-    }
-    if (words.n) fail("%s: %s is one of %s", at, j->key, words.s);
-    if (list_has(yaml_silent, path) || list_has(yaml_silent, j->key)) return;
+    if (j->type == JSON_NULL && (x || words.n)) return NULL;
+    if (x) return to ? set_option(y->o, x, to) : yaml_option(y->o, x, j);
+    if (words.n) return strf("is one of %s", words.s);
+    if (list_has(yaml_silent, path) || list_has(yaml_silent, j->key)) return NULL;
     bool off = (j->type <= JSON_NUMBER && !(j->number != 0)) || (j->type >= JSON_ARRAY && !j->count);
     if (list_has("quantization_config,quantization_bit,load_in_4bit,load_in_8bit", j->key) && !off)
-        fail("%s: %s asks for quantised weights%s", at, j->key, no_quantised);
-    if (list_has(yaml_refused, j->key) && !off)
-        fail("%s: %s would change what is learned, and glmtune does not have it; take it out", at, j->key);
-    if (list_has(yaml_ignored, path) || list_has(yaml_ignored, j->key))
-        text_print(&y->ignored, "%s%s", y->ignored.n ? ", " : "", j->key);
-    else if (!list_has(yaml_refused, j->key)) unknown_key(y, j);
+        return strf("asks for quantised weights%s", no_quantised);
+    if (list_has(yaml_refused, j->key))
+        return off ? NULL : "would change what is learned, and glmtune does not have it; take it out";
+    if (!list_has(yaml_ignored, path) && !list_has(yaml_ignored, j->key)) unknown_key(y, j);
+    text_print(&y->ignored, "%s%s", y->ignored.n ? ", " : "", j->key);
+    return NULL;
 }
 
-static void yaml_section(YamlRun *y, const Json *map, const char *section) {
+static void yaml_section(YamlRun *y, Json *map, const char *section) {
     if (map->type == JSON_NULL) return;
-    if (map->type != JSON_OBJECT)
-        fail("%s: \"name: value\" lines were expected%s%s", json_where(y->reader, map->at), *section ? " under " : "",
-             section);
-    for (const Json *j = map->first; j; j = j->next) {
-        const char *path = *section ? strf("%s.%s", section, j->key) : j->key;
+    if (map->type != JSON_OBJECT) fail("%s: \"name: value\" lines were expected here", json_where(y->reader, map->at));
+    for (Json *j = map->first; j; j = j->next) {
+        if (!strcmp(j->key, "evaluation_strategy")) j->key = "eval_strategy";       // its name today
+        const char *path = *section ? strf("%s.%s", section, j->key) : j->key, *problem = NULL;
         if (list_has(yaml_sections, path)) yaml_section(y, j, path);
-        else yaml_set(y, j, path);
+        else problem = yaml_set(y, j, path);
+        if (problem) fail("%s: %s %s", json_where(y->reader, j->at), j->key, problem);
     }
 }
 
@@ -8751,26 +8743,21 @@ static const char *yaml_data_file(const YamlRun *y, const Json *root, const char
     return strf("%s/%s", data, file->text);
 }
 
-// When evaluation takes place: "no", "steps" or "epoch".
-static const char *yaml_evaluation(const Json *root) {
-    const Json *args = json_get(root, "training_args"), *j = json_get(args, "eval_strategy");
-    if (!j) j = json_get(args, "evaluation_strategy");
-    return j && j->text ? j->text : "no";
-}
-
 // Sets the options as a yaml says; DATA becomes the file of training samples that it names.
 static void read_yaml_config(const char *path, Options *o, const char **data) {
     JsonReader r = json_open_file(path);
     YamlRun y = { .reader = &r, .o = o };
-    const Json *root = yaml_only(&r), *peft = json_get(root, "peft_config"), *args = json_get(root, "training_args");
+    Json *root = yaml_only(&r), *peft = json_get(root, "peft_config"), *args = json_get(root, "training_args");
     for (size_t i = 0; i < COUNT(yaml_defaults); i++)
         if (!yaml_defaults[i].section || json_get(root, yaml_defaults[i].section))
             want_option(o, find_option(yaml_defaults[i].option, TRAIN), yaml_defaults[i].value);
     memset(o->given, 0, sizeof o->given);
     o->yaml = GIVEN(o, method) = true;      // without peft_config: full tuning
     yaml_section(&y, root, "");
-    bool told = json_is(json_get(args, "eval_steps"), JSON_NUMBER);
-    if (!told && !strcmp(yaml_evaluation(root), "steps")) o->eval_steps = o->logging_steps;
+    const Json *strategy = json_get(args, "eval_strategy");
+    const char *evaluates = strategy && strategy->text ? strategy->text : "no";
+    if (!json_is(json_get(args, "eval_steps"), JSON_NUMBER) && !strcmp(evaluates, "steps"))
+        o->eval_steps = o->logging_steps;
     y.words = true;
     yaml_section(&y, root, "");
     if (peft && !json_is(json_get(peft, "peft_type"), JSON_STRING))
@@ -8779,7 +8766,7 @@ static void read_yaml_config(const char *path, Options *o, const char **data) {
     const char *train_file = yaml_data_file(&y, root, "train_file", *data);
     const char *val_file = yaml_data_file(&y, root, "val_file", *data);
     if (train_file) *data = train_file;
-    if (val_file && strcmp(yaml_evaluation(root), "no")) o->eval_file = val_file;
+    if (val_file && strcmp(evaluates, "no")) o->eval_file = val_file;
     else if (val_file) text_print(&y.ignored, "%sval_file (eval_strategy is no)", y.ignored.n ? ", " : "");
     if (y.ignored.n) fprintf(stderr, "%s: without meaning here and ignored: %s\n", path, y.ignored.s);
 }
