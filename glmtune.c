@@ -5148,29 +5148,6 @@ static const Method *read_official_config(const char *folder, Options *o, const 
     return find_method(o->method);
 }
 
-// What PEFT can do to LoRA and glmtune does not: each must be absent, null, false or empty.
-static void check_peft_config(const char *path, const Json *root) {
-    static const char *const unwanted[] = {
-        "use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern",
-        "layers_to_transform", "exclude_modules", "layer_replication", "target_parameters", "trainable_token_indices",
-        "alora_invocation_tokens", "arrow_config", "kasa_config", "use_bdlora", "velora_config", "monteclora_config" };
-    // others (pissa) change the base as well
-    static const char *const starts[] = { "gaussian", "eva", "orthogonal" };
-    const Json *bias = json_get(root, "bias"), *start = json_get(root, "init_lora_weights");
-    bool known = !json_is(start, JSON_STRING);
-    for (size_t i = 0; i < COUNT(starts) && !known; i++) known = !strcmp(start->text, starts[i]);
-    if (!known)
-        fail("%s: \"init_lora_weights\" is '%s', which changes the base as well; not supported", path, start->text);
-    for (size_t i = 0; i < COUNT(unwanted); i++) {
-        const Json *j = json_get(root, unwanted[i]);
-        bool empty = !j || j->type == JSON_NULL || (j->type == JSON_BOOL && j->number == 0) ||
-                     (j->type >= JSON_ARRAY && !j->count);
-        if (!empty) fail("%s: \"%s\" is set, which is not supported", path, unwanted[i]);
-    }
-    if (json_is(bias, JSON_STRING) && strcmp(bias->text, "none"))
-        fail("%s: \"bias\" is '%s', not supported", path, bias->text);
-}
-
 // A value as an option takes it, a list of names with commas and without what stands before a dot; NULL: neither.
 static const char *json_words(const Json *j) {
     Text names = {0};
@@ -5182,6 +5159,23 @@ static const char *json_words(const Json *j) {
         text_print(&names, "%s%s", names.n ? "," : "", dot ? dot + 1 : k->text);
     }
     return names.s;
+}
+
+// What PEFT can do to LoRA and glmtune does not: absent, null, false or empty; or one of these words, which change
+// nothing once training is over (pissa would: it changes the base as well).
+static void check_peft_config(const char *path, const Json *root) {
+    static const char unwanted[] = "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,modules_to_save,"
+        "rank_pattern,alpha_pattern,layers_to_transform,exclude_modules,layer_replication,target_parameters,"
+        "trainable_token_indices,alora_invocation_tokens,arrow_config,kasa_config,use_bdlora,velora_config,"
+        "monteclora_config";
+    for (const Json *j = json_is(root, JSON_OBJECT) ? root->first : NULL; j; j = j->next) {
+        bool starts = !strcmp(j->key, "init_lora_weights");
+        bool fine = j->type == JSON_NULL || (j->type == JSON_BOOL && (starts || j->number == 0)) ||
+                    (j->type >= JSON_ARRAY && !j->count) ||
+                    (j->type == JSON_STRING && list_has("none,gaussian,eva,orthogonal", j->text));
+        if (!fine && list_has(unwanted, j->key))
+            fail("%s: \"%s\" is '%s', which is not supported", path, j->key, json_words(j) ? json_words(j) : "set");
+    }
 }
 
 static void read_key(const char *path, const Json *root, const ConfigKey *k, Options *o) {
