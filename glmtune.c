@@ -115,8 +115,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void stop_with(int status
     fflush(stdout);
     va_start(args, format);
     if (vasprintf(&message, format, args) < 0) message = NULL;
-    // what users wrote may hold line breaks
-    for (char *p = message; p && *p; p++) if ((unsigned char)*p < ' ') *p = ' ';
+    for (char *p = message; p && *p; p++) if ((unsigned char)*p < ' ') *p = ' ';    // users' words may hold line breaks
     end_passing_line();
     fprintf(stderr, "glmtune: %s\n", message ? message : format);
     discard_unfinished();
@@ -612,8 +611,7 @@ enum { PARTS = 16 };
 // to the exponent's bits. Within 1.1 units of the last place; 0 below -87.3, infinite above 88.3, NaN stays NaN. Unlike
 // libm's it is plain arithmetic, so a loop around it is vectorized.
 static inline float real_exp(float x) {
-    // adding 1.5 2^23 rounds to a whole number
-    float shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
+    float shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;       // 1.5 2^23 makes it a whole number
     float r = x - n * 0x1.62e3p-1f - n * 9.05800061e-6f;                        // ln 2 in two parts
     float p = ((((1.0f / 5040 * r + 1.0f / 720) * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6) * r + 0.5f;
     p = p * r * r + r + 1;
@@ -6508,6 +6506,10 @@ static TensorSet read_model_tensors(const char *folder) {
     else if (exists(single)) read_tensor_file(&set, single);
     else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
               "pytorch_model.bin files must be converted to safetensors first", folder);
+    for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
+        const StoredTensor *first = find_tensor(&set, s->name);
+        if (first != s) fail("'%s' stands twice, in %s and in %s", s->name, first->file, s->file);
+    }
     return set;
 }
 
@@ -6720,8 +6722,6 @@ static void bind_files(Model *m, const char *folder) {
         while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
         if (k == m->n_tensors && !may_be_ignored(m, s->name))
             fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
-        const StoredTensor *first = find_tensor(&set, s->name);
-        if (first != s) fail("'%s' stands twice, in %s and in %s", s->name, first->file, s->file);
     }
     free(set.tensors);
 }
