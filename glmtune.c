@@ -3711,11 +3711,11 @@ static void feed(Generator *g, const int32_t *ids, size_t n) {
     }
 }
 
-typedef struct { real p; int32_t id; } Choice;
+typedef struct { real score; int32_t id; } Choice;
 
-static int by_probability_down(const void *a, const void *b) {
+static int best_first(const void *a, const void *b) {
     const Choice *x = a, *y = b;
-    if (x->p != y->p) return x->p < y->p ? 1 : -1;
+    if (x->score != y->score) return x->score < y->score ? 1 : -1;
     return (x->id > y->id) - (x->id < y->id);
 }
 
@@ -3730,21 +3730,22 @@ static int32_t draw_token(const real *logits, size_t V, double temperature, doub
     double sum = 0, kept = 0, passed = 0;
     for (size_t v = 0; v < V; v++) {
         c[v] = (Choice){ (real)exp((double)(logits[v] - logits[best]) / temperature), (int32_t)v };
-        sum += (double)c[v].p;
+        sum += (double)c[v].score;
     }
-    qsort(c, V, sizeof *c, by_probability_down);
+    qsort(c, V, sizeof *c, best_first);
     size_t n = 0, chosen = 0;
-    while (n < V && (!n || kept < top_p * sum)) kept += (double)c[n++].p;
-    for (; chosen + 1 < n; chosen++) if ((passed += (double)c[chosen].p) > (double)uniform * kept) break;
+    while (n < V && (!n || kept < top_p * sum)) kept += (double)c[n++].score;
+    for (; chosen + 1 < n; chosen++) if ((passed += (double)c[chosen].score) > (double)uniform * kept) break;
     int32_t id = c[chosen].id;
     free(c);
     return id;
 }
 
-// Token number i of answer number n, which has random numbers of its own.
-static int32_t draw_answer(const Options *o, const real *logits, size_t V, size_t n, size_t i) {
+// Token number i of answer number n, which has random numbers of its own, from the logits of a sequence.
+static int32_t draw_answer(const Generator *g, const Options *o, size_t sequence, size_t n, size_t i) {
+    size_t V = g->run.model->config.vocab_size;
     uint64_t key = rng_key(rng_key((uint64_t)o->seed, KEY_ANSWER), n);
-    return draw_token(logits, V, o->temperature, o->top_p, rng_uniform(key, i));
+    return draw_token(g->logits + sequence*V, V, o->temperature, o->top_p, rng_uniform(key, i));
 }
 
 // Where the text before `n` can be cut without splitting a character that may still be completed.
@@ -3762,7 +3763,7 @@ static size_t whole_characters(const char *s, size_t n) {
 static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t most, Ids *answer, FILE *stream) {
     size_t shown = 0, skipped = 0, number = g->n_answers++;
     for (size_t i = 0; i < most && g->run.caches->n < g->longest; i++) {
-        int32_t id = draw_answer(o, g->logits, g->run.model->config.vocab_size, number, i);
+        int32_t id = draw_answer(g, o, 0, number, i);
         if (is_stop(f, id)) return true;
         ids_add(answer, id);
         feed(g, &id, 1);
@@ -3779,33 +3780,24 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
 // The prompt of a sample and what the model answers to it.
 typedef struct { const Sample *sample; size_t number; Ids answer; bool stopped; } Question;
 
-// One more token for each of n sequences: gives the next one for each, in place.
-static void next_tokens(Generator *g, const Options *o, Question *const *asked, int32_t *ids, size_t n) {
-    size_t V = g->run.model->config.vocab_size, *starts = alloc(n + 1, sizeof *starts);
-    for (size_t i = 0; i <= n; i++) starts[i] = i;
-    feed_batch(g, &(Batch){ .ids = ids, .starts = starts, .n = n, .T = n }, g->logits);
-    for (size_t i = 0; i < n; i++) ids[i] = draw_answer(o, g->logits + i*V, V, asked[i]->number, asked[i]->answer.n);
-    free(starts);
-}
-
 // Answers up to n_sequences questions together: their prompts one by one, then a token of each at a time. Who has ended
 // leaves the batch. The numbers are those of one by one but for their last bits: a product of one row adds up in
 // another order than one of several.
 static void answer_together(Generator *g, const ChatFormat *f, const Options *o, Question *questions, size_t n) {
     const Config *config = &g->run.model->config;
-    size_t V = config->vocab_size, cache_n = g->run.max_kv * config->n_kv_heads * config->head_dim, kept = n;
+    size_t size = g->run.max_kv * config->n_kv_heads * config->head_dim, kept, *starts = alloc(n + 1, sizeof *starts);
     Question **asked = alloc(n, sizeof *asked);
     Cache *caches = g->run.caches;
     int32_t *ids = alloc(n, sizeof *ids);
-    for (LayerState *l = g->run.layers, *end = l + config->n_layers; l < end; l++)
-        zero(l->k, cache_n), zero(l->v, cache_n);
+    for (LayerState *l = g->run.layers, *end = l + config->n_layers; l < end; l++) zero(l->k, size), zero(l->v, size);
     for (size_t i = 0; i < n; i++) {
         asked[i] = &questions[i];
         asked[i]->number = g->n_answers++;
         caches[i] = (Cache){ i * g->longest, 0 };
         g->run.caches = caches + i;
         feed(g, asked[i]->sample->ids, asked[i]->sample->prompt_n);
-        ids[i] = draw_answer(o, g->logits, V, asked[i]->number, 0);
+        ids[i] = draw_answer(g, o, 0, asked[i]->number, 0);
+        starts[i+1] = i + 1;
     }
     g->run.caches = caches;
     for (size_t live = n; live; live = kept) {
@@ -3817,9 +3809,10 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
             if (q->answer.n == (size_t)o->max_new_tokens || caches[i].n == g->longest) continue;
             asked[kept] = q, caches[kept] = caches[i], ids[kept++] = ids[i];
         }
-        if (kept) next_tokens(g, o, asked, ids, kept);
+        if (kept) feed_batch(g, &(Batch){ .ids = ids, .starts = starts, .n = kept, .T = kept }, g->logits);
+        for (size_t i = 0; i < kept; i++) ids[i] = draw_answer(g, o, i, asked[i]->number, asked[i]->answer.n);
     }
-    free(asked), free(ids);
+    free(asked), free(ids), free(starts);
 }
 
 // ---- 9.2 Scores of answers ---------------------------------------------------------------------------------------
@@ -3843,11 +3836,11 @@ typedef struct { uint32_t *at; size_t n; } Characters;
 typedef struct { uint32_t c[4]; } Gram;         // a run of 1 to 4 characters, zeros behind
 
 // The characters of a text without the blanks at its ends, or without any.
-static Characters characters_of(const char *s, size_t n, bool any_blanks) {
-    Characters t = { alloc(n, sizeof *t.at), 0 };
-    for (size_t at = 0, end = 0; at < n; ) {
+static Characters characters_of(Text text, bool any_blanks) {
+    Characters t = { alloc(text.n, sizeof *t.at), 0 };
+    for (size_t at = 0, end = 0; at < text.n; ) {
         uint32_t c;
-        at += utf8_get(s + at, n - at, &c);
+        at += utf8_get(text.s + at, text.n - at, &c);
         if (!is_space_character(c)) t.at[end] = c, t.n = ++end;
         else if (any_blanks && end) t.at[end++] = c;
     }
@@ -3864,34 +3857,27 @@ static Gram *sorted_grams(Characters t, size_t order, size_t *n) {
     return grams;
 }
 
-// Of runs of `order` characters: how many a has, distinct ones in a and b, distinct ones in both, and those of a that
-// find a partner in b.
-typedef struct { size_t n, distinct_a, distinct_b, distinct_both, matched; } Overlap;
-
-static Overlap overlap(Characters a, Characters b, size_t order) {
-    size_t n_a, n_b;
-    Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
-    Overlap o = { .n = n_a };
-    for (size_t i = 0, j = 0; i < n_a || j < n_b; ) {
-        const Gram *least = i == n_a || (j < n_b && by_gram(in_b + j, in_a + i) < 0) ? in_b + j : in_a + i;
-        size_t of_a = 0, of_b = 0;
-        while (i < n_a && !by_gram(in_a + i, least)) i++, of_a++;
-        while (j < n_b && !by_gram(in_b + j, least)) j++, of_b++;
-        o.distinct_a += of_a > 0, o.distinct_b += of_b > 0, o.distinct_both += of_a && of_b;
-        o.matched += min_size(of_a, of_b);
-    }
-    free(in_a), free(in_b);
-    return o;
-}
-
 static double f1(size_t both, size_t a, size_t b) {
     double precision = a ? (double)both / (double)a : 0, recall = b ? (double)both / (double)b : 0;
     return 2 * precision * recall / (precision + recall + 1e-8);
 }
 
-static double rouge_n(Characters answer, Characters reference, size_t order) {
-    Overlap o = overlap(answer, reference, order);
-    return f1(o.distinct_both, o.distinct_a, o.distinct_b);
+// Of runs of `order` characters: F1 of the distinct ones that a and b share; *matched: how many of a, repeated ones
+// too, find a partner of their own in b.
+static double shared_runs(Characters a, Characters b, size_t order, size_t *matched) {
+    size_t n_a, n_b, distinct_a = 0, distinct_b = 0, both = 0;
+    Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
+    *matched = 0;
+    for (size_t i = 0, j = 0; i < n_a || j < n_b; ) {
+        const Gram *least = i == n_a || (j < n_b && by_gram(in_b + j, in_a + i) < 0) ? in_b + j : in_a + i;
+        size_t of_a = 0, of_b = 0;
+        while (i < n_a && !by_gram(in_a + i, least)) i++, of_a++;
+        while (j < n_b && !by_gram(in_b + j, least)) j++, of_b++;
+        distinct_a += of_a > 0, distinct_b += of_b > 0, both += of_a && of_b;
+        *matched += min_size(of_a, of_b);
+    }
+    free(in_a), free(in_b);
+    return f1(both, distinct_a, distinct_b);
 }
 
 static double rouge_l(Characters a, Characters b) {
@@ -3909,11 +3895,11 @@ static double rouge_l(Characters a, Characters b) {
 
 static double bleu_4(Characters answer, Characters reference) {
     double sum = 0, halved = 1;
-    for (size_t order = 1; order <= 4; order++) {
-        Overlap o = overlap(answer, reference, order);
-        if (!o.matched && order == 1) return 0;
-        if (!o.matched) halved /= 2;
-        sum += log((o.matched ? (double)o.matched : halved) / (double)max_size(o.n, 1)) / 4;
+    for (size_t order = 1, matched; order <= 4; order++) {
+        shared_runs(answer, reference, order, &matched);
+        if (!matched && order == 1) return 0;
+        if (!matched) halved /= 2;
+        sum += log((matched ? (double)matched : halved) / (double)(max_size(answer.n, order) + 1 - order)) / 4;
     }
     double shortness = (double)reference.n / (double)answer.n;
     return exp(sum + (answer.n > reference.n ? 0 : 1 - shortness));
@@ -3929,12 +3915,13 @@ static bool loops(Characters t) {
 }
 
 static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
-    Characters a = characters_of(answer.s, answer.n, true), r = characters_of(reference.s, reference.n, true);
-    Characters a_dense = characters_of(answer.s, answer.n, false);
-    Characters r_dense = characters_of(reference.s, reference.n, false);
+    Characters a = characters_of(answer, true), a_dense = characters_of(answer, false);
+    Characters r = characters_of(reference, true), r_dense = characters_of(reference, false);
+    size_t matched;
     double of_this[METRICS] = {
-        rouge_n(a_dense, r_dense, 1), rouge_n(a_dense, r_dense, 2), rouge_l(a_dense, r_dense), bleu_4(a, r),
-        a.n == r.n && !memcmp(a.at, r.at, a.n * sizeof *a.at), stopped, loops(a) };
+        shared_runs(a_dense, r_dense, 1, &matched), shared_runs(a_dense, r_dense, 2, &matched),
+        rouge_l(a_dense, r_dense), bleu_4(a, r), a.n == r.n && !memcmp(a.at, r.at, a.n * sizeof *a.at), stopped,
+        loops(a) };
     for (size_t i = 0; i < METRICS; i++) s->sum[i] += 100 * of_this[i];
     s->n++;
     free(a.at), free(r.at), free(a_dense.at), free(r_dense.at);
@@ -3972,13 +3959,12 @@ static void score_answer(Scores *scores, const Question *q, const ChatFormat *f,
     for (size_t i = 0; i < COUNT(texts); i++) {
         text_print(&line, ", \"%s\": ", names[i]);
         text_json(&line, texts[i].s, texts[i].n);
-        text_print(&shown, "%s%-10s %s", i ? "\n" : "", names[i], texts[i].s);
+        if (!*example) text_print(&shown, "%s%-10s %s", i ? "\n" : "", names[i], texts[i].s);
         free(texts[i].s);
     }
     text_print(&line, ", \"stopped\": %s}\n", q->stopped ? "true" : "false");
     if (out) fwrite(line.s, 1, line.n, out);
-    if (*example) free(shown.s);
-    else *example = shown.s;
+    if (!*example) *example = shown.s;
     free(line.s);
 }
 
@@ -6823,20 +6809,19 @@ static bool is_space_character(uint32_t c) {
 static void image_add(Text *t, uint32_t v) { text_add(t, (const char *)&v, 4); }    // little endian, as this machine is
 
 // The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
-static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s,
-                            size_t n_special) {
+static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s, size_t n_s) {
     Text t = {0}, text = {0};
     for (size_t i = 0; i < n; i++) text_add(&text, p[i].text, p[i].n);
-    for (size_t i = 0; i < n_special; i++) text_add(&text, s[i].name, strlen(s[i].name));
+    for (size_t i = 0; i < n_s; i++) text_add(&text, s[i].name, strlen(s[i].name));
     if (text.n > UINT32_MAX || n > INT32_MAX) fail("a tokenizer of %zu pieces is too large", n);
     text_add(&t, "GLMTOKEN", 8);
-    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_special, text.n,
+    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_s, text.n,
                               COUNT(letter_runs), COUNT(number_runs), COUNT(space_runs) };
     for (size_t i = 0; i < COUNT(header); i++) image_add(&t, (uint32_t)header[i]);
     for (size_t i = 0; i < n; i++) image_add(&t, p[i].n);
     for (size_t i = 0; i < n; i++) image_add(&t, p[i].rank);
-    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)s[i].id);
-    for (size_t i = 0; i < n_special; i++) image_add(&t, (uint32_t)strlen(s[i].name));
+    for (size_t i = 0; i < n_s; i++) image_add(&t, (uint32_t)s[i].id);
+    for (size_t i = 0; i < n_s; i++) image_add(&t, (uint32_t)strlen(s[i].name));
     for (size_t i = 0; i < COUNT(letter_runs); i++) image_add(&t, letter_runs[i]);
     for (size_t i = 0; i < COUNT(number_runs); i++) image_add(&t, number_runs[i]);
     for (size_t i = 0; i < COUNT(space_runs); i++) image_add(&t, space_runs[i]);
@@ -6882,12 +6867,17 @@ static void index_pieces(Tokenizer *t, const char *file) {
         if (t->byte_ids[b] < 0) fail("%s: has no piece for the byte %d, so it cannot encode every text", file, b);
 }
 
-static const uint32_t *read_runs(Tokenizer *t, const char *file, const uint32_t *runs, uint32_t n, uint8_t class) {
-    for (uint32_t i = 0, c = 0; i < n; c += runs[i++]) {
-        if (runs[i] > 0x110000 - c) fail("%s: a table of Unicode classes is damaged", file);
-        if (i % 2) memset(t->class_of + c, class, runs[i]);
-    }
-    return runs + n;
+// Reads the class tables at `runs`, of n[0], n[1] and n[2] lengths; returns where they end.
+static const uint32_t *read_classes(Tokenizer *t, const char *file, const uint32_t *runs, const uint32_t *n) {
+    static const char damaged[] = "%s: a table of Unicode classes is damaged";
+    for (int class = CLASS_LETTER; class <= CLASS_SPACE; class++, runs += *n++)
+        for (uint32_t i = 0, c = 0; i < *n; c += runs[i++]) {
+            if (runs[i] > 0x110000 - c) fail(damaged, file);
+            if (i % 2) memset(t->class_of + c, class, runs[i]);
+        }
+    for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
+        if (t->class_of[(int)*s] != CLASS_SPACE) fail(damaged, file);
+    return runs;
 }
 
 // Sorts the listed merges at p by the piece that they make.
@@ -6925,13 +6915,8 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
                       .pieces = alloc(h[PIECES], sizeof *t->pieces), .class_of = alloc(0x110000, 1),
                       .specials = alloc(h[SPECIALS], sizeof *t->specials) };
     const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
-    const uint32_t *special_lengths = ids + t->n_specials, *runs = special_lengths + t->n_specials;
-    runs = read_runs(t, file, runs, h[LETTERS], CLASS_LETTER);
-    runs = read_runs(t, file, runs, h[NUMBERS], CLASS_NUMBER);
-    runs = read_runs(t, file, runs, h[SPACES], CLASS_SPACE);
-    for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
-        if (t->class_of[(int)*s] != CLASS_SPACE) fail("%s: a table of Unicode classes is damaged", file);
-    const char *text = (const char *)runs;
+    const uint32_t *special_lengths = ids + t->n_specials;
+    const char *text = (const char *)read_classes(t, file, special_lengths + t->n_specials, &h[LETTERS]);
     uint64_t sum = 0;
     for (size_t i = 0; i < t->n_pieces; i++) sum += lengths[i];
     for (size_t i = 0; i < t->n_specials; i++) sum += special_lengths[i];
@@ -6951,7 +6936,7 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
 // extra blanks).
 
 typedef struct { const char *file; const unsigned char *p, *end; } Wire;
-typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: of a varint; inside: of the others
+typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: a varint, or the bytes inside
 
 static uint64_t wire_varint(Wire *w) {
     uint64_t v = 0;
@@ -6969,77 +6954,65 @@ static bool wire_next(Wire *w, Field *f) {
     uint64_t value = type == 0 || type == 2 ? wire_varint(w) : 0;
     uint64_t n = type == 2 ? value : type == 1 ? 8 : type == 5 ? 4 : 0;
     if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
-    *f = (Field){ tag >> 3, type, type ? 0 : value, { w->file, w->p, w->p + n } };
+    *f = (Field){ tag >> 3, type, value, { w->file, w->p, w->p + n } };
     w->p += n;
     return true;
 }
 
-typedef struct { Piece piece; float score; uint64_t type; uint32_t id; } ScoredPiece;
 enum { SP_NORMAL = 1, SP_UNKNOWN, SP_CONTROL, SP_USER, SP_UNUSED, SP_BYTE };
 
-static ScoredPiece read_piece(Wire w, uint32_t id) {
-    ScoredPiece s = { .type = SP_NORMAL, .id = id, .piece = { .text = "" } };
+// A piece, whose type stands in its rank for now.
+static Piece read_piece(Wire w, float *score) {
+    Piece piece = { .text = "", .rank = SP_NORMAL };
     for (Field f; wire_next(&w, &f); ) {
-        size_t n = (size_t)(f.inside.end - f.inside.p);
-        if (f.number == 1 && f.type == 2) s.piece = (Piece){ (const char *)f.inside.p, (uint32_t)n, 0 };
-        if (f.number == 2 && f.type == 5) memcpy(&s.score, f.inside.p, sizeof s.score);
-        if (f.number == 3) s.type = f.value;
+        if (f.number == 1 && f.type == 2) piece.text = (const char *)f.inside.p, piece.n = (uint32_t)f.value;
+        if (f.number == 2 && f.type == 5) memcpy(score, f.inside.p, sizeof *score);
+        if (f.number == 3) piece.rank = (uint32_t)f.value;
     }
-    return s;
+    return piece;
 }
 
-static void check_sentencepiece(Wire w) {
-    uint64_t model_type = 1, dummy_prefix = 1, strip_blanks = 1;
-    bool charsmap = false;
-    for (Field f, g; wire_next(&w, &f); )
-        while (f.type == 2 && (f.number == 2 || f.number == 3) && wire_next(&f.inside, &g)) {
-            if (f.number == 2 && g.number == 3) model_type = g.value;
-            if (f.number == 3 && g.number == 2) charsmap = g.inside.end > g.inside.p;
-            if (f.number == 3 && g.number == 3) dummy_prefix = g.value;
-            if (f.number == 3 && g.number == 4) strip_blanks = g.value;
-        }
-    if (model_type != 2 || charsmap || !dummy_prefix || strip_blanks)
+// Returns the number of pieces.
+static uint32_t check_sentencepiece(Wire w) {
+    uint64_t set[4][5] = { [2] = { [3] = 1 }, [3] = { [3] = 1, [4] = 1 } };     // 2.3, 3.2, 3.3, 3.4: what unset means
+    uint32_t count = 0;
+    for (Field f, g; wire_next(&w, &f); count += f.number == 1 && f.type == 2)
+        while (f.type == 2 && (f.number == 2 || f.number == 3) && wire_next(&f.inside, &g))
+            if (g.number < COUNT(*set)) set[f.number][g.number] = g.value;
+    if (set[2][3] != 2 || set[3][2] || !set[3][3] || set[3][4])
         fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", w.file);
+    return count;
 }
 
-static int by_score(const void *a, const void *b) {
-    const ScoredPiece *x = a, *y = b;
-    if (x->score != y->score) return x->score > y->score ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-static Text import_sentencepiece(const char *file, const char *bytes, size_t n) {
+static Text import_sentencepiece(const char *file, const char *bytes, size_t n_bytes) {
     static const char *const added[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
                                          "<|assistant|>", "<|observation|>" };      // as the models' tokenizer does
-    Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n };
-    ScoredPiece *scored = NULL;
-    size_t capacity = 0;
-    uint32_t count = 0, n_specials = 0;
-    check_sentencepiece(w);
-    for (Field f; wire_next(&w, &f); ) {
-        if (f.number != 1 || f.type != 2) continue;
-        scored = grow(scored, &capacity, (size_t)count + 1, sizeof *scored);
-        scored[count] = read_piece(f.inside, count);
-        count++;
-    }
+    Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n_bytes };
+    uint32_t count = check_sentencepiece(w), n = 0, n_specials = 0;
     Piece *pieces = alloc(count, sizeof *pieces);
+    Choice *order = alloc(count, sizeof *order);
     Special *specials = alloc(count + COUNT(added), sizeof *specials);
-    qsort(scored, count, sizeof *scored, by_score);
+    for (Field f; wire_next(&w, &f); ) {
+        float score = 0;
+        if (f.number != 1 || f.type != 2) continue;
+        pieces[n] = read_piece(f.inside, &score);
+        order[n] = (Choice){ (real)score, (int32_t)n };
+        n++;
+    }
+    qsort(order, count, sizeof *order, best_first);
     for (uint32_t rank = 0; rank < count; rank++) {
-        ScoredPiece *s = &scored[rank];
+        Piece *p = &pieces[order[rank].id];
+        uint32_t type = p->rank;
         unsigned byte;
-        s->piece.rank = s->type == SP_NORMAL ? rank : RANK_NEVER;
-        if (s->type == SP_BYTE && s->piece.n == 6 && sscanf(s->piece.text, "<0x%2X>", &byte) == 1) {
-            char c = (char)byte;
-            s->piece = (Piece){ strndup(&c, 1), 1, RANK_BYTE };
-        }
-        if (s->type == SP_UNKNOWN || s->type == SP_CONTROL)
-            specials[n_specials++] = (Special){ strndup(s->piece.text, s->piece.n), (int32_t)s->id };
-        pieces[s->id] = s->piece;
+        p->rank = type == SP_NORMAL ? rank : RANK_NEVER;
+        if (type == SP_BYTE && p->n == 6 && sscanf(p->text, "<0x%2X>", &byte) == 1)
+            *p = (Piece){ strndup(&(char){ (char)byte }, 1), 1, RANK_BYTE };
+        if (type == SP_UNKNOWN || type == SP_CONTROL)
+            specials[n_specials++] = (Special){ strndup(p->text, p->n), order[rank].id };
     }
     for (size_t i = 0; i < COUNT(added); i++) specials[n_specials++] = (Special){ added[i], (int32_t)(count + i) };
     Text image = tokenizer_image(SENTENCEPIECE, 0, pieces, count, specials, n_specials);
-    free(scored), free(pieces), free(specials);
+    free(pieces), free(order), free(specials);
     return image;
 }
 
@@ -7092,11 +7065,11 @@ static Text import_tiktoken(const char *file, const char *bytes, size_t n) {
 
 enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
 
-static const char *const split_patterns[] = {       // two spellings of the pattern that next_chunk follows
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
-    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+" };
+// Two ways to write the pattern that next_chunk follows.
+#define AFTER_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" \
+                           "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+static const char *const split_patterns[] = { "(?i:'s|'t|'re|'ve|'m|'ll|'d)" AFTER_CONTRACTIONS,
+                                              "'(?i:[sdmt]|ll|ve|re)" AFTER_CONTRACTIONS };
 
 static const Json *json_need(const JsonReader *r, const Json *object, const char *key, JsonType type,
                              const char *what) {
@@ -7135,15 +7108,10 @@ static void check_tokenizer_json(const JsonReader *r, const Json *root, const Js
 }
 
 // The byte for which a character of the alphabet stands: visible Latin-1 for itself, then U+0100 on for the others in
-// order. -1: it is none of the alphabet's.
+// order, which are 0 to 32, 127 to 160 and 173. -1: it is none of the alphabet's.
 static int alphabet_byte(uint32_t c) {
-    uint32_t next = 256;
-    for (uint32_t b = 0; b < 256; b++) {
-        bool visible = (b > ' ' && b < 127) || (b > 160 && b != 173);
-        if (c == (visible ? b : next)) return (int)b;
-        next += !visible;
-    }
-    return -1;
+    if (c < 256) return (c > 32 && c < 127) || (c > 160 && c != 173) ? (int)c : -1;
+    return c < 256 + 33 ? (int)c - 256 : c < 256 + 67 ? (int)c - (256 + 33) + 127 : c == 256 + 67 ? 173 : -1;
 }
 
 // Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's).
@@ -7168,10 +7136,7 @@ static uint32_t json_id(const JsonReader *r, const Json *j) {
 // The pieces of "vocab", and a hash table of them. Ids that it leaves out are empty pieces which nothing becomes.
 static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *text) {
     Tokenizer t = { .kind = BYTE_BPE };
-    for (const Json *j = vocab->first; j; j = j->next) {
-        uint32_t id = json_id(r, j);
-        if (id >= t.n_pieces) t.n_pieces = id + 1;
-    }
+    for (const Json *j = vocab->first; j; j = j->next) t.n_pieces = (uint32_t)max_size(t.n_pieces, json_id(r, j) + 1);
     t.pieces = alloc(t.n_pieces, sizeof *t.pieces);
     for (uint32_t i = 0; i < t.n_pieces; i++) t.pieces[i] = (Piece){ "", 0, RANK_NEVER };
     for (const Json *j = vocab->first; j; j = j->next) {

@@ -33,8 +33,8 @@ static bool answer_is_right(Probe *p, Score *score, const Json *message, Ids *an
     bool stopped = generate(&c->g, c->format, c->o, LONGEST_ANSWER, answer, NULL);
     for (size_t i = 0; i < answer->n; i++) ids_add(&c->fed, answer->ids[i]);
     Text text = readable(c->format->tokenizer, answer->ids, answer->n);
-    Characters given = characters_of(text.s, text.n, false), wanted;
-    wanted = characters_of(reference->text, strlen(reference->text), false);
+    Characters given = characters_of(text, false), wanted;
+    wanted = characters_of((Text){ .s = (char *)reference->text, .n = strlen(reference->text) }, false);
     part = json_get(message, "want");
     bool right = stopped && (part ? strstr(text.s, part->text) != NULL : !strcmp(text.s, reference->text));
     score->answers++, score->stopped += stopped, score->looping += loops(given);
