@@ -6799,8 +6799,7 @@ static const uint32_t space_runs[] = {
 
 static bool is_space_character(uint32_t c) {
     uint32_t end = 0;
-    bool inside = false;
-    for (size_t i = 0; i < COUNT(space_runs); i++, inside = !inside) if (c < (end += space_runs[i])) return inside;
+    for (size_t i = 0; i < COUNT(space_runs); i++) if (c < (end += space_runs[i])) return i % 2;
     return false;
 }
 
@@ -6830,11 +6829,9 @@ static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_
     return t;
 }
 
-// A number of the listed merges, which follow the text, on no boundary.
-static uint32_t image_get(const char *p) {
-    const unsigned char *u = (const unsigned char *)p;
-    return u[0] | (uint32_t)u[1] << 8 | (uint32_t)u[2] << 16 | (uint32_t)u[3] << 24;
-}
+// The listed merges, which follow the text, on no boundary.
+typedef struct __attribute__((packed)) { uint32_t piece, left_n; } StoredMerge;
+typedef struct __attribute__((packed)) { uint32_t n; StoredMerge at[]; } StoredMerges;
 
 static void place_piece(Tokenizer *t, uint32_t piece) {
     const Piece *p = &t->pieces[piece];
@@ -6880,18 +6877,16 @@ static const uint32_t *read_classes(Tokenizer *t, const char *file, const uint32
     return runs;
 }
 
-// Sorts the listed merges at p by the piece that they make.
-static void read_merges(Tokenizer *t, const char *file, const char *p, uint32_t n) {
+// Sorts the listed merges by the piece that they make.
+static void read_merges(Tokenizer *t, const char *file, const StoredMerges *m) {
     uint32_t *place = alloc((size_t)t->n_pieces + 2, sizeof *place);
-    t->listed = alloc(n, sizeof *t->listed);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t piece = image_get(p + 8*(size_t)i);
-        if (piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
-        place[piece + 2]++;
+    t->listed = alloc(m->n, sizeof *t->listed);
+    for (uint32_t i = 0; i < m->n; i++) {
+        if (m->at[i].piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
+        place[m->at[i].piece + 2]++;
     }
     for (uint32_t i = 2; i < t->n_pieces + 2; i++) place[i] += place[i-1];
-    for (uint32_t i = 0; i < n; i++, p += 8)
-        t->listed[place[image_get(p) + 1]++] = (ListedMerge){ image_get(p + 4), i };
+    for (uint32_t i = 0; i < m->n; i++) t->listed[place[m->at[i].piece + 1]++] = (ListedMerge){ m->at[i].left_n, i };
     t->first_listed = place;
 }
 
@@ -6903,10 +6898,10 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     const uint32_t *h = (const uint32_t *)(image + 8), *lengths = h + FIELDS;
     if (h[VERSION] != TOKENIZER_VERSION)
         fail("%s: has format version %u, this program reads %d", file, h[VERSION], TOKENIZER_VERSION);
-    uint64_t merges = 8 + 4*FIELDS + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
-                      4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES], want = merges;
-    uint32_t n_merges = h[FLAGS] & LISTED_MERGES && want + 4 <= bytes ? image_get(image + merges) : 0;
-    if (h[FLAGS] & LISTED_MERGES) want += 4 + 8 * (uint64_t)n_merges;
+    uint64_t want = 8 + 4*FIELDS + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
+                    4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES];
+    const StoredMerges *merges = h[FLAGS] & LISTED_MERGES ? (const StoredMerges *)(image + want) : NULL;
+    if (merges) want += sizeof *merges + (want + sizeof *merges <= bytes ? merges->n * sizeof *merges->at : 0);
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
     if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
     Tokenizer *t = alloc(1, sizeof *t);
@@ -6925,7 +6920,7 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     for (size_t i = 0; i < t->n_specials; text += special_lengths[i++])
         t->specials[i] = (Special){ strndup(text, special_lengths[i]), (int32_t)ids[i] };
     index_pieces(t, file);
-    if (t->flags & LISTED_MERGES) read_merges(t, file, image + merges + 4, n_merges);
+    if (merges) read_merges(t, file, merges);
     return t;
 }
 
@@ -6950,10 +6945,9 @@ static uint64_t wire_varint(Wire *w) {
 static bool wire_next(Wire *w, Field *f) {
     if (w->p >= w->end) return false;
     uint64_t tag = wire_varint(w), type = tag & 7;
-    if (type > 2 && type != 5) fail("%s: is no SentencePiece model", w->file);
-    uint64_t value = type == 0 || type == 2 ? wire_varint(w) : 0;
-    uint64_t n = type == 2 ? value : type == 1 ? 8 : type == 5 ? 4 : 0;
-    if (n > (uint64_t)(w->end - w->p)) fail("%s: is cut off or no SentencePiece model", w->file);
+    uint64_t value = type == 0 || type == 2 ? wire_varint(w) : type == 1 ? 8 : 4, n = type ? value : 0;
+    if ((type > 2 && type != 5) || n > (uint64_t)(w->end - w->p))
+        fail("%s: is cut off or no SentencePiece model", w->file);
     *f = (Field){ tag >> 3, type, value, { w->file, w->p, w->p + n } };
     w->p += n;
     return true;
@@ -7019,42 +7013,40 @@ static Text import_sentencepiece(const char *file, const char *bytes, size_t n_b
 // ---- 14.4 Import: tiktoken ---------------------------------------------------------------------------------------
 // tokenizer.model of GLM-4: lines "base64 rank", the ranks in order; the special tokens follow the last.
 
-static uint32_t base64_decode(const char *s, const char *end, char *out) {
+// In place; returns the number of bytes, 0 if it is no base64.
+static uint32_t base64_decode(char *s, const char *end) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     uint32_t bits = 0, n = 0, held = 0;
-    for (; s < end && *s != '='; s++) {
-        const char *d = *s ? strchr(digits, *s) : NULL;
-        if (!d) return 0;
+    for (const char *p = s, *d; p < end && *p != '='; p++) {
+        if (!*p || !(d = strchr(digits, *p))) return 0;
         bits = bits << 6 | (uint32_t)(d - digits);
         held += 6;
-        if (held >= 8) out[n++] = (char)(bits >> (held -= 8));
+        if (held >= 8) s[n++] = (char)(bits >> (held -= 8));
     }
     return n;
 }
 
-static Text import_tiktoken(const char *file, const char *bytes, size_t n) {
+static Text import_tiktoken(const char *file, char *bytes, size_t n) {
     static const char *const added[] = {
         "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
         "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>" };
     Special specials[COUNT(added)];
     Piece *pieces = NULL;
     size_t capacity = 0, count = 0;
-    char *text = alloc(n, 1), *out = text;
-    for (const char *p = bytes, *end = bytes + n; p < end; ) {
-        const char *line = memchr(p, '\n', (size_t)(end - p)), *blank = memchr(p, ' ', (size_t)(end - p));
+    for (char *p = bytes, *line, *end = bytes + n; p < end; p = line + 1) {
+        line = memchr(p, '\n', (size_t)(end - p));
         if (!line) line = end;
-        uint32_t length = blank && blank < line ? base64_decode(p, blank, out) : 0;
+        char *blank = memchr(p, ' ', (size_t)(line - p));
+        uint32_t length = blank ? base64_decode(p, blank) : 0;
         if (!length || strtoull(blank + 1, NULL, 10) != count)
             fail("%s:%zu: is no line of a tiktoken vocabulary (base64, blank, rank in order)", file, count + 1);
         pieces = grow(pieces, &capacity, count + 1, sizeof *pieces);
-        pieces[count] = (Piece){ out, length, (uint32_t)count };
+        pieces[count] = (Piece){ p, length, (uint32_t)count };
         count++;
-        out += length;
-        p = line + 1;
     }
     for (size_t i = 0; i < COUNT(added); i++) specials[i] = (Special){ added[i], (int32_t)(count + i) };
     Text image = tokenizer_image(BYTE_BPE, WHOLE_CHUNKS, pieces, count, specials, COUNT(added));
-    free(pieces), free(text);
+    free(pieces);
     return image;
 }
 
@@ -7071,10 +7063,9 @@ enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
 static const char *const split_patterns[] = { "(?i:'s|'t|'re|'ve|'m|'ll|'d)" AFTER_CONTRACTIONS,
                                               "'(?i:[sdmt]|ll|ve|re)" AFTER_CONTRACTIONS };
 
-static const Json *json_need(const JsonReader *r, const Json *object, const char *key, JsonType type,
-                             const char *what) {
-    const Json *j = json_get(object, key);
-    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", json_where(r, j ? j->at : object->at), key, what);
+static const Json *json_need(const JsonReader *r, const Json *in, const char *key, JsonType type, const char *what) {
+    const Json *j = json_get(in, key);
+    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", json_where(r, j ? j->at : in->at), key, what);
     return j;
 }
 
@@ -7103,8 +7094,7 @@ static void check_tokenizer_json(const JsonReader *r, const Json *root, const Js
     const Json *pattern = json_need(r, split, "pattern", JSON_OBJECT, "an object with a \"Regex\"");
     pattern = json_need(r, pattern, "Regex", JSON_STRING, "a regular expression");
     for (size_t i = 0; i < COUNT(split_patterns); i++) if (!strcmp(pattern->text, split_patterns[i])) return;
-    fail("%s: text is split by '%s', and glmtune knows only GLM-4's pattern", json_where(r, pattern->at),
-         pattern->text);
+    fail("%s: text is split by '%s'; glmtune knows only GLM-4's pattern", json_where(r, pattern->at), pattern->text);
 }
 
 // The byte for which a character of the alphabet stands: visible Latin-1 for itself, then U+0100 on for the others in
@@ -7150,18 +7140,17 @@ static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *t
     return t;
 }
 
-// Adds the piece that a merge makes and the bytes of its left part: "a b" or ["a", "b"].
-static void json_merge(const JsonReader *r, const Json *j, const Tokenizer *t, char *scratch, Text *listed) {
+// Adds the piece that a merge makes and the bytes of its left part: "a b" or ["a", "b"].  s: room for both.
+static void json_merge(const JsonReader *r, const Json *j, const Tokenizer *t, char *s, Text *image) {
     bool pair = j->type == JSON_ARRAY && j->count == 2;
     const char *a = pair ? j->first->text : j->text, *blank = a && !pair ? strchr(a, ' ') : NULL;
     const char *b = pair ? j->first->next->text : blank ? blank + 1 : NULL;
-    uint32_t left_n = a && b ? alphabet_decode(a, blank ? (size_t)(blank - a) : strlen(a), scratch) : 0;
-    uint32_t right_n = b ? alphabet_decode(b, strlen(b), scratch + left_n) : 0;
-    int64_t made = find_piece(t, scratch, left_n + right_n);
-    if (!left_n || !right_n || made < 0 || find_piece(t, scratch, left_n) < 0 ||
-        find_piece(t, scratch + left_n, right_n) < 0)
+    uint32_t left_n = a && b ? alphabet_decode(a, blank ? (size_t)(blank - a) : strlen(a), s) : 0;
+    uint32_t right_n = b ? alphabet_decode(b, strlen(b), s + left_n) : 0;
+    int64_t made = find_piece(t, s, left_n + right_n);
+    if (made < 0 || find_piece(t, s, left_n) < 0 || find_piece(t, s + left_n, right_n) < 0)     // no piece is empty
         fail("%s: a merge must be \"a b\" or [\"a\", \"b\"], with a, b and ab in \"vocab\"", json_where(r, j->at));
-    image_add(listed, (uint32_t)made), image_add(listed, left_n);
+    image_add(image, (uint32_t)made), image_add(image, left_n);
 }
 
 static Text import_tokenizer_json(const char *file, const char *bytes, size_t n) {
@@ -7174,9 +7163,6 @@ static Text import_tokenizer_json(const char *file, const char *bytes, size_t n)
     char *text = alloc(3*n, 1);          // of the pieces, and behind it of one merge
     Tokenizer t = json_vocabulary(&r, json_need(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
     Special *specials = alloc(added->count, sizeof *specials), *s = specials;
-    Text listed = {0};
-    image_add(&listed, (uint32_t)merges->count);
-    for (const Json *j = merges->first; j; j = j->next) json_merge(&r, j, &t, text + n, &listed);
     for (const Json *j = added->first; j; j = j->next, s++) {
         const Json *content = json_need(&r, j, "content", JSON_STRING, "the token's text");
         *s = (Special){ content->text, (int32_t)json_id(&r, json_need(&r, j, "id", JSON_NUMBER, "a token id")) };
@@ -7184,9 +7170,10 @@ static Text import_tokenizer_json(const char *file, const char *bytes, size_t n)
     }
     uint32_t flags = LISTED_MERGES | (json_is(whole, JSON_BOOL) && whole->number != 0 ? WHOLE_CHUNKS : 0);
     Text image = tokenizer_image(BYTE_BPE, flags, t.pieces, t.n_pieces, specials, added->count);
-    text_add(&image, listed.s, listed.n);
+    image_add(&image, (uint32_t)merges->count);
+    for (const Json *j = merges->first; j; j = j->next) json_merge(&r, j, &t, text + n, &image);
     json_close(&r);
-    free(t.pieces), free(t.slots), free(specials), free(listed.s), free(text);
+    free(t.pieces), free(t.slots), free(specials), free(text);
     return image;
 }
 

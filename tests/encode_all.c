@@ -12,7 +12,8 @@ int main(int argc, char **argv) {
     char *texts = read_stream(stdin, "standard input", &n);
     Ids ids = {0};
     for (size_t at = 0; at + 4 <= n; ) {
-        size_t length = image_get(texts + at);
+        uint32_t length;
+        memcpy(&length, texts + at, 4);
         if (length > n - at - 4) fail("standard input: a text is cut off");
         ids.n = 0;
         encode(t, texts + at + 4, length, &ids);
