@@ -3663,8 +3663,7 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
 //  9  Generation and scores
 // ================================================================================================================
 // A token at a time: the keys and values of all tokens so far are kept, so each new one costs one row of every product.
-// The run of section 4 does it, with rows of keys and values for the whole of one or several conversations and
-// activations for a few tokens. Answers to a data set are scored against its own.
+// The run of section 4 does it, with keys and values for whole conversations and activations for a few tokens.
 
 // ---- 9.1 Answers -------------------------------------------------------------------------------------------------
 
@@ -3705,8 +3704,7 @@ static void feed_batch(Generator *g, const Batch *b, real *logits) {
 static void feed(Generator *g, const int32_t *ids, size_t n) {
     for (size_t at = 0, part; at < n; at += part) {
         part = min_size(g->run.max_T, n - at);
-        size_t starts[] = { 0, part };
-        Batch b = { .ids = (int32_t *)ids + at, .starts = starts, .n = 1, .T = part };
+        Batch b = { .ids = (int32_t *)ids + at, .starts = (size_t[]){ 0, part }, .n = 1, .T = part };
         feed_batch(g, &b, at + part < n ? NULL : g->logits);
     }
 }
@@ -3781,8 +3779,7 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
 typedef struct { const Sample *sample; size_t number; Ids answer; bool stopped; } Question;
 
 // Answers up to n_sequences questions together: their prompts one by one, then a token of each at a time. Who has ended
-// leaves the batch. The numbers are those of one by one but for their last bits: a product of one row adds up in
-// another order than one of several.
+// leaves the batch. Last bits differ from those of one by one: a product of one row adds up in another order.
 static void answer_together(Generator *g, const ChatFormat *f, const Options *o, Question *questions, size_t n) {
     const Config *config = &g->run.model->config;
     size_t size = g->run.max_kv * config->n_kv_heads * config->head_dim, kept, *starts = alloc(n + 1, sizeof *starts);
@@ -3929,8 +3926,7 @@ static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
 
 // ---- 9.3 Answers to a data set -----------------------------------------------------------------------------------
 
-// Text of n ids for people and JSON, without the blanks in front, which are the layout's: bytes that are no UTF-8 (a
-// character cut in the middle) become U+FFFD.
+// Text of n ids for people and JSON: without the layout's blanks in front, and with U+FFFD for what is no UTF-8.
 static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
     Text text = decode(t, ids, n), out = {0};
     text_add(&out, "", 0);
@@ -3944,7 +3940,7 @@ static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
     return out;
 }
 
-// Scores one answer; writes it to `out`, and the first one of all to *example.
+// Scores one answer; writes it to `out`, and the first of all to *example.
 static void score_answer(Scores *scores, const Question *q, const ChatFormat *f, FILE *out, const char **example) {
     const Sample *s = q->sample;
     size_t end = s->prompt_n;
@@ -6890,8 +6886,7 @@ static void read_merges(Tokenizer *t, const char *file, const StoredMerges *m) {
     t->first_listed = place;
 }
 
-// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps: from the heap, so that the numbers lie on their
-// boundary. `file` is for messages.
+// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps; they are from the heap, where numbers are aligned.
 static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
     if (bytes < 8 + 4*FIELDS || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
@@ -6909,16 +6904,15 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
                       .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
                       .pieces = alloc(h[PIECES], sizeof *t->pieces), .class_of = alloc(0x110000, 1),
                       .specials = alloc(h[SPECIALS], sizeof *t->specials) };
-    const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
-    const uint32_t *special_lengths = ids + t->n_specials;
-    const char *text = (const char *)read_classes(t, file, special_lengths + t->n_specials, &h[LETTERS]);
+    const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces, *name_lengths = ids + t->n_specials;
+    const char *text = (const char *)read_classes(t, file, name_lengths + t->n_specials, &h[LETTERS]);
     uint64_t sum = 0;
     for (size_t i = 0; i < t->n_pieces; i++) sum += lengths[i];
-    for (size_t i = 0; i < t->n_specials; i++) sum += special_lengths[i];
+    for (size_t i = 0; i < t->n_specials; i++) sum += name_lengths[i];
     if (sum > h[TEXT_BYTES]) fail("%s: its pieces are longer than its text", file);
     for (size_t i = 0; i < t->n_pieces; text += lengths[i++]) t->pieces[i] = (Piece){ text, lengths[i], ranks[i] };
-    for (size_t i = 0; i < t->n_specials; text += special_lengths[i++])
-        t->specials[i] = (Special){ strndup(text, special_lengths[i]), (int32_t)ids[i] };
+    for (size_t i = 0; i < t->n_specials; text += name_lengths[i++])
+        t->specials[i] = (Special){ strndup(text, name_lengths[i]), (int32_t)ids[i] };
     index_pieces(t, file);
     if (merges) read_merges(t, file, merges);
     return t;
@@ -6926,9 +6920,8 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
 
 // ---- 14.3 Import: SentencePiece ----------------------------------------------------------------------------------
 // tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2
-// bytes with their length, 5 four bytes (sentencepiece_model.proto). Of its many fields we need the pieces (1: text
-// 1, score 2, type 3), the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4
-// extra blanks).
+// bytes with their length, 5 four bytes (sentencepiece_model.proto). Needed are the pieces (1: text 1, score 2, type 3),
+// the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4 extra blanks).
 
 typedef struct { const char *file; const unsigned char *p, *end; } Wire;
 typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: a varint, or the bytes inside
