@@ -6920,7 +6920,7 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
 
 // ---- 14.3 Import: SentencePiece ----------------------------------------------------------------------------------
 // tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2
-// bytes with their length, 5 four bytes (sentencepiece_model.proto). Needed are the pieces (1: text 1, score 2, type 3),
+// bytes with their length, 5 four bytes (sentencepiece_model.proto). We need the pieces (1: text 1, score 2, type 3),
 // the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4 extra blanks).
 
 typedef struct { const char *file; const unsigned char *p, *end; } Wire;
@@ -7090,21 +7090,14 @@ static void check_tokenizer_json(const JsonReader *r, const Json *root, const Js
     fail("%s: text is split by '%s'; glmtune knows only GLM-4's pattern", json_where(r, pattern->at), pattern->text);
 }
 
-// The byte for which a character of the alphabet stands: visible Latin-1 for itself, then U+0100 on for the others in
-// order, which are 0 to 32, 127 to 160 and 173. -1: it is none of the alphabet's.
-static int alphabet_byte(uint32_t c) {
-    if (c < 256) return (c > 32 && c < 127) || (c > 160 && c != 173) ? (int)c : -1;
-    return c < 256 + 33 ? (int)c - 256 : c < 256 + 67 ? (int)c - (256 + 33) + 127 : c == 256 + 67 ? 173 : -1;
-}
-
-// Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's).
+// Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's). Visible
+// Latin-1 stands for itself, and from U+0100 on stand the other bytes in order: 0 to 32, 127 to 160, 173.
 static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
     uint32_t c, written = 0;
-    for (size_t at = 0; at < n; ) {
+    for (size_t at = 0; at < n; out[written++] = (char)c) {
         at += utf8_get(s + at, n - at, &c);
-        int byte = alphabet_byte(c);
-        if (byte < 0) return 0;
-        out[written++] = (char)byte;
+        if (c <= 32 || (c >= 127 && c <= 160) || c == 173 || c > 256 + 67) return 0;
+        if (c >= 256) c = c < 256 + 33 ? c - 256 : c < 256 + 67 ? c - (256 + 33) + 127 : 173;
     }
     return written;
 }
