@@ -87,9 +87,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 // memory already. The whole: x = embedding[ids], the residual stream; in each layer x += Wo attention(norm(x)), then
 // x += W_down swiglu(W_gate_up norm(x)); logits = W_head norm(x); loss = cross-entropy with the next token.
 
-// ================================================================================================================
-//  1  What C leaves out
-// ================================================================================================================
+// ==== 1  What C leaves out =======================================================================================
 // Errors that say what to do, memory that is checked, and a hash. Files and progress stand in Part Three.
 
 #define GLMTUNE_VERSION "1.0"
@@ -226,9 +224,7 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 
 #endif  // GLMTUNE_KERNELS_ONLY
 
-// ================================================================================================================
-//  2  Kernels
-// ================================================================================================================
+// ==== 2  Kernels =================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
 // X_backward stands under X_forward and takes only what the forward saved. A kernel never prints, never allocates, and
 // knows no model. Model memory is what memory_take and memory_mapped give; all but kernels only pass its pointers on.
@@ -1089,9 +1085,7 @@ KERNEL void fill_normal(real *out, uint64_t key, float center, float spread, siz
 
 #endif  // GLMTUNE_CUDA
 
-// ================================================================================================================
-//  3  Model
-// ================================================================================================================
+// ==== 3  Model ===================================================================================================
 // Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
 // ChatGLM2/3 and GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps;
 // glm4 has two more norms a layer). The computation knows neither: it sees maps that have parts, and both give
@@ -1386,9 +1380,7 @@ typedef struct {
     void (*merge)(real *weight, const Linear *);   // adds what the method does to W [out,in]
 } Method;
 
-// ================================================================================================================
-//  4  Forward and backward
-// ================================================================================================================
+// ==== 4  Forward and backward ====================================================================================
 // A batch is ragged: sequences one after another, without padding. The forward goes through a layer in nine numbered
 // steps and keeps what the backward needs; the backward undoes them, from 9 to 1. Gradients flow only as far down as
 // something trains; head and loss are computed only at positions that have a target; frozen weights get no gradient.
@@ -1979,9 +1971,7 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
     return sum;
 }
 
-// ================================================================================================================
-//  5  Tuning methods
-// ================================================================================================================
+// ==== 5  Tuning methods ==========================================================================================
 // A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
 // in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads (as
 // README's IA3), beside the map, after each half of a layer, and in a prefix of keys and values that every token sees.
@@ -2414,9 +2404,7 @@ static const Method *find_method(const char *wanted) {
     fail_usage("--method is one of %s, not '%s'", method_names(), wanted);
 }
 
-// ================================================================================================================
-//  6  Optimizers, and one step
-// ================================================================================================================
+// ==== 6  Optimizers, and one step ================================================================================
 // A step of training: the gradients of its batches, clipped, and an optimizer that turns them into new weights.
 // Schedules are Hugging Face's, AdamW, SGD and clipping PyTorch's, Lion its paper's.
 
@@ -2598,13 +2586,10 @@ static const char *size_text(size_t bytes);                 // "1.5 GiB"
 static void need_memory(size_t bytes, const char *lower);   // ends the program where there is not so much
 static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T);   // prints what a run will take
 
-// ================================================================================================================
-//  7  Text
-// ================================================================================================================
+// ==== 7  Text ====================================================================================================
 // What a model reads and writes: text as token ids and back, and a conversation as one row of ids in the layout that
 // the model was pretrained on, with labels that say which of them it shall learn to produce. Training, evaluation and
-// chat all use this encoder, so that what is learned is what is asked for later. Role tokens go in by id; what stands
-// in a message is always plain text.
+// chat all use this encoder, so that what is learned is what is asked for later.
 
 // ---- 7.1 Characters ----------------------------------------------------------------------------------------------
 
@@ -2900,11 +2885,11 @@ static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
 
 // ---- 7.4 Decoding ------------------------------------------------------------------------------------------------
 
-// Adds the text of one id; a special token gives its name.
-static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
+// Adds the text of one id; a special token gives its name. Returns whether it is one.
+static bool decode_one(const Tokenizer *t, int32_t id, Text *out) {
     for (uint32_t i = 0; i < t->n_specials; i++)
-        if (t->specials[i].id == id) { text_print(out, "%s", t->specials[i].name); return; }
-    if (id < 0 || (uint32_t)id >= t->n_pieces) return;
+        if (t->specials[i].id == id) return text_print(out, "%s", t->specials[i].name), true;
+    if (id < 0 || (uint32_t)id >= t->n_pieces) return false;
     const Piece *p = &t->pieces[id];
     bool in_words = t->kind == SENTENCEPIECE && p->rank < RANK_BYTE;
     for (uint32_t i = 0; i < p->n; i++) {
@@ -2912,10 +2897,6 @@ static void decode_one(const Tokenizer *t, int32_t id, Text *out) {
         text_add(out, blank ? " " : p->text + i, 1);
         if (blank) i += 2;
     }
-}
-
-static bool is_special(const Tokenizer *t, int32_t id) {
-    for (uint32_t i = 0; i < t->n_specials; i++) if (t->specials[i].id == id) return true;
     return false;
 }
 
@@ -2923,14 +2904,15 @@ static bool is_special(const Tokenizer *t, int32_t id) {
 // token too, where a text of its own begins.
 static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
     Text out = {0};
+    bool begins = true;
     text_add(&out, "", 0);
-    for (size_t i = 0; i < n; i++) {
-        size_t at = out.n;
-        decode_one(t, ids[i], &out);
-        bool begins = t->kind == SENTENCEPIECE && (i == 0 || is_special(t, ids[i-1]));
-        if (!begins || at == out.n || out.s[at] != ' ') continue;
-        memmove(out.s + at, out.s + at + 1, out.n - at);        // the NUL moves too
-        out.n--;
+    for (size_t i = 0, at = 0; i < n; i++, at = out.n) {
+        bool special = decode_one(t, ids[i], &out);
+        if (t->kind == SENTENCEPIECE && begins && out.n > at && out.s[at] == ' ') {
+            memmove(out.s + at, out.s + at + 1, out.n - at);        // the NUL moves too
+            out.n--;
+        }
+        begins = special;
     }
     return out;
 }
@@ -2950,7 +2932,7 @@ typedef struct {
     bool system_first;              // system messages stand before all others
     bool thinks;                    // an answer opens with <think>, and in later prompts its thoughts are left out
     bool official_observations;     // the official script learns observations too
-    enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official_answers;      // COMBINES: every one, or the last by `combine`
+    enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official;      // COMBINES: every answer, or the last by `combine`
 } Layout;
 
 #define GLM4_STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
@@ -2965,12 +2947,11 @@ static const Layout layouts[] = {
     { "chatglm2", { "[gMASK]", "sop" }, "</s>", { "</s>" }, .rounds = true },
     { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" }, .tools = "",
       .official_observations = true },
-    { "glm4-chat", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_SELF GLM4_TOOLS, .official_answers = COMBINES },
-    { "0414", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true,
-      .official_answers = COMBINES },
+    { "glm4-chat", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_SELF GLM4_TOOLS, .official = COMBINES },
+    { "0414", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .official = COMBINES },
     { "z1", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .thinks = true,
-      .official_answers = COMBINES },
-    { "edge", { NULL }, GLM4_STOPS, .official_answers = LAST_ANSWER },
+      .official = COMBINES },
+    { "edge", { NULL }, GLM4_STOPS, .official = LAST_ANSWER },
 };
 
 // A layout with a tokenizer: all that encoding a conversation needs.
@@ -3010,8 +2991,7 @@ static const char *layout_name(const Options *o, const Config *c, const char *fo
 static int32_t need_special(const Tokenizer *t, const char *token, const Layout *l) {
     int32_t id = token ? special_id(t, token) : -1;
     if (token && id < 0)
-        fail("the tokenizer has no token %s, which the chat layout %s needs; set another with --layout", token,
-             l->name);
+        fail("the tokenizer has no %s, which the chat layout %s needs; set another with --layout", token, l->name);
     return id;
 }
 
@@ -3074,10 +3054,6 @@ static void row_add_text(Row *row, Tokenizer *t, const char *s, size_t n, bool t
         ids_add(&row->labels, row->teaches ? row->ids.ids[row->labels.n] : NO_TARGET);
 }
 
-static void row_begin(Row *row, const ChatFormat *f) {
-    for (int i = 0; i < 2; i++) if (f->prefix[i] >= 0) row_add(row, f->prefix[i], false);
-}
-
 // The bytes of a turn's text when none may have more than `most`; no character is cut in two.
 static size_t shortened(const Turn *t, size_t most) {
     size_t n = t->fixed ? t->n : min_size(t->n, most);
@@ -3133,7 +3109,7 @@ static void row_add_rounds(Row *row, const ChatFormat *f, const Turn *turns, siz
 static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t most, bool asks) {
     const Layout *l = f->layout;
     Row row = {0};
-    row_begin(&row, f);
+    for (int i = 0; i < 2; i++) if (f->prefix[i] >= 0) row_add(&row, f->prefix[i], false);
     if (l->rounds) row_add_rounds(&row, f, turns, n, most);
     for (int later = !l->system_first; !l->rounds && later < 2; later++)    // twice where system messages come first
         for (size_t i = 0; i < n; i++)
@@ -3146,23 +3122,21 @@ static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t
     return row;
 }
 
-// ================================================================================================================
-//  8  Data
-// ================================================================================================================
+// ==== 8  Data ====================================================================================================
 // A data file is read sample by sample, in each of the forms that it may have; what is doubtful is counted, and told
 // with its first place. Some samples are held out by their hash, each epoch has an order of its own, and a batch is its
 // samples one after another.
 
 // ---- 8.1 Samples -------------------------------------------------------------------------------------------------
 
-// number: its place in the file, from 1; prompt_n: ids before the last answer, its role token included; 0: it has none
-typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; } Sample;
+// number: its place in the file, from 1; prompt_n: ids before the last answer, its role token included; 0: it has none;
+// stops: its last target is a stop token
+typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; bool stops; } Sample;
 
 // What is noted while data are read: how often, and the first place. What is `wrong` keeps the data from being used.
 enum { TOO_LONG, LEFT_NAME, LEFT_BRACES, TYPED_ROLE, EMPTY_TEXT, NO_THOUGHTS, FINDINGS };
 static const struct { bool wrong; const char *what; } finding_kinds[FINDINGS] = {
-    [TOO_LONG] = { true, "more than max_input_length + max_output_length + 1; raise one of them, or --overlong drop "
-                         "or truncate" },
+    [TOO_LONG] = { true, "over max_input_length + max_output_length + 1; raise one, or --overlong drop or truncate" },
     [LEFT_NAME] = { true, "a placeholder that nobody replaced; put the real text in its place" },
     [LEFT_BRACES] = { false, "looks like a placeholder that nobody replaced" },
     [TYPED_ROLE] = { false, "a role token typed as text; here it stays text and opens no turn" },
@@ -3173,12 +3147,12 @@ typedef struct { size_t n; const char *first; } Finding;
 
 typedef struct {
     Sample *samples;
-    size_t n, capacity, n_tokens, n_targets, n_dropped, n_cut, n_turns, n_answers, longest;
+    size_t n, capacity, n_tokens, n_targets, n_stops, n_dropped, n_cut, n_turns, n_answers, longest;
     Finding findings[FINDINGS];
 } Dataset;
 
 typedef struct {
-    JsonReader *reader; const ChatFormat *format; const Options *options; size_t vocab_size; Dataset *set;
+    JsonReader *json; const ChatFormat *format; const Options *options; size_t vocab_size; Dataset *set;
 } DataReader;
 
 // A member of an object, unless it is null.
@@ -3187,29 +3161,29 @@ static const Json *given(const Json *object, const char *key) {
     return j && j->type != JSON_NULL ? j : NULL;
 }
 
-static const char *where(const DataReader *d, const Json *j) { return json_where(d->reader, j->at); }
+static const char *where(const JsonReader *r, const Json *j) { return json_where(r, j->at); }
 
 // A value, for messages.
-static const char *quoted(const DataReader *d, const Json *j) {
-    const char *source = d->reader->source + j->at;
+static const char *quoted(const JsonReader *r, const Json *j) {
+    const char *source = r->source + j->at;
     if (j->type == JSON_STRING) return excerpt(j->text, j->count);
-    return excerpt(source, j->type < JSON_ARRAY ? strcspn(source, ",]} \t\r\n") : d->reader->n - j->at);
+    return excerpt(source, j->type < JSON_ARRAY ? strcspn(source, ",]} \t\r\n") : r->n - j->at);
 }
 
 static void note(const DataReader *d, int kind, const Json *at, const char *text) {
     Finding *f = &d->set->findings[kind];
-    if (!f->n++) f->first = strf("%s: %s", where(d, at), text);
+    if (!f->n++) f->first = strf("%s: %s", where(d->json, at), text);
 }
 
-static const Json *typed(const DataReader *d, const Json *j, JsonType type, const char *what) {
-    if (j && j->type != type) fail("%s: \"%s\" must be %s, not %s", where(d, j), j->key, what, quoted(d, j));
+static const Json *typed(const JsonReader *r, const Json *j, JsonType type, const char *what) {
+    if (j && j->type != type) fail("%s: \"%s\" must be %s, not %s", where(r, j), j->key, what, quoted(r, j));
     return j;
 }
 
-static const Json *want(const DataReader *d, const Json *object, const char *key, JsonType type, const char *what) {
+static const Json *want(const JsonReader *r, const Json *object, const char *key, JsonType type, const char *what) {
     const Json *j = json_get(object, key);
-    if (!j) fail("%s: \"%s\" is missing, which must be %s, in %s", where(d, object), key, what, quoted(d, object));
-    return typed(d, j, type, what);
+    if (!j) fail("%s: \"%s\" must be %s; it is missing in %s", where(r, object), key, what, quoted(r, object));
+    return typed(r, j, type, what);
 }
 
 // {{...}} and [[...]] in one line of at most 40 bytes. {{NAME}}, in capitals, is never meant.
@@ -3229,21 +3203,20 @@ static void note_placeholders(const DataReader *d, const Json *text) {
 static void note_text(const DataReader *d, int role, const Json *text) {
     if (!text->count) note(d, EMPTY_TEXT, text, role_names[role]);
     note_placeholders(d, text);
-    for (int i = 0; i < ROLES; i++)
-        if (memmem(text->text, text->count, role_tokens[i], strlen(role_tokens[i])))
-            note(d, TYPED_ROLE, text, role_tokens[i]);
+    for (const char *const *t = role_tokens; t < role_tokens + ROLES; t++)
+        if (memmem(text->text, text->count, *t, strlen(*t))) note(d, TYPED_ROLE, text, *t);
 }
 
 // Tools that a message or sample brings along; an empty list is none.
-static const Json *given_tools(const DataReader *d, const Json *object) {
-    const Json *tools = typed(d, given(object, "tools"), JSON_ARRAY, "an array");
+static const Json *given_tools(const JsonReader *r, const Json *object) {
+    const Json *tools = typed(r, given(object, "tools"), JSON_ARRAY, "an array");
     return tools && tools->count ? tools : NULL;
 }
 
 // A value as Python's json.dumps(indent=4, ensure_ascii=False) writes it; numbers keep the spelling of the file.
 // Members of the object `sparse` that are null are left out.
-static void text_python(Text *out, const DataReader *d, const Json *j, const Json *sparse, int depth) {
-    const char *source = d->reader->source + j->at;
+static void text_python(Text *out, const JsonReader *r, const Json *j, const Json *sparse, int depth) {
+    const char *source = r->source + j->at;
     bool object = j->type == JSON_OBJECT, empty = true;
     if (j->type == JSON_STRING) return text_json(out, j->text, j->count);
     if (j->type < JSON_ARRAY) return text_add(out, source, strcspn(source, ",]} \t\r\n"));
@@ -3252,21 +3225,21 @@ static void text_python(Text *out, const DataReader *d, const Json *j, const Jso
         if (j == sparse && m->type == JSON_NULL) continue;
         text_print(out, "%s\n%*s", empty ? "" : ",", 4 * depth + 4, "");
         if (object) text_json(out, m->key, strlen(m->key)), text_print(out, ": ");
-        text_python(out, d, m, sparse, depth + 1);
+        text_python(out, r, m, sparse, depth + 1);
         empty = false;
     }
     if (!empty) text_print(out, "\n%*s", 4 * depth, "");
     text_print(out, "%c", object ? '}' : ']');
 }
 
-static void text_function(Text *out, const DataReader *d, const Json *tool) {
+static void text_function(Text *out, const JsonReader *r, const Json *tool) {
     const Json *type = given(tool, "type"), *function = given(tool, "function");
     if (type && !(type->type == JSON_STRING && !strcmp(type->text, "function")))
-        fail("%s: tools of type %s are not supported, only \"function\"", where(d, type), quoted(d, type));
+        fail("%s: tools of type %s are not supported, only \"function\"", where(r, type), quoted(r, type));
     if (!function) function = tool;
-    const Json *called = want(d, function, "name", JSON_STRING, "a string");
+    const Json *called = want(r, function, "name", JSON_STRING, "a string");
     text_print(out, "\n\n## %s\n\n", called->text);
-    text_python(out, d, function, json_get(json_get(function, "parameters"), "properties"), 0);
+    text_python(out, r, function, json_get(json_get(function, "parameters"), "properties"), 0);
     text_print(out, "%s", GLM4_TOOL_END);
 }
 
@@ -3274,14 +3247,14 @@ static void text_function(Text *out, const DataReader *d, const Json *tool) {
 static void add_tools(const DataReader *d, Conversation *c, const Json *tools, const char *text, size_t n) {
     const char *opening = d->format->layout->tools;
     Text t = {0};
-    if (!opening) fail("%s: the chat layout %s has no words for tools", where(d, tools), d->format->layout->name);
+    if (!opening) fail("%s: the chat layout %s has no words for tools", where(d->json, tools), d->format->layout->name);
     if (*opening) {
         text_print(&t, "%s", opening);
-        for (const Json *tool = tools->first; tool; tool = tool->next) text_function(&t, d, tool);
+        for (const Json *tool = tools->first; tool; tool = tool->next) text_function(&t, d->json, tool);
     } else {
         text_add(&t, text, n);
         text_add(&t, "\n", 1);
-        text_python(&t, d, tools, NULL, 0);
+        text_python(&t, d->json, tools, NULL, 0);
     }
     add_turn(c, (Turn){ .role = SYSTEM, .text = t.s, .n = t.n, .fixed = true, .own = t.s });
 }
@@ -3298,32 +3271,33 @@ static void add_text_turn(const DataReader *d, Conversation *c, int role, const 
 // tools: those of the sample, if this is the message that brings them
 static void read_message(const DataReader *d, const Json *message, const Json *tools, Conversation *c) {
     const Layout *l = d->format->layout;
-    const Json *role = want(d, message, "role", JSON_STRING, "a string");
-    const Json *content = want(d, message, "content", JSON_STRING, "a string");
-    const Json *metadata = typed(d, given(message, "metadata"), JSON_STRING, "a string");
-    const Json *loss = typed(d, given(message, "loss"), JSON_BOOL, "true or false"), *own = given_tools(d, message);
-    int r = 0;
-    while (r < ROLES && (strlen(role->text) != role->count || strcmp(role->text, role_names[r]))) r++;
-    if (r == ROLES)
-        fail("%s: role %s is not one of system, user, assistant, observation", where(d, role), quoted(d, role));
-    if (l->rounds && r != (c->n % 2 ? ASSISTANT : USER))
+    const JsonReader *r = d->json;
+    const Json *role = want(r, message, "role", JSON_STRING, "a string");
+    const Json *content = want(r, message, "content", JSON_STRING, "a string");
+    const Json *metadata = typed(r, given(message, "metadata"), JSON_STRING, "a string");
+    const Json *loss = typed(r, given(message, "loss"), JSON_BOOL, "true or false"), *own = given_tools(r, message);
+    int k = 0;
+    while (k < ROLES && (strlen(role->text) != role->count || strcmp(role->text, role_names[k]))) k++;
+    if (k == ROLES)
+        fail("%s: role %s is not one of system, user, assistant, observation", where(r, role), quoted(r, role));
+    if (l->rounds && k != (c->n % 2 ? ASSISTANT : USER))
         fail("%s: role '%s' cannot stand here: in the chat layout %s user and assistant take turns, and there is no "
-             "other", where(d, role), role_names[r], l->name);
-    if (own && r != SYSTEM) fail("%s: \"tools\" belong to a system message", where(d, own));
-    if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(d, own));
+             "other", where(r, role), role_names[k], l->name);
+    if (own && k != SYSTEM) fail("%s: \"tools\" belong to a system message", where(r, own));
+    if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(r, own));
     if (own) tools = own;
     if (tools) add_tools(d, c, tools, content->text, content->count);
-    if (tools && !*l->tools && content->count) note_text(d, r, content);
-    if (!tools || (*l->tools && content->count)) add_text_turn(d, c, r, metadata, content, !loss || loss->number > 0);
+    if (tools && !*l->tools && content->count) note_text(d, k, content);
+    if (!tools || (*l->tools && content->count)) add_text_turn(d, c, k, metadata, content, !loss || loss->number > 0);
 }
 
 static void read_messages(const DataReader *d, const Json *root, const Json *messages, Conversation *c) {
-    const Json *tools = given_tools(d, root), *carrier = NULL;
-    if (!typed(d, messages, JSON_ARRAY, "an array of messages")->count)
-        fail("%s: \"%s\" is empty: there is nothing to learn", where(d, root), messages->key);
+    const Json *tools = given_tools(d->json, root), *carrier = NULL;
+    if (!typed(d->json, messages, JSON_ARRAY, "an array of messages")->count)
+        fail("%s: \"%s\" is empty: there is nothing to learn", where(d->json, root), messages->key);
     for (const Json *m = messages->first; m; m = m->next) {
         if (m->type != JSON_OBJECT)
-            fail("%s: a message must be an object with \"role\" and \"content\", not %s", where(d, m), quoted(d, m));
+            fail("%s: messages must be objects with role and content, not %s", where(d->json, m), quoted(d->json, m));
         const Json *role = json_get(m, "role");
         if (tools && !carrier && json_is(role, JSON_STRING) && !strcmp(role->text, role_names[SYSTEM])) carrier = m;
     }
@@ -3334,14 +3308,14 @@ static void read_messages(const DataReader *d, const Json *root, const Json *mes
 // A question and its answer in columns, and those before them: history: [[question, answer], ...].
 static void read_columns(const DataReader *d, const Json *root, Conversation *c) {
     const Options *o = d->options;
-    const Json *history = typed(d, given(root, o->history_column), JSON_ARRAY, "an array of pairs");
-    const Json *prompt = want(d, root, o->prompt_column, JSON_STRING, "a string");
-    const Json *response = want(d, root, o->response_column, JSON_STRING, "a string");
+    const Json *history = typed(d->json, given(root, o->history_column), JSON_ARRAY, "an array of pairs");
+    const Json *prompt = want(d->json, root, o->prompt_column, JSON_STRING, "a string");
+    const Json *response = want(d->json, root, o->response_column, JSON_STRING, "a string");
     for (const Json *pair = history ? history->first : NULL; pair; pair = pair->next) {
         const Json *question = pair->type == JSON_ARRAY && pair->count == 2 ? pair->first : NULL;
         if (!json_is(question, JSON_STRING) || !json_is(question->next, JSON_STRING))
-            fail("%s: \"%s\" must hold pairs of a question and its answer, not %s", where(d, pair), history->key,
-                 quoted(d, pair));
+            fail("%s: \"%s\" must hold pairs of a question and its answer, not %s", where(d->json, pair), history->key,
+                 quoted(d->json, pair));
         add_text_turn(d, c, USER, NULL, question, true);
         add_text_turn(d, c, ASSISTANT, NULL, question->next, true);
     }
@@ -3354,20 +3328,18 @@ static size_t most_ids(const Options *o) { return (size_t)(o->max_input_length +
 // --overlong truncate: all texts are cut to one length, found by halving, at which the sample fits; so the longest lose
 // their ends first. Role tokens, metadata, tools and the token that ends the answer stay, and with it a target.
 static Row encode_sample(const DataReader *d, const Conversation *c) {
-    size_t most = most_ids(d->options), low = 0, high = 0;
-    Row row = encode_turns(d->format, c->turns, c->n, SIZE_MAX, false);
-    if (row.ids.n <= most || strcmp(d->options->overlong, "truncate")) return row;
-    for (size_t i = 0; i < c->n; i++) high = max_size(high, c->turns[i].n);
-    while (low < high) {
-        size_t middle = high - (high - low) / 2;
+    size_t longest = 0, low = 0;
+    bool cuts = !strcmp(d->options->overlong, "truncate");
+    for (size_t i = 0; i < c->n; i++) longest = max_size(longest, c->turns[i].n);
+    for (size_t high = longest, length = longest; ; length = high - (high - low) / 2) {
+        Row row = encode_turns(d->format, c->turns, c->n, length, false);
+        bool fits = row.ids.n <= most_ids(d->options) || !cuts || !length;
+        d->set->n_cut += fits && length == high && length < longest;
+        if (fits && length == high) return row;
         free_row(&row);
-        row = encode_turns(d->format, c->turns, c->n, middle, false);
-        if (row.ids.n <= most) low = middle;
-        else high = middle - 1;
+        if (fits) low = length;
+        else high = length - 1;
     }
-    free_row(&row);
-    d->set->n_cut++;
-    return encode_turns(d->format, c->turns, c->n, low, false);
 }
 
 // GLM-4's official script with `combine: true` learns the last assistant turn alone, without the line break before it.
@@ -3378,7 +3350,7 @@ static void keep_last_turn(const ChatFormat *f, Row *row) {
 }
 
 static bool learns_last(const Options *o, const Layout *l) {
-    return l->official_answers == LAST_ANSWER || (l->official_answers == COMBINES && o->combine);
+    return l->official == LAST_ANSWER || (l->official == COMBINES && o->combine);
 }
 
 // messages: NULL where the sample has columns
@@ -3386,7 +3358,7 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
     Conversation c = {0};
     const Layout *l = d->format->layout;
     if (!d->format->tokenizer || !l)
-        fail("%s: text needs a tokenizer and a chat layout: %s", where(d, root), d->format->why);
+        fail("%s: text needs a tokenizer and a chat layout: %s", where(d->json, root), d->format->why);
     if (messages) read_messages(d, root, messages, &c);
     else read_columns(d, root, &c);
     d->set->n_turns += c.n;
@@ -3407,7 +3379,7 @@ static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
         bool whole = j->type == JSON_NUMBER && j->number >= -1e9 && j->number <= 1e9 && floor(j->number) == j->number;
         bool inside = whole && j->number >= 0 && j->number < (double)d->vocab_size;
         if (!inside && !(whole && labels && j->number == NO_TARGET))
-            fail("%s: %s is no token id of this model, which has 0 to %zu%s", where(d, j), quoted(d, j),
+            fail("%s: %s is no token id of this model, which has 0 to %zu%s", where(d->json, j), quoted(d->json, j),
                  d->vocab_size - 1, labels ? "; -100 marks a token that is no target" : "");
         *out++ = (int32_t)j->number;
     }
@@ -3416,11 +3388,10 @@ static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
 
 // Ready ids that are too long lose those before the last, which ends the answer.
 static Sample read_ready(const DataReader *d, const Json *root) {
-    const Json *ids = want(d, root, "input_ids", JSON_ARRAY, "an array of token ids");
-    const Json *labels = want(d, root, "labels", JSON_ARRAY, "an array of token ids and -100");
+    const Json *ids = want(d->json, root, "input_ids", JSON_ARRAY, "an array of token ids");
+    const Json *labels = want(d->json, root, "labels", JSON_ARRAY, "an array of token ids and -100");
     if (labels->count != ids->count)
-        fail("%s: there are %zu labels for %zu input_ids; they must be as many", where(d, labels), labels->count,
-             ids->count);
+        fail("%s: %zu labels for %zu input_ids; give as many", where(d->json, labels), labels->count, ids->count);
     Sample s = { .ids = read_ids(d, ids, false), .labels = read_ids(d, labels, true), .n = ids->count };
     size_t most = most_ids(d->options), end;
     if (s.n > most && !strcmp(d->options->overlong, "truncate")) {
@@ -3435,14 +3406,13 @@ static Sample read_ready(const DataReader *d, const Json *root) {
 
 static Sample read_sample(const DataReader *d, const Json *root) {
     const Options *o = d->options;
-    if (root->type != JSON_OBJECT) fail("%s: a sample must be an object, not %s", where(d, root), quoted(d, root));
     const Json *messages = given(root, "messages"), *conversations = given(root, "conversations");
     if (messages || conversations) return read_conversation(d, root, messages ? messages : conversations);
     if (json_get(root, "input_ids")) return read_ready(d, root);
     if (json_get(root, o->prompt_column) || json_get(root, o->response_column)) return read_conversation(d, root, NULL);
-    fail("%s: a sample must have \"messages\", \"conversations\", \"input_ids\" and \"labels\", or the columns \"%s\" "
-         "and \"%s\" (other names: --prompt_column, --response_column); here stands %s", where(d, root),
-         o->prompt_column, o->response_column, quoted(d, root));
+    fail("%s: a sample must be an object and must have \"messages\", \"conversations\", \"input_ids\" and \"labels\", "
+         "or the columns \"%s\" and \"%s\" (other names: --prompt_column, --response_column); here stands %s",
+         where(d->json, root), o->prompt_column, o->response_column, quoted(d->json, root));
 }
 
 static void dataset_add(Dataset *set, Sample s) {
@@ -3450,23 +3420,24 @@ static void dataset_add(Dataset *set, Sample s) {
     set->samples[set->n++] = s;
     set->n_tokens += s.n;
     set->n_targets += s.n_targets;
+    set->n_stops += s.stops;
     set->longest = max_size(set->longest, s.n);
 }
 
 // Reads a data file and notes what it finds. What cannot be read, or has no target where it must, is named and ends it.
-static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size,
-                              bool need_targets) {
+static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t V, bool need_targets) {
     JsonReader r = json_open_file(path);
     Dataset set = {0};
-    DataReader d = { &r, f, o, vocab_size, &set };
+    DataReader d = { &r, f, o, V, &set };
     for (const Json *root; (root = json_next(&r)); ) {
         Sample s = read_sample(&d, root);
         s.number = set.n + set.n_dropped + 1;
-        if (!s.n) fail("%s: the sample has no tokens", where(&d, root));
+        if (!s.n) fail("%s: the sample has no tokens", where(&r, root));
+        s.stops = is_stop(f, s.labels[s.n-1]);
         for (size_t i = 1; i < s.n; i++) s.n_targets += s.labels[i] != NO_TARGET;
         if (!s.n_targets && need_targets)
             fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100; here stands %s",
-                 where(&d, root), quoted(&d, root));
+                 where(&r, root), quoted(&r, root));
         bool fits = s.n <= most_ids(o), drops = !fits && !strcmp(o->overlong, "drop");
         if (!fits && !drops) note(&d, TOO_LONG, root, strf("%zu tokens", s.n));
         if (!drops) { dataset_add(&set, s); continue; }
@@ -3486,9 +3457,8 @@ static void refuse_findings(const Dataset *set) {
 }
 
 // A data file whose every sample fits and can be used.
-static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t vocab_size,
-                              bool need_targets) {
-    Dataset set = scan_data_file(path, f, o, vocab_size, need_targets);
+static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t V, bool need_targets) {
+    Dataset set = scan_data_file(path, f, o, V, need_targets);
     refuse_findings(&set);
     return set;
 }
@@ -3504,18 +3474,12 @@ static const char *data_file(const char *data, const char *part) {
 // Which labels the official script sets, in words; NULL: the mask is ours.
 static const char *mask_words(const Options *o, const ChatFormat *f) {
     const Layout *l = f->layout;
-    if (o->combine && !(o->official_mask && l && l->official_answers != EVERY_ANSWER))
+    if (o->combine && !(o->official_mask && l && l->official != EVERY_ANSWER))
         fail("--combine belongs to --official_mask and a layout of GLM-4 (glm4-chat, 0414, z1, edge)");
     if (!o->official_mask) return NULL;
     if (l && learns_last(o, l)) return "the last answer alone, without the line break before it";
     return l && l->official_observations ? "every answer and observation, whatever its \"loss\" says"
                                          : "every answer, whatever its \"loss\" says";
-}
-
-static size_t count_stops(const Dataset *set, const ChatFormat *f) {
-    size_t n = 0;
-    for (size_t i = 0; i < set->n; i++) n += is_stop(f, set->samples[i].labels[set->samples[i].n - 1]);
-    return n;
 }
 
 static int by_size_down(const void *a, const void *b) {
@@ -3538,11 +3502,8 @@ enum { BINS = 10 };
 
 // How many samples have each length, in at most BINS bins; returns their width, 1, 2 or 5 times a power of ten.
 static size_t count_lengths(const Dataset *set, size_t counts[BINS]) {
-    size_t width = 1, steps[] = { 2, 5, 10 }, power = 1;
-    for (size_t i = 0; width * BINS < set->longest; i++) {
-        width = power * steps[i % 3];
-        if (i % 3 == 2) power *= 10;
-    }
+    size_t width = 1;
+    for (size_t i = 0; width * BINS < set->longest; i++) width = i % 3 == 1 ? width / 2 * 5 : width * 2;
     memset(counts, 0, BINS * sizeof *counts);
     for (size_t i = 0; i < set->n; i++) counts[(set->samples[i].n - 1) / width]++;
     return width;
@@ -3560,7 +3521,7 @@ static void print_summary(const Dataset *set, size_t held_out, const ChatFormat 
     fprintf(stderr, "data: %zu samples to learn, %zu to validate; longest %zu tokens; target tokens: %zu of %zu; "
             "%zu cut, %zu dropped", set->n, held_out, set->longest, set->n_targets, set->n_tokens, set->n_cut,
             set->n_dropped);
-    if (f->layout) fprintf(stderr, "; samples ending in a stop token: %zu of %zu", count_stops(set, f), set->n);
+    if (f->layout) fprintf(stderr, "; samples ending in a stop token: %zu of %zu", set->n_stops, set->n);
     fprintf(stderr, "\n");
 }
 
@@ -3659,9 +3620,7 @@ static size_t most_tokens(const Dataset *set, size_t batch_size) {
     return sum;
 }
 
-// ================================================================================================================
-//  9  Generation and scores
-// ================================================================================================================
+// ==== 9  Generation and scores ===================================================================================
 // A token at a time: the keys and values of all tokens so far are kept, so each new one costs one row of every product.
 // The run of section 4 does it, with keys and values for whole conversations and activations for a few tokens.
 
@@ -4006,9 +3965,7 @@ static char *score_line(const Scores *s) {
     return t.s;
 }
 
-// ================================================================================================================
-// 10  Training
-// ================================================================================================================
+// ==== 10  Training ===============================================================================================
 // The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
 // per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
 // --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
@@ -4897,9 +4854,7 @@ static void train(const char *data, const char *model, Options *o) {
     end_run(&t);
 }
 
-// ================================================================================================================
-// 11  Adapters
-// ================================================================================================================
+// ==== 11  Adapters ===============================================================================================
 // An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, as
 // Hugging Face's PEFT names them, so that either program reads the other's. What PEFT has not, or would compute
 // otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved so too, as "GLMTUNE_...". ChatGLM's own
@@ -5346,9 +5301,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // ================================================================================================================
 // What lets all of this read the world's files, and the program around it: files, tokenizers, instruments, commands.
 
-// ================================================================================================================
-// 12  Fast CPU kernels
-// ================================================================================================================
+// ==== 12  Fast CPU kernels =======================================================================================
 // The first port of section 2: products, attention and the one row of decoding, where plain loops are too slow. They
 // take nine tenths of a run's time and more, and are made of one routine, the matrix product, in float, on vectors.
 // The results depend on shapes alone, as those of section 2 do; sums have another order than there.
@@ -5829,9 +5782,7 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
 }
 #endif  // FAST
 
-// ================================================================================================================
-// 13  Files
-// ================================================================================================================
+// ==== 13  Files ==================================================================================================
 // Everything that is read or written: what is written is whole or not there, what is read is checked before it is used.
 // JSON and YAML have one small parser each, weights lie in safetensors, and config.json says what they are.
 
@@ -6349,6 +6300,7 @@ static const struct { const char *name; size_t size; } dtypes[] = {     // those
 static const char *dtype_name(Dtype d) { return dtypes[d].name; }
 
 #define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
+enum { MAX_TENSORS = 20000 };               // the largest GLM has 613, and an optimizer two for each
 #define DAMAGED "the header is damaged, download the file again"
 
 static const char *shape_text(const size_t *shape, size_t n_dims) {
@@ -6446,7 +6398,8 @@ static void read_tensor_file(TensorSet *set, const char *path) {
              (unsigned long long)header, n);
     JsonReader r = json_open(file, (const char *)bytes + 8, header);
     const Json *root = json_only(&r);
-    if (root->type != JSON_OBJECT) fail("%s: the header is no JSON object", path);
+    if (root->type != JSON_OBJECT || root->count > MAX_TENSORS)
+        fail("%s: the header is no JSON object of %d tensors at most", path, MAX_TENSORS);
     set->tensors = grow(set->tensors, &set->capacity, set->n + root->count + 1, sizeof *set->tensors);
     for (const Json *j = root->first; j; j = j->next) {
         if (strcmp(j->key, "__metadata__")) set->tensors[set->n++] = read_tensor_entry(file, j);
@@ -6731,9 +6684,7 @@ static void bind_random(Model *m, uint64_t seed, double std) {
     }
 }
 
-// ================================================================================================================
-// 14  Tokenizer files
-// ================================================================================================================
+// ==== 14  Tokenizer files ========================================================================================
 // Each importer turns a released file into the bytes of a tokenizer.bin, and only those are parsed further:
 //     "GLMTOKEN", then as uint32: version, kind, flags, pieces, specials, bytes of text, lengths of the three class
 //     tables; length of each piece; rank of each piece; ids of specials; lengths of specials; the class tables (run
@@ -7201,9 +7152,7 @@ static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **w
     return t && (size_t)largest_id(t) < room ? t : NULL;
 }
 
-// ================================================================================================================
-// 15  Instruments
-// ================================================================================================================
+// ==== 15  Instruments ============================================================================================
 // What looks at a model or a run from outside: what it will take, what it computes, whether its gradients are right,
 // what it learned and how fast.
 
@@ -7853,9 +7802,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
     fprintf(stderr, "curves: %s\n", out);
 }
 
-// ================================================================================================================
-// 16  Commands
-// ================================================================================================================
+// ==== 16  Commands ===============================================================================================
 // The smaller commands, chat and check; then the tables: commands, options with their types, defaults, limits and
 // meaning, defaults under a yaml. Help, parsing and checks all come from them.
 
@@ -8155,7 +8102,7 @@ static void check_file(const char *path, const ChatFormat *f, const Options *o, 
     printf("tokens    %zu, target tokens: %zu of %zu (%.1f %%)\n", set.n_tokens, set.n_targets, set.n_tokens,
            100 * (double)set.n_targets / (double)set.n_tokens);
     print_lengths(&set);
-    if (f->layout) printf("samples ending in a stop token: %zu of %zu\n", count_stops(&set, f), set.n);
+    if (f->layout) printf("samples ending in a stop token: %zu of %zu\n", set.n_stops, set.n);
     print_findings(stdout, &set);
     size_t sample = (size_t)o->sample, i = 0;
     for (; !sample && i < min_size((size_t)o->samples, set.n); i++) print_sample(&set.samples[i], f);

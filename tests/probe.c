@@ -27,7 +27,7 @@ static Score *score_of(Tally *s, const char *kind) {
 
 // One answer to what has been said; counts it and says whether it is what the message wants.
 static bool answer_is_right(Probe *p, Score *score, const Json *message, Ids *answer) {
-    const Json *reference = want(p->data, message, "content", JSON_STRING, "a string"), *part;
+    const Json *reference = want(p->data->json, message, "content", JSON_STRING, "a string"), *part;
     Chat *c = &p->chat;
     feed_turns(c);
     bool stopped = generate(&c->g, c->format, c->o, LONGEST_ANSWER, answer, NULL);
@@ -46,7 +46,8 @@ static bool answer_is_right(Probe *p, Score *score, const Json *message, Ids *an
 }
 
 static void ask(Probe *p, const Json *sample) {
-    const Json *m = want(p->data, sample, "messages", JSON_ARRAY, "an array")->first, *kind = json_get(sample, "kind");
+    const Json *m = want(p->data->json, sample, "messages", JSON_ARRAY, "an array")->first;
+    const Json *kind = json_get(sample, "kind");
     Score *score = score_of(p->tally, json_is(kind, JSON_STRING) ? kind->text : "all");
     bool converses = !strcmp(score->kind, "turns"), right = true;
     size_t turn = 0;
@@ -54,7 +55,7 @@ static void ask(Probe *p, const Json *sample) {
     drop_turns(&c->turns, 0);
     for (; m; m = m->next) {
         Ids answer = {0};
-        bool answers = !strcmp(want(p->data, m, "role", JSON_STRING, "a string")->text, "assistant")
+        bool answers = !strcmp(want(p->data->json, m, "role", JSON_STRING, "a string")->text, "assistant")
             && (converses || !m->next);
         if (!answers) read_message(p->data, m, NULL, &c->turns);
         else {

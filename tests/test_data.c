@@ -506,6 +506,13 @@ static void test_small_vocabularies(Tokenizer *sp, Tokenizer *tiktoken) {
     check_equal("tiktoken: <|user|> follows the ranks", (size_t)special_id(tiktoken, "<|user|>"), 263 + 7);
 }
 
+static bool is_special(const Tokenizer *t, int32_t id) {
+    Text name = {0};
+    bool special = decode_one(t, id, &name);
+    free(name.s);
+    return special;
+}
+
 // Whether the text comes back from its ids, none of which is special.
 static bool comes_back(Tokenizer *t, const char *s, size_t n) {
     Ids ids = encoded(t, s, n);
@@ -757,7 +764,7 @@ static void check_text_vector(const char *what, const Json *vector, const ChatFo
     const Json *text = json_get(vector, "text");
     Row row = {0};
     Ids ids = json_ids(json_get(vector, "ids"));
-    if (prefix) row_begin(&row, f);
+    for (int i = 0; prefix && i < 2; i++) if (f->prefix[i] >= 0) row_add(&row, f->prefix[i], false);
     row_add_text(&row, f->tokenizer, text->text, text->count, false);
     check_ids(label("%s '%s'", what, text->text), row.ids, ids.ids, ids.n);
 }
