@@ -8,10 +8,9 @@
 // its data to its adapter; what makes it fast and lets it read the world's files. Stop after the part that you came
 // for: what a part needs of a later one is declared where it is first used, with a line that says what it gives. Each
 // section opens with what it does and why, and otherwise uses only what stands above it.
-// Shapes stand in the first comment lines of a function, outputs before inputs. T is the number of tokens in a batch, R
-// of rows chosen of them, H the hidden size, F the MLP's, V the vocabulary; a prefix d marks a gradient; x_t is row t
-// of x. All numbers that are computed with are `real`: float, or double when built with -DGLMTUNE_DOUBLE (`make
-// glmtune64`), which is what the float build is measured against.
+// Shapes stand in a function's first comment, outputs before inputs. T counts the tokens of a batch, R the rows chosen
+// from them; H is the hidden size, F the MLP's, V the vocabulary; d before a name marks a gradient; x_t is row t of x.
+// Arithmetic is in `real`: float, or double in `make glmtune64`, which the float build is measured against.
 //
 //   Part One: the model
 //      1  What C leaves out      errors, memory, hashes
@@ -200,8 +199,8 @@ static bool names_in(const char *list, const char *names) {
     return all;
 }
 
-// An arena is one block from which a role (activations, scratch, trainables) takes its arrays in order. Code that takes
-// them first runs on an arena without a block, which only counts: that is what the memory plan (15.1) prints.
+// An arena is one block that holds the arrays of one role (activations, scratch, trainables), in order. The code that
+// lays them out runs twice: first without a block, only to count bytes (15.1 prints them), then to place the arrays.
 typedef struct { char *block; size_t used, size; } Arena;
 
 static void *arena_take(Arena *a, size_t n, size_t size) {
@@ -227,18 +226,17 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 // ==== 2  Kernels =================================================================================================
 // Everything that is computed on model memory, as free functions over arrays: outputs first, then inputs, then sizes.
 // X_backward stands under X_forward and takes only what the forward saved. A kernel never prints, never allocates, and
-// knows no model. Model memory is what memory_take and memory_mapped give; all but kernels only pass its pointers on.
+// knows no model. Model memory is what memory_take and memory_mapped give; only kernels read or write it.
 //
-// 2.1 is the seam: each function with its whole contract. Below it stands each of them once, as plain loops: one loop
-// nest, no blocking, no vectors. That is the definition; it is what glmtune64 runs, and where a port begins. (Products
-// and attention have fast bodies in section 12.) Loops are threaded over independent outputs: each number has one
-// thread that computes it, in an order that depends on shapes alone: results are the same bits with 1 thread or 64.
+// 2.1 is the seam: each function with its contract, which a port (kernels for other hardware, as glmtune.cu) keeps too.
+// Then each stands once in plain loops, without blocking or vectors: the definition, and what glmtune64 runs. (Products
+// and attention have fast bodies in section 12.) Each number is computed by one thread, in an order that depends on
+// shapes alone: results are the same bits with 1 thread or 64.
 
 // ---- 2.1 The seam ------------------------------------------------------------------------------------------------
 // Clean C and C++: include this file with GLMTUNE_KERNELS_ONLY defined and you get just this. What holds for all:
-//     Arrays    lie in model memory, row by row, without gaps. A pointer may point into what memory_take or
-//               memory_mapped gave, at any element: rely on no more alignment. Arrays of a call do not overlap unless
-//               it says "may be".
+//     Arrays    lie in model memory, row by row, without gaps. A pointer may point to any element in it: rely on no
+//               more alignment. Arrays of a call do not overlap unless it says "may be".
 //     Lists     of pointers and of their sizes (y, from, dy, n_out of linear_parts; x, n of sum_of_squares) lie on the
 //               host, and may change once the function returns.
 //     Sizes     that count tokens, rows, sequences, arrays or elements (T, R, n_sequences, n_prefix, count; n where
@@ -248,7 +246,7 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 //               which is then added to; or another array of its shape, such as a residual.
 //     Sums      have one order, given by shapes: two runs give the same bits. In float, sum more than a few thousand
 //               terms in parts (the plain products are simpler: one sum).
-//     NaN       in an input reaches an output (lion_step: m; dropout: where it is kept; not ReLU's slope).
+//     NaN       in an input reaches an output (of lion_step: m; of dropout: if the number is kept; not ReLU's slope).
 //     Indices   (ids, rows, targets, positions) are valid: a kernel need not look.
 //     Calls     come from one thread, and take effect in their order. A kernel may return before it has ended.
 
@@ -296,7 +294,7 @@ void memory_copy_in(void *device, const void *host, size_t bytes);
 void memory_copy_out(void *host, const void *device, size_t bytes);
 // Bytes of a mapped file, where kernels can read them: on a GPU a copy. Those bytes stay where they are, unchanged,
 // until memory_unmap was called as often as memory_mapped was for them. The same address and size give the same
-// pointer. Never NULL: what fails is kernel_failed's.
+// pointer. Never NULL: a failure ends in kernel_failed.
 const void *memory_mapped(const void *host, size_t bytes);
 void memory_unmap(const void *mapped);
 // Bytes that memory_take can still give; SIZE_MAX: the device's memory is the machine's (15.1 then asks the system).
@@ -340,8 +338,8 @@ void linear_backward_input(real *dx, const real *from, const real *dy, Weight w,
 // dw [n_out,n_in] += scale dy^T x, dy [T,n_out], x [T,n_in]
 void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in);
 
-// The same for a w whose rows are up to three outputs (q, k, v): y[p] [T,n_out[p]] = from[p] + ..., from or from[p]
-// NULL: at nothing. dx is the sum over the parts in their order, so it has the bits of as many calls of the one above.
+// The same for a w whose rows are up to three outputs (q, k, v): y[p] [T,n_out[p]] = from[p] + ...; from or from[p]
+// NULL: at nothing. dx is the sum over the parts in their order: the same bits as one call of the above for each part.
 void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
                           const size_t *n_out, size_t n_parts, size_t n_in);
 void linear_parts_backward_input(real *dx, const real *from, real *const *dy, Weight w, real scale, size_t T,
@@ -384,8 +382,8 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
                    size_t n_rotated);
 
 // Query head h reads key/value head h / (n_heads / n_kv_heads). Sequence b has the rows starts[b] .. starts[b+1] of q,
-// and of k and v the rows kv_starts[b] .. kv_starts[b+1]. It may have no queries, or more keys than queries: these then
-// belong to its last keys. Each query sees the prefix, the earlier keys of its sequence and its own.
+// and of k and v the rows kv_starts[b] .. kv_starts[b+1]. It may have no queries, or more keys than queries: the
+// queries then belong to its last keys. Each query sees the prefix, the earlier keys of its sequence and its own.
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
     size_t T, most_queries;             // rows of q; the most queries of one sequence
@@ -453,8 +451,8 @@ size_t first_not_finite(const real *x, size_t n);
 void kernel_failed(const char *what) { fail("%s", what); }
 
 // FAST: products and attention come from section 12. A build in double, or with -DGLMTUNE_PLAIN, runs the plain loops.
-// With -DGLMTUNE_PORT the plain loops are weak symbols: a port in another file replaces one function at a time. With
-// -DGLMTUNE_CUDA, for memory that the host cannot read, none is compiled: what a port (glmtune.cu) lacks does not link.
+// With -DGLMTUNE_PORT they are weak symbols, so that a port in another file can replace one function at a time. With
+// -DGLMTUNE_CUDA, for memory that the host cannot read, none is compiled: what glmtune.cu lacks does not link.
 #if defined GLMTUNE_DOUBLE || defined GLMTUNE_PLAIN || defined GLMTUNE_PORT || defined GLMTUNE_CUDA
 #define FAST 0
 #else
@@ -469,7 +467,7 @@ void kernel_failed(const char *what) { fail("%s", what); }
 
 static size_t dtype_size(Dtype d) { return (const size_t[]){ 8, 4, 2, 2, 8, 4, 1 }[d]; }      // in bytes
 
-// Folded in, these keep one use of random numbers from repeating those of another.
+// Each use of random numbers folds its own of these into the key, so that no two uses get the same numbers.
 enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
 
 #ifndef GLMTUNE_CUDA            // the end of section 2 closes this
@@ -484,7 +482,7 @@ static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; 
 static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
 
 static inline float f16_to_float(uint16_t h) {
-    // The exponent's bias is 15 there, 127 here: shifted, f is 2^-112 of h, and the product is exact, subnormal or not.
+    // The exponent's bias is 15 in h and 127 in f, so the shifted bits mean h 2^-112; the product is exact, subnormal or not.
     uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
     float f = bits_to_float(magnitude << 13) * 0x1p112f;
     return bits_to_float((magnitude >= 0x7C00u ? 0x7F800000u | magnitude << 13 : float_to_bits(f)) | sign);
@@ -699,8 +697,8 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
 }
 
 // ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
-// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
-// (Su et al. 2021, arXiv:2104.09864):
+// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle (Su et al. 2021,
+// arXiv:2104.09864):
 //     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
 // q . k then depends only on the difference of positions. The rest of the head passes through. In float the angle is
 // rounded where Hugging Face rounds it (2.1): exact cosines would differ from its own by up to 1e-4 at position 8192.
@@ -745,13 +743,13 @@ KERNEL void rope_backward(real *dx, const int32_t *positions, const real *table,
 //     s_ij = q_i . k_j / sqrt(d)    lse_i = ln sum_j exp(s_ij)    p_ij = exp(s_ij - lse_i)    out_i = sum_j p_ij v_j
 
 #if !FAST
-// How many keys query i of sequence b sees: the prefix, what lies before the queries, and up to its own.
+// How many keys query i of sequence b sees: the prefix, those before the queries, and those up to its own.
 static size_t keys_seen_by(AttentionShape s, size_t b, size_t i) {
     size_t queries = s.starts[b+1] - s.starts[b], keys = s.kv_starts[b+1] - s.kv_starts[b];
     return s.n_prefix + keys - queries + i + 1;
 }
 
-// Key j of them, or its value, for head h: [head_dim], in the prefix or in the sequence's own rows.
+// Key j of those (or its value) for head h: [head_dim], in the prefix or in the sequence's own rows.
 static real *key_at(const real *own, const real *prefix, AttentionShape s, size_t b, size_t j, size_t h) {
     bool in_prefix = j < s.n_prefix;
     size_t row = in_prefix ? j : s.kv_starts[b] + j - s.n_prefix, group = h / (s.n_heads / s.n_kv_heads);
@@ -820,8 +818,7 @@ KERNEL void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, re
 #endif
 
 // ---- 2.8 SwiGLU --------------------------------------------------------------------------------------------------
-// The MLP's middle (Shazeer 2020, arXiv:2002.05202): h = silu(g) u, silu(x) = x / (1 + exp(-x)). The gate g and the
-// value u come from one map, the gate's F rows first.
+// The MLP's middle: h = silu(g) u (Shazeer 2020, arXiv:2002.05202). Gate g and value u come from one map, g first.
 
 static real sigmoid(real x) { return 1 / (1 + real_exp(-x)); }
 static real swish(real x) { return x / (1 + real_exp(-x)); }        // silu's other name
@@ -849,7 +846,7 @@ KERNEL void swiglu_backward(real *dgate_up, const real *dh, const real *gate_up,
 }
 
 // ---- 2.9 What tuning methods are made of -------------------------------------------------------------------------
-// Activations, for adapters and for projections of a prefix (section 5), and a gain for each feature.
+// Activations, for adapters and projections of a prefix (section 5), and a gain for each feature.
 
 static real relu(real x) { return x < 0 ? 0 : x; }      // NaN stays NaN
 static real relu_slope(real x) { return x > 0; }
@@ -1099,8 +1096,8 @@ typedef struct {
     double rope_theta, rms_norm_eps;
     bool remote;                    // the layout of ChatGLM's own code (trust_remote_code); else Hugging Face's
     bool post_norms, qkv_bias, tied;        // two more norms a layer; biases on q, k, v; the head is the embedding
-    const char *file, *source;      // config.json's path, for messages, and its text
-    const char *model_type, *layout, *name_or_path, *torch_dtype;   // as it says; NULL: it does not
+    const char *file, *source;      // the path of config.json, for messages, and its text
+    const char *model_type, *layout, *name_or_path, *torch_dtype;   // as config.json has them; NULL: it has none
 } Config;
 
 static size_t q_width(const Config *c) { return c->n_heads * c->head_dim; }
@@ -1108,8 +1105,8 @@ static size_t kv_width(const Config *c) { return c->n_kv_heads * c->head_dim; }
 
 // ---- 3.2 Tensors, maps, layers -----------------------------------------------------------------------------------
 
-// How far up the model something acts: the embedding at depth 0, then the stages of each layer in the order in which
-// they act, then, as stages of a layer n_layers, the last norm and the head.
+// How far up the model something acts, its depth: 0 is the embedding; then come the stages of each layer in their
+// order; the last norm and the head count as stages of a layer n_layers.
 enum { AT_INPUT_NORM, AT_QKV, AT_O, AT_ATTENTION_POST_NORM, AT_ATTENTION_BRANCH, AT_MLP_NORM, AT_GATE_UP, AT_DOWN,
        AT_MLP_POST_NORM, AT_MLP_BRANCH, STAGES, AT_FINAL_NORM = 0, AT_HEAD = 1 };
 
@@ -1128,7 +1125,7 @@ typedef struct {
     Dtype dtype, file_dtype;
     const void *file_data;          // in the mapped file; NULL where there is none
     const char *file;               // the name of that file in its folder
-    real *value, *grad, *moments[2];    // of what trains (4.2): data is value then; otherwise NULL
+    real *value, *grad, *moments[2];    // NULL unless it trains (4.2); data is value then
 } Tensor;
 
 // What a method adds to a map, to a half of a layer, or as a prefix: its tensors (NULL: none) and numbers.
@@ -1164,7 +1161,7 @@ typedef struct {
     Tensor **trained; size_t n_trained, trained_capacity;   // some of these, and what a method adds
     size_t lowest;                                  // depth of the lowest trained tensor; SIZE_MAX: nothing trains
     size_t n_moments;                               // that the optimizer keeps of each trained number
-    const char *fingerprint;                        // of what it was made of (11.2); NULL: not asked for
+    const char *fingerprint;                        // of base, tokenizer and layout (11.2); NULL: not asked for
     Added added;                                    // section 5: the prefix
     size_t n_prefix, first_position;                // keys that every token sees; position of a text's first token
     Arena trainables;
@@ -1176,7 +1173,7 @@ static const struct { const char *remote, *hf; } tensor_names[] = {
     [NAME_EMBEDDING] = { "transformer.embedding.word_embeddings", "model.embed_tokens" },
     [NAME_FINAL_NORM] = { "transformer.encoder.final_layernorm", "model.norm" },
     [NAME_HEAD] = { "transformer.output_layer", "lm_head" },
-    // behind transformer.encoder.layers.N. or model.layers.N.
+    // those of a layer, after transformer.encoder.layers.N. or model.layers.N.
     [NAME_INPUT_NORM] = { "input_layernorm", "input_layernorm" },
     [NAME_MLP_NORM] = { "post_attention_layernorm", "post_attention_layernorm" },
     [NAME_ATTENTION_POST_NORM] = { "post_self_attn_layernorm", "post_self_attn_layernorm" },
@@ -1203,7 +1200,7 @@ static Tensor *describe_tensor(const char *tensor_name, size_t rows, size_t colu
     return t;
 }
 
-// The same, of the base: PATH.weight or PATH.bias.
+// The same for a tensor of the base, in the order of the model: PATH.weight or PATH.bias.
 static Tensor *describe_base(Model *m, const char *path, const char *last, size_t rows, size_t columns, size_t depth) {
     m->tensors = grow(m->tensors, &m->capacity, m->n_tensors + 1, sizeof *m->tensors);
     Tensor *t = m->tensors[m->n_tensors++] = describe_tensor(strf("%s.%s", path, last), rows, columns, depth);
@@ -1258,7 +1255,7 @@ static Model *describe_model(Config c) {
     return m;
 }
 
-// Positions that a prefix leaves to a text: at least two: one to read, one to write.
+// Positions that a prefix leaves to a text: at least two, one to read and one to write.
 static size_t positions_left(const Model *m) {
     return m->config.max_positions - min_size(m->first_position, m->config.max_positions - 2);
 }
@@ -1329,11 +1326,11 @@ typedef struct {
     const int32_t *prefix_rows;     // see prefix_forward
 } Pass;
 
-// A key of adapter_config.json that a method has, in its order (11.2, 11.3). It holds the option of its name, unless it
-// stands there for PEFT: `text` as it is, or a number of the model.
+// A key of adapter_config.json that a method has, in its order (11.2, 11.3). Its value is that of the option of its
+// name; a key that only PEFT wants has a fixed `text` or a number of the model.
 typedef enum { NUMBER_OR_FLAG, WORD, NAMES } KeyForm;
 typedef struct {
-    const char *key, *usual;        // usual: what a file without it means; NULL: it must have it; "": nothing
+    const char *key, *usual;        // usual: the value where a file lacks it; NULL: a file must have it; "": none
     KeyForm form;
     const char *needs;              // read only where this flag of the file is true
     bool free, own;                 // free: the user may set another; own: only where PEFT does not read (own_type)
@@ -1341,9 +1338,9 @@ typedef struct {
     size_t (*of_model)(const Config *);
 } ConfigKey;
 
-// Functions that a method has no use for are NULL. `kept` is what a forward keeps for its backward; X_keeps says how
-// many numbers that are, for each token (for a prefix: in all); input_ and map_ functions share one `kept` for each
-// map. Gradients of weights, and dx beside a map, are added to; dx NULL: nothing below trains.
+// A function that a method does not need is NULL. A forward writes to `kept` what its backward will read; X_keeps says
+// how many numbers that is, for each token (for a prefix: in all). input_ and map_ functions share the `kept` of a map.
+// Gradients of weights, and dx beside a map, are added to; dx NULL: nothing below trains.
 typedef struct {
     const char *name, *peft_type;   // peft_type: in adapter_config.json
     const char *own_type;           // there instead, where PEFT would compute something else (is_pefts); NULL: never
@@ -1424,7 +1421,7 @@ typedef struct {
     // the batch under way
     size_t T, R;                    // tokens; rows whose logits are wanted
     size_t n_rows;                  // that a layer works on: T, and after the last layer's attention R
-    Cache *caches;                  // [sequences], the caller's: what earlier batches left; NULL: this one is whole
+    Cache *caches;                  // [sequences], the caller's: what earlier batches left; NULL: nothing is kept
     size_t new_keys;                // row at which the keys and values of the batch are computed
     int32_t *key_rows;              // [T] where they belong in the caches of several sequences
     bool spread_keys, dropout;      // spread_keys: whether they must be moved there
@@ -1574,15 +1571,14 @@ static bool has_logits(const Batch *b, size_t t, size_t end) {
     return b->every_row || t + 1 == end;
 }
 
-// Says where attention finds the keys of each sequence. Those of a batch that is whole lie as its rows do; a cache has
-// free rows after its keys, so between two sequences stands one without queries that owns those rows (caches come in
-// ascending order). The new keys of several sequences are computed in the last rows, which belong to none, and moved.
+// Says where attention finds the keys of each sequence. Without caches they lie as the rows of the batch do. A cache
+// has free rows after its keys; an empty sequence, without queries, stands between two others to own those rows
+// (caches come in ascending order). New keys of several sequences are computed in the last rows, then moved.
 static void place_keys(Run *r, const Batch *b) {
     const Cache *c = r->caches;
-    size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1;
+    size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1, most = 0;
     size_t *starts = alloc(n + 1, sizeof *starts), *kv_starts = alloc(n + 1, sizeof *kv_starts);
     int32_t *rows = alloc(b->T, sizeof *rows);
-    size_t most = 0;
     for (size_t s = 0, t = 0, i = 0; s < b->n; s++, i += each) {
         most = max_size(most, b->starts[s+1] - b->starts[s]);
         starts[i] = b->starts[s], starts[i+1] = b->starts[s+1];
@@ -1594,8 +1590,8 @@ static void place_keys(Run *r, const Batch *b) {
     r->n_sequences = n, r->most_queries = most;
     r->spread_keys = c && b->n > 1;
     r->new_keys = r->spread_keys ? r->max_kv - r->max_T : c ? c->first + c->n : 0;
-    bool fits = b->T <= r->max_T && r->new_keys + b->T <= r->max_kv;
-    if (!fits) fail("internal error: a batch of %zu tokens is too large", b->T);
+    if (b->T > r->max_T || r->new_keys + b->T > r->max_kv)
+        fail("internal error: a batch of %zu tokens is too large", b->T);
     move_in(r->starts, starts, (n + 1) * sizeof *starts);
     move_in(r->kv_starts, kv_starts, (n + 1) * sizeof *kv_starts);
     move_in(r->key_rows, rows, b->T * sizeof *rows);
@@ -1631,7 +1627,7 @@ static size_t bytes_of(const Run *r) { return r->kept_arena.used + r->scratch_ar
 
 // ---- 4.2 Memory of what trains -----------------------------------------------------------------------------------
 
-// Gives a tensor its places in an arena: weight, and where it is to be trained, not just loaded, gradient and moments.
+// Gives a tensor its places in an arena: for its numbers; if it trains, and is not only loaded, gradient and moments.
 static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
     real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
     for (size_t k = 0; k < (trains ? 2 + n_moments : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
@@ -1646,7 +1642,7 @@ static size_t trainable_bytes(const Model *m, bool trains) {
     return count.used;
 }
 
-// Takes the memory and sets the first values: base tensors: their own; new ones: random, from the seed.
+// Takes the memory and sets the first values: those of the file for a base tensor, random ones for a new tensor.
 static void start_trainables(Model *m, uint64_t seed, bool trains) {
     m->trainables.size = trainable_bytes(m, trains);
     m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
@@ -1664,9 +1660,8 @@ static void start_trainables(Model *m, uint64_t seed, bool trains) {
 // ---- 4.3 A linear map with what stands beside it -----------------------------------------------------------------
 
 static Pass pass_of(const Run *r) {
-    const uint64_t *keys = r->n_rows == r->T ? r->token_keys : r->row_keys;
-    return (Pass){ .T = r->n_rows, .token_keys = r->dropout ? keys : NULL, .scratch = r->scratch,
-                   .beside_scratch = r->beside_scratch };
+    return (Pass){ .T = r->n_rows, .scratch = r->scratch, .beside_scratch = r->beside_scratch,
+                   .token_keys = !r->dropout ? NULL : r->n_rows == r->T ? r->token_keys : r->row_keys };
 }
 
 static Pass prefix_pass(const Run *r) {
@@ -1687,8 +1682,8 @@ static void map_forward(const Run *r, const LayerState *k, const Linear *w, real
     if (r->method->map_forward) r->method->map_forward(w, y, x, kept, pass_of(r));
 }
 
-// dx [n,in] is overwritten by the first map that writes it, and added to by the others; NULL: nothing below trains. A
-// method comes before the map's own product, and adds: if it acts on the first map, dx is zeroed first.
+// dx [n,in] is overwritten by the first map and added to by the others; NULL: nothing below trains. The method adds to
+// dx before the map's own product does: if it acts on the first map, dx is zeroed first.
 static void map_backward(const Run *r, const LayerState *k, const Linear *w, real *dx, bool first, real *const *dy,
                          const real *x) {
     const real *kept = k->beside[w->index];
@@ -1729,8 +1724,8 @@ static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
     return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * kv_width(&r->model->config) : NULL;
 }
 
-// Ends a half of layer l: out [n,H] = x + s, s = W y, normalized where there is a post norm, and what the method does
-// after it. If nothing stands beside the map or after the half, nobody needs W y alone: the product starts from x.
+// Ends a half of layer l: out [n,H] = x + s; s = W y, normalized if there is a post norm; then what the method does. If
+// nothing stands beside the map or after the half, nobody needs W y alone: the product starts from x (`direct`).
 static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, real *out, real *x, const real *y) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
@@ -1802,16 +1797,15 @@ static real *if_flows(const Run *r, real *array, size_t l, size_t stage) {
     return flows_below(r, l, stage) ? array : NULL;
 }
 
-// Takes r->dx, the gradient of out in half_forward; returns that of W y (may be r->dx); NULL: nothing there trains.
+// r->dx is the gradient of half_forward's out. Returns that of W y, maybe r->dx itself; NULL: nothing there trains.
 static real *half_backward(const Run *r, size_t l, size_t half) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
-    size_t H = r->model->config.hidden_size, post_norm = half == MLP ? AT_MLP_POST_NORM : AT_ATTENTION_POST_NORM;
-    size_t branch = post_norm + 1;      // the stage after it
+    size_t post_norm = half == MLP ? AT_MLP_POST_NORM : AT_ATTENTION_POST_NORM, branch = post_norm + 1;     // stages
     real *ds = r->dx;
     if (r->method->branch_backward)
-        ds = r->method->branch_backward(&L->branch[half], r->dx, r->ds, k->branch[half], H, flows_below(r, l, branch),
-                                        pass_of(r));
+        ds = r->method->branch_backward(&L->branch[half], r->dx, r->ds, k->branch[half], r->model->config.hidden_size,
+                                        flows_below(r, l, branch), pass_of(r));
     if (!flows_below(r, l, branch)) return NULL;
     if (L->post_norm[half]) {
         norm_backward(r, r->dhalf, NULL, ds, k->half[half], L->post_norm[half], k->half_inv_rms[half]);
@@ -1857,7 +1851,7 @@ static bool self_attention_backward(Run *r, size_t l) {
     real *datt = if_flows(r, is_last(r, l) ? r->datt_rows : r->datt, l, AT_O);
     map_backward(r, k, L->o, datt, true, &dhalf, is_last(r, l) ? r->att_rows : k->att);
     if (!datt) return false;
-    if (is_last(r, l)) {            // only R rows went on: puts their gradients back in place; the others are zero
+    if (is_last(r, l)) {            // only R rows went on: back to T rows; the gradients of the others are zero
         zero(r->dx_all, T * H), zero(r->datt, T * qd);
         gather_backward(r->dx_all, r->dx_rows, r->rows, r->R, H);
         gather_backward(r->datt, r->datt_rows, r->rows, r->R, qd);
@@ -1887,8 +1881,8 @@ static void head_forward(const Run *r, const real *final, size_t n) {       // r
     linear_forward(r->logits, NULL, final, weight_of(head), 1, n, head->shape[0], head->shape[1]);
 }
 
-// The sum of the losses at all targets; with scale > 0 gradients of scale times that sum, too: those of the head and of
-// the last norm are added to, r->dx is that of x_final.
+// The sum of the losses at all targets. With scale > 0 also the gradients of scale times that sum: added to those of
+// head and last norm, and r->dx becomes that of x_final.
 static double head_loss(Run *r, real smoothing, real scale) {
     const Tensor *head = r->model->head;
     size_t H = head->shape[1], V = head->shape[0];
@@ -1975,10 +1969,9 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
 // A method says which tensors of the base train, which new ones there are and how they start (`setup`), what it does
 // in a layer, and how it stands in adapter_config.json. There are four places to act: on what a linear map reads (as
 // README's IA3), beside the map, after each half of a layer, and in a prefix of keys and values that every token sees.
-// Each method is one block: the math, setup, forward, backward, its keys in files, and what merging it into the base
-// means. To add one, write a block and give it a row in the table of 5.7. Two rules: X_keeps is equal in all layers;
-// what acts after a half of a layer acts after the MLP, too. (Only dump, yaml files and ChatGLM's own prefix folders
-// know some of the methods by name.)
+// To add one, write a block as those below (math, setup, forward, backward, keys, merging) and a row of the table in
+// 5.7. Two rules: X_keeps is equal in all layers; what acts after a half of a layer acts after the MLP, too. (Only
+// dump, yaml files and ChatGLM's own prefix folders know some of the methods by name.)
 
 // ---- 5.1 Helpers of methods --------------------------------------------------------------------------------------
 
@@ -2028,26 +2021,26 @@ static void check_modules(const Model *m, const char *targets) {
 //     y = W x + s B A dropout(x)    A [r,in] ~ U(+-1/sqrt(in)), B [out,r] = 0, s = alpha / r (rsLoRA: alpha / sqrt(r))
 // B starts at zero, so training starts from the base model exactly. Cost: r (in + out) parameters a map. A fused
 // query_key_value has one A and one B, whose rows serve the three parts; the gradient of A is the sum of the three.
-// Learning rate 5e-4: GLM-4's official recipe; B starts at zero and has some way to go, so it bears ten times full's.
+// Learning rate 5e-4: GLM-4's official one, ten times that of full tuning, because B has to grow from zero.
 
 enum { LORA_A, LORA_B };
 
-// The maps that LoRA stands beside; NULL: every one. With an official yaml, no list means PEFT's default, and names of
-// the other layout are translated (one fused map is three).
+// The maps that LoRA stands beside; NULL: all. With an official yaml, no list means PEFT's default, and names of the
+// other layout (`others`) are translated to this one's: a fused map stands for three.
 static const char *lora_targets(const Model *m, const Options *o) {
     static const char *const names[][2] = {
         { "q_proj", "query_key_value" }, { "k_proj", "query_key_value" }, { "v_proj", "query_key_value" },
         { "o_proj", "dense" }, { "gate_up_proj", "dense_h_to_4h" }, { "down_proj", "dense_4h_to_h" } };
     bool remote = m->config.remote;
-    Text others = {0}, same = {0};
+    Text others = {0}, translated = {0};
     if (!o->yaml) return o->target_modules;
     if (!o->target_modules) return remote ? "query_key_value" : "q_proj,k_proj,v_proj";
     for (size_t i = 0; i < COUNT(names); i++) {
         text_print(&others, "%s,", names[i][!remote]);
-        if (list_has(o->target_modules, names[i][!remote]) && !list_has(same.s, names[i][remote]))
-            text_print(&same, "%s%s", same.n ? "," : "", names[i][remote]);
+        if (list_has(o->target_modules, names[i][!remote]) && !list_has(translated.s, names[i][remote]))
+            text_print(&translated, "%s%s", translated.n ? "," : "", names[i][remote]);
     }
-    return names_in(others.s, o->target_modules) ? same.s : o->target_modules;
+    return names_in(others.s, o->target_modules) ? translated.s : o->target_modules;
 }
 
 static void lora_setup(Model *m, const Options *o) {
@@ -2097,7 +2090,7 @@ static void lora_backward(const Linear *w, real *dx, real *const *dy, const real
     const real *dropped = lora_input(w, x, p);
     linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
     if (!dx) return;
-    real *ddropped = dropped == x ? dx : p.scratch;         // in the place of dropout(x), which has been used
+    real *ddropped = dropped == x ? dx : p.scratch;         // overwrites dropout(x), which is needed no more
     linear_backward_input(ddropped, dropped == x ? dx : NULL, dz, weight_of(a), 1, p.T, r, w->n_in);
     if (ddropped != dx) dropout_backward(dx, ddropped, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
 }
@@ -2115,16 +2108,16 @@ static const ConfigKey lora_keys[] = {
     { "bias", .text = "\"none\"" }, { "fan_in_fan_out", .text = "false" }, { "init_lora_weights", .text = "true" },
     { "target_modules", .form = NAMES }, { 0 } };
 
+// weight [out,in] += s B [out,r] A [r,in]: as dx += s dy W, with B as dy and A as W
 static void lora_merge(real *weight, const Linear *w) {
-    // weight [out,in] += s B [out,r] A [r,in]: as dx += s dy W, with B as dy and A as W
     if (lora_rank(w))
         linear_backward_input(weight, weight, w->added.t[LORA_B]->value, weight_of(w->added.t[LORA_A]), w->added.scale,
                               w->n_out, lora_rank(w), w->n_in);
 }
 
 // ---- 5.3 Full tuning ---------------------------------------------------------------------------------------------
-// Every tensor of the base trains. Four numbers of 4 bytes per parameter (weight, gradient, two moments).
-// Learning rate 5e-5: the official `sft` recipes; every weight moves, so each must move little.
+// Every tensor of the base trains. Cost: 16 bytes a parameter (weight, gradient, two moments). Learning rate 5e-5, that
+// of the official `sft` recipes: every weight moves, so each must move little.
 
 static void full_setup(Model *m, const Options *o) {
     (void)o;
@@ -2140,13 +2133,12 @@ static void full_setup(Model *m, const Options *o) {
 // drops out 0.1 of u, and its E is as wide as u even where it is projected; `peft` counts them from P, and a projected
 // E is g d wide. A prefix of zeros is not the base: exp(q 0) = 1, so P keys take their share of every softmax.
 // E starts N(0,1), the rest uniform on +-1/sqrt(in), as torch does. Cost: 2 L g d P parameters, and P keys more for
-// every token. Learning rate 2e-2, ChatGLM2's official one: E starts wide, so steps must be wide. With a
-// projection, which multiplies every step, give a quarter of that.
-// What it learns: a manner, a role, samples by heart; of new facts asked in other words one in ten (README, What the
-// methods learn), for it is looked up by queries that do not train. AdamW moves a number by at most the rate in a step,
-// and u must move by about its own width, 1: few steps at a low rate do nothing (10.4 warns). One dropout mask serves
-// an optimizer step, of (seed, step, prefix token, feature): all samples see the same prefix, so how they are cut into
-// batches must not matter.
+// every token. What it learns: a manner, a role, samples by heart; of new facts asked in other words one in ten
+// (README, What the methods learn), because queries that do not train look them up.
+// Learning rate 2e-2, ChatGLM2's official one (with a projection, which multiplies every step, give a quarter): AdamW
+// moves a number by at most the rate in a step, and u must move by about its own width, 1, so few steps at a low rate
+// do nothing (10.4 warns). All samples of an optimizer step see one prefix and one dropout mask, of (seed, step, prefix
+// token, feature), so that it does not matter how they are cut into batches.
 
 enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };     // E, W1, b1, W2, b2; in PEFT's files, ChatGLM's:
 static const char *const prefix_names[][5] = {
@@ -2159,7 +2151,7 @@ static const char *const prefix_names[][5] = {
 
 static size_t prefix_width(const Model *m) { return 2 * m->config.n_layers * kv_width(&m->config); }
 
-static double prefix_dropout(bool chatglm) { return chatglm ? 0.1 : 0; }    // where nobody sets it
+static double prefix_dropout(bool chatglm) { return chatglm ? 0.1 : 0; }    // the default
 
 static void ptuning_setup(Model *m, const Options *o) {
     const Config *c = &m->config;
@@ -2184,8 +2176,8 @@ static void ptuning_setup(Model *m, const Options *o) {
 
 static size_t prefix_hidden(const Model *m) { return m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0; }
 
-// Where in `kept` things lie: u and u dropped [P,W]; what the tanh reads, what it gives, a gradient of that [P,hidden].
-// The backward reads neither u nor u dropped: their gradients take these places.
+// Where in `kept` things lie: u, and u after dropout [P,W]; a, h = tanh(a), the gradient dh [P,hidden]. The backward
+// does not read u or `dropped`: it puts their gradients there.
 typedef struct { real *u, *dropped, *a, *h, *dh; } PrefixParts;
 
 static PrefixParts prefix_parts(const Model *m, real *kept) {
@@ -2231,12 +2223,12 @@ static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p
         return;
     }
     affine_backward(k.dh, NULL, du, k.h, t[PREFIX_W2], t[PREFIX_B2], p.T);
-    activation_backward(da, k.dh, k.a, TANH, inner);            // in h's place, which is read no more
+    activation_backward(da, k.dh, k.a, TANH, inner);            // overwrites h, which is needed no more
     affine_backward(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, da, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1],
                     p.T);
 }
 
-// PEFT computes the same where positions begin at P, in Hugging Face's layout.
+// PEFT computes the same if positions begin at P and the layout is Hugging Face's.
 static bool ptuning_is_pefts(const Model *m) { return m->first_position && !m->config.remote; }
 
 // PEFT's files hold u itself, and lose the projection.
@@ -2268,15 +2260,14 @@ static const ConfigKey ptuning_keys[] = {
     { "prefix_dropout", .usual = "", .free = true, .own = true }, { 0 } };
 
 // ---- 5.5 Bottleneck adapters -------------------------------------------------------------------------------------
-// Puts a small network after a half of a layer, s being what the half gives to the residual stream x (after the post
-// norm, where there is one):
+// Puts a small network A after a half of a layer; s is what the half gives to the residual stream x (post-normed):
 //     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor
 //     houlsby    out = x + s + A(s) after both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
 //     pfeiffer   out = x + s + A(x + s) after the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
-// By default the factor is 16, or less, so that B is at least 128 where H is. They are placed and named as the
-// `adapters` library does in its Llama. W_down starts N(0,0.02), all else at zero: the library
-// draws W_up as well, but with zero the first step sees the base exactly, as with LoRA. Cost: 2 H B + B + H numbers a
-// place, and two small products that stay. Learning rate 7e-4: W_up has its way to go from zero, after small numbers.
+// The default factor is 16, or less, so that B is at least 128 where H is. Places and names are those of the `adapters`
+// library for its Llama. W_down starts N(0,0.02), all else at zero: the library draws W_up too, but with zero the first
+// step sees the base exactly, as with LoRA. Cost: 2 H B + B + H numbers a place, and two small products that no merge
+// removes. Learning rate 7e-4: W_up has to grow from zero.
 
 enum { ADAPTER_DOWN, ADAPTER_DOWN_BIAS, ADAPTER_UP, ADAPTER_UP_BIAS };
 enum { HOULSBY, PFEIFFER };
@@ -2285,8 +2276,7 @@ static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
     static const char *const parts[] = { "down.0.weight", "down.0.bias", "up.weight", "up.bias" };
     size_t H = m->config.hidden_size, r = (size_t)o->reduction_factor;
     if (!r) r = H / max_size(H / 16, min_size(H, 128));
-    size_t B = max_size(1, H / r);
-    size_t rows[] = { B, B, H, H }, columns[] = { H, 0, B, 0 };
+    size_t B = max_size(1, H / r), rows[] = { B, B, H, H }, columns[] = { H, 0, B, 0 };
     size_t depth = depth_of(l, half == MLP ? AT_MLP_BRANCH : AT_ATTENTION_BRANCH);
     const char *path = m->layers[l].o->path, *place = half == MLP ? "output" : "attention";
     int n = (int)(strstr(path, ".self_att") - path);            // as far as the layer's number
@@ -2320,7 +2310,7 @@ static void adapter_forward(const Added *a, real *x, const real *s, real *z, siz
     bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
 }
 
-// The gradient of z joins that of s in houlsby, of x + s in pfeiffer; without A both equal dx, the gradient of out.
+// dx is the gradient of out, and so of x and of s. That of z is added to it: for s alone in houlsby, both in pfeiffer.
 static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
     size_t B = adapter_width(a);
     const real *down = z + p.T * H, *bent = down + p.T * B;
@@ -2340,9 +2330,9 @@ static void adapter_settle(const Model *m, Options *o) {
 static const ConfigKey adapter_keys[] = { { "adapter_type", .form = WORD }, { .key = "reduction_factor" }, { 0 } };
 
 // ---- 5.6 Freezing ------------------------------------------------------------------------------------------------
-// The last layers of the base train with the last norm, or the maps of them that are named; embedding and head where
-// asked for; the backward ends below them. Cost: 16 bytes for each number that trains. Learning rate 2e-4: as full
-// tuning moves weights themselves, but few of them (1e-3 did best on the bundled model, whose weights are larger).
+// The last layers of the base train, with the last norm, or only the named maps in them; embedding and head on request.
+// The backward ends below them. Cost: 16 bytes for each number that trains. Learning rate 2e-4: above full tuning's,
+// because few weights move (1e-3 did best on the bundled model, whose weights are larger).
 
 static bool freeze_trains(const Model *m, const Tensor *t, const Options *o) {
     size_t layers = (size_t)o->trainable_layers;
@@ -2438,8 +2428,7 @@ static int64_t warmup_of(const Options *o, int64_t total_steps) {
     return o->warmup_steps > 0 ? o->warmup_steps : (int64_t)ceil((double)total_steps * o->warmup_ratio);
 }
 
-// The norm over all trained tensors; gradients are scaled down to max_norm when it is above: g min(1,
-// max_norm/(norm+1e-6)). A norm that is not finite is returned as it is, with the gradients untouched.
+// Returns the norm of all gradients, which become g min(1, max_norm/(norm+1e-6)); left as they are if it is not finite.
 static double clip_gradients(Model *m, double max_norm) {
     const real **gradients = alloc(m->n_trained, sizeof *gradients);
     size_t *sizes = alloc(m->n_trained, sizeof *sizes);
@@ -2587,9 +2576,8 @@ static void need_memory(size_t bytes, const char *lower);   // ends the program 
 static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T);   // prints what a run will take
 
 // ==== 7  Text ====================================================================================================
-// What a model reads and writes: text as token ids and back, and a conversation as one row of ids in the layout that
-// the model was pretrained on, with labels that say which of them it shall learn to produce. Training, evaluation and
-// chat all use this encoder, so that what is learned is what is asked for later.
+// Text becomes token ids and ids text; a conversation becomes one row of ids in the layout that the model was trained
+// on, with labels that say which ids it shall learn. Training, evaluation and chat all use this one encoder.
 
 // ---- 7.1 Characters ----------------------------------------------------------------------------------------------
 
@@ -2638,11 +2626,10 @@ static const char *excerpt(const char *s, size_t n) {
 // the vocabulary; characters without a piece fall back to their bytes. GLM-4 and later (tiktoken): the text is split
 // into chunks by a pattern, and in each chunk bytes are merged, lowest rank first. Either way the priority of a merge
 // is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n). Hugging
-// Face's tokenizer.json lists the merges instead: a piece is made only from two parts that are listed, each pair with a
-// rank of its own; the pairs of a piece differ by the length of the left part.
+// Face's tokenizer.json lists the merges instead: a piece is made only from listed pairs of parts, each with its own
+// rank; the pairs of a piece differ by the length of the left part.
 //
-// Role tokens such as <|user|> are no text: they have ids and names here, and text never turns into them, for a user
-// who types "<|user|>" must not open a turn.
+// Role tokens such as <|user|> have ids and names, but no text turns into them: typing "<|user|>" must open no turn.
 
 enum { TOKENIZER_VERSION = 1 };
 enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
@@ -2656,9 +2643,9 @@ enum { CLASS_OTHER, CLASS_LETTER, CLASS_NUMBER, CLASS_SPACE };
 
 typedef struct { const char *text; uint32_t n, rank; } Piece;
 typedef struct { const char *name; int32_t id; } Special;
-// A run of bytes up to `next`, which is this piece or none (-1); with the one there it may become `made`, by `rank`.
+// A run of bytes up to `next`, which is `piece`, or none (-1). Merged with the symbol at next it is `made`, by `rank`.
 typedef struct { uint32_t previous, next, rank; int32_t piece, made; } Symbol;
-typedef struct { uint32_t left_n, rank; } ListedMerge;          // of a piece whose left part has so many bytes
+typedef struct { uint32_t left_n, rank; } ListedMerge;          // left_n: bytes of the left part
 
 typedef struct {
     const char *file;                   // where it came from
@@ -2720,8 +2707,7 @@ static int32_t largest_id(const Tokenizer *t) {
 }
 
 // ---- 7.3 Encoding ------------------------------------------------------------------------------------------------
-// Measured with tests/bench_tokenizers.c on one core of a Sapphire Rapids Xeon, in MB/s of English, code, Chinese:
-// GLM-4's vocabulary 93, 85, 16; ChatGLM3's 19, 15, 36.
+// MB/s of English, code, Chinese on one core (tests/bench_tokenizers.c): GLM-4 93, 85, 16; ChatGLM3 19, 15, 36.
 
 static void heap_push(Tokenizer *t, uint64_t merge) {
     t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
@@ -2742,7 +2728,7 @@ static uint64_t heap_pop(Tokenizer *t) {
     return top;
 }
 
-// The rank with which a piece is made of its first left_n bytes and the rest. Of a pair listed twice the last counts.
+// The rank of the merge of a piece's first left_n bytes with the rest. If a pair is listed twice, the last counts.
 static uint32_t pair_rank(const Tokenizer *t, int64_t piece, uint32_t left_n) {
     if (!(t->flags & LISTED_MERGES)) return t->pieces[piece].rank;
     for (uint32_t i = t->first_listed[piece+1]; i-- > t->first_listed[piece]; )
@@ -2750,7 +2736,7 @@ static uint32_t pair_rank(const Tokenizer *t, int64_t piece, uint32_t left_n) {
     return RANK_NEVER;
 }
 
-// Notes whether the symbol at `left` and the one after it may be merged: together they must be a piece.
+// Notes what the symbol at `left` and the one after it would make, and the rank; RANK_NEVER: no piece.
 static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
     Symbol *l = &t->symbols[left];
     l->rank = RANK_NEVER;
@@ -2760,8 +2746,8 @@ static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
     if (piece >= 0) l->rank = pair_rank(t, piece, l->next - left);
 }
 
-// Puts the merge at a symbol on the heap if it comes before those at both neighbours; else it has to wait for theirs,
-// which may undo it. So the first of all is on the heap, few others are, and a run of one letter takes linear time.
+// Puts the merge at a symbol on the heap if it comes before those at both neighbours; else theirs come first, and may
+// undo it. So the first of all is on the heap, few others are, and a run of one letter takes linear time.
 static void enqueue(Tokenizer *t, uint32_t at, uint32_t end) {
     if (at >= end) return;
     const Symbol *l = &t->symbols[at];
@@ -2855,8 +2841,8 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     return length;
 }
 
-// The part of SentencePiece's text s that no merge leaves: it ends before a blank that no piece has inside, and before
-// and after a character that no longer piece holds, such as a line break. (English: from 0.5 to 15 MB/s.)
+// The first part of SentencePiece's text s whose border no merge crosses: before a blank that no piece has inside,
+// before and after a character that is in no longer piece, such as a line break. (30 times as fast on English.)
 static size_t next_word(const Tokenizer *t, const char *s, size_t n) {
     size_t at = 0;
     if (t->alone[(unsigned char)*s]) return 1;
@@ -2900,8 +2886,7 @@ static bool decode_one(const Tokenizer *t, int32_t id, Text *out) {
     return false;
 }
 
-// The text of n ids. SentencePiece's blank in front of a text is its own addition and is taken off, after each special
-// token too, where a text of its own begins.
+// The text of n ids. The blank that SentencePiece put before each text is taken off, also after a special token.
 static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
     Text out = {0};
     bool begins = true;
@@ -2923,8 +2908,8 @@ enum { SYSTEM, USER, ASSISTANT, OBSERVATION, ROLES };
 static const char *const role_names[ROLES] = { "system", "user", "assistant", "observation" };
 static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
 
-// A row is the prefix, then each turn: its role token, metadata and a line break, and the text; then `end`. Exceptions
-// are named below; what the official scripts learn concerns --official_mask alone.
+// A row is the prefix, then each turn (role token, metadata, line break, text), then `end`; exceptions are named below.
+// What the official scripts learn matters for --official_mask alone.
 typedef struct {
     const char *name, *prefix[2], *end, *stops[3];
     const char *tools;              // how a text of tools begins; "": it follows the system message's; NULL: no tools
@@ -3021,11 +3006,11 @@ static bool is_stop(const ChatFormat *f, int32_t id) {
 }
 
 // ---- 7.6 From a conversation to ids and labels -------------------------------------------------------------------
-// Each token comes with a flag, `teaches`: whether the one after it shall be learned. All tokens of an assistant's turn
-// have it, the role token included, so the targets are everything after the role token and the token that ends the
-// turn: the next role token, or the layout's end. That is how a model learns to stop.
+// Each token has a flag, `teaches`: the token after it shall be learned. All of an assistant's turn have it, from the
+// role token on. So the targets are its text and the token after that (the next role token, or the layout's end), which
+// is how a model learns to stop.
 
-// A message as it is encoded. fixed: it holds tools and is never shortened; own: its text, where nobody else has it.
+// A message as it is encoded. fixed: it holds tools and is never shortened; own: its text, if the turn must free it.
 typedef struct { int role; const char *metadata, *text; size_t metadata_n, n; bool learns, fixed; char *own; } Turn;
 typedef struct { Turn *turns; size_t n, capacity; } Conversation;
 
@@ -3071,7 +3056,7 @@ static Turn without_thoughts(Turn t) {
     return t;
 }
 
-// past: the turn is answered. The <think> that opens an answer is encoded with the line break before it, as in prompts.
+// past: other turns follow. The <think> that opens an answer is encoded with the line break before it, as in prompts.
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text header = {0};
     bool thinks = f->layout->thinks && t.role == ASSISTANT;
@@ -3123,14 +3108,13 @@ static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t
 }
 
 // ==== 8  Data ====================================================================================================
-// A data file is read sample by sample, in each of the forms that it may have; what is doubtful is counted, and told
-// with its first place. Some samples are held out by their hash, each epoch has an order of its own, and a batch is its
-// samples one after another.
+// A data file is read sample by sample, in any of its forms; what looks wrong is counted, and reported with its first
+// place. A hash chooses the samples to hold out, and each epoch has its own order.
 
 // ---- 8.1 Samples -------------------------------------------------------------------------------------------------
 
-// number: its place in the file, from 1; prompt_n: ids before the last answer, its role token included; 0: it has none;
-// stops: its last target is a stop token
+// number: its place in the file, from 1; prompt_n: ids up to the last role token of an answer, 0: none; stops: its last
+// target is a stop token
 typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; bool stops; } Sample;
 
 // What is noted while data are read: how often, and the first place. What is `wrong` keeps the data from being used.
