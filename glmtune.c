@@ -482,7 +482,7 @@ static inline float bits_to_float(uint32_t bits) { union { uint32_t u; float f; 
 static inline uint32_t float_to_bits(float f) { union { float f; uint32_t u; } x = { f }; return x.u; }
 
 static inline float f16_to_float(uint16_t h) {
-    // The exponent's bias is 15 in h and 127 in f, so the shifted bits mean h 2^-112; the product is exact, subnormal or not.
+    // The exponent's bias is 15 in h, 127 in a float: the shifted bits mean h 2^-112. The product is exact.
     uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
     float f = bits_to_float(magnitude << 13) * 0x1p112f;
     return bits_to_float((magnitude >= 0x7C00u ? 0x7F800000u | magnitude << 13 : float_to_bits(f)) | sign);
@@ -697,8 +697,8 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
 }
 
 // ---- 2.6 Rotary positions ----------------------------------------------------------------------------------------
-// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle (Su et al. 2021,
-// arXiv:2104.09864):
+// The first n_rotated features of a head are pairs (2j, 2j+1), each turned by an angle that grows with the position
+// (Su et al. 2021, arXiv:2104.09864):
 //     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
 // q . k then depends only on the difference of positions. The rest of the head passes through. In float the angle is
 // rounded where Hugging Face rounds it (2.1): exact cosines would differ from its own by up to 1e-4 at position 8192.
@@ -1085,8 +1085,8 @@ KERNEL void fill_normal(real *out, uint64_t key, float center, float spread, siz
 // ==== 3  Model ===================================================================================================
 // Sizes come from config.json. The models were released under two sets of names: "remote" (model_type chatglm:
 // ChatGLM2/3 and GLM-4-9B, queries, keys and values fused in one map) and Hugging Face's own (glm, glm4: three maps;
-// glm4 has two more norms a layer). The computation knows neither: it sees maps that have parts, and both give
-// the same bits. Only the defaults of LoRA and P-tuning, the choice of a chat layout and the names in files differ.
+// glm4 has two more norms a layer). The computation sees only maps with parts: both give the same bits. The names in
+// files, the defaults of LoRA and P-tuning and the choice of a chat layout differ.
 
 // ---- 3.1 Config --------------------------------------------------------------------------------------------------
 
@@ -3090,15 +3090,15 @@ static void row_add_rounds(Row *row, const ChatFormat *f, const Turn *turns, siz
     row_add_text(row, f->tokenizer, answer->text, shortened(answer, most), answer->learns);
 }
 
-// The row of a conversation, no text longer than `most` bytes. `asks`: it ends where the next answer is to begin.
+// The row of a conversation, no text longer than `most` bytes. `asks`: it is a prompt, and ends where an answer begins.
 static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t most, bool asks) {
     const Layout *l = f->layout;
     Row row = {0};
     for (int i = 0; i < 2; i++) if (f->prefix[i] >= 0) row_add(&row, f->prefix[i], false);
     if (l->rounds) row_add_rounds(&row, f, turns, n, most);
-    for (int later = !l->system_first; !l->rounds && later < 2; later++)    // twice where system messages come first
+    for (int pass = !l->system_first; !l->rounds && pass < 2; pass++)       // system_first: pass 0 is for those alone
         for (size_t i = 0; i < n; i++)
-            if (!l->system_first || (turns[i].role != SYSTEM) == later)
+            if (!l->system_first || (turns[i].role != SYSTEM) == pass)
                 row_add_turn(&row, f, turns[i], most, asks || i + 1 < n);
     if (!asks) return row_add(&row, f->end, false), row;
     if (!l->rounds) row_add(&row, f->roles[ASSISTANT], true);
@@ -3197,8 +3197,7 @@ static const Json *given_tools(const JsonReader *r, const Json *object) {
     return tools && tools->count ? tools : NULL;
 }
 
-// A value as Python's json.dumps(indent=4, ensure_ascii=False) writes it; numbers keep the spelling of the file.
-// Members of the object `sparse` that are null are left out.
+// As Python's json.dumps(indent=4, ensure_ascii=False), but numbers as in the file, and no null members in `sparse`.
 static void text_python(Text *out, const JsonReader *r, const Json *j, const Json *sparse, int depth) {
     const char *source = r->source + j->at;
     bool object = j->type == JSON_OBJECT, empty = true;
@@ -3309,8 +3308,8 @@ static void read_columns(const DataReader *d, const Json *root, Conversation *c)
 
 static size_t most_ids(const Options *o) { return (size_t)(o->max_input_length + o->max_output_length + 1); }
 
-// --overlong truncate: all texts are cut to one length, found by halving, at which the sample fits; so the longest lose
-// their ends first. Role tokens, metadata, tools and the token that ends the answer stay, and with it a target.
+// --overlong truncate: the longest texts lose their ends. All are cut to one length: the largest at which the sample
+// fits, found by halving. Role tokens, metadata, tools and the token that ends the answer stay, and with it a target.
 static Row encode_sample(const DataReader *d, const Conversation *c) {
     size_t longest = 0, low = 0;
     bool cuts = !strcmp(d->options->overlong, "truncate");
@@ -3531,8 +3530,7 @@ static double share_of(const Dataset *set, size_t n, uint64_t seed) {
     return share;
 }
 
-// Moves a share of the samples to a validation set, by their content, so that equal samples stay together. At least one
-// moves, unless that would leave nothing to train on.
+// Moves a share of the samples to a validation set, equal ones together; at least one, unless none would stay.
 static Dataset split_off(Dataset *set, double share, uint64_t seed) {
     Dataset train = {0}, validation = {0};
     double lowest = 1, highest = 0;
@@ -3586,8 +3584,7 @@ static Batch fixed_batch(const Model *m, size_t n) {
     Sample s = { .ids = alloc(n, sizeof *s.ids), .n = n };
     for (size_t i = 0; i < n; i++) s.ids[i] = (int32_t)(rng_bits(FIXED_TOKENS, i) % m->config.vocab_size);
     s.labels = s.ids;
-    Dataset set = { .samples = &s, .n = 1 };
-    Batch b = make_batch(&set, NULL, 1, 0, 0);
+    Batch b = make_batch(&(Dataset){ .samples = &s, .n = 1 }, NULL, 1, 0, 0);
     free(s.ids);
     return b;
 }
@@ -3633,8 +3630,7 @@ static void give_generator(Generator *g) {
     free(g->run.caches), free(g->logits);
 }
 
-// Runs tokens through the model, each sequence behind what it has in its cache; with `logits` [n,V] also gives those of
-// the token that follows each sequence.
+// Runs tokens through the model, each sequence behind its cache. logits [n,V]: of the token after each; may be NULL.
 static void feed_batch(Generator *g, const Batch *b, real *logits) {
     forward(&g->run, b, false);
     for (size_t s = 0; s < b->n; s++) g->run.caches[s].n += b->starts[s+1] - b->starts[s];
@@ -3721,8 +3717,8 @@ static bool generate(Generator *g, const ChatFormat *f, const Options *o, size_t
 // The prompt of a sample and what the model answers to it.
 typedef struct { const Sample *sample; size_t number; Ids answer; bool stopped; } Question;
 
-// Answers up to n_sequences questions together: their prompts one by one, then a token of each at a time. Who has ended
-// leaves the batch. Last bits differ from those of one by one: a product of one row adds up in another order.
+// Answers up to n_sequences questions together: their prompts one by one, then a token of each at a time. A question
+// that is answered leaves the batch. One at a time gives other last bits: a product of one row sums in another order.
 static void answer_together(Generator *g, const ChatFormat *f, const Options *o, Question *questions, size_t n) {
     const Config *config = &g->run.model->config;
     size_t size = g->run.max_kv * config->n_kv_heads * config->head_dim, kept, *starts = alloc(n + 1, sizeof *starts);
@@ -3757,8 +3753,8 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
 
 // ---- 9.2 Scores of answers ---------------------------------------------------------------------------------------
 // All are means over the answers, from 0 to 100, on characters (no words are cut), without blanks at both ends.
-// ROUGE (Lin 2004) as the Python package rouge_chinese has it: over distinct characters or pairs, and blanks are none.
-// BLEU (Papineni et al. 2002) as NLTK's sentence_bleu with smoothing method 3, inner blanks too. Both: 0 for no answer.
+// ROUGE (Lin 2004) as the Python package rouge_chinese has it: over distinct characters or pairs, without any blanks.
+// BLEU (Papineni et al. 2002) as NLTK's sentence_bleu with smoothing method 3, with inner blanks. No answer: both 0.
 
 typedef enum { ROUGE_1, ROUGE_2, ROUGE_L, BLEU_4, ACCURACY, STOP_RATE, REPETITION_RATE, METRICS } Metric;
 static const struct { const char *name, *meaning; } metrics[METRICS] = {
@@ -3802,8 +3798,7 @@ static double f1(size_t both, size_t a, size_t b) {
     return 2 * precision * recall / (precision + recall + 1e-8);
 }
 
-// Of runs of `order` characters: F1 of the distinct ones that a and b share; *matched: how many of a, repeated ones
-// too, find a partner of their own in b.
+// F1 of the distinct runs of `order` characters in a and b; *matched: how many runs of a have a partner each in b.
 static double shared_runs(Characters a, Characters b, size_t order, size_t *matched) {
     size_t n_a, n_b, distinct_a = 0, distinct_b = 0, both = 0;
     Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
@@ -3841,8 +3836,7 @@ static double bleu_4(Characters answer, Characters reference) {
         if (!matched) halved /= 2;
         sum += log((matched ? (double)matched : halved) / (double)(max_size(answer.n, order) + 1 - order)) / 4;
     }
-    double shortness = (double)reference.n / (double)answer.n;
-    return exp(sum + (answer.n > reference.n ? 0 : 1 - shortness));
+    return exp(sum + (answer.n > reference.n ? 0 : 1 - (double)reference.n / (double)answer.n));
 }
 
 static bool loops(Characters t) {
@@ -3950,10 +3944,9 @@ static char *score_line(const Scores *s) {
 }
 
 // ==== 10  Training ===============================================================================================
-// The loop: draw samples, sum their gradients, clip, step, log. An optimizer step takes up to
-// per_device_train_batch_size x gradient_accumulation_steps samples of the epoch's order, and the old ones that
-// --replay adds; its loss is the sum over all its targets divided by their number, however it is cut into batches.
-// Whatever is not finite stops the run at once.
+// The loop: draw samples, sum their gradients, clip, step, log; a number that is not finite ends the run. A step takes
+// up to per_device_train_batch_size x gradient_accumulation_steps samples in the epoch's order, and the old ones that
+// --replay adds; its loss is the mean over all its targets, however it is cut into batches.
 
 // What this section takes of later ones: adapters (11), curves (15), settings (16).
 
@@ -3976,8 +3969,7 @@ static const char *option_text(const Options *o, const char *option);       // i
 // sets it unless the user gave another value (with `free` that stays); returns what is wrong, or NULL
 static const char *fix_option(Options *o, const char *option, const char *value, bool free);
 
-// The first SIGINT or SIGTERM asks a run to end when its step is done; the second ends it at once, or, while a file is
-// being written, as soon as that notices and has removed it.
+// SIGINT or SIGTERM: the first ends a run after its step, the second at once (a half-written file is removed first).
 static volatile sig_atomic_t stop_signals;
 
 // ---- 10.1 One step -----------------------------------------------------------------------------------------------
@@ -4052,11 +4044,11 @@ static double evaluate(Run *r, const Dataset *set, size_t batch_size) {
 
 // ---- 10.2 State, data and log of a run ---------------------------------------------------------------------------
 
-// What a run must remember besides weights and moments: a checkpoint holds each number under its name. All are double,
-// exact for whole numbers to 2^53, so one loop does them all. best_metric: the validation loss of best_step, the best
-// checkpoint, or before training (best_step 0), then base_loss too; lowest: of all validations; worse_since: those in a
-// row that were no better; first_loss: of a few samples before training; last_loss, train_loss: the means of training
-// up to the last line of the log and to the last validation. Sums of losses are over the steps since then.
+// What a run must remember besides weights and moments; a checkpoint holds each under its name. All are double (exact
+// for whole numbers to 2^53), so one loop does them all. Losses of validation: best_metric, at best_step (0: before
+// training), base_loss before training, lowest of all, eval_loss the last; worse_since: how many in a row were no
+// better. Losses of training: first_loss, of a few samples before it; last_loss, the mean in the last line of the log;
+// train_loss, that at the last validation; line_sum and eval_sum: of the steps since these two.
 #define STATE(EACH) EACH(step) EACH(tokens) EACH(best_step) EACH(best_metric) EACH(worse_since) EACH(first_loss) \
     EACH(eval_loss) EACH(last_loss) EACH(base_loss) EACH(saved_step) EACH(line_sum) EACH(line_steps) EACH(eval_sum) \
     EACH(eval_steps) EACH(train_loss) EACH(lowest)
@@ -4141,21 +4133,21 @@ static const char *validation_file(const char *data, const Options *o) {
     return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
 }
 
-// What nobody set, by the number of samples n, unless a yaml says how the official scripts have it. A dozen samples and
-// more hold out a twentieth, five at least where there are 25, 500 at most.
+// The default of val_size (a yaml has the official one): from 12 samples on a twentieth is held out; from 25 on at
+// least five; never more than 500.
 static void choose_split(Options *o, const Dataset *set) {
     size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
     if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
 }
 
-// The rate of a method for n samples. It falls with the width, through the published ones at 4096, and is less for few
-// samples (but for a prefix, which must move by its own width): they are learned soon, and lack what large steps break.
+// The rate of a method for n samples. It falls with the width (the published rates are for 4096). It is lower for few
+// samples, which are learned soon, but not for a prefix, which must move by its own width.
 static double default_rate(const Method *m, size_t hidden, size_t n) {
     double few = m->prefix_forward ? 1 : fmin(1, fmax(35, (double)n) / 100);
     return m->learning_rate * pow(4096 / (double)hidden, m->width_power > 0 ? m->width_power : 0.5) * few;
 }
 
-enum { BATCH_TOKENS = 1024 };       // from about so many on products reach their full speed
+enum { BATCH_TOKENS = 1024 };       // about where products reach their full speed
 
 // A step has 4 samples, in batches of BATCH_TOKENS at most. There are 3 epochs, and for few samples as many more as
 // make 1400 steps, 60 at most, which end once validation says that they are learned, or gets no better. Measured on
@@ -4245,8 +4237,7 @@ static void log_step(Trainer *t, int64_t step, double loss, double lr, double no
     t->logged_at = now;
 }
 
-// At step 0, so that a broken start shows at once: what guessing costs, and what the model gives on a few samples. That
-// is the base's loss, unless training goes on with an adapter; a new prefix changes it a little.
+// At step 0, so that a broken start shows at once: the loss of pure guessing, and that of the model on a few samples.
 static void print_start(Trainer *t) {
     Dataset few = { .samples = t->train.samples, .n = min_size(t->n_new, t->samples_per_step) };
     for (size_t i = 0; i < few.n; i++) few.n_targets += few.samples[i].n_targets;
@@ -4255,23 +4246,23 @@ static void print_start(Trainer *t) {
             "samples\n", log((double)t->base.model->config.vocab_size), t->state.first_loss, few.n);
 }
 
-// Whether validation has not got better for as long as the user is willing to wait.
+// Whether validation has been no better for as long as --early_stopping_patience waits.
 static bool waited_enough(const Trainer *t) {
     return t->o->early_stopping_patience && t->state.worse_since >= (double)t->o->early_stopping_patience;
 }
 
-// That, or whether validation is as good as it need be, and training too, for a few samples may be right by chance.
+// That, or whether validation is as good as it need be, and training too (few samples may be right by chance).
 static bool is_enough(const Trainer *t) {
     const RunState *s = &t->state;
     bool learned = s->best_step > 0 && fmax(s->best_metric, s->train_loss) <= t->o->early_stopping_loss;
     return learned || waited_enough(t);
 }
 
-// Whether a validation is the best so far, and what it means in words. Better is what is lower; for patience, by more
-// than --early_stopping_threshold. Where --early_stopping_loss is set, a later one is better too as long as it is below
-// that, or above the lowest by no more than a standard error (Breiman et al. 1984), taken to be that of n losses that
-// spread as wide as their mean: so few samples tell no more. Before step 1 stands the first candidate, the base. What
-// comes too soon after the last checkpoint to be worth another is none, so the best is always on the disk.
+// Whether a validation is the best so far, and what to say of it. Lower is better; for patience, lower by more than
+// --early_stopping_threshold. With --early_stopping_loss a later one is better too if it is below that, or above the
+// lowest by no more than a standard error (Breiman et al. 1984), taken to be that of n losses that spread as wide as
+// their mean. The first candidate is the base, before step 1. A later one counts only if a checkpoint is due (not too
+// soon after the last), so that the best is always on the disk.
 static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char **words) {
     RunState *s = &t->state;
     double enough = t->o->early_stopping_loss, near = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
@@ -4623,7 +4614,7 @@ static void open_log(Trainer *t) {
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
 }
 
-// A checkpoint, opened as a user will.
+// A checkpoint, opened with default settings, as a user will.
 static Opened open_saved(const Trainer *t, const char *folder) {
     Options fresh = *t->o->defaults;
     fresh.defaults = t->o->defaults, fresh.base = t->base.folder;
@@ -4704,7 +4695,7 @@ static void print_result(const Trainer *t) {
            (s->tokens - t->first_tokens) / fmax(spent, 1e-9), time_text(t->validating));
 }
 
-// What the user should do next: a run that did no good says so, and one that replayed nothing what it may have cost.
+// What to do next: says when a run did no good, and what a run without replay may have cost.
 static void print_advice(const Trainer *t, const char *result) {
     const RunState *s = &t->state;
     double rate = t->o->learning_rate;
@@ -4721,7 +4712,7 @@ static void print_advice(const Trainer *t, const char *result) {
              program_name, result);
 }
 
-// The settings of the run that are not what everybody gets, but for those that the lines beside it tell.
+// The settings that differ from the defaults, without those that other lines of a run's start show (`told`).
 static void print_settings(const Options *o) {
     static const char told[] = "method,learning_rate,num_train_epochs,per_device_train_batch_size,"
                                "gradient_accumulation_steps,val_size,early_stopping_patience,load_best_model_at_end,"
@@ -4738,7 +4729,7 @@ static void print_settings(const Options *o) {
     free(line.s);
 }
 
-// Model, data and steps, and what the user should know of them before any memory is taken.
+// Chooses model, data and steps, and tells the user of them, before any memory is taken.
 static void prepare(Trainer *t, const char *data, Options *o) {
     Model *m = t->base.model;
     const ChatFormat *f = &t->format;
@@ -4839,10 +4830,9 @@ static void train(const char *data, const char *model, Options *o) {
 }
 
 // ==== 11  Adapters ===============================================================================================
-// An adapter folder holds what was trained and nothing else: adapter_model.safetensors and adapter_config.json, as
-// Hugging Face's PEFT names them, so that either program reads the other's. What PEFT has not, or would compute
-// otherwise (full, freeze, adapter, a prefix of ChatGLM's kind), is saved so too, as "GLMTUNE_...". ChatGLM's own
-// prefix folders are read too. `merge` makes a model folder of base and adapter.
+// An adapter folder holds only what was trained, as adapter_model.safetensors and adapter_config.json: Hugging Face's
+// PEFT and glmtune read each other's. What PEFT lacks or computes otherwise (full, freeze, adapter, a prefix of
+// ChatGLM's kind) has a type "GLMTUNE_...". ChatGLM's own prefix folders are read too. `merge` joins base and adapter.
 
 // ---- 11.1 Model folders ------------------------------------------------------------------------------------------
 
@@ -5083,10 +5073,10 @@ static const char *json_words(const Json *j) {
 // What PEFT can do to LoRA and glmtune does not: absent, null, false or empty; or one of these words, which change
 // nothing once training is over (pissa would: it changes the base as well).
 static void check_peft_config(const char *path, const Json *root) {
-    static const char unwanted[] = "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,modules_to_save,"
-        "rank_pattern,alpha_pattern,layers_to_transform,exclude_modules,layer_replication,target_parameters,"
-        "trainable_token_indices,alora_invocation_tokens,arrow_config,kasa_config,use_bdlora,velora_config,"
-        "monteclora_config";
+    static const char unwanted[] =
+        "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,modules_to_save,rank_pattern,alpha_pattern,"
+        "layers_to_transform,exclude_modules,layer_replication,target_parameters,trainable_token_indices,"
+        "alora_invocation_tokens,arrow_config,kasa_config,use_bdlora,velora_config,monteclora_config";
     for (const Json *j = json_is(root, JSON_OBJECT) ? root->first : NULL; j; j = j->next) {
         bool starts = !strcmp(j->key, "init_lora_weights");
         bool fine = j->type == JSON_NULL || (j->type == JSON_BOOL && (starts || j->number == 0)) ||
@@ -5133,7 +5123,7 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     return &methods[k];
 }
 
-// False for a tensor of the base, and where a tensor that starts from one constant (LoRA's B: zero) has left it.
+// Whether a tensor that the method added still has its first values; random ones count as such, a constant is compared.
 static bool is_as_started(const Tensor *t) {
     real *numbers = alloc(t->n, sizeof *numbers);
     size_t i = 0;
@@ -5227,10 +5217,9 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
             if (w->weight == t) o->method->merge(out, w);
 }
 
-// Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, at
-// random; float arithmetic in another order adds some units of 2^-24. Measured on eight layers of random weights:
-// logits change by 0.7 to 2 u of the largest (fp32: 15 units). A wrong merge is off by far more than 16 u; where a run
-// has diverged, attention is so sharp that rounding alone passes it.
+// Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, and
+// another order of sums adds some 2^-24. Measured on eight layers of random weights: logits change by 0.7 to 2 u of the
+// largest (fp32: 15 u). A wrong merge is off by far more than 16 u; after a run that diverged, rounding alone may be.
 static double merge_bound(const Model *m) {
     static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
     double largest = 0x1p-24 * 4;
