@@ -1147,9 +1147,9 @@ enum { ATTENTION, MLP, HALVES };    // the two halves of a layer
 
 typedef struct {
     Tensor *input_norm, *mlp_norm, *post_norm[HALVES];      // post norms: glm4 only, else NULL
-    Linear maps[MAX_MAPS];             // one map of q, k and v or one for each (n_qkv), then o, gate_up, down
+    Linear maps[MAX_MAPS];          // one map of q, k and v, or one for each (n_qkv of them), then o, gate_up, down
     size_t n_maps, n_qkv;
-    Linear *o, *gate_up, *down;        // where they stand in maps
+    Linear *o, *gate_up, *down;     // where they stand in maps
     Added branch[HALVES];           // section 5: after attention, after the MLP
 } Layer;
 
@@ -1213,7 +1213,7 @@ static Tensor *describe_norm(Model *m, int which, size_t layer, size_t stage) {
 }
 
 static Linear *describe_map(Model *m, size_t layer, int which, const size_t *rows, size_t n_parts, size_t n_in,
-                         size_t stage, bool bias) {
+                            size_t stage, bool bias) {
     Layer *l = &m->layers[layer];
     size_t index = l->n_maps++;
     Linear *map = &l->maps[index];
@@ -1322,7 +1322,7 @@ typedef struct {
     size_t T;                       // tokens; for a prefix those of the prefix
     const uint64_t *token_keys;     // [T] for dropout; NULL: dropout is off
     real *scratch;                  // [T, the widest input of a map] for one call to use as it likes
-    real *beside_scratch;           // [T, the largest number that map_keeps and branch_keeps give], the same
+    real *beside_scratch;           // the same, [T, the most that map_keeps or branch_keeps give]
     const int32_t *prefix_rows;     // see prefix_forward
 } Pass;
 
@@ -1395,12 +1395,12 @@ typedef struct {                    // on the host; who makes one gives it back
 // What a layer computes, in the order in which it comes about. n rows: T, or R in the last layer (see Run); kv rows: of
 // the whole cache. inv_rms1, inv_rms2, half_inv_rms, lse: of the norms and the softmax; only their backward reads them.
 typedef struct {
-    real *x, *inv_rms1, *a;                         // [T,H] its input, [T], [T,H] the norm of it
+    real *x, *inv_rms1, *a;                     // [T,H] its input, [T], [T,H] the norm of it
     real *q, *k, *v;                            // [T,heads,d], [kv rows,kv_heads,d] twice
     real *att, *lse;                            // [T,heads,d] what attention gives, [T,heads]
     real *mid, *inv_rms2, *m;                   // [n,H] the stream between the two halves, [n], [n,H] the norm of it
     real *gate_up, *h;                          // [n,2F], [n,F]
-    real *half[HALVES], *half_inv_rms[HALVES];      // [n,H] Wo att and W h, [n] of their post norms
+    real *half[HALVES], *half_inv_rms[HALVES];  // [n,H] Wo att and W h, [n] of their post norms
     real *beside[MAX_MAPS], *branch[HALVES];    // [n,map_keeps], [n,branch_keeps] what the method keeps
 } LayerState;
 
@@ -1427,14 +1427,14 @@ typedef struct {
     bool spread_keys, dropout;      // spread_keys: whether they must be moved there
     size_t *starts, *kv_starts, n_sequences, most_queries;       // as attention wants them
     int32_t *ids, *positions;                       // [T]
-    int32_t *rows, *targets;                        // [R] which of the T they are, and their targets
+    int32_t *rows, *targets;                        // [R] rows whose logits are wanted, and their targets
     uint64_t *token_keys, *row_keys, *prefix_keys;  // [T], [R], [P] for dropout; P tokens of a prefix
     int32_t *prefix_rows;                           // [2L P] see Method
     // activations
-    LayerState *layers, shared;                           // [n_layers]; shared: what several layers use in turn
+    LayerState *layers, shared;                     // [n_layers]; shared: what several layers use in turn
     real *rope, *prefix, *prefix_kept;      // [positions,rotated]; [2L,P,kv_heads,d]; kept for the method's backward
     real *x_rows, *att_rows;                        // [R,H], [R,heads,d] the last layer's x and att at those R rows
-    real *x_final, *final_inv_rms, *final;              // [R,H] what leaves the last layer, [R], [R,H] the last norm
+    real *x_final, *final_inv_rms, *final;          // [R,H] what leaves the last layer, [R], [R,H] the last norm
     // scratch
     real *normed, *logits, *loss;                   // [n_rows,H] a half of a layer, normed; [HEAD_ROWS,V], [R]
     real *scratch, *beside_scratch;                 // see Pass
@@ -2301,23 +2301,23 @@ static size_t adapter_keeps(const Added *a, size_t H) { return adapter_width(a) 
 
 static void adapter_forward(const Added *a, real *x, const real *s, real *z, size_t H, Pass p) {
     size_t B = adapter_width(a);
-    real *down = z + p.T * H, *bent = down + p.T * B;
+    real *down = z + p.T * H, *active = down + p.T * B;
     if (!B) return;
     widen(z, a->kind == HOULSBY ? s : x, REAL, p.T * H);        // a copy
     affine_forward(down, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
-    activation_forward(bent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
-    linear_forward(x, x, bent, weight_of(a->t[ADAPTER_UP]), 1, p.T, H, B);
+    activation_forward(active, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
+    linear_forward(x, x, active, weight_of(a->t[ADAPTER_UP]), 1, p.T, H, B);
     bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
 }
 
 // dx is the gradient of out, and so of x and of s. That of z is added to it: for s alone in houlsby, both in pfeiffer.
 static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
     size_t B = adapter_width(a);
-    const real *down = z + p.T * H, *bent = down + p.T * B;
-    real *dbent = p.beside_scratch, *ddown = dbent + p.T * B, *dz = a->kind == HOULSBY ? ds : dx;
+    const real *down = z + p.T * H, *active = down + p.T * B;
+    real *dactive = p.beside_scratch, *ddown = dactive + p.T * B, *dz = a->kind == HOULSBY ? ds : dx;
     if (!B) return dx;
-    affine_backward(dbent, NULL, dx, bent, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
-    activation_backward(ddown, dbent, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
+    affine_backward(dactive, NULL, dx, active, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
+    activation_backward(ddown, dactive, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
     affine_backward(below ? dz : NULL, dx, ddown, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
     return dz;
 }
@@ -2628,8 +2628,7 @@ static const char *excerpt(const char *s, size_t n) {
 // is a property of the piece that it makes (its rank), so one routine does both, with a heap: O(n log n). Hugging
 // Face's tokenizer.json lists the merges instead: a piece is made only from listed pairs of parts, each with its own
 // rank; the pairs of a piece differ by the length of the left part.
-//
-// Role tokens such as <|user|> have ids and names, but no text turns into them: typing "<|user|>" must open no turn.
+// Role tokens such as <|user|> have ids and names, but text never becomes one: typing "<|user|>" must open no turn.
 
 enum { TOKENIZER_VERSION = 1 };
 enum { BYTE_BPE = 1, SENTENCEPIECE = 2 };       // kinds
@@ -3220,8 +3219,7 @@ static void text_function(Text *out, const JsonReader *r, const Json *tool) {
     if (type && !(type->type == JSON_STRING && !strcmp(type->text, "function")))
         fail("%s: tools of type %s are not supported, only \"function\"", where(r, type), quoted(r, type));
     if (!function) function = tool;
-    const Json *called = want(r, function, "name", JSON_STRING, "a string");
-    text_print(out, "\n\n## %s\n\n", called->text);
+    text_print(out, "\n\n## %s\n\n", want(r, function, "name", JSON_STRING, "a string")->text);
     text_python(out, r, function, json_get(json_get(function, "parameters"), "properties"), 0);
     text_print(out, "%s", GLM4_TOOL_END);
 }
@@ -3432,7 +3430,6 @@ static Dataset scan_data_file(const char *path, const ChatFormat *f, const Optio
     return set;
 }
 
-// Ends the program when something was found that keeps the data from being used.
 static void refuse_findings(const Dataset *set) {
     for (int k = 0; k < FINDINGS; k++)
         if (finding_kinds[k].wrong && set->findings[k].n)
@@ -4070,13 +4067,13 @@ typedef struct {
     Run run;
     RunState state;
     ChatFormat format;
-    Generator answers;              // with predict_with_generate
-    Scores scores;                  // of the last validation
-    double mean_norm, first_tokens; // running mean of the gradient norm; tokens seen before this run went on
+    Generator answers;                  // with predict_with_generate
+    Scores scores;                      // of the last validation
+    double mean_norm, first_tokens;     // running mean of the gradient norm; tokens seen before this run went on
     FILE *log;
     const char *log_path;
     Text history;                   // lines of log.jsonl up to the checkpoint that the run goes on from
-    int64_t steps, steps_per_epoch, first_step, saves_after;        // saves_after: see worth_steps
+    int64_t steps, steps_per_epoch, first_step, saves_after;        // saves_after: by worth_steps
     size_t batch_size, samples_per_step, n_new;
     double replay_ratio, tokens_logged, began, logged_at, draw_at, took, validating;
 } Trainer;
@@ -4133,8 +4130,7 @@ static const char *validation_file(const char *data, const Options *o) {
     return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
 }
 
-// The default of val_size (a yaml has the official one): from 12 samples on a twentieth is held out; from 25 on at
-// least five; never more than 500.
+// The default of val_size (a yaml has its own): from 12 samples on a twentieth, from 25 on at least 5, at most 500.
 static void choose_split(Options *o, const Dataset *set) {
     size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
     if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
@@ -4149,9 +4145,8 @@ static double default_rate(const Method *m, size_t hidden, size_t n) {
 
 enum { BATCH_TOKENS = 1024 };       // about where products reach their full speed
 
-// A step has 4 samples, in batches of BATCH_TOKENS at most. There are 3 epochs, and for few samples as many more as
-// make 1400 steps, 60 at most, which end once validation says that they are learned, or gets no better. Measured on
-// models of width 128, 256 and 512: README, "What a run gets".
+// A step has STEP_SAMPLES samples, in batches of at most BATCH_TOKENS. Few samples get more epochs, until there are
+// ENOUGH_STEPS or MOST_EPOCHS; these end once validation is good enough or gets no better (README, "What a run gets").
 static void choose_defaults(Options *o, const Method *method, const Config *c, const Dataset *train, bool validates) {
     enum { STEP_SAMPLES = 4, ENOUGH_STEPS = 1400, LEAST_EPOCHS = 3, MOST_EPOCHS = 60 };
     if (!(o->learning_rate >= 0)) o->learning_rate = default_rate(method, c->hidden_size, train->n);
@@ -4354,9 +4349,9 @@ static void remove_checkpoints(const Trainer *t, size_t keep) {
 }
 
 // ---- 10.3 Checkpoints --------------------------------------------------------------------------------------------
-// checkpoint-N is an adapter's folder with what going on needs: optimizer.safetensors holds the moments and, as its
-// metadata, the state of the run and all settings that bear on the result; trainer_state.json is Hugging Face's, with
-// the log. The order of the data, dropout and the rate are functions of seed and step: the same bits need no more.
+// checkpoint-N is an adapter folder with all that a run needs to go on: optimizer.safetensors holds the moments and, as
+// metadata, the state and the settings; trainer_state.json is Hugging Face's, with the log. The order of the data,
+// dropout and the rate are functions of seed and step, so the run goes on with the same bits.
 
 // The settings that may differ when a run goes on.
 static const char may_change[] = "logging_steps,save_steps,save_total_limit,gradient_checkpointing,max_new_tokens,"
@@ -4505,7 +4500,6 @@ static Text read_history(const char *path) {
     return lines;
 }
 
-// Takes weights, moments, state and log from the checkpoint.
 static void resume(Trainer *t) {
     Model *m = t->base.model;
     compare_settings(t);
@@ -4676,7 +4670,6 @@ static void print_probe(const Trainer *t, const char *result) {
 static void print_result(const Trainer *t) {
     const Model *m = t->base.model;
     const RunState *s = &t->state;
-    const char *base_loss = s->base_loss > 0 ? strf("%.4f", s->base_loss) : "unknown";
     double spent = t->took - t->validating;
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
@@ -4688,7 +4681,7 @@ static void print_result(const Trainer *t) {
     printf("loss        %.4f before training, %.4f at its end\n", s->first_loss, s->last_loss);
     if (t->validation.n)
         printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n", s->best_metric,
-               s->best_step, s->eval_loss, base_loss, t->validation.n);
+               s->best_step, s->eval_loss, s->base_loss > 0 ? strf("%.4f", s->base_loss) : "unknown", t->validation.n);
     if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
     printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(spent),
@@ -4974,8 +4967,8 @@ static void write_trained(const char *path, Tensor *const *t, size_t n, const ch
     free(s);
 }
 
-// Writes the files of an adapter into a folder that is there; one that shall appear complete, the caller begins. Where
-// PEFT wants something else than what trains, that lies in a file of its own, so that training can go on.
+// Writes the files of an adapter into a folder that exists. Where PEFT wants something else than what trains
+// (`projected`), what trains goes into a file of its own, so that training can go on.
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
     const char *file = strf("%s/adapter_model.safetensors", folder);
     Tensor *projected = method->projected ? method->projected(m) : NULL;
@@ -5037,7 +5030,7 @@ static const char *find_base(const char *path, const char *folder, const Json *n
     return base;
 }
 
-// Such a folder has the config.json of its base, which says how long the prefix is and may say where the base lies.
+// Reads such a folder. It has the config.json of its base, with the length of the prefix and maybe the base's path.
 static const Method *read_official_config(const char *folder, Options *o, const char **base) {
     const char *file = official_prefix(folder), *path = strf("%s/config.json", folder);
     TensorSet set = {0};
@@ -5057,7 +5050,7 @@ static const Method *read_official_config(const char *folder, Options *o, const 
     return find_method(o->method);
 }
 
-// A value as an option takes it, a list of names with commas and without what stands before a dot; NULL: neither.
+// A JSON value as text for an option. A list of names: joined by commas, each from its last dot on; NULL: neither.
 static const char *json_words(const Json *j) {
     Text names = {0};
     if (j->type == JSON_BOOL) return j->number != 0 ? "true" : "false";
@@ -5070,17 +5063,16 @@ static const char *json_words(const Json *j) {
     return names.s;
 }
 
-// What PEFT can do to LoRA and glmtune does not: absent, null, false or empty; or one of these words, which change
-// nothing once training is over (pissa would: it changes the base as well).
+// Refuses what PEFT can do to LoRA and glmtune cannot. Allowed: absent, null, false, empty, or a word that says how
+// training started, unless that changed the base too (as pissa does).
 static void check_peft_config(const char *path, const Json *root) {
-    static const char unwanted[] =
-        "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,modules_to_save,rank_pattern,alpha_pattern,"
-        "layers_to_transform,exclude_modules,layer_replication,target_parameters,trainable_token_indices,"
-        "alora_invocation_tokens,arrow_config,kasa_config,use_bdlora,velora_config,monteclora_config";
+    static const char unwanted[] = "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,"
+        "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,exclude_modules,layer_replication,"
+        "target_parameters,trainable_token_indices,alora_invocation_tokens,arrow_config,kasa_config,use_bdlora,"
+        "velora_config,monteclora_config";
     for (const Json *j = json_is(root, JSON_OBJECT) ? root->first : NULL; j; j = j->next) {
-        bool starts = !strcmp(j->key, "init_lora_weights");
-        bool fine = j->type == JSON_NULL || (j->type == JSON_BOOL && (starts || j->number == 0)) ||
-                    (j->type >= JSON_ARRAY && !j->count) ||
+        bool fine = j->type == JSON_NULL || (j->type >= JSON_ARRAY && !j->count) ||
+                    (j->type == JSON_BOOL && (j->number == 0 || !strcmp(j->key, "init_lora_weights"))) ||
                     (j->type == JSON_STRING && list_has("none,gaussian,eva,orthogonal", j->text));
         if (!fine && list_has(unwanted, j->key))
             fail("%s: \"%s\" is '%s', which is not supported", path, j->key, json_words(j) ? json_words(j) : "set");
@@ -5176,7 +5168,6 @@ static Opened open_model(const char *path, Options *o) {
     return m;
 }
 
-// Takes the memory of what the method trains, and reads the adapter if there is one.
 static void start_method(const Opened *m, uint64_t seed, bool trains) {
     start_trainables(m->model, seed, trains);
     if (m->adapter) read_adapter_tensors(m->adapter, m->model, m->method);
