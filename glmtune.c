@@ -467,7 +467,7 @@ void kernel_failed(const char *what) { fail("%s", what); }
 
 static size_t dtype_size(Dtype d) { return (const size_t[]){ 8, 4, 2, 2, 8, 4, 1 }[d]; }      // in bytes
 
-// Each use of random numbers folds its own of these into the key, so that no two uses get the same numbers.
+// Folded into keys, these keep the random numbers of one use apart from those of another.
 enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
 
 #ifndef GLMTUNE_CUDA            // the end of section 2 closes this
@@ -2260,7 +2260,7 @@ static const ConfigKey ptuning_keys[] = {
     { "prefix_dropout", .usual = "", .free = true, .own = true }, { 0 } };
 
 // ---- 5.5 Bottleneck adapters -------------------------------------------------------------------------------------
-// Puts a small network A after a half of a layer; s is what the half gives to the residual stream x (post-normed):
+// Puts a small network A after a half of a layer; s is what the half adds to the stream x (after a post norm, if any):
 //     A(z) = W_up f(W_down z + b_down) + b_up        W_down [B,H], B = H / reduction_factor
 //     houlsby    out = x + s + A(s) after both halves, f swish          (Houlsby et al. 2019, arXiv:1902.00751)
 //     pfeiffer   out = x + s + A(x + s) after the MLP alone, f ReLU     (Pfeiffer et al. 2021, arXiv:2005.00247)
@@ -3055,7 +3055,7 @@ static Turn without_thoughts(Turn t) {
     return t;
 }
 
-// past: other turns follow. The <think> that opens an answer is encoded with the line break before it, as in prompts.
+// past: a turn follows or is asked for. The <think> of an answer is encoded with the line break before it, as in prompts.
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text header = {0};
     bool thinks = f->layout->thinks && t.role == ASSISTANT;
@@ -3112,8 +3112,8 @@ static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t
 
 // ---- 8.1 Samples -------------------------------------------------------------------------------------------------
 
-// number: its place in the file, from 1; prompt_n: ids up to the last role token of an answer, 0: none; stops: its last
-// target is a stop token
+// number: its place in the file, from 1; prompt_n: ids before the last answer, with its role token (0: it has none);
+// stops: its last target is a stop token
 typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; bool stops; } Sample;
 
 // What is noted while data are read: how often, and the first place. What is `wrong` keeps the data from being used.
@@ -5063,8 +5063,8 @@ static const char *json_words(const Json *j) {
     return names.s;
 }
 
-// Refuses what PEFT can do to LoRA and glmtune cannot. Allowed: absent, null, false, empty, or a word that says how
-// training started, unless that changed the base too (as pissa does).
+// Refuses what PEFT can do to LoRA and glmtune cannot. Allowed: absent, null, false, empty, or a word that changes
+// nothing once training is over (pissa would: it changes the base too).
 static void check_peft_config(const char *path, const Json *root) {
     static const char unwanted[] = "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,"
         "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,exclude_modules,layer_replication,"
@@ -5210,7 +5210,7 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
 
 // Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, and
 // another order of sums adds some 2^-24. Measured on eight layers of random weights: logits change by 0.7 to 2 u of the
-// largest (fp32: 15 u). A wrong merge is off by far more than 16 u; after a run that diverged, rounding alone may be.
+// largest (fp32: 15 u). A wrong merge is off by far more than 16 u; so may rounding be where a run diverged.
 static double merge_bound(const Model *m) {
     static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
     double largest = 0x1p-24 * 4;
