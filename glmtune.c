@@ -3055,7 +3055,7 @@ static Turn without_thoughts(Turn t) {
     return t;
 }
 
-// past: a turn follows or is asked for. The <think> of an answer is encoded with the line break before it, as in prompts.
+// past: a turn follows or is asked for. The <think> of an answer is encoded with the line break before, as in prompts.
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text header = {0};
     bool thinks = f->layout->thinks && t.role == ASSISTANT;
