@@ -2644,7 +2644,8 @@ typedef struct { const char *text; uint32_t n, rank; } Piece;
 typedef struct { const char *name; int32_t id; } Special;
 // A run of bytes up to `next`, which is `piece`, or none (-1). Merged with the symbol at next it is `made`, by `rank`.
 typedef struct { uint32_t previous, next, rank; int32_t piece, made; } Symbol;
-typedef struct { uint32_t left_n, rank; } ListedMerge;          // left_n: bytes of the left part
+// A pair that makes a piece: bytes of its left part, and 1 + the place of the one before it that makes the same piece.
+typedef struct { uint32_t left_n, before; } ListedMerge;
 
 typedef struct {
     const char *file;                   // where it came from
@@ -2656,8 +2657,8 @@ typedef struct {
     uint64_t *slots; uint32_t slot_mask;    // hash table: upper half of the hash, piece + 1
     bool alone[256];                    // SentencePiece: this byte is ASCII, and part of no longer piece
     bool inner_blank;                   // SentencePiece: some piece has U+2581 after another character
-    ListedMerge *listed;                // those of piece i are first_listed[i] .. first_listed[i+1] - 1
-    uint32_t *first_listed;
+    ListedMerge *listed;                // in the order of their ranks
+    uint32_t *last_listed;              // of each piece: 1 + the place of the last that makes it
     int32_t byte_ids[256];
     uint8_t *class_of;                  // of every code point
     Symbol *symbols; size_t symbols_capacity;
@@ -2683,16 +2684,19 @@ static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length)
 
 static bool at_blank(const char *s, size_t n) { return n >= 3 && !memcmp(s, BLANK, 3); }
 
-// The piece of exactly these bytes, or -1.
-static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) {
-    uint64_t h = hash_bytes(s, n), slot;
-    for (uint32_t i = (uint32_t)h & t->slot_mask; (slot = t->slots[i]); i = (i + 1) & t->slot_mask) {
-        if ((slot ^ h) >> 32) continue;
-        const Piece *p = &t->pieces[(uint32_t)slot - 1];
-        if (p->n == n && !memcmp(p->text, s, n)) return (uint32_t)slot - 1;
+// The slot of the piece of exactly these bytes, or the free one where it would stand.
+static uint64_t *find_slot(const Tokenizer *t, const char *s, size_t n) {
+    uint64_t h = hash_bytes(s, n), *slot;
+    for (uint32_t i = (uint32_t)h; *(slot = &t->slots[i & t->slot_mask]); i++) {
+        if ((*slot ^ h) >> 32) continue;
+        const Piece *p = &t->pieces[(uint32_t)*slot - 1];
+        if (p->n == n && !memcmp(p->text, s, n)) break;
     }
-    return -1;
+    return slot;
 }
+
+// The piece of exactly these bytes, or -1.
+static int64_t find_piece(const Tokenizer *t, const char *s, size_t n) { return (uint32_t)*find_slot(t, s, n) - 1LL; }
 
 static int32_t special_id(const Tokenizer *t, const char *wanted) {     // -1: there is none of that name
     for (uint32_t i = 0; i < t->n_specials; i++) if (!strcmp(t->specials[i].name, wanted)) return t->specials[i].id;
@@ -2705,15 +2709,8 @@ static int32_t largest_id(const Tokenizer *t) {
     return largest;
 }
 
-// ---- 7.3 Encoding ------------------------------------------------------------------------------------------------
-// MB/s of English, code, Chinese on one core (tests/bench_tokenizers.c): GLM-4 93, 85, 16; ChatGLM3 19, 15, 36.
-
-static void heap_push(Tokenizer *t, uint64_t merge) {
-    t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
-    size_t i = t->heap_n++;
-    for (; i > 0 && merge < t->heap[(i-1)/2]; i = (i-1)/2) t->heap[i] = t->heap[(i-1)/2];
-    t->heap[i] = merge;
-}
+// ---- 7.3 Encoding and decoding -----------------------------------------------------------------------------------
+// MB/s of English, code, Chinese (tests/bench_tokenizers.c, Sapphire Rapids): GLM-4 93, 85, 16; ChatGLM3 19, 15, 36.
 
 static uint64_t heap_pop(Tokenizer *t) {
     uint64_t top = t->heap[0], last = t->heap[--t->heap_n];
@@ -2730,9 +2727,9 @@ static uint64_t heap_pop(Tokenizer *t) {
 // The rank of the merge of a piece's first left_n bytes with the rest. If a pair is listed twice, the last counts.
 static uint32_t pair_rank(const Tokenizer *t, int64_t piece, uint32_t left_n) {
     if (!(t->flags & LISTED_MERGES)) return t->pieces[piece].rank;
-    for (uint32_t i = t->first_listed[piece+1]; i-- > t->first_listed[piece]; )
-        if (t->listed[i].left_n == left_n) return t->listed[i].rank;
-    return RANK_NEVER;
+    uint32_t i = t->last_listed[piece];
+    while (i && t->listed[i-1].left_n != left_n) i = t->listed[i-1].before;
+    return i - 1;           // RANK_NEVER: it is not listed
 }
 
 // Notes what the symbol at `left` and the one after it would make, and the rank; RANK_NEVER: no piece.
@@ -2745,21 +2742,24 @@ static void propose(Tokenizer *t, const char *s, uint32_t left, uint32_t end) {
     if (piece >= 0) l->rank = pair_rank(t, piece, l->next - left);
 }
 
-// Puts the merge at a symbol on the heap if it comes before those at both neighbours; else theirs come first, and may
-// undo it. So the first of all is on the heap, few others are, and a run of one letter takes linear time.
-static void enqueue(Tokenizer *t, uint32_t at, uint32_t end) {
-    if (at >= end) return;
-    const Symbol *l = &t->symbols[at];
-    if (l->rank == RANK_NEVER || (l->previous < end && t->symbols[l->previous].rank <= l->rank) ||
-        (l->next < end && t->symbols[l->next].rank < l->rank)) return;
-    heap_push(t, (uint64_t)l->rank << 32 | at);
+// Puts the merge at a symbol on the heap if it comes before those at both neighbours; else it has to wait for theirs,
+// which may undo it. So the first of all is on the heap, few others are, and a run of one letter takes linear time.
+static void enqueue(Tokenizer *t, uint32_t at) {
+    const Symbol *s = t->symbols, *l = s + at;
+    if (l->rank == RANK_NEVER || s[l->previous].rank <= l->rank || s[l->next].rank < l->rank) return;
+    uint64_t merge = (uint64_t)l->rank << 32 | at;
+    t->heap = grow(t->heap, &t->heap_capacity, t->heap_n + 1, sizeof *t->heap);
+    size_t i = t->heap_n++;
+    for (; i > 0 && merge < t->heap[(i-1)/2]; i = (i-1)/2) t->heap[i] = t->heap[(i-1)/2];
+    t->heap[i] = merge;
 }
 
 // Merges the n bytes at s and adds the ids. A symbol stands at the place of its first byte.
 static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
     if (n >= UINT32_MAX) fail("a text of %zu bytes is too long for one piece of work", n);
     uint32_t end = (uint32_t)n, unused;
-    t->symbols = grow(t->symbols, &t->symbols_capacity, n, sizeof *t->symbols);
+    t->symbols = grow(t->symbols, &t->symbols_capacity, n + 1, sizeof *t->symbols);
+    t->symbols[end] = (Symbol){ end, end, RANK_NEVER, -1, -1 };     // the neighbour of those that have none
     t->heap_n = 0;
     for (uint32_t at = 0, previous = end, length; at < end; previous = at, at += length) {
         length = t->kind == BYTE_BPE ? 1 : (uint32_t)utf8_get(s + at, n - at, &unused);
@@ -2767,7 +2767,7 @@ static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
         t->symbols[at] = (Symbol){ previous, at + length, RANK_NEVER, (int32_t)piece, -1 };
     }
     for (uint32_t at = 0; at < end; at = t->symbols[at].next) propose(t, s, at, end);
-    for (uint32_t at = 0; at < end; at = t->symbols[at].next) enqueue(t, at, end);
+    for (uint32_t at = 0; at < end; at = t->symbols[at].next) enqueue(t, at);
     while (t->heap_n) {
         uint64_t merge = heap_pop(t);
         uint32_t at = (uint32_t)merge;
@@ -2779,13 +2779,11 @@ static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
         right->rank = RANK_NEVER;
         if (left->next < end) t->symbols[left->next].previous = at;
         propose(t, s, at, end);
-        if (left->previous < end) {
-            propose(t, s, left->previous, end);
-            enqueue(t, left->previous, end);
-            enqueue(t, t->symbols[left->previous].previous, end);
-        }
-        enqueue(t, at, end);
-        enqueue(t, left->next, end);
+        propose(t, s, left->previous, end);
+        enqueue(t, t->symbols[left->previous].previous);
+        enqueue(t, left->previous);
+        enqueue(t, at);
+        enqueue(t, left->next);
     }
     for (uint32_t at = 0, next; at < end; at = next) {
         next = t->symbols[at].next;
@@ -2801,11 +2799,7 @@ static size_t class_run(const Tokenizer *t, const char *s, size_t n, int class, 
     return at;
 }
 
-static size_t newline_run(const char *s, size_t n) {
-    size_t at = 0;
-    while (at < n && (s[at] == '\r' || s[at] == '\n')) at++;
-    return at;
-}
+static bool is_newline(char c) { return c == '\r' || c == '\n'; }
 
 // 's 't 're 've 'm 'll 'd in either case. U+017F, the long s, is another case of s.
 static size_t contraction(const char *s, size_t n) {
@@ -2827,12 +2821,14 @@ static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     int class = class_at(t, s, n, &first);
     if (class == CLASS_LETTER) return class_run(t, s, n, CLASS_LETTER, n);
     if (class == CLASS_NUMBER) return class_run(t, s, n, CLASS_NUMBER, 3);
-    if (!newline_run(s, 1) && (run = class_run(t, s + first, n - first, CLASS_LETTER, n))) return first + run;
+    if (!is_newline(*s) && (run = class_run(t, s + first, n - first, CLASS_LETTER, n))) return first + run;
     size_t blank = *s == ' ';
-    if ((run = class_run(t, s + blank, n - blank, CLASS_OTHER, n)))
-        return blank + run + newline_run(s + blank + run, n - blank - run);
+    if ((run = class_run(t, s + blank, n - blank, CLASS_OTHER, n))) {
+        for (run += blank; run < n && is_newline(s[run]); ) run++;
+        return run;
+    }
     run = class_run(t, s, n, CLASS_SPACE, n);
-    for (size_t i = 0; i < run; i++) if (newline_run(s + i, 1)) last_newline = i + 1;
+    for (size_t i = 0; i < run; i++) if (is_newline(s[i])) last_newline = i + 1;
     if (last_newline) return last_newline;
     if (run == n || run == first) return run;
     // leave the last space to what follows
@@ -2868,8 +2864,6 @@ static void encode(Tokenizer *t, const char *s, size_t n, Ids *out) {
     free(escaped.s);
 }
 
-// ---- 7.4 Decoding ------------------------------------------------------------------------------------------------
-
 // Adds the text of one id; a special token gives its name. Returns whether it is one.
 static bool decode_one(const Tokenizer *t, int32_t id, Text *out) {
     for (uint32_t i = 0; i < t->n_specials; i++)
@@ -2901,7 +2895,7 @@ static Text decode(const Tokenizer *t, const int32_t *ids, size_t n) {
     return out;
 }
 
-// ---- 7.5 Chat layouts --------------------------------------------------------------------------------------------
+// ---- 7.4 Chat layouts --------------------------------------------------------------------------------------------
 
 enum { SYSTEM, USER, ASSISTANT, OBSERVATION, ROLES };
 static const char *const role_names[ROLES] = { "system", "user", "assistant", "observation" };
@@ -2910,12 +2904,12 @@ static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|ass
 // A row is the prefix, then each turn (role token, metadata, line break, text), then `end`; exceptions are named below.
 // What the official scripts learn matters for --official_mask alone.
 typedef struct {
-    const char *name, *prefix[2], *end, *stops[3];
+    const char *name, *sop, *end, *stops[3];        // sop: behind [gMASK] at the beginning; NULL: neither
     const char *tools;              // how a text of tools begins; "": it follows the system message's; NULL: no tools
     bool rounds;                    // no role tokens: all but the last answer is one text of numbered rounds
     bool system_first;              // system messages stand before all others
     bool thinks;                    // an answer opens with <think>, and in later prompts its thoughts are left out
-    bool official_observations;     // the official script learns observations too
+    bool observations;              // the official script learns observations too
     enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official;      // COMBINES: every answer, or the last by `combine`
 } Layout;
 
@@ -2928,14 +2922,12 @@ typedef struct {
 #define GLM3_TOOLS "Answer the following questions as best as you can. You have access to the following tools:"
 
 static const Layout layouts[] = {
-    { "chatglm2", { "[gMASK]", "sop" }, "</s>", { "</s>" }, .rounds = true },
-    { "chatglm3", { "[gMASK]", "sop" }, "</s>", { "</s>", "<|user|>", "<|observation|>" }, .tools = "",
-      .official_observations = true },
-    { "glm4-chat", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_SELF GLM4_TOOLS, .official = COMBINES },
-    { "0414", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .official = COMBINES },
-    { "z1", { "[gMASK]", "<sop>" }, GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .thinks = true,
-      .official = COMBINES },
-    { "edge", { NULL }, GLM4_STOPS, .official = LAST_ANSWER },
+    { "chatglm2", "sop", "</s>", { "</s>" }, .rounds = true },
+    { "chatglm3", "sop", "</s>", { "</s>", "<|user|>", "<|observation|>" }, .tools = "", .observations = true },
+    { "glm4-chat", "<sop>", GLM4_STOPS, .tools = GLM4_SELF GLM4_TOOLS, .official = COMBINES },
+    { "0414", "<sop>", GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .official = COMBINES },
+    { "z1", "<sop>", GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .thinks = true, .official = COMBINES },
+    { "edge", NULL, GLM4_STOPS, .official = LAST_ANSWER },
 };
 
 // A layout with a tokenizer: all that encoding a conversation needs.
@@ -2947,10 +2939,9 @@ typedef struct {
 } ChatFormat;
 
 static bool file_contains(const char *path, const char *wanted) {
-    if (!exists(path)) return false;
-    size_t n;
-    char *text = read_file(path, &n);
-    bool found = memmem(text, n, wanted, strlen(wanted)) != NULL;
+    size_t n = 0;
+    char *text = exists(path) ? read_file(path, &n) : NULL;
+    bool found = text && memmem(text, n, wanted, strlen(wanted));
     free(text);
     return found;
 }
@@ -2972,10 +2963,10 @@ static const char *layout_name(const Options *o, const Config *c, const char *fo
     return c->name_or_path && strstr(c->name_or_path, "chatglm2") ? "chatglm2" : NULL;
 }
 
-static int32_t need_special(const Tokenizer *t, const char *token, const Layout *l) {
-    int32_t id = token ? special_id(t, token) : -1;
+static int32_t need_special(const ChatFormat *f, const char *token) {
+    int32_t id = token ? special_id(f->tokenizer, token) : -1;
     if (token && id < 0)
-        fail("the tokenizer has no %s, which the chat layout %s needs; set another with --layout", token, l->name);
+        fail("the tokenizer has no token %s, which layout %s needs; set another with --layout", token, f->layout->name);
     return id;
 }
 
@@ -2988,14 +2979,13 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
     if (!wanted) f.why = strf("%s: its chat layout cannot be told from its files; set --layout", folder);
     else if (!f.layout) f.why = strf("chat layout '%s' is none of those that --layout knows", wanted);
     if (f.tokenizer && largest_id(f.tokenizer) >= (int64_t)c->vocab_size)
-        fail("%s: the tokenizer has ids up to %d, the model only %zu: they do not belong together", folder,
-             largest_id(f.tokenizer), c->vocab_size);
+        fail("%s: ids of the tokenizer go to %d, the model has %zu", folder, largest_id(f.tokenizer), c->vocab_size);
     if (!f.tokenizer || !f.layout) return f;
-    for (int i = 0; i < 2; i++) f.prefix[i] = need_special(f.tokenizer, f.layout->prefix[i], f.layout);
-    for (int i = 0; i < ROLES; i++)
-        f.roles[i] = need_special(f.tokenizer, f.layout->rounds ? NULL : role_tokens[i], f.layout);
-    for (int i = 0; i < 3; i++) f.stops[i] = need_special(f.tokenizer, f.layout->stops[i], f.layout);
-    f.end = need_special(f.tokenizer, f.layout->end, f.layout);
+    f.prefix[0] = need_special(&f, f.layout->sop ? "[gMASK]" : NULL);
+    f.prefix[1] = need_special(&f, f.layout->sop);
+    for (int i = 0; i < ROLES; i++) f.roles[i] = need_special(&f, f.layout->rounds ? NULL : role_tokens[i]);
+    for (int i = 0; i < 3; i++) f.stops[i] = need_special(&f, f.layout->stops[i]);
+    f.end = need_special(&f, f.layout->end);
     return f;
 }
 
@@ -3004,7 +2994,7 @@ static bool is_stop(const ChatFormat *f, int32_t id) {
     return false;
 }
 
-// ---- 7.6 From a conversation to ids and labels -------------------------------------------------------------------
+// ---- 7.5 From a conversation to ids and labels -------------------------------------------------------------------
 // Each token has a flag, `teaches`: the token after it shall be learned. All of an assistant's turn have it, from the
 // role token on. So the targets are its text and the token after that (the next role token, or the layout's end), which
 // is how a model learns to stop.
@@ -3126,17 +3116,14 @@ static const struct { bool wrong; const char *what; } finding_kinds[FINDINGS] = 
     [EMPTY_TEXT] = { false, "a message without text" },
     [NO_THOUGHTS] = { false, "an answer that does not open with <think>, as this layout's prompts make the model do" },
 };
-typedef struct { size_t n; const char *first; } Finding;
 
 typedef struct {
     Sample *samples;
     size_t n, capacity, n_tokens, n_targets, n_stops, n_dropped, n_cut, n_turns, n_answers, longest;
-    Finding findings[FINDINGS];
+    struct { size_t n; const char *first; } findings[FINDINGS];
 } Dataset;
 
-typedef struct {
-    JsonReader *json; const ChatFormat *format; const Options *options; size_t vocab_size; Dataset *set;
-} DataReader;
+typedef struct { JsonReader *json; const ChatFormat *format; const Options *o; size_t V; Dataset *set; } DataReader;
 
 // A member of an object, unless it is null.
 static const Json *given(const Json *object, const char *key) {
@@ -3154,8 +3141,7 @@ static const char *quoted(const JsonReader *r, const Json *j) {
 }
 
 static void note(const DataReader *d, int kind, const Json *at, const char *text) {
-    Finding *f = &d->set->findings[kind];
-    if (!f->n++) f->first = strf("%s: %s", where(d->json, at), text);
+    if (!d->set->findings[kind].n++) d->set->findings[kind].first = strf("%s: %s", where(d->json, at), text);
 }
 
 static const Json *typed(const JsonReader *r, const Json *j, JsonType type, const char *what) {
@@ -3242,7 +3228,7 @@ static void add_tools(const DataReader *d, Conversation *c, const Json *tools, c
 
 static void add_text_turn(const DataReader *d, Conversation *c, int role, const Json *metadata, const Json *text,
                           bool wanted) {
-    bool official = d->options->official_mask, observes = official && d->format->layout->official_observations;
+    bool official = d->o->official_mask, observes = official && d->format->layout->observations;
     note_text(d, role, text);
     add_turn(c, (Turn){ .role = role, .text = text->text, .n = text->count,
                         .learns = (role == ASSISTANT && (wanted || official)) || (role == OBSERVATION && observes),
@@ -3253,6 +3239,8 @@ static void add_text_turn(const DataReader *d, Conversation *c, int role, const 
 static void read_message(const DataReader *d, const Json *message, const Json *tools, Conversation *c) {
     const Layout *l = d->format->layout;
     const JsonReader *r = d->json;
+    if (message->type != JSON_OBJECT)
+        fail("%s: a message must be an object, not %s", where(r, message), quoted(r, message));
     const Json *role = want(r, message, "role", JSON_STRING, "a string");
     const Json *content = want(r, message, "content", JSON_STRING, "a string");
     const Json *metadata = typed(r, given(message, "metadata"), JSON_STRING, "a string");
@@ -3262,8 +3250,7 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     if (k == ROLES)
         fail("%s: role %s is not one of system, user, assistant, observation", where(r, role), quoted(r, role));
     if (l->rounds && k != (c->n % 2 ? ASSISTANT : USER))
-        fail("%s: role '%s' cannot stand here: in the chat layout %s user and assistant take turns, and there is no "
-             "other", where(r, role), role_names[k], l->name);
+        fail("%s: '%s' cannot stand here: in %s user and assistant take turns", where(r, role), role_names[k], l->name);
     if (own && k != SYSTEM) fail("%s: \"tools\" belong to a system message", where(r, own));
     if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(r, own));
     if (own) tools = own;
@@ -3276,11 +3263,9 @@ static void read_messages(const DataReader *d, const Json *root, const Json *mes
     const Json *tools = given_tools(d->json, root), *carrier = NULL;
     if (!typed(d->json, messages, JSON_ARRAY, "an array of messages")->count)
         fail("%s: \"%s\" is empty: there is nothing to learn", where(d->json, root), messages->key);
-    for (const Json *m = messages->first; m; m = m->next) {
-        if (m->type != JSON_OBJECT)
-            fail("%s: messages must be objects with role and content, not %s", where(d->json, m), quoted(d->json, m));
+    for (const Json *m = messages->first; m && tools && !carrier; m = m->next) {
         const Json *role = json_get(m, "role");
-        if (tools && !carrier && json_is(role, JSON_STRING) && !strcmp(role->text, role_names[SYSTEM])) carrier = m;
+        if (json_is(role, JSON_STRING) && !strcmp(role->text, role_names[SYSTEM])) carrier = m;
     }
     if (tools && !carrier) add_tools(d, c, tools, GLM3_TOOLS, strlen(GLM3_TOOLS));
     for (const Json *m = messages->first; m; m = m->next) read_message(d, m, m == carrier ? tools : NULL, c);
@@ -3288,7 +3273,7 @@ static void read_messages(const DataReader *d, const Json *root, const Json *mes
 
 // A question and its answer in columns, and those before them: history: [[question, answer], ...].
 static void read_columns(const DataReader *d, const Json *root, Conversation *c) {
-    const Options *o = d->options;
+    const Options *o = d->o;
     const Json *history = typed(d->json, given(root, o->history_column), JSON_ARRAY, "an array of pairs");
     const Json *prompt = want(d->json, root, o->prompt_column, JSON_STRING, "a string");
     const Json *response = want(d->json, root, o->response_column, JSON_STRING, "a string");
@@ -3310,11 +3295,11 @@ static size_t most_ids(const Options *o) { return (size_t)(o->max_input_length +
 // fits, found by halving. Role tokens, metadata, tools and the token that ends the answer stay, and with it a target.
 static Row encode_sample(const DataReader *d, const Conversation *c) {
     size_t longest = 0, low = 0;
-    bool cuts = !strcmp(d->options->overlong, "truncate");
+    bool cuts = !strcmp(d->o->overlong, "truncate");
     for (size_t i = 0; i < c->n; i++) longest = max_size(longest, c->turns[i].n);
     for (size_t high = longest, length = longest; ; length = high - (high - low) / 2) {
         Row row = encode_turns(d->format, c->turns, c->n, length, false);
-        bool fits = row.ids.n <= most_ids(d->options) || !cuts || !length;
+        bool fits = row.ids.n <= most_ids(d->o) || !cuts || !length;
         d->set->n_cut += fits && length == high && length < longest;
         if (fits && length == high) return row;
         free_row(&row);
@@ -3348,7 +3333,7 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
     if (l->thinks && last->role == ASSISTANT && strncmp(last->text, "<think>", 7))
         note(d, NO_THOUGHTS, root, excerpt(last->text, last->n));
     Row row = encode_sample(d, &c);
-    if (d->options->official_mask && learns_last(d->options, l)) keep_last_turn(d->format, &row);
+    if (d->o->official_mask && learns_last(d->o, l)) keep_last_turn(d->format, &row);
     drop_turns(&c, 0);
     free(c.turns);
     return (Sample){ .ids = row.ids.ids, .labels = row.labels.ids, .n = row.ids.n, .prompt_n = row.prompt_n };
@@ -3358,10 +3343,10 @@ static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
     int32_t *ids = alloc(array->count, sizeof *ids), *out = ids;
     for (const Json *j = array->first; j; j = j->next) {
         bool whole = j->type == JSON_NUMBER && j->number >= -1e9 && j->number <= 1e9 && floor(j->number) == j->number;
-        bool inside = whole && j->number >= 0 && j->number < (double)d->vocab_size;
+        bool inside = whole && j->number >= 0 && j->number < (double)d->V;
         if (!inside && !(whole && labels && j->number == NO_TARGET))
             fail("%s: %s is no token id of this model, which has 0 to %zu%s", where(d->json, j), quoted(d->json, j),
-                 d->vocab_size - 1, labels ? "; -100 marks a token that is no target" : "");
+                 d->V - 1, labels ? "; -100 marks a token that is no target" : "");
         *out++ = (int32_t)j->number;
     }
     return ids;
@@ -3374,8 +3359,8 @@ static Sample read_ready(const DataReader *d, const Json *root) {
     if (labels->count != ids->count)
         fail("%s: %zu labels for %zu input_ids; give as many", where(d->json, labels), labels->count, ids->count);
     Sample s = { .ids = read_ids(d, ids, false), .labels = read_ids(d, labels, true), .n = ids->count };
-    size_t most = most_ids(d->options), end;
-    if (s.n > most && !strcmp(d->options->overlong, "truncate")) {
+    size_t most = most_ids(d->o), end;
+    if (s.n > most && !strcmp(d->o->overlong, "truncate")) {
         s.ids[most-1] = s.ids[s.n-1], s.labels[most-1] = s.labels[s.n-1];
         s.n = most;
         d->set->n_cut++;
@@ -3386,7 +3371,7 @@ static Sample read_ready(const DataReader *d, const Json *root) {
 }
 
 static Sample read_sample(const DataReader *d, const Json *root) {
-    const Options *o = d->options;
+    const Options *o = d->o;
     const Json *messages = given(root, "messages"), *conversations = given(root, "conversations");
     if (messages || conversations) return read_conversation(d, root, messages ? messages : conversations);
     if (json_get(root, "input_ids")) return read_ready(d, root);
@@ -3458,8 +3443,7 @@ static const char *mask_words(const Options *o, const ChatFormat *f) {
         fail("--combine belongs to --official_mask and a layout of GLM-4 (glm4-chat, 0414, z1, edge)");
     if (!o->official_mask) return NULL;
     if (l && learns_last(o, l)) return "the last answer alone, without the line break before it";
-    return l && l->official_observations ? "every answer and observation, whatever its \"loss\" says"
-                                         : "every answer, whatever its \"loss\" says";
+    return strf("every answer%s, whatever its \"loss\" says", l && l->observations ? " and observation" : "");
 }
 
 static int by_size_down(const void *a, const void *b) {
@@ -3498,51 +3482,52 @@ static void print_findings(FILE *f, const Dataset *set) {
 
 // The short form, which every run prints; `check` has the long one. held_out: samples that validate.
 static void print_summary(const Dataset *set, size_t held_out, const ChatFormat *f) {
+    const char *stops = f->layout ? strf("; samples ending in a stop token: %zu of %zu", set->n_stops, set->n) : "";
     fprintf(stderr, "data: %zu samples to learn, %zu to validate; longest %zu tokens; target tokens: %zu of %zu; "
-            "%zu cut, %zu dropped", set->n, held_out, set->longest, set->n_targets, set->n_tokens, set->n_cut,
-            set->n_dropped);
-    if (f->layout) fprintf(stderr, "; samples ending in a stop token: %zu of %zu", set->n_stops, set->n);
-    fprintf(stderr, "\n");
+            "%zu cut, %zu dropped%s\n", set->n, held_out, set->longest, set->n_targets, set->n_tokens, set->n_cut,
+            set->n_dropped, stops);
 }
 
 // ---- 8.3 Splits and batches --------------------------------------------------------------------------------------
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+// A number of something. Sorted from the largest down, of equals the first.
+typedef struct { real value; int32_t id; } Valued;
+
+static int by_value_down(const void *a, const void *b) {
+    const Valued *x = a, *y = b;
+    if (x->value != y->value) return x->value < y->value ? 1 : -1;
+    return (x->id > y->id) - (x->id < y->id);
 }
 
 // In [0,1), the same for samples with the same ids, whatever their labels.
-static double split_place(const Sample *s, uint64_t seed) {
-    return (double)rng_uniform(rng_key(seed, hash_bytes(s->ids, s->n * sizeof *s->ids)), 0);
+static real split_place(const Sample *s, uint64_t seed) {
+    return (real)rng_uniform(rng_key(seed, hash_bytes(s->ids, s->n * sizeof *s->ids)), 0);
 }
 
 // The share that moves n samples of a set, those with the lowest places.
 static double share_of(const Dataset *set, size_t n, uint64_t seed) {
-    double *places = alloc(set->n + 1, sizeof *places);
-    for (size_t i = 0; i < set->n; i++) places[i] = split_place(&set->samples[i], seed);
-    qsort(places, set->n, sizeof *places, by_value);
-    double share = n && n < set->n ? (places[n-1] + places[n]) / 2 : 0;
+    Valued *places = alloc(set->n + 1, sizeof *places), *nth = places + set->n - n;
+    for (size_t i = 0; i < set->n; i++) places[i].value = split_place(&set->samples[i], seed);
+    qsort(places, set->n, sizeof *places, by_value_down);
+    double share = n && n < set->n ? ((double)nth[0].value + (double)nth[-1].value) / 2 : 0;
     free(places);
     return share;
 }
 
 // Moves a share of the samples to a validation set, equal ones together; at least one, unless none would stay.
 static Dataset split_off(Dataset *set, double share, uint64_t seed) {
-    Dataset train = {0}, validation = {0};
+    Dataset validation = {0};
     double lowest = 1, highest = 0;
     for (size_t i = 0; i < set->n; i++) {
-        double place = split_place(&set->samples[i], seed);
+        double place = (double)split_place(&set->samples[i], seed);
         lowest = fmin(lowest, place), highest = fmax(highest, place);
     }
     if (!(share > 0) || lowest == highest) return validation;
     double limit = fmin(fmax(share, nextafter(lowest, 1)), highest);
-    for (size_t i = 0; i < set->n; i++)
-        dataset_add(split_place(&set->samples[i], seed) < limit ? &validation : &train, set->samples[i]);
-    train.n_dropped = set->n_dropped, train.n_cut = set->n_cut;
-    memcpy(train.findings, set->findings, sizeof train.findings);
-    free(set->samples);
-    *set = train;
+    size_t n = set->n;
+    set->n = set->n_tokens = set->n_targets = set->n_stops = set->longest = 0;      // what stays is added anew
+    for (size_t i = 0; i < n; i++)
+        dataset_add((double)split_place(&set->samples[i], seed) < limit ? &validation : set, set->samples[i]);
     return validation;
 }
 
@@ -3645,14 +3630,6 @@ static void feed(Generator *g, const int32_t *ids, size_t n) {
     }
 }
 
-typedef struct { real score; int32_t id; } Choice;
-
-static int best_first(const void *a, const void *b) {
-    const Choice *x = a, *y = b;
-    if (x->score != y->score) return x->score < y->score ? 1 : -1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
 // Draws from softmax(logits / temperature), cut to the likeliest tokens that together have probability top_p
 // (Holtzman et al. 2019, arXiv:1904.09751). Temperature 0: the likeliest, the first of equals.
 static int32_t draw_token(const real *logits, size_t V, double temperature, double top_p, float uniform) {
@@ -3660,16 +3637,16 @@ static int32_t draw_token(const real *logits, size_t V, double temperature, doub
     for (size_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
     if (!isfinite(logits[best])) fail("the model gives numbers that are not finite; its weights are damaged");
     if (!(temperature > 0)) return (int32_t)best;
-    Choice *c = alloc(V, sizeof *c);
+    Valued *c = alloc(V, sizeof *c);
     double sum = 0, kept = 0, passed = 0;
     for (size_t v = 0; v < V; v++) {
-        c[v] = (Choice){ (real)exp((double)(logits[v] - logits[best]) / temperature), (int32_t)v };
-        sum += (double)c[v].score;
+        c[v] = (Valued){ (real)exp((double)(logits[v] - logits[best]) / temperature), (int32_t)v };
+        sum += (double)c[v].value;
     }
-    qsort(c, V, sizeof *c, best_first);
+    qsort(c, V, sizeof *c, by_value_down);
     size_t n = 0, chosen = 0;
-    while (n < V && (!n || kept < top_p * sum)) kept += (double)c[n++].score;
-    for (; chosen + 1 < n; chosen++) if ((passed += (double)c[chosen].score) > (double)uniform * kept) break;
+    while (n < V && (!n || kept < top_p * sum)) kept += (double)c[n++].value;
+    for (; chosen + 1 < n; chosen++) if ((passed += (double)c[chosen].value) > (double)uniform * kept) break;
     int32_t id = c[chosen].id;
     free(c);
     return id;
@@ -3718,7 +3695,7 @@ typedef struct { const Sample *sample; size_t number; Ids answer; bool stopped; 
 // that is answered leaves the batch. One at a time gives other last bits: a product of one row sums in another order.
 static void answer_together(Generator *g, const ChatFormat *f, const Options *o, Question *questions, size_t n) {
     const Config *config = &g->run.model->config;
-    size_t size = g->run.max_kv * config->n_kv_heads * config->head_dim, kept, *starts = alloc(n + 1, sizeof *starts);
+    size_t size = g->run.max_kv * config->n_kv_heads * config->head_dim, *starts = alloc(n + 1, sizeof *starts);
     Question **asked = alloc(n, sizeof *asked);
     Cache *caches = g->run.caches;
     int32_t *ids = alloc(n, sizeof *ids);
@@ -3733,7 +3710,7 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
         starts[i+1] = i + 1;
     }
     g->run.caches = caches;
-    for (size_t live = n; live; live = kept) {
+    for (size_t live = n, kept; live; live = kept) {
         kept = 0;
         for (size_t i = 0; i < live; i++) {
             Question *q = asked[i];
@@ -3745,7 +3722,7 @@ static void answer_together(Generator *g, const ChatFormat *f, const Options *o,
         if (kept) feed_batch(g, &(Batch){ .ids = ids, .starts = starts, .n = kept, .T = kept }, g->logits);
         for (size_t i = 0; i < kept; i++) ids[i] = draw_answer(g, o, i, asked[i]->number, asked[i]->answer.n);
     }
-    free(asked), free(ids), free(starts);
+    free(starts), free(asked), free(ids);
 }
 
 // ---- 9.2 Scores of answers ---------------------------------------------------------------------------------------
@@ -3790,26 +3767,28 @@ static Gram *sorted_grams(Characters t, size_t order, size_t *n) {
     return grams;
 }
 
-static double f1(size_t both, size_t a, size_t b) {
-    double precision = a ? (double)both / (double)a : 0, recall = b ? (double)both / (double)b : 0;
-    return 2 * precision * recall / (precision + recall + 1e-8);
-}
+// Of runs of `order` characters: how many a has, those with a partner in b, distinct ones in a, in b, in both.
+typedef struct { size_t n, matched, in_a, in_b, in_both; } Overlap;
 
-// F1 of the distinct runs of `order` characters in a and b; *matched: how many runs of a have a partner each in b.
-static double shared_runs(Characters a, Characters b, size_t order, size_t *matched) {
-    size_t n_a, n_b, distinct_a = 0, distinct_b = 0, both = 0;
+static Overlap overlap(Characters a, Characters b, size_t order) {
+    size_t n_a, n_b;
     Gram *in_a = sorted_grams(a, order, &n_a), *in_b = sorted_grams(b, order, &n_b);
-    *matched = 0;
+    Overlap o = { .n = n_a };
     for (size_t i = 0, j = 0; i < n_a || j < n_b; ) {
         const Gram *least = i == n_a || (j < n_b && by_gram(in_b + j, in_a + i) < 0) ? in_b + j : in_a + i;
         size_t of_a = 0, of_b = 0;
         while (i < n_a && !by_gram(in_a + i, least)) i++, of_a++;
         while (j < n_b && !by_gram(in_b + j, least)) j++, of_b++;
-        distinct_a += of_a > 0, distinct_b += of_b > 0, both += of_a && of_b;
-        *matched += min_size(of_a, of_b);
+        o.in_a += of_a > 0, o.in_b += of_b > 0, o.in_both += of_a && of_b;
+        o.matched += min_size(of_a, of_b);
     }
     free(in_a), free(in_b);
-    return f1(both, distinct_a, distinct_b);
+    return o;
+}
+
+static double f1(Overlap o) {
+    double both = (double)o.in_both, p = both / (double)max_size(o.in_a, 1), r = both / (double)max_size(o.in_b, 1);
+    return 2 * p * r / (p + r + 1e-8);          // of precision and recall
 }
 
 static double rouge_l(Characters a, Characters b) {
@@ -3822,16 +3801,16 @@ static double rouge_l(Characters a, Characters b) {
         }
     size_t longest = row[b.n];
     free(row);
-    return f1(longest, a.n, b.n);
+    return f1((Overlap){ .in_a = a.n, .in_b = b.n, .in_both = longest });
 }
 
 static double bleu_4(Characters answer, Characters reference) {
     double sum = 0, halved = 1;
-    for (size_t order = 1, matched; order <= 4; order++) {
-        shared_runs(answer, reference, order, &matched);
-        if (!matched && order == 1) return 0;
-        if (!matched) halved /= 2;
-        sum += log((matched ? (double)matched : halved) / (double)(max_size(answer.n, order) + 1 - order)) / 4;
+    for (size_t order = 1; order <= 4; order++) {
+        Overlap o = overlap(answer, reference, order);
+        if (!o.matched && order == 1) return 0;
+        if (!o.matched) halved /= 2;
+        sum += log((o.matched ? (double)o.matched : halved) / (double)max_size(o.n, 1)) / 4;
     }
     return exp(sum + (answer.n > reference.n ? 0 : 1 - (double)reference.n / (double)answer.n));
 }
@@ -3848,11 +3827,9 @@ static bool loops(Characters t) {
 static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
     Characters a = characters_of(answer, true), a_dense = characters_of(answer, false);
     Characters r = characters_of(reference, true), r_dense = characters_of(reference, false);
-    size_t matched;
     double of_this[METRICS] = {
-        shared_runs(a_dense, r_dense, 1, &matched), shared_runs(a_dense, r_dense, 2, &matched),
-        rouge_l(a_dense, r_dense), bleu_4(a, r), a.n == r.n && !memcmp(a.at, r.at, a.n * sizeof *a.at), stopped,
-        loops(a) };
+        f1(overlap(a_dense, r_dense, 1)), f1(overlap(a_dense, r_dense, 2)), rouge_l(a_dense, r_dense), bleu_4(a, r),
+        a.n == r.n && !memcmp(a.at, r.at, a.n * sizeof *a.at), stopped, loops(a) };
     for (size_t i = 0; i < METRICS; i++) s->sum[i] += 100 * of_this[i];
     s->n++;
     free(a.at), free(r.at), free(a_dense.at), free(r_dense.at);
@@ -3860,7 +3837,7 @@ static void add_scores(Scores *s, Text answer, Text reference, bool stopped) {
 
 // ---- 9.3 Answers to a data set -----------------------------------------------------------------------------------
 
-// Text of n ids for people and JSON: without the layout's blanks in front, and with U+FFFD for what is no UTF-8.
+// Text of n ids for people and JSON, without the layout's blanks in front; bytes that are no UTF-8 become U+FFFD.
 static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
     Text text = decode(t, ids, n), out = {0};
     text_add(&out, "", 0);
@@ -3874,7 +3851,7 @@ static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
     return out;
 }
 
-// Scores one answer; writes it to `out`, and the first of all to *example.
+// Scores one answer; writes it to `out`, and the first one of all to *example.
 static void score_answer(Scores *scores, const Question *q, const ChatFormat *f, FILE *out, const char **example) {
     const Sample *s = q->sample;
     size_t end = s->prompt_n;
@@ -6718,39 +6695,31 @@ static bool is_space_character(uint32_t c) {
 
 static void image_add(Text *t, uint32_t v) { text_add(t, (const char *)&v, 4); }    // little endian, as this machine is
 
-// The bytes of a tokenizer.bin with these pieces (id = place) and special tokens.
-static Text tokenizer_image(uint32_t kind, uint32_t flags, const Piece *p, size_t n, const Special *s, size_t n_s) {
-    Text t = {0}, text = {0};
-    for (size_t i = 0; i < n; i++) text_add(&text, p[i].text, p[i].n);
-    for (size_t i = 0; i < n_s; i++) text_add(&text, s[i].name, strlen(s[i].name));
-    if (text.n > UINT32_MAX || n > INT32_MAX) fail("a tokenizer of %zu pieces is too large", n);
-    text_add(&t, "GLMTOKEN", 8);
-    const size_t header[] = { TOKENIZER_VERSION, kind, flags, n, n_s, text.n,
-                              COUNT(letter_runs), COUNT(number_runs), COUNT(space_runs) };
-    for (size_t i = 0; i < COUNT(header); i++) image_add(&t, (uint32_t)header[i]);
-    for (size_t i = 0; i < n; i++) image_add(&t, p[i].n);
-    for (size_t i = 0; i < n; i++) image_add(&t, p[i].rank);
-    for (size_t i = 0; i < n_s; i++) image_add(&t, (uint32_t)s[i].id);
-    for (size_t i = 0; i < n_s; i++) image_add(&t, (uint32_t)strlen(s[i].name));
-    for (size_t i = 0; i < COUNT(letter_runs); i++) image_add(&t, letter_runs[i]);
-    for (size_t i = 0; i < COUNT(number_runs); i++) image_add(&t, number_runs[i]);
-    for (size_t i = 0; i < COUNT(space_runs); i++) image_add(&t, space_runs[i]);
-    text_add(&t, text.s, text.n);
+// The bytes of a tokenizer.bin: kind, flags, pieces (id = place) and special tokens are those of t.
+static Text tokenizer_image(const Tokenizer *t) {
+    Text image = {0}, text = {0};
+    for (size_t i = 0; i < t->n_pieces; i++) text_add(&text, t->pieces[i].text, t->pieces[i].n);
+    for (size_t i = 0; i < t->n_specials; i++) text_add(&text, t->specials[i].name, strlen(t->specials[i].name));
+    if (text.n > INT32_MAX) fail("a tokenizer with %zu bytes of text is too large", text.n);
+    const uint32_t header[] = { TOKENIZER_VERSION, t->kind, t->flags, t->n_pieces, t->n_specials, (uint32_t)text.n,
+                                COUNT(letter_runs), COUNT(number_runs), COUNT(space_runs) };
+    text_add(&image, "GLMTOKEN", 8);
+    text_add(&image, (const char *)header, sizeof header);
+    for (size_t i = 0; i < t->n_pieces; i++) image_add(&image, t->pieces[i].n);
+    for (size_t i = 0; i < t->n_pieces; i++) image_add(&image, t->pieces[i].rank);
+    for (size_t i = 0; i < t->n_specials; i++) image_add(&image, (uint32_t)t->specials[i].id);
+    for (size_t i = 0; i < t->n_specials; i++) image_add(&image, (uint32_t)strlen(t->specials[i].name));
+    text_add(&image, (const char *)letter_runs, sizeof letter_runs);
+    text_add(&image, (const char *)number_runs, sizeof number_runs);
+    text_add(&image, (const char *)space_runs, sizeof space_runs);
+    text_add(&image, text.s, text.n);
     free(text.s);
-    return t;
+    return image;
 }
 
 // The listed merges, which follow the text, on no boundary.
 typedef struct __attribute__((packed)) { uint32_t piece, left_n; } StoredMerge;
 typedef struct __attribute__((packed)) { uint32_t n; StoredMerge at[]; } StoredMerges;
-
-static void place_piece(Tokenizer *t, uint32_t piece) {
-    const Piece *p = &t->pieces[piece];
-    uint64_t h = hash_bytes(p->text, p->n);
-    uint32_t i = (uint32_t)h & t->slot_mask;
-    while (t->slots[i]) i = (i + 1) & t->slot_mask;
-    t->slots[i] = (h & ~(uint64_t)UINT32_MAX) | (piece + 1);
-}
 
 static void index_pieces(Tokenizer *t, const char *file) {
     uint32_t size = 16;
@@ -6764,8 +6733,9 @@ static void index_pieces(Tokenizer *t, const char *file) {
         bool is_byte = p->n == 1 && (t->kind == BYTE_BPE ? p->rank < RANK_BYTE : p->rank == RANK_BYTE);
         if (is_byte) t->byte_ids[(unsigned char)p->text[0]] = (int32_t)i;
         if (p->rank >= RANK_BYTE) continue;
-        if (!p->n || find_piece(t, p->text, p->n) >= 0) fail("%s: piece %u is empty or stands twice", file, i);
-        place_piece(t, i);
+        uint64_t *slot = find_slot(t, p->text, p->n);
+        if (!p->n || *slot) fail("%s: piece %u is empty or stands twice", file, i);
+        *slot = hash_bytes(p->text, p->n) >> 32 << 32 | (i + 1);
         for (uint32_t k = 0; k < p->n && p->n > 1; k++) {
             t->alone[(unsigned char)p->text[k]] = false;
             t->inner_blank |= k >= 3 && at_blank(p->text + k, p->n - k) && !at_blank(p->text + k - 3, 3);
@@ -6775,71 +6745,63 @@ static void index_pieces(Tokenizer *t, const char *file) {
         if (t->byte_ids[b] < 0) fail("%s: has no piece for the byte %d, so it cannot encode every text", file, b);
 }
 
-// Reads the class tables at `runs`, of n[0], n[1] and n[2] lengths; returns where they end.
-static const uint32_t *read_classes(Tokenizer *t, const char *file, const uint32_t *runs, const uint32_t *n) {
-    static const char damaged[] = "%s: a table of Unicode classes is damaged";
-    for (int class = CLASS_LETTER; class <= CLASS_SPACE; class++, runs += *n++)
-        for (uint32_t i = 0, c = 0; i < *n; c += runs[i++]) {
-            if (runs[i] > 0x110000 - c) fail(damaged, file);
-            if (i % 2) memset(t->class_of + c, class, runs[i]);
-        }
-    for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
-        if (t->class_of[(int)*s] != CLASS_SPACE) fail(damaged, file);
-    return runs;
-}
-
-// Sorts the listed merges by the piece that they make.
 static void read_merges(Tokenizer *t, const char *file, const StoredMerges *m) {
-    uint32_t *place = alloc((size_t)t->n_pieces + 2, sizeof *place);
     t->listed = alloc(m->n, sizeof *t->listed);
+    t->last_listed = alloc(t->n_pieces, sizeof *t->last_listed);
     for (uint32_t i = 0; i < m->n; i++) {
-        if (m->at[i].piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
-        place[m->at[i].piece + 2]++;
+        uint32_t piece = m->at[i].piece;
+        if (piece >= t->n_pieces) fail("%s: merge %u is damaged", file, i);
+        t->listed[i] = (ListedMerge){ m->at[i].left_n, t->last_listed[piece] };
+        t->last_listed[piece] = i + 1;
     }
-    for (uint32_t i = 2; i < t->n_pieces + 2; i++) place[i] += place[i-1];
-    for (uint32_t i = 0; i < m->n; i++) t->listed[place[m->at[i].piece + 1]++] = (ListedMerge){ m->at[i].left_n, i };
-    t->first_listed = place;
 }
 
-// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps; they are from the heap, where numbers are aligned.
+// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps: from the heap, as numbers lie on their boundary.
 static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
-    enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };
+    enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };  // in class order
     if (bytes < 8 + 4*FIELDS || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
     const uint32_t *h = (const uint32_t *)(image + 8), *lengths = h + FIELDS;
-    if (h[VERSION] != TOKENIZER_VERSION)
-        fail("%s: has format version %u, this program reads %d", file, h[VERSION], TOKENIZER_VERSION);
+    if (h[VERSION] != TOKENIZER_VERSION || (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE))
+        fail("%s: has version %u and kind %u, which this program does not read", file, h[VERSION], h[KIND]);
     uint64_t want = 8 + 4*FIELDS + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
                     4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES];
     const StoredMerges *merges = h[FLAGS] & LISTED_MERGES ? (const StoredMerges *)(image + want) : NULL;
     if (merges) want += sizeof *merges + (want + sizeof *merges <= bytes ? merges->n * sizeof *merges->at : 0);
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
-    if (h[KIND] != BYTE_BPE && h[KIND] != SENTENCEPIECE) fail("%s: has the unknown kind %u", file, h[KIND]);
     Tokenizer *t = alloc(1, sizeof *t);
     *t = (Tokenizer){ .file = strf("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
                       .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
                       .pieces = alloc(h[PIECES], sizeof *t->pieces), .class_of = alloc(0x110000, 1),
                       .specials = alloc(h[SPECIALS], sizeof *t->specials) };
-    const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces, *name_lengths = ids + t->n_specials;
-    const char *text = (const char *)read_classes(t, file, name_lengths + t->n_specials, &h[LETTERS]);
+    const uint32_t *ranks = lengths + t->n_pieces, *ids = ranks + t->n_pieces;
+    const uint32_t *special_lengths = ids + t->n_specials, *runs = special_lengths + t->n_specials;
+    for (int class = CLASS_LETTER; class <= CLASS_SPACE; class++)
+        for (uint32_t i = 0, c = 0; i < h[TEXT_BYTES + class]; i++, c += *runs++) {
+            if (*runs > 0x110000 - c) fail("%s: a table of Unicode classes is damaged", file);
+            if (i % 2) memset(t->class_of + c, class, *runs);
+        }
+    for (const char *s = " \r\n"; *s; s++)      // the split pattern relies on it
+        if (t->class_of[(int)*s] != CLASS_SPACE) fail("%s: a table of Unicode classes is damaged", file);
+    const char *text = (const char *)runs;
     uint64_t sum = 0;
     for (size_t i = 0; i < t->n_pieces; i++) sum += lengths[i];
-    for (size_t i = 0; i < t->n_specials; i++) sum += name_lengths[i];
+    for (size_t i = 0; i < t->n_specials; i++) sum += special_lengths[i];
     if (sum > h[TEXT_BYTES]) fail("%s: its pieces are longer than its text", file);
     for (size_t i = 0; i < t->n_pieces; text += lengths[i++]) t->pieces[i] = (Piece){ text, lengths[i], ranks[i] };
-    for (size_t i = 0; i < t->n_specials; text += name_lengths[i++])
-        t->specials[i] = (Special){ strndup(text, name_lengths[i]), (int32_t)ids[i] };
+    for (size_t i = 0; i < t->n_specials; text += special_lengths[i++])
+        t->specials[i] = (Special){ strndup(text, special_lengths[i]), (int32_t)ids[i] };
     index_pieces(t, file);
     if (merges) read_merges(t, file, merges);
     return t;
 }
 
 // ---- 14.3 Import: SentencePiece ----------------------------------------------------------------------------------
-// tokenizer.model of ChatGLM2/3 is a protocol buffer: fields as (number << 3 | wire type), wire type 0 a varint, 2
-// bytes with their length, 5 four bytes (sentencepiece_model.proto). We need the pieces (1: text 1, score 2, type 3),
-// the model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4 extra blanks).
+// tokenizer.model of ChatGLM2/3 is a protocol buffer (sentencepiece_model.proto): fields as (number << 3 | wire type),
+// type 0 a varint, 2 bytes with their length, 5 four bytes. Needed are the pieces (1: text 1, score 2, type 3), the
+// model type (2.3, where 2 is BPE) and the normalizer (3: 2 charsmap, 3 dummy prefix, 4 extra blanks).
 
 typedef struct { const char *file; const unsigned char *p, *end; } Wire;
-typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: a varint, or the bytes inside
+typedef struct { uint64_t number, type, value; Wire inside; } Field;    // value: of a varint, else the bytes inside
 
 static uint64_t wire_varint(Wire *w) {
     uint64_t v = 0;
@@ -6863,58 +6825,49 @@ static bool wire_next(Wire *w, Field *f) {
 
 enum { SP_NORMAL = 1, SP_UNKNOWN, SP_CONTROL, SP_USER, SP_UNUSED, SP_BYTE };
 
-// A piece, whose type stands in its rank for now.
-static Piece read_piece(Wire w, float *score) {
-    Piece piece = { .text = "", .rank = SP_NORMAL };
-    for (Field f; wire_next(&w, &f); ) {
-        if (f.number == 1 && f.type == 2) piece.text = (const char *)f.inside.p, piece.n = (uint32_t)f.value;
-        if (f.number == 2 && f.type == 5) memcpy(score, f.inside.p, sizeof *score);
-        if (f.number == 3) piece.rank = (uint32_t)f.value;
-    }
-    return piece;
+// Of the message in field `outer`: the last number in its field `inner`, or what that is by default.
+static uint64_t wire_setting(Wire w, uint64_t outer, uint64_t inner, uint64_t value) {
+    for (Field f, g; wire_next(&w, &f); )
+        while (f.type == 2 && f.number == outer && wire_next(&f.inside, &g)) if (g.number == inner) value = g.value;
+    return value;
 }
 
-// Returns the number of pieces.
-static uint32_t check_sentencepiece(Wire w) {
-    uint64_t set[4][5] = { [2] = { [3] = 1 }, [3] = { [3] = 1, [4] = 1 } };     // 2.3, 3.2, 3.3, 3.4: what unset means
-    uint32_t count = 0;
-    for (Field f, g; wire_next(&w, &f); count += f.number == 1 && f.type == 2)
-        while (f.type == 2 && (f.number == 2 || f.number == 3) && wire_next(&f.inside, &g))
-            if (g.number < COUNT(*set)) set[f.number][g.number] = g.value;
-    if (set[2][3] != 2 || set[3][2] || !set[3][3] || set[3][4])
-        fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", w.file);
-    return count;
-}
-
-static Text import_sentencepiece(const char *file, const char *bytes, size_t n_bytes) {
+static Text import_sentencepiece(const char *file, const char *bytes, size_t n) {
     static const char *const added[] = { "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>",
                                          "<|assistant|>", "<|observation|>" };      // as the models' tokenizer does
-    Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n_bytes };
-    uint32_t count = check_sentencepiece(w), n = 0, n_specials = 0;
-    Piece *pieces = alloc(count, sizeof *pieces);
-    Choice *order = alloc(count, sizeof *order);
-    Special *specials = alloc(count + COUNT(added), sizeof *specials);
-    for (Field f; wire_next(&w, &f); ) {
-        float score = 0;
+    Wire w = { file, (const unsigned char *)bytes, (const unsigned char *)bytes + n };
+    if (wire_setting(w, 2, 3, 1) != 2 || wire_setting(w, 3, 2, 0) || !wire_setting(w, 3, 3, 1) ||
+        wire_setting(w, 3, 4, 1))
+        fail("%s: is no tokenizer of ChatGLM2 or ChatGLM3 (BPE, dummy prefix, text left as it is)", file);
+    Tokenizer t = { .kind = SENTENCEPIECE, .pieces = alloc(n / 2 + 1, sizeof *t.pieces) };  // of two bytes or more each
+    Valued *scored = alloc(n / 2 + 1, sizeof *scored);
+    for (Field f, g; wire_next(&w, &f); ) {
         if (f.number != 1 || f.type != 2) continue;
-        pieces[n] = read_piece(f.inside, &score);
-        order[n] = (Choice){ (real)score, (int32_t)n };
-        n++;
+        Piece p = { "", 0, SP_NORMAL };         // the type stands for the rank, until all scores are known
+        float score = 0;
+        while (wire_next(&f.inside, &g)) {
+            if (g.number == 1 && g.type == 2) p = (Piece){ (const char *)g.inside.p, (uint32_t)g.value, p.rank };
+            if (g.number == 2 && g.type == 5) memcpy(&score, g.inside.p, sizeof score);
+            if (g.number == 3) p.rank = (uint32_t)g.value;
+        }
+        scored[t.n_pieces] = (Valued){ (real)score, (int32_t)t.n_pieces };
+        t.pieces[t.n_pieces++] = p;
     }
-    qsort(order, count, sizeof *order, best_first);
-    for (uint32_t rank = 0; rank < count; rank++) {
-        Piece *p = &pieces[order[rank].id];
-        uint32_t type = p->rank;
-        unsigned byte;
+    t.specials = alloc(t.n_pieces + COUNT(added), sizeof *t.specials);
+    qsort(scored, t.n_pieces, sizeof *scored, by_value_down);
+    for (uint32_t rank = 0; rank < t.n_pieces; rank++) {
+        Piece *p = &t.pieces[scored[rank].id];
+        uint32_t type = p->rank, byte;
         p->rank = type == SP_NORMAL ? rank : RANK_NEVER;
-        if (type == SP_BYTE && p->n == 6 && sscanf(p->text, "<0x%2X>", &byte) == 1)
-            *p = (Piece){ strndup(&(char){ (char)byte }, 1), 1, RANK_BYTE };
         if (type == SP_UNKNOWN || type == SP_CONTROL)
-            specials[n_specials++] = (Special){ strndup(p->text, p->n), order[rank].id };
+            t.specials[t.n_specials++] = (Special){ strndup(p->text, p->n), scored[rank].id };
+        if (type == SP_BYTE && p->n == 6 && sscanf(p->text, "<0x%2X>", &byte) == 1)
+            *p = (Piece){ strf("%c", (int)byte), 1, RANK_BYTE };
     }
-    for (size_t i = 0; i < COUNT(added); i++) specials[n_specials++] = (Special){ added[i], (int32_t)(count + i) };
-    Text image = tokenizer_image(SENTENCEPIECE, 0, pieces, count, specials, n_specials);
-    free(pieces), free(order), free(specials);
+    for (size_t i = 0; i < COUNT(added); i++)
+        t.specials[t.n_specials++] = (Special){ added[i], (int32_t)(t.n_pieces + i) };
+    Text image = tokenizer_image(&t);
+    free(scored), free(t.pieces), free(t.specials);
     return image;
 }
 
@@ -6939,22 +6892,21 @@ static Text import_tiktoken(const char *file, char *bytes, size_t n) {
         "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
         "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>" };
     Special specials[COUNT(added)];
-    Piece *pieces = NULL;
-    size_t capacity = 0, count = 0;
+    Tokenizer t = { .kind = BYTE_BPE, .flags = WHOLE_CHUNKS, .specials = specials, .n_specials = COUNT(added) };
+    t.pieces = alloc(n / 4 + 1, sizeof *t.pieces);      // a line has four bytes or more
     for (char *p = bytes, *line, *end = bytes + n; p < end; p = line + 1) {
         line = memchr(p, '\n', (size_t)(end - p));
         if (!line) line = end;
         char *blank = memchr(p, ' ', (size_t)(line - p));
         uint32_t length = blank ? base64_decode(p, blank) : 0;
-        if (!length || strtoull(blank + 1, NULL, 10) != count)
-            fail("%s:%zu: is no line of a tiktoken vocabulary (base64, blank, rank in order)", file, count + 1);
-        pieces = grow(pieces, &capacity, count + 1, sizeof *pieces);
-        pieces[count] = (Piece){ p, length, (uint32_t)count };
-        count++;
+        if (!length || strtoull(blank + 1, NULL, 10) != t.n_pieces)
+            fail("%s:%u: is no line of a tiktoken vocabulary (base64, blank, rank in order)", file, t.n_pieces + 1);
+        t.pieces[t.n_pieces] = (Piece){ p, length, t.n_pieces };
+        t.n_pieces++;
     }
-    for (size_t i = 0; i < COUNT(added); i++) specials[i] = (Special){ added[i], (int32_t)(count + i) };
-    Text image = tokenizer_image(BYTE_BPE, WHOLE_CHUNKS, pieces, count, specials, COUNT(added));
-    free(pieces);
+    for (size_t i = 0; i < COUNT(added); i++) specials[i] = (Special){ added[i], (int32_t)(t.n_pieces + i) };
+    Text image = tokenizer_image(&t);
+    free(t.pieces);
     return image;
 }
 
@@ -6965,24 +6917,11 @@ static Text import_tiktoken(const char *file, char *bytes, size_t n) {
 
 enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
 
-// Two ways to write the pattern that next_chunk follows.
-#define AFTER_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" \
-                           "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-static const char *const split_patterns[] = { "(?i:'s|'t|'re|'ve|'m|'ll|'d)" AFTER_CONTRACTIONS,
-                                              "'(?i:[sdmt]|ll|ve|re)" AFTER_CONTRACTIONS };
-
-static const Json *json_need(const JsonReader *r, const Json *in, const char *key, JsonType type, const char *what) {
-    const Json *j = json_get(in, key);
-    if (!json_is(j, type)) fail("%s: \"%s\" must be %s", json_where(r, j ? j->at : in->at), key, what);
-    return j;
-}
-
-// That the text is split and merged as 4.7 does it. Null, false, 0, "" and a setting left out are the same; an object
-// stands for its "type".
+// That text is split and merged as 7.3 does it. Null, false, 0, "" and nothing are the same; an object is its "type".
 static void check_tokenizer_json(const JsonReader *r, const Json *root, const Json *model) {
-    const Json *before = json_need(r, root, "pre_tokenizer", JSON_OBJECT, "a Sequence of Split and ByteLevel");
-    const Json *parts = json_need(r, before, "pretokenizers", JSON_ARRAY, "an array of Split and ByteLevel");
-    if (parts->count != 2) fail("%s: \"pretokenizers\" must be Split and ByteLevel", json_where(r, parts->at));
+    const Json *before = want(r, root, "pre_tokenizer", JSON_OBJECT, "a Sequence of Split and ByteLevel");
+    const Json *parts = want(r, before, "pretokenizers", JSON_ARRAY, "an array of Split and ByteLevel");
+    if (parts->count != 2) fail("%s: \"pretokenizers\" must be Split and ByteLevel", where(r, parts));
     const Json *split = parts->first, *bytes = split->next;
     const struct { const Json *in; const char *key, *known; } settings[] = {
         { root, "normalizer", "" }, { model, "type", "BPE" }, { model, "dropout", "" }, { model, "unk_token", "" },
@@ -6996,13 +6935,16 @@ static void check_tokenizer_json(const JsonReader *r, const Json *root, const Js
                          j && (j->type > JSON_NUMBER || j->number != 0) ? "set" : "";
         if (strcmp(is, settings[i].known))
             fail("%s: \"%s\" is '%s', but glmtune reads only byte-level BPE that has '%s' there",
-                 json_where(r, j ? j->at : settings[i].in->at), settings[i].key, is, settings[i].known);
+                 where(r, j ? j : settings[i].in), settings[i].key, is, settings[i].known);
     }
-    json_need(r, bytes, "use_regex", JSON_BOOL, "false");
-    const Json *pattern = json_need(r, split, "pattern", JSON_OBJECT, "an object with a \"Regex\"");
-    pattern = json_need(r, pattern, "Regex", JSON_STRING, "a regular expression");
-    for (size_t i = 0; i < COUNT(split_patterns); i++) if (!strcmp(pattern->text, split_patterns[i])) return;
-    fail("%s: text is split by '%s'; glmtune knows only GLM-4's pattern", json_where(r, pattern->at), pattern->text);
+    static const char *const contractions[] = { "(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)" };
+    static const char others[] = "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+                                 "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    want(r, bytes, "use_regex", JSON_BOOL, "false");
+    const Json *pattern = want(r, split, "pattern", JSON_OBJECT, "an object with a \"Regex\"");
+    pattern = want(r, pattern, "Regex", JSON_STRING, "a regular expression");
+    for (int i = 0; i < 2; i++) if (!strcmp(pattern->text, strf("%s%s", contractions[i], others))) return;
+    fail("%s: text is split by '%s', and glmtune knows only GLM-4's pattern", where(r, pattern), pattern->text);
 }
 
 // Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's). Visible
@@ -7020,7 +6962,7 @@ static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
 static uint32_t json_id(const JsonReader *r, const Json *j) {
     size_t id;
     if (!json_size(j, &id) || id >= MOST_IDS)
-        fail("%s: \"%s\" must be a token id, 0 to %d", json_where(r, j->at), j->key, MOST_IDS - 1);
+        fail("%s: \"%s\" must be a token id, 0 to %d", where(r, j), j->key, MOST_IDS - 1);
     return (uint32_t)id;
 }
 
@@ -7032,7 +6974,7 @@ static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *t
     for (uint32_t i = 0; i < t.n_pieces; i++) t.pieces[i] = (Piece){ "", 0, RANK_NEVER };
     for (const Json *j = vocab->first; j; j = j->next) {
         Piece *p = &t.pieces[json_id(r, j)];
-        if (p->n) fail("%s: the id of '%s' stands twice", json_where(r, j->at), j->key);
+        if (p->n) fail("%s: the id of '%s' stands twice", where(r, j), j->key);
         *p = (Piece){ text, alphabet_decode(j->key, strlen(j->key), text), 0 };
         if (!p->n) *p = (Piece){ j->key, (uint32_t)strlen(j->key), RANK_NEVER };
         else text += p->n;
@@ -7041,7 +6983,7 @@ static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *t
     return t;
 }
 
-// Adds the piece that a merge makes and the bytes of its left part: "a b" or ["a", "b"].  s: room for both.
+// Adds the piece that a merge makes and the bytes of its left part: "a b" or ["a", "b"]. s: room for both.
 static void json_merge(const JsonReader *r, const Json *j, const Tokenizer *t, char *s, Text *image) {
     bool pair = j->type == JSON_ARRAY && j->count == 2;
     const char *a = pair ? j->first->text : j->text, *blank = a && !pair ? strchr(a, ' ') : NULL;
@@ -7050,42 +6992,36 @@ static void json_merge(const JsonReader *r, const Json *j, const Tokenizer *t, c
     uint32_t right_n = b ? alphabet_decode(b, strlen(b), s + left_n) : 0;
     int64_t made = find_piece(t, s, left_n + right_n);
     if (made < 0 || find_piece(t, s, left_n) < 0 || find_piece(t, s + left_n, right_n) < 0)     // no piece is empty
-        fail("%s: a merge must be \"a b\" or [\"a\", \"b\"], with a, b and ab in \"vocab\"", json_where(r, j->at));
+        fail("%s: a merge must be \"a b\" or [\"a\", \"b\"], with a, b and ab in \"vocab\"", where(r, j));
     image_add(image, (uint32_t)made), image_add(image, left_n);
 }
 
 static Text import_tokenizer_json(const char *file, const char *bytes, size_t n) {
     JsonReader r = json_open(file, bytes, n);
-    const Json *root = json_only(&r), *model = json_need(&r, root, "model", JSON_OBJECT, "an object");
-    const Json *merges = json_need(&r, model, "merges", JSON_ARRAY, "an array of merges");
-    const Json *added = json_need(&r, root, "added_tokens", JSON_ARRAY, "an array of tokens");
+    const Json *root = json_only(&r), *model = want(&r, root, "model", JSON_OBJECT, "an object");
+    const Json *merges = want(&r, model, "merges", JSON_ARRAY, "an array of merges");
+    const Json *added = want(&r, root, "added_tokens", JSON_ARRAY, "an array of tokens");
     const Json *whole = json_get(model, "ignore_merges");
     check_tokenizer_json(&r, root, model);
     char *text = alloc(3*n, 1);          // of the pieces, and behind it of one merge
-    Tokenizer t = json_vocabulary(&r, json_need(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
-    Special *specials = alloc(added->count, sizeof *specials), *s = specials;
-    for (const Json *j = added->first; j; j = j->next, s++) {
-        const Json *content = json_need(&r, j, "content", JSON_STRING, "the token's text");
-        *s = (Special){ content->text, (int32_t)json_id(&r, json_need(&r, j, "id", JSON_NUMBER, "a token id")) };
-        if ((uint32_t)s->id < t.n_pieces) t.pieces[s->id].rank = RANK_NEVER;
+    Tokenizer t = json_vocabulary(&r, want(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
+    t.flags = LISTED_MERGES | (json_is(whole, JSON_BOOL) && whole->number != 0 ? WHOLE_CHUNKS : 0);
+    t.specials = alloc(added->count, sizeof *t.specials);
+    for (const Json *j = added->first; j; j = j->next) {
+        const Json *content = want(&r, j, "content", JSON_STRING, "the token's text");
+        uint32_t id = json_id(&r, want(&r, j, "id", JSON_NUMBER, "a token id"));
+        t.specials[t.n_specials++] = (Special){ content->text, (int32_t)id };
+        if (id < t.n_pieces) t.pieces[id].rank = RANK_NEVER;
     }
-    uint32_t flags = LISTED_MERGES | (json_is(whole, JSON_BOOL) && whole->number != 0 ? WHOLE_CHUNKS : 0);
-    Text image = tokenizer_image(BYTE_BPE, flags, t.pieces, t.n_pieces, specials, added->count);
+    Text image = tokenizer_image(&t);
     image_add(&image, (uint32_t)merges->count);
     for (const Json *j = merges->first; j; j = j->next) json_merge(&r, j, &t, text + n, &image);
     json_close(&r);
-    free(t.pieces), free(t.slots), free(specials), free(text);
+    free(t.pieces), free(t.slots), free(t.specials), free(text);
     return image;
 }
 
 // ---- 14.6 Finding the tokenizer of a model -----------------------------------------------------------------------
-
-static const char *beside_program(const char *file) {
-    char path[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    char *slash = n > 0 ? memrchr(path, '/', (size_t)n) : NULL;
-    return slash ? strf("%.*s/%s", (int)(slash - path), path, file) : file;
-}
 
 // A tokenizer from its file, whichever of the known kinds it is.
 static Tokenizer *load_tokenizer_file(const char *path) {
@@ -7109,7 +7045,10 @@ static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **w
         const char *path = strf("%s/%s", folder, files[i]);
         if (exists(path)) return load_tokenizer_file(path);
     }
-    const char *own = beside_program("tokenizer.bin");
+    char program[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    char *slash = n > 0 ? memrchr(program, '/', (size_t)n) : NULL;
+    const char *own = slash ? strf("%.*s/%s", (int)(slash - program), program, files[0]) : files[0];
     Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
     *why = strf("%s: has no tokenizer (tokenizer.bin, tokenizer.model or tokenizer.json), and %s %s", folder, own,
                 t ? "is not for this model" : "is missing");

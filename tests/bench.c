@@ -10,6 +10,11 @@
 
 enum { BENCH_RUNS = 7 };
 
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 static double median(double *x, size_t n) { return qsort(x, n, sizeof *x, by_value), x[n/2]; }
 
 // The median time of some work, after one run that brings memory and caches in.

@@ -40,7 +40,7 @@ typedef struct {
 static void add_piece(Tokenizer *t, const char *text, size_t n) {
     uint32_t id = t->n_pieces++;
     t->pieces[id] = (Piece){ text, (uint32_t)n, id };
-    place_piece(t, id);
+    *find_slot(t, text, n) = hash_bytes(text, n) >> 32 << 32 | (id + 1);
 }
 
 // A tokenizer of the bytes alone, with room for the pieces to come.
@@ -51,7 +51,8 @@ static Tokenizer *byte_tokenizer(size_t limit) {
         bytes[b] = (char)b;
         pieces[b] = (Piece){ bytes + b, 1, b };
     }
-    Text image = tokenizer_image(BYTE_BPE, WHOLE_CHUNKS, pieces, COUNT(pieces), NULL, 0);
+    Tokenizer of_bytes = { .kind = BYTE_BPE, .flags = WHOLE_CHUNKS, .pieces = pieces, .n_pieces = COUNT(pieces) };
+    Text image = tokenizer_image(&of_bytes);
     Tokenizer *t = parse_tokenizer("the bytes", image.s, image.n);
     t->pieces = checked(realloc(t->pieces, times(limit, sizeof *t->pieces)), times(limit, sizeof *t->pieces));
     while (t->slot_mask < 2 * limit) t->slot_mask = 2 * t->slot_mask + 1;
@@ -271,7 +272,10 @@ static Text finished_image(const Tokenizer *t) {
                                          "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
     Special specials[COUNT(names)];
     for (size_t i = 0; i < COUNT(names); i++) specials[i] = (Special){ names[i], (int32_t)(t->n_pieces + i) };
-    return tokenizer_image(BYTE_BPE, WHOLE_CHUNKS, t->pieces, t->n_pieces, specials, COUNT(names));
+    Tokenizer whole = *t;
+    whole.specials = specials;
+    whole.n_specials = COUNT(names);
+    return tokenizer_image(&whole);
 }
 
 int main(int argc, char **argv) {

@@ -2,7 +2,7 @@
 // checkpoints; and names that tell runs apart.
 
 static Dataset samples_of(size_t n, size_t length) {
-    Dataset set = { .n = n, .longest = length };
+    Dataset set = { .n = n, .capacity = n, .longest = length };
     set.samples = alloc(n, sizeof *set.samples);
     for (size_t i = 0; i < n; i++) {
         Sample *s = &set.samples[i];
