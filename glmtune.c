@@ -5243,16 +5243,15 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // What lets all of this read the world's files, and the program around it: files, tokenizers, instruments, commands.
 
 // ==== 12  Fast CPU kernels =======================================================================================
-// The first port of section 2: products, attention and the one row of decoding, where plain loops are too slow. They
-// take nine tenths of a run's time and more, and are made of one routine, the matrix product, in float, on vectors.
-// The results depend on shapes alone, as those of section 2 do; sums have another order than there.
+// Section 2 once more, in float and on vectors: the products, attention and decoding's product of one row. They take
+// nine tenths of a run's time and more. Attention is made of the matrix product, so there is one routine to make fast.
+// As in section 2 the results depend on shapes alone, but sums have another order.
 
 #if FAST
 
 // ---- 12.1 Vectors ------------------------------------------------------------------------------------------------
-// GCC's and Clang's vector types, as wide as the machine that is compiled for. A sum over lanes is joined by halves.
-
-// For __builtin_shufflevector: LOW_LANES takes the lower halves of two vectors in turn, HIGH_LANES the upper.
+// GCC's and Clang's vector types, as wide as the machine that is compiled for. For __builtin_shufflevector: LOW_LANES
+// takes the lanes of two vectors' lower halves in turn, HIGH_LANES those of the upper.
 #if defined __AVX512F__
 #define VECTOR_BYTES 64
 #define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -5268,7 +5267,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
 #endif
 
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
+typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));    // or pairs of 16 bits
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }
@@ -5299,6 +5298,14 @@ static const void *view_at(View v, size_t line, size_t k) {
     return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * dtype_size(v.dtype);
 }
 
+// The matrix w, its rows or its columns as lines; the same of a matrix of `real`.
+static View view_of(Weight w, size_t line_stride, size_t k_stride) {
+    return (View){ (const char *)w.data + w.first * dtype_size(w.dtype), w.dtype, line_stride, k_stride };
+}
+
+static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }
+static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }
+
 // Interleaves halves of the rows log2(LANES) times, which transposes them: rows i and i + LANES/2 become 2i and 2i + 1.
 static inline void transpose(vec *rows) {
     vec next[LANES];
@@ -5314,23 +5321,22 @@ static inline void transpose(vec *rows) {
     }
 }
 
-static void transpose_block(real *out, size_t out_stride, const real *in, size_t in_stride, size_t n_rows,
-                            size_t n_columns) {
-    // out [n_columns, n_rows], in [n_rows, n_columns]
+static void transpose_block(real *out, size_t out_stride, const real *in, size_t in_stride, size_t M, size_t N) {
+    // out [N,M], in [M,N]
     size_t i = 0;
-    for (; i + LANES <= n_rows; i += LANES) {
+    for (; i + LANES <= M; i += LANES) {
         size_t j = 0;
-        for (; j + LANES <= n_columns; j += LANES) {
+        for (; j + LANES <= N; j += LANES) {
             vec rows[LANES];
             for (size_t k = 0; k < LANES; k++) rows[k] = *(const vec *)(in + (i + k)*in_stride + j);
             transpose(rows);
             for (size_t k = 0; k < LANES; k++) *(vec *)(out + (j + k)*out_stride + i) = rows[k];
         }
-        for (; j < n_columns; j++)
+        for (; j < N; j++)
             for (size_t k = i; k < i + LANES; k++) out[j*out_stride + k] = in[k*in_stride + j];
     }
-    for (; i < n_rows; i++)
-        for (size_t j = 0; j < n_columns; j++) out[j*out_stride + i] = in[i*in_stride + j];
+    for (; i < M; i++)
+        for (size_t j = 0; j < N; j++) out[j*out_stride + i] = in[i*in_stride + j];
 }
 
 static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
@@ -5381,10 +5387,8 @@ static void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t 
 static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
     // panel [n_k, TILE_N]; columns past n_lines become zero
     real lines[TILE_N * BLOCK_K];
-    if (dtype_size(b.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0) {
-        pack_two_bytes(panel, b, line0, k0, n_k);
-        return;
-    }
+    if (dtype_size(b.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
+        return pack_two_bytes(panel, b, line0, k0, n_k);
     if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
     if (b.k_stride != 1) {
         for (size_t k = 0; k < n_k; k++) wideners[b.dtype](panel + k*TILE_N, view_at(b, line0, k0 + k), n_lines);
@@ -5428,15 +5432,15 @@ static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
     return packed + (k / BLOCK_K * panels + i / TILE_M) * TILE_M * BLOCK_K;
 }
 
-// Part of a product: M rows from i0, K of k from k0; its A is in `packed`. The first k add to `from`, the others to C.
+// Part of a product: rows i0 .. i0 + M, k from k0 to k0 + K, A in `packed`. At k = 0 a sum starts from `from`, then C.
 typedef struct {
     real *c; const real *from; size_t c_stride; View a, b; real scale; size_t i0, M, k0, K; real *packed;
 } Block;
 
-// Asks for one of `parts` parts of a block of B, to be packed next. The machine's own prefetching does not see it
-// coming, for it lies in many short pieces: lines of n_k numbers, or n_k pieces of lines.
+// Fetches part number `part` of the block of B that is packed next. The machine's own prefetching does not foresee it,
+// for it lies in many short pieces: n_lines of n_k numbers, or the other way round.
 static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k, size_t part, size_t parts) {
-    bool along = b.k_stride == 1;
+    bool along = b.k_stride == 1;       // lines run along k
     size_t pieces = along ? n_lines : n_k, bytes = (along ? n_k : n_lines) * dtype_size(b.dtype);
     for (size_t i = pieces * part / parts; i < pieces * (part + 1) / parts; i++) {
         const char *piece = view_at(b, line0 + (along ? i : 0), k0 + (along ? 0 : i));
@@ -5504,7 +5508,7 @@ static void small_product(real *c, const real *from, size_t c_stride, View a, Vi
     }
 }
 
-// w [n] of any dtype times x [n]; x_pairs: the same for two-byte weights, each 2 LANES numbers the even ones first
+// w [n] of any dtype times x [n]. x_pairs (two-byte weights, else NULL): x with the even ones of each 2 LANES first.
 static real dot_row(const void *w, Dtype dtype, const real *x, const real *x_pairs, size_t n) {
     real run[512], sum;
     size_t size = dtype_size(dtype), k = 0;
@@ -5528,41 +5532,34 @@ static real dot_row(const void *w, Dtype dtype, const real *x, const real *x_pai
     return sum;
 }
 
-// y [n_out] = from + scale W x, W [n_out,n_in] read once, as it lies: decoding is bound by memory. Two-byte weights are
-// widened in pairs, so x lies in pairs as well: 34 GB/s on one core, 38 of 40 asking 4 KiB ahead; 24 by way of a
-// widened copy, and 24 with four rows at once, for memory then comes in four short streams.
+// y [n_out] = from + scale W x. Decoding is bound by memory, so W [n_out,n_in] is read once, as it lies. Two-byte
+// weights are widened in pairs, and x is laid out to match. On one core this reads 34 GB/s, with a prefetch 4 KiB ahead
+// 38 of the 40 that there are; by way of a widened copy 24, and with four rows at once 24.
 static void one_row(real *y, const real *from, const real *x, Weight w, real scale, size_t n_out, size_t n_in) {
     static real x_pairs[1 << 16] __attribute__((aligned(64)));
-    size_t size = dtype_size(w.dtype);
-    bool pairs = size == 2 && n_in <= COUNT(x_pairs);
+    bool pairs = dtype_size(w.dtype) == 2 && n_in <= COUNT(x_pairs);
+    View rows = view_of(w, n_in, 1);
     for (size_t k = 0; pairs && k + 2*LANES <= n_in; k += 2*LANES)
         for (size_t lane = 0; lane < LANES; lane++)
             x_pairs[k + lane] = x[k + 2*lane], x_pairs[k + LANES + lane] = x[k + 2*lane + 1];
     #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
-    for (size_t j = 0; j < n_out; j++) {
-        const char *w_j = (const char *)w.data + (w.first + j * n_in) * size;
-        y[j] = (from ? from[j] : 0) + scale * dot_row(w_j, w.dtype, x, pairs ? x_pairs : NULL, n_in);
-    }
-}
-
-// The matrix w, its rows or its columns as lines.
-static View view_of(Weight w, size_t line_stride, size_t k_stride) {
-    return (View){ (const char *)w.data + w.first * dtype_size(w.dtype), w.dtype, line_stride, k_stride };
+    for (size_t j = 0; j < n_out; j++)
+        y[j] = (from ? from[j] : 0) + scale * dot_row(view_at(rows, j, 0), w.dtype, x, pairs ? x_pairs : NULL, n_in);
 }
 
 void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
                     size_t n_in) {
     if (T == 1) one_row(y, from, x, w, scale, n_out, n_in);
-    else product(y, from, (View){ x, REAL, n_in, 1 }, view_of(w, n_in, 1), scale, T, n_out, n_in);
+    else product(y, from, by_rows(x, n_in), view_of(w, n_in, 1), scale, T, n_out, n_in);
 }
 
 void linear_backward_input(real *dx, const real *from, const real *dy, Weight w, real scale, size_t T, size_t n_out,
                            size_t n_in) {
-    product(dx, from, (View){ dy, REAL, n_out, 1 }, view_of(w, 1, n_in), scale, T, n_in, n_out);
+    product(dx, from, by_rows(dy, n_out), view_of(w, 1, n_in), scale, T, n_in, n_out);
 }
 
 void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in) {
-    product(dw, dw, (View){ dy, REAL, 1, n_out }, (View){ x, REAL, 1, n_in }, scale, n_out, n_in, T);
+    product(dw, dw, by_columns(dy, n_out), by_columns(x, n_in), scale, n_out, n_in, T);
 }
 
 // ---- 12.3 Attention ----------------------------------------------------------------------------------------------
@@ -5582,9 +5579,6 @@ typedef struct { const real *k, *v; real *dk, *dv; size_t n; bool causal; } KeyP
 static size_t keys_seen(QueryBlock b, KeyPart part, size_t i) {
     return part.causal ? min_size(part.n, b.n_visible + i) : part.n;
 }
-
-static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }      // lines are rows
-static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }   // lines are columns
 
 // Keys j0 .. j0 + n of the part: updates out [b.n,d] (not yet divided by sum), largest [b.n], sum [b.n].
 static void attend_block(real *out, real *largest, real *sum, const real *q, QueryBlock b, KeyPart part, size_t j0,
@@ -5635,7 +5629,7 @@ void attention_forward(real *out, real *lse, const real *q, const real *k, const
     for (size_t b = 0; b < s.n_sequences; b++)
         for (size_t block = 0; block < blocks; block++)
             for (size_t h = 0; h < s.n_heads; h++) {
-                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;  // at: the head in a row
+                size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;  // at: place in a row
                 if (i >= s.starts[b+1] - s.starts[b]) continue;
                 size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
                 KeyPart parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
@@ -5708,7 +5702,7 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
             for (size_t b = b0; b < b0 + together; b++) {
                 size_t at = h / (s.n_heads / s.n_kv_heads) * d, row = s.starts[b], n = s.starts[b+1] - row;
                 size_t own = row*stride + at, own_head = (row*s.n_heads + h)*d;
-                KeyPart parts[] = { { NULL, NULL, NULL, NULL, s.n_prefix, false },
+                KeyPart parts[] = { { .n = s.n_prefix },
                                     { k + own, v + own, dk_heads + own_head, dv_heads + own_head, n, true } };
                 if (s.n_prefix) parts[0].k = prefix_k + at, parts[0].v = prefix_v + at;
                 if (prefix_trains) parts[0].dk = prefix_heads + h*d, parts[0].dv = prefix_heads + n_all + h*d;
@@ -5953,7 +5947,7 @@ static Json *json_node(JsonReader *r, JsonType type) {
     return j;
 }
 
-// The byte so far ahead; the file ends as a line does.
+// The byte that is `ahead` bytes from here; behind the end of the file, a line break.
 static char json_peek(const JsonReader *r, size_t ahead) {
     return r->at + ahead < r->n ? r->source[r->at + ahead] : '\n';
 }
@@ -5996,7 +5990,7 @@ static size_t json_escape(JsonReader *r, char *out) {
     return utf8_put(out, high >= 0xD800 && high < 0xE000 ? 0xFFFD : high);
 }
 
-// A string whose opening quote is behind us.
+// Reads a string from behind its opening quote on.
 static const char *json_string(JsonReader *r, size_t *count) {
     char *start = r->strings + r->strings_used, *out = start;
     for (;;) {
@@ -6017,7 +6011,7 @@ static const char *json_string(JsonReader *r, size_t *count) {
     return start;
 }
 
-// Where the digits end that begin n bytes ahead; there must be some.
+// Digits begin n bytes ahead, or json_fail; returns how far ahead they end.
 static size_t json_digits(const JsonReader *r, size_t n, const char *problem) {
     if (!isdigit((unsigned char)json_peek(r, n))) json_fail(r, problem);
     while (isdigit((unsigned char)json_peek(r, n))) n++;
@@ -6161,10 +6155,10 @@ static long yaml_next_line(JsonReader *r) {
     return r->at < r->n ? (long)(r->at - r->began) : -1;
 }
 
-// Whether this dash or colon is here and, with a blank behind it, means something.
+// Whether the dash or colon c is here and has a blank behind it; without one it is a letter of a word.
 static bool yaml_is(const JsonReader *r, char c) { return json_peek(r, 0) == c && strchr(" \r\n,]}", json_peek(r, 1)); }
 
-// A scalar on this line; nothing is null.
+// A scalar, which ends on this line; where there is none, null.
 static Json *yaml_scalar(JsonReader *r) {
     Json *j = json_node(r, JSON_STRING);
     bool quoted = json_peek(r, 0) == '\'';
@@ -6185,7 +6179,8 @@ static Json *yaml_scalar(JsonReader *r) {
     return j;
 }
 
-// A mapping or list: in brackets, up to `closing`, or where that is 0 in lines that begin in column `indent`.
+// A mapping or list: in brackets, up to `closing`, or where that is 0 in lines that begin in column `indent`. A member
+// is `marked` by a colon or a dash (not in [a, b]), and `nests` where its value may be more than a scalar.
 static Json *yaml_members(JsonReader *r, long indent, char closing) {
     bool list = closing ? closing == ']' : yaml_is(r, '-'), marked = !list || !closing, nests = !list && !closing;
     Json *j = json_node(r, list ? JSON_ARRAY : JSON_OBJECT), **end = &j->first;
@@ -6231,16 +6226,15 @@ static Json *yaml_only(JsonReader *r) {
 // ---- 13.5 Tensor files -------------------------------------------------------------------------------------------
 // safetensors: eight bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, then the
 // numbers, little endian, without gaps. A model is one such file, or several with an index that says which tensor lies
-// where. Files are mapped, not read: weights that nothing changes are never copied, and the system may drop and fetch
-// their pages as it likes. (Only where a header leaves them off their boundary, as old libraries did, they are copied.)
+// where. Files are mapped: the system reads pages when they are used, and may drop and fetch them as it likes.
 
-static const struct { const char *name; size_t size; } dtypes[] = {     // those of Dtype by number, then others
+static const struct { const char *name; size_t size; } dtypes[] = {     // first those of Dtype, then OTHER_DTYPE's
     [F64] = { "F64", 8 }, [F32] = { "F32", 4 }, [F16] = { "F16", 2 }, [BF16] = { "BF16", 2 }, [I64] = { "I64", 8 },
     [I32] = { "I32", 4 }, { "I16", 2 }, { "I8", 1 }, { "U8", 1 }, { "BOOL", 1 }, { "F8_E4M3", 1 }, { "F8_E5M2", 1 } };
 
 static const char *dtype_name(Dtype d) { return dtypes[d].name; }
 
-#define MAX_HEADER ((size_t)100 << 20)      // the limit that the safetensors library sets
+#define MAX_HEADER ((size_t)100 << 20)      // in bytes, as the safetensors library limits it
 enum { MAX_TENSORS = 20000 };               // the largest GLM has 613, and an optimizer two for each
 #define DAMAGED "the header is damaged, download the file again"
 
@@ -6351,7 +6345,7 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
     for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
         t->data = bytes + 8 + header + t->begin;
-        if (t->n && (uintptr_t)t->data % (t->bytes / t->n))     // old libraries did not put numbers on their boundary
+        if (t->n && (uintptr_t)t->data % (t->bytes / t->n))     // old libraries did not align the numbers
             t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);
     }
 }
@@ -6427,8 +6421,8 @@ static void finish_tensor_file(TensorWriter *w) {
 
 // ---- 13.7 config.json --------------------------------------------------------------------------------------------
 
-// The sizes, each under two names. Either is read, that of the config's own set first; where a remote config has
-// neither, `remote_default` stands, which is ChatGLM's own (configuration_chatglm.py).
+// The sizes and their two names, in "remote" configs (ChatGLM's own code) and in Hugging Face's. Both are read, first
+// that of the config's kind. `remote_default` stands where a remote one has neither (configuration_chatglm.py).
 enum { REQUIRED = 0 };
 static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
     { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
@@ -6441,7 +6435,6 @@ static const struct { const char *remote, *hf; size_t offset, most, remote_defau
     { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
 };
 
-// A number, a flag, a text of a config; where it says nothing they are `missing`, and NULL.
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
                             double missing) {
     const Json *j = json_get(root, key);
@@ -6475,7 +6468,7 @@ static void read_sizes(Config *c, const Json *root) {
     }
 }
 
-// What a remote config may set otherwise than any release does: refused rather than computed wrongly.
+// Refuses settings of a remote config that no release has: they would be computed wrongly.
 static void check_remote_flags(const Config *c, const Json *root) {
     static const struct { const char *key; bool missing, wanted; } flags[] = {
         { "multi_query_attention", false, true }, { "rmsnorm", true, true }, { "post_layer_norm", true, true },
@@ -6516,8 +6509,7 @@ static void check_supported(const Config *c, const Json *root) {
 static Config parse_config(const char *path, const char *source) {
     JsonReader r = json_open(path, source, strlen(source));
     const Json *root = json_only(&r), *rope = json_get(root, "rope_parameters");
-    Config c = { .file = strf("%s", path), .source = source };
-    c.model_type = config_text(root, "model_type");
+    Config c = { .file = strf("%s", path), .source = source, .model_type = config_text(root, "model_type") };
     const char *t = c.model_type ? c.model_type : "";
     if (strcmp(t, "chatglm") && strcmp(t, "glm") && strcmp(t, "glm4"))
         fail("%s: model_type is '%s'; glmtune tunes chatglm, glm and glm4", path, t);
@@ -6527,7 +6519,7 @@ static Config parse_config(const char *path, const char *source) {
     read_sizes(&c, root);
     double theta = config_number(path, root, "rope_theta", 1, 1e12, 10000);
     double partial = config_number(path, root, "partial_rotary_factor", 0, 1, 0.5);
-    theta = config_number(path, rope, "rope_theta", 1, 1e12, theta);        // the newer place; what stands there counts
+    theta = config_number(path, rope, "rope_theta", 1, 1e12, theta);        // the newer place, which counts
     partial = config_number(path, rope, "partial_rotary_factor", 0, 1, partial);
     c.rope_theta = c.remote ? 10000 * config_number(path, root, "rope_ratio", 1e-3, 1e8, 1) : theta;
     c.n_rotated = c.remote ? c.head_dim / 2 : (size_t)((double)c.head_dim * partial);
@@ -6551,7 +6543,7 @@ static Config read_config(const char *path) {
 
 // ---- 13.8 From files to the model --------------------------------------------------------------------------------
 
-// Points a tensor at its numbers, in model memory; vectors are widened into memory of their own.
+// Points a tensor at its numbers, in model memory; a vector's are widened, into memory of their own.
 static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
     t->data = data;
     t->file_dtype = t->dtype = dtype;
@@ -6572,7 +6564,7 @@ static bool has_shape(const StoredTensor *s, const Tensor *t) {
     return s->n_dims == t->n_dims && !memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape);
 }
 
-// Tensors that releases carry and that hold nothing: a table of rotary frequencies, the head of a tied model once more.
+// Tensors of releases that hold nothing new: a table of rotary frequencies, the head of a tied model once more.
 static bool may_be_ignored(const Model *m, const char *tensor_name) {
     size_t n = strlen(tensor_name), tail = strlen("inv_freq");
     if (n >= tail && !strcmp(tensor_name + n - tail, "inv_freq")) return true;
@@ -6608,8 +6600,8 @@ static Model *load_model(const char *folder) {
     return m;
 }
 
-// First numbers of a model trained from scratch: matrices uniform with this standard deviation, gains 1, biases 0. With
-// `rough`, for gradient checks, gains and biases are random around that, what a method adds around its start's center.
+// First numbers of a model trained from scratch: matrices are uniform with this standard deviation, gains 1, biases 0.
+// With `rough`, for gradient checks, gains, biases and what a method adds are random too, around where they start.
 static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
     float spread = (float)(std * 1.7320508075688772);
     float center = t->vector && strstr(t->name, "norm") ? 1 : t->start.center;
