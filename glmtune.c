@@ -6621,14 +6621,12 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 // Each importer turns a released file into the bytes of a tokenizer.bin, and only those are parsed further:
 //     "GLMTOKEN", then as uint32: version, kind, flags, pieces, specials, bytes of text, lengths of the three class
 //     tables; length of each piece; rank of each piece; ids of specials; lengths of specials; the class tables (run
-//     lengths outside, inside, outside, ... the Unicode classes that the pattern needs); the text of all in order;
-//     with LISTED_MERGES: their number, and in the order of their ranks the piece that each makes and the bytes of its
-//     left part.
+//     lengths of 14.1); the text of all pieces and specials; with LISTED_MERGES: their number, and in the order of
+//     their ranks the piece that each makes and how many bytes of it are the left part's.
 
 // ---- 14.1 Unicode ------------------------------------------------------------------------------------------------
-// What \p{L}, \p{N} and \s mean, from tests/make_unicode.py. A tokenizer.bin carries the tables it was made with.
-
-// Unicode 18.0.0: run lengths outside, inside, outside, ... each class, from U+0000 on
+// What \p{L}, \p{N} and \s mean in Unicode 18.0.0, from tests/make_unicode.py: run lengths outside, inside, outside,
+// ... each class, from U+0000 on. A tokenizer.bin carries the tables it was made with.
 static const uint32_t letter_runs[] = {
     65,26,6,26,47,1,10,1,4,1,5,23,1,31,1,458,4,12,14,5,7,1,1,1,129,5,1,2,2,4,1,1,6,1,1,3,1,1,1,20,1,83,1,139,8,166,1,38,
     1,2,6,41,2,2,67,27,4,4,45,43,35,2,1,99,1,1,15,2,7,2,10,3,2,1,16,1,1,30,29,89,11,1,24,33,9,2,4,1,5,22,4,1,9,1,3,1,23,
@@ -6709,7 +6707,7 @@ static Text tokenizer_image(const Tokenizer *t) {
     return image;
 }
 
-// The listed merges, which follow the text, on no boundary.
+// The listed merges. They follow the text, so they are not aligned.
 typedef struct __attribute__((packed)) { uint32_t piece, left_n; } StoredMerge;
 typedef struct __attribute__((packed)) { uint32_t n; StoredMerge at[]; } StoredMerges;
 
@@ -6748,7 +6746,7 @@ static void read_merges(Tokenizer *t, const char *file, const StoredMerges *m) {
     }
 }
 
-// Makes a tokenizer of the bytes of a tokenizer.bin, which it keeps: from the heap, as numbers lie on their boundary.
+// Makes a tokenizer of the bytes of a tokenizer.bin, and keeps them. They come from the heap, so numbers are aligned.
 static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     enum { VERSION, KIND, FLAGS, PIECES, SPECIALS, TEXT_BYTES, LETTERS, NUMBERS, SPACES, FIELDS };  // in class order
     if (bytes < 8 + 4*FIELDS || memcmp(image, "GLMTOKEN", 8)) fail("%s: is no tokenizer.bin of glmtune", file);
@@ -6866,7 +6864,7 @@ static Text import_sentencepiece(const char *file, const char *bytes, size_t n) 
 // ---- 14.4 Import: tiktoken ---------------------------------------------------------------------------------------
 // tokenizer.model of GLM-4: lines "base64 rank", the ranks in order; the special tokens follow the last.
 
-// In place; returns the number of bytes, 0 if it is no base64.
+// Decodes in place; returns the number of bytes, 0 if it is no base64.
 static uint32_t base64_decode(char *s, const char *end) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     uint32_t bits = 0, n = 0, held = 0;
@@ -6939,8 +6937,8 @@ static void check_tokenizer_json(const JsonReader *r, const Json *root, const Js
     fail("%s: text is split by '%s', and glmtune knows only GLM-4's pattern", where(r, pattern), pattern->text);
 }
 
-// Writes the bytes of a text in the alphabet; returns their number, 0 if it is in another (an added token's). Visible
-// Latin-1 stands for itself, and from U+0100 on stand the other bytes in order: 0 to 32, 127 to 160, 173.
+// Writes the bytes that a text in the alphabet stands for; returns their number, 0 if some character is of no alphabet
+// (an added token's). Visible Latin-1 stands for itself, U+0100 and on for the other bytes: 0 to 32, 127 to 160, 173.
 static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
     uint32_t c, written = 0;
     for (size_t at = 0; at < n; out[written++] = (char)c) {
@@ -6958,7 +6956,7 @@ static uint32_t json_id(const JsonReader *r, const Json *j) {
     return (uint32_t)id;
 }
 
-// The pieces of "vocab", and a hash table of them. Ids that it leaves out are empty pieces which nothing becomes.
+// The pieces of "vocab", with the hash table that finds them. An id without a piece gets an empty one, never used.
 static Tokenizer json_vocabulary(const JsonReader *r, const Json *vocab, char *text) {
     Tokenizer t = { .kind = BYTE_BPE };
     for (const Json *j = vocab->first; j; j = j->next) t.n_pieces = (uint32_t)max_size(t.n_pieces, json_id(r, j) + 1);
@@ -7029,8 +7027,8 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     return parse_tokenizer(path, image.s, image.n);
 }
 
-// The tokenizer of a folder, else the one beside the program if its ids are below `room`. NULL where only ready
-// input_ids can be used, which `why` then explains.
+// The tokenizer of a folder, else the one beside the program if its ids are below `room`. NULL: there is none, and
+// `why` says so for the user.
 static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why) {
     static const char *const files[] = { "tokenizer.bin", "tokenizer.model", "tokenizer.json" };
     for (size_t i = 0; i < COUNT(files); i++) {
@@ -7048,8 +7046,7 @@ static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **w
 }
 
 // ==== 15  Instruments ============================================================================================
-// What looks at a model or a run from outside: what it will take, what it computes, whether its gradients are right,
-// what it learned and how fast.
+// They look at a model or a run from outside: memory, time and disk, numbers and gradients, curves.
 
 // ---- 15.1 The memory plan ----------------------------------------------------------------------------------------
 
@@ -7061,7 +7058,8 @@ static const char *size_text(size_t bytes) {
     return strf("%.3g %s", n, units[unit]);
 }
 
-// The sum of the numbers behind these words in a file; without words the number that it holds; else `unknown`.
+// The sum of the numbers in a file's lines "word number" with these words; words NULL: of the numbers that begin
+// its lines. Where there is none, or no file: `unknown`.
 static size_t number_in(const char *path, const char *words, size_t unknown) {
     char line[256], key[64];
     size_t n, found = 0, sum = unknown;
@@ -7073,13 +7071,13 @@ static size_t number_in(const char *path, const char *words, size_t unknown) {
     return sum;
 }
 
-// Memory that may still be taken, as the device or the system says; less in a container or under `ulimit -v`.
+// Bytes that may still be taken: of the device, else of this system, its container (cgroup) and `ulimit -v` the least.
 static size_t available_bytes(void) {
     if (memory_left() < SIZE_MAX) return memory_left();
     size_t available = 1024 * number_in("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024);
     size_t most = number_in("/sys/fs/cgroup/memory.max", NULL, SIZE_MAX);
     size_t used = number_in("/sys/fs/cgroup/memory.current", NULL, 0);
-    used -= min_size(used, number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file", 0));   // these give way
+    used -= min_size(used, number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file", 0));   // caches give way
     available = min_size(available, most - min_size(used, most));
     struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit)) return available;
@@ -7087,7 +7085,7 @@ static size_t available_bytes(void) {
     return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
 }
 
-// Ends the program before memory is touched that cannot be had: the system would end it less kindly.
+// lower: the option to set lower, for the message.
 static void need_memory(size_t bytes, const char *lower) {
     size_t available = available_bytes();
     if (bytes > available)
@@ -7112,8 +7110,8 @@ static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, 
     free(r.layers);
 }
 
-// Prints what will be taken for batches of T tokens, and returns how the run shall work: recomputing where that was
-// asked for or where memory is short. What cannot be had even so is refused, naming a size of batch that could.
+// Prints what batches of T tokens take, and returns how the run shall work: it recomputes where that was asked for or
+// where memory is short. Where even this is too much, the error names a size of batch that fits.
 static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T) {
     size_t trainables = trainable_bytes(m, true), available = available_bytes(), fits = T;
     size_t keeps = run_bytes(m, method, KEEPS_ALL, T), recomputes = run_bytes(m, method, RECOMPUTES, T);
@@ -7139,12 +7137,12 @@ static const char *time_text(double s) {
     return n < 60 ? strf("%.*f s", s < 10, s) : strf("%lld:%02lld:%02lld", n / 3600, n / 60 % 60, n % 60);
 }
 
-// How long work takes: forward and backward, and forward alone, for each token; the optimizer in each step.
+// Seconds: of forward and backward, and of forward alone, for a token; of the optimizer for a step.
 typedef struct { double both, forward, optimizer; } Pace;
 
-// Batches of samples drawn from the data, of BATCH_TOKENS or a sample, are computed and thrown away, until it is half a
-// second; the first, which brings memory and caches in, counts only where one takes longer than that. A step at rate 0
-// on gradients of zero leaves weights and fresh moments as they are.
+// Computes batches of the data for half a second, each of about BATCH_TOKENS or one sample. The first one also fills
+// memory and caches: it counts only if it takes longer than that. Steps of the optimizer have rate 0 and gradients of
+// zero, so they leave weights and fresh moments as they are.
 static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Options *o) {
     Model *m = r->model;
     Pace p = {0};
@@ -7170,16 +7168,15 @@ static Pace measure_pace(Run *r, const Dataset *set, size_t batch_size, const Op
     return (Pace){ p.both / tokens, p.forward / tokens, p.optimizer };
 }
 
-// How long the run will take, in words. Of the validations that are worth a checkpoint every second is taken to be the
-// best; a checkpoint to take 50 ms and 5 ns a byte.
+// How long the run will take, in words. Two guesses: every second validation that may save a checkpoint is a new best,
+// and a checkpoint takes 50 ms and 5 ns a byte.
 static char *time_plan(Trainer *t) {
     Pace p = measure_pace(&t->run, &t->train, t->batch_size, t->o);
     double epochs = (double)t->steps / (double)t->steps_per_epoch, n_old = (double)(t->train.n - t->n_new), tokens = 0;
     for (size_t i = 0; i < t->train.n; i++)
         tokens += (double)t->train.samples[i].n * (i < t->n_new ? 1 : t->replay_ratio * (double)t->n_new / n_old);
-    double evaluation = p.forward * (double)t->validation.n_tokens;
+    double evaluation = p.forward * (double)t->validation.n_tokens, saves = (double)t->steps / (double)t->o->save_steps;
     double training = tokens * p.both * epochs + p.optimizer * (double)t->steps;
-    double saves = (double)t->steps / (double)t->o->save_steps;
     if (t->validation.n) saves += (double)t->steps / fmax((double)eval_every(t), (double)t->saves_after) / 2;
     double all = training + evaluation * (double)(1 + t->steps / eval_every(t)) +
                  saves * (0.05 + 5e-9 * (double)checkpoint_bytes(t->run.model));
@@ -7188,28 +7185,27 @@ static char *time_plan(Trainer *t) {
                 time_text(training / (double)t->steps), time_text(evaluation));
 }
 
-// Bytes that may still be written where a folder lies; SIZE_MAX: nobody knows.
+// Free bytes of the disk that a folder lies on; SIZE_MAX: unknown.
 static size_t disk_left(const char *folder) {
     struct statvfs disk;
     return statvfs(folder, &disk) ? SIZE_MAX : times(disk.f_bavail, disk.f_frsize);
 }
 
-// What checkpoints take, in words; where the disk has too little, that is said now and not met at the last save. Side
-// by side stand those that are kept and the one that is being written; where validation decides as well, perhaps many.
+// What checkpoints take, in words; an error where the disk has too little, now rather than at the last save. `most` lie
+// side by side: those that are kept, and the one that is being written.
 static char *disk_plan(const Trainer *t) {
     const char *folder = t->o->output_dir;
     size_t limit = (size_t)t->o->save_total_limit, all = (size_t)((t->steps + t->o->save_steps - 1) / t->o->save_steps);
     bool validates = t->validation.n > 0;
     size_t most = limit ? min_size(validates ? SIZE_MAX : all, max_size(limit, validates ? 2 : 1) + 1) : all;
-    size_t *steps, there = list_checkpoints(folder, &steps);
-    size_t one = checkpoint_bytes(t->base.model), left = disk_left(folder);
-    size_t more = times(most - min_size(there, most), one);
+    size_t *steps, there = list_checkpoints(folder, &steps), left = disk_left(folder);
+    size_t one = checkpoint_bytes(t->base.model), more = times(most - min_size(there, most), one);
     free(steps);
     if (more > left)
         fail("%s: not enough disk: %s are needed for %zu checkpoints side by side, %s are free; choose another "
              "disk, or keep fewer: --save_total_limit 1, --val_size 0", folder, size_text(more), most, size_text(left));
     return strf("a checkpoint takes %s, %s; %s are free", size_text(one),
-                t->o->save_total_limit ? "the newest and the best are kept" : "all are kept", size_text(left));
+                limit ? "the newest and the best are kept" : "all are kept", size_text(left));
 }
 
 // The same kind of model, small enough to measure in a second: one layer, at most 2048 wide, a small vocabulary.
@@ -7223,7 +7219,7 @@ static Config shrunk(Config c) {
     return c;
 }
 
-// Multiply-adds for a token, but for attention's few: forward, or backward as far down as gradients flow.
+// Multiply-adds of the matrices for a token (attention has few): forward, or backward as far down as gradients flow.
 static double work_of(const Model *m, bool back) {
     size_t L = m->config.n_layers;
     double sum = (double)m->head->n * (back ? (m->lowest < depth_of(L, 1)) + m->head->trained : 1);
@@ -7233,8 +7229,8 @@ static double work_of(const Model *m, bool back) {
     return sum;
 }
 
-// What tuning costs on this machine, from a config alone: the pace of a small model grows with the work, and with the
-// numbers that train. Nothing where even that takes much memory.
+// What tuning costs on this machine, from a config alone: measures a small model, and scales its pace by the work and
+// by the numbers that train. Prints nothing where even the small model takes much memory.
 static void print_speed_here(Model *whole, const Method *method, const Options *options) {
     enum { T = 256 };
     Options o = *options;
@@ -7275,7 +7271,7 @@ static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
     return make_batch(&set, NULL, set.n, 0, 0);
 }
 
-typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // data: on the host
+typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // their `data`: in the host's memory
 
 static void list_add(TensorList *l, const char *key, Dtype dtype, size_t rows, size_t columns, const void *data) {
     l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
@@ -7290,7 +7286,7 @@ static void list_add_reals(TensorList *l, const char *key, size_t rows, size_t c
     list_add(l, key, REAL, rows, columns, host);
 }
 
-// The hidden states, the last norm and the logits at every position, not only at targets.
+// Hidden states, last norm and logits, at every position.
 static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
     size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
     real *logits = all_logits(r, b);
@@ -7333,17 +7329,17 @@ static void dump(const char *model, const char *batch, const char *out, Options 
 }
 
 // ---- 15.4 Gradient check -----------------------------------------------------------------------------------------
-// Every gradient against the slope of the loss itself, by five-point central differences (in double, h = 1e-3):
+// Compares gradients g with the slope fd of the loss, by five-point central differences (in double, h = 1e-3):
 //     f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h
 // error = |fd - g| / max(|fd|, |g|, 0.01 max|g| of the tensor), which must be at most 1e-6. Where all gradients of a
-// tensor are below 1e-12 (a key bias before a softmax that no position distinguishes), the slope itself must be below
-// 1e-10. Numbers whose differences meet a kink of a ReLU are skipped and counted.
+// tensor are below 1e-12 (a key bias that moves all scores alike), the slope itself must be below 1e-10.
+// Numbers whose differences meet a kink of a ReLU are skipped and counted.
 //
-// In single precision, so on a GPU too, a slope is too coarse to judge by. There all gradients are compared with those
-// of glmtune64, which found them right and wrote them: |g - truth| / max(|truth|, 0.001 of the largest such) must be at
-// most 1e-4, with 2-norms of a tensor. (A bias of one number may be a sum of which next to nothing is left.)
+// In single precision, so on a GPU too, a slope is too coarse. There all gradients are compared with the truth, which
+// glmtune64 has checked and written: |g - truth| / max(|truth|, 0.001 of the largest |truth|) must be at most 1e-4,
+// with 2-norms of a tensor. (The largest, for a bias of one number may be a sum of which next to nothing is left.)
 
-// small models of each kind: grouped heads, tied, post norms, odd sizes
+// Small models of each kind: grouped heads, tied, post norms, odd sizes.
 static const char *const gradcheck_configs[] = {
     ("{\"model_type\": \"chatglm\", \"padded_vocab_size\": 31, \"hidden_size\": 12, \"num_layers\": 2,"
      " \"kv_channels\": 8, \"num_attention_heads\": 4, \"multi_query_attention\": true, \"multi_query_group_num\": 2,"
@@ -7374,9 +7370,9 @@ static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
     return b;
 }
 
-typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;
+typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;     // what the loss is of
 
-// gradients: all that was checked, for --out; largest: 2-norm of a tensor of the truth
+// gradients: all that were checked, for --out; truth: what --truth holds, largest: the largest 2-norm of its tensors
 typedef struct { const Options *o; TensorList gradients; TensorSet truth; double largest; } Gradcheck;
 
 static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
@@ -7409,8 +7405,7 @@ static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t 
         size_t i = t->n * k / n;
         double fd = finite_difference(s, t, i, (real)1e-3);
         double scale = fmax(fmax(fabs(fd), fabs((double)g[i])), 0.01 * largest);
-        bool zero_slope = largest < 1e-12 && fabs(fd) < 1e-10;
-        double error = zero_slope ? 0 : fabs(fd - (double)g[i]) / scale;
+        double error = largest < 1e-12 && fabs(fd) < 1e-10 ? 0 : fabs(fd - (double)g[i]) / scale;
         // two widths that disagree have a kink between them; a wrong gradient disagrees with both
         bool kink = error > 1e-6 && fabs(finite_difference(s, t, i, (real)1.25e-4) - fd) > 1e-6 * scale;
         kinks += kink;
@@ -7420,7 +7415,7 @@ static bool check_tensor(const Slope *s, const Tensor *t, const real *g, size_t 
                        kinks ? strf(", %zu of %zu at a kink of a ReLU and skipped", kinks, n) : "");
 }
 
-// The 2-norm of s - g, where s is of doubles; g NULL: of s.
+// The 2-norm of s - g, where s holds doubles; g NULL: of s.
 static double distance(const StoredTensor *s, const real *g) {
     const double *truth = s->data;
     double squares = 0;
@@ -7436,7 +7431,7 @@ static void read_truth(Gradcheck *check) {
     }
 }
 
-// The same in single precision: all numbers of g against those that the truth has under this name.
+// The same in single precision, by the tensor of the truth that is `listed` under this name.
 static bool compare_tensor(const Gradcheck *check, const char *listed, const Tensor *t, const real *g) {
     const StoredTensor *s = find_tensor(&check->truth, listed);
     if (!s || !has_shape(s, t))
@@ -7446,8 +7441,7 @@ static bool compare_tensor(const Gradcheck *check, const char *listed, const Ten
     return print_check(t, error, error <= 1e-4, "");
 }
 
-// Checks a method on a model whose tensors are all random, those that the method adds included; returns how many of
-// them failed.
+// Checks a method on a model, after what the method adds was made random too; returns how many tensors failed.
 static size_t gradcheck_method(Gradcheck *check, Model *m, const Method *method) {
     const Options *o = check->o;
     uint64_t seed = (uint64_t)o->seed;
@@ -7498,31 +7492,30 @@ static int gradcheck(const char *folder, const Options *o) {
 }
 
 // ---- 15.5 Curves -------------------------------------------------------------------------------------------------
-// loss.svg, and the picture that `compare` makes, drawn from log.jsonl alone: so a run that was resumed has the same
-// curves as one that was not. A style sheet in the file follows the reader's choice of light or dark.
-// Each of PLACES parts of a log, of as many bytes, gives one point, the mean of n values: so a picture stays small
-// however long a log is. Behind them stand the last of these once more and the best value. n = 0: no point.
+// loss.svg, and the picture that `compare` makes, drawn from log.jsonl alone: so a resumed run has the same curves. A
+// log is cut into PLACES parts of equal bytes, and each gives one point, the mean of its n values (0: no point): so a
+// picture stays small however long a log is. Behind them stand the last point once more and the best value.
 enum { PLACES = 240, LAST = PLACES, BEST, POINTS };
 typedef struct { double x, y, n; } Point;
-typedef struct { Point points[POINTS]; double label_at; } Curve;
-typedef struct { const char *title; Curve *curves; size_t n; double left, top, w, h; bool linear; } Panel;
+typedef struct { Point points[POINTS]; double label_at; } Curve;    // label_at: the height of its last value's text
+typedef struct { const char *title; Curve *curves; size_t n; double left, top, w, h; bool linear; } Panel;  // in pixels
 
-// Adds a value; what is not finite, or further out than a picture can show, is left out.
+// Adds a value to point i, unless it is not finite or further out than a picture can show.
 static void curve_add(Curve *c, size_t i, double x, double y) {
     if (!(fabs(x) <= 1e15) || !(fabs(y) <= 1e30)) return;
     Point *p = &c->points[i];
     c->points[LAST] = *p = (Point){ p->x + (x - p->x) / (p->n + 1), p->y + (y - p->y) / (p->n + 1), p->n + 1 };
 }
 
-// From the lower left corner of its panel, an axis goes `length` pixels to the right or, negative, upwards. Its ticks
-// have the numbers `first` to `last` and stand at these multiples of `step`, in a log scale at these powers of ten.
+// An axis begins in the lower left corner of its panel and goes `length` pixels to the right or, negative, upwards. Its
+// ticks stand at i * step for i from `first` to `last`, in a log scale at 10^(i * step).
 typedef struct { double first, last, step, length; bool log; } Axis;
 
 static double place(const Axis *a, double v) {
     return a->length * ((a->log ? log10(v) : v) / a->step - a->first) / (a->last - a->first);
 }
 
-// Upwards, an axis of values runs from tick to tick; to the right, one of steps or tokens ends at the last of them.
+// An axis of values (upwards) ends on a tick; one of steps or tokens (to the right) ends where they end.
 static Axis make_axis(double least, double most, bool log, double length) {
     if (log) least = log10(least), most = log10(most);
     if (!(most - least > 1e-6 * fmax(fabs(least), fabs(most)))) most = least + (fabs(least) > 0 ? fabs(least) : 1);
@@ -7541,7 +7534,7 @@ static void draw_axis(Text *t, const Axis *a, double across) {      // grid line
     }
 }
 
-// Curves are told apart by colours, seen on white and on black alike, and by dashes where colours are not seen.
+// Curves differ by colours, on white as on black (the reader's choice), and by dashes for who does not see colours.
 enum { CURVE_STYLES = 6 };
 static const char svg_style[] =
     "svg{color:#24292f;font:11px sans-serif}.h{font:600 12px sans-serif}.t{font-size:15px}.m{text-anchor:middle}"
@@ -7551,7 +7544,7 @@ static const char svg_style[] =
     ".c4{color:#b70;stroke-dasharray:13 5}.c5{color:#678;stroke-dasharray:3 4}.r{stroke-dasharray:none}"
     "@media(prefers-color-scheme:dark){svg{color:#d8dee4}.b{fill:#15181c}}";
 
-// Draws curve k, a ring around the best, and beside its end the last value (the best), moved where another one stands.
+// Draws curve k, a ring at its best, and at the right its last value (and the best), moved off those of other curves.
 static void draw_curve(Text *t, Curve *curves, size_t k, const Axis *x, const Axis *y) {
     const Point *p = curves[k].points, *last = p + LAST, *best = p + BEST;
     if (!(last->n > 0)) return;
@@ -7566,7 +7559,7 @@ static void draw_curve(Text *t, Curve *curves, size_t k, const Axis *x, const Ax
                                 place(x, best->x), place(y, best->y));
 }
 
-// Values that spread over a factor of 50 stand in a log scale, which the title says.
+// Values that spread over more than a factor of 50 have a log scale, unless `linear`; the title says so.
 static void draw_panel(Text *t, const Panel *p) {
     double least = INFINITY, most = -INFINITY, last = 0;
     for (size_t i = 0; i < p->n * POINTS; i++) {
@@ -7585,7 +7578,7 @@ static void draw_panel(Text *t, const Panel *p) {
     text_print(t, "</g>\n");
 }
 
-// A text at (x, y), at most its last 80 bytes, which are no fewer than its columns: the end is what tells paths apart.
+// A text at (x, y), cut to its last 80 bytes, for the ends of paths differ.
 static void svg_text(Text *t, double x, double y, const char *class, const char *s) {
     const char *end = s + strlen(s), *from = end - s > 80 ? end - 80 : s;
     while (from > s && (*from & 0xC0) == 0x80) from++;      // whole characters
@@ -7600,7 +7593,7 @@ static void svg_text(Text *t, double x, double y, const char *class, const char 
     text_print(t, "</text>\n");
 }
 
-// Writes panels under a title and a legend, where the curves of the first one have these names.
+// Writes panels under a title and a legend; `names` are those of the first panel's curves.
 static void draw_picture(const char *path, const char *title, const char *const *names, const Panel *panels, size_t n) {
     double h = panels[n-1].top + panels[n-1].h + 30;
     Text t = {0};
@@ -7622,8 +7615,8 @@ enum { LOSS, EVAL_LOSS, RATE, NORM, SPEED, N_LOGGED };
 static const char *const logged[] = { "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_s" };
 typedef struct { Curve curves[N_LOGGED]; JsonReader lines; double steps; } RunLog;
 
-// Reads a log into curves over "step" or "tokens"; a line without it stands where the one before does. The best
-// evaluation is the last that the run called so, else the one with the lowest loss; its line is then the next.
+// Reads a log into curves over `across`: "step" or "tokens"; a line without it stands where the one before does. The
+// best evaluation is the last that says "best", else the one with the lowest loss; json_next then gives its line.
 static RunLog read_log(const char *folder, const char *across) {
     const char *path = strf("%s/log.jsonl", folder);
     if (!exists(path)) fail("%s: no run: it holds no log.jsonl; name the --output_dir of a training", folder);
@@ -7667,7 +7660,7 @@ static const char *cell(const Json *object, const char *key) {
     return json_is(j, JSON_NUMBER) ? strf(j->number >= 1000 ? "%.0f" : "%.4g", j->number) : "-";
 }
 
-// A picture, and a table: what run.json and the line of the best evaluation say, the mean speed, the last loss.
+// Draws a picture and prints a table, from each run's run.json, log and line of the best evaluation.
 static void compare(const char *const *folders, size_t n, const char *out) {
     static const char row[] = "%8s  %10s  %9s  %7s  %8s  %9s  %9s  %9s  %7s  %8s  %s\n";
     Curve *curves = alloc(2 * n, sizeof *curves);           // training, then evaluation
@@ -7698,12 +7691,12 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 }
 
 // ==== 16  Commands ===============================================================================================
-// The smaller commands, chat and check; then the tables: commands, options with their types, defaults, limits and
-// meaning, defaults under a yaml. Help, parsing and checks all come from them.
+// The smaller commands, chat and check; then the tables of commands, options and defaults under a yaml. Help, parsing
+// and checks all come from these.
 
 // ---- 16.1 The smaller commands -----------------------------------------------------------------------------------
 
-// The command: loss, then the scores of the answers, of a model on a data file.
+// Prints the loss of a model on a data file, then the scores of its answers.
 static void eval(const char *data, const char *model, Options *o) {
     Opened m = open_model(model, o);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
@@ -7733,7 +7726,7 @@ static void eval(const char *data, const char *model, Options *o) {
     give_generator(&g);
 }
 
-// The words of a command line that are no options; behind them stands NULL.
+// A command line that was read: its options, and its n other words; behind them stands NULL.
 typedef struct { Options *o; size_t n; const char **words; } Call;
 
 static int train_command(const Call *c) { return train(c->words[0], c->words[1], c->o), 0; }
@@ -7743,11 +7736,11 @@ static int merge_command(const Call *c) { return merge(c->words[0], c->words[1],
 static int compare_command(const Call *c) { return compare(c->words, c->n, c->o->out), 0; }
 static int gradcheck_command(const Call *c) { return gradcheck(c->words[0], c->o); }
 
-// What --dtype calls a type, and PyTorch.
+// The names of a type, in --dtype and in PyTorch.
 static const char *const dtype_words[][2] = { [F64] = { "f64", "float64" }, [F32] = { "f32", "float32" },
                                               [F16] = { "f16", "float16" }, [BF16] = { "bf16", "bfloat16" } };
 
-// Gives all tensors the type that the user asks for, else that of config.json, else bf16.
+// Gives all tensors the type that --dtype asks for, else that of config.json, else bf16.
 static Dtype set_dtype(Model *m, const Options *o) {
     const char *wanted = o->dtype ? o->dtype : m->config.torch_dtype;
     Dtype dtype = wanted ? F64 : BF16;
@@ -7781,7 +7774,7 @@ static int init_command(const Call *c) {
     return 0;
 }
 
-// Looks at every number in the files of a model, and of an adapter with its base; 1: one is not finite.
+// Looks at every number of a model, or of an adapter and its base; returns 1 if one is not finite.
 static int check_numbers(const char *path, Options *o) {
     Opened m = open_model(path, o);
     size_t damaged = 0;
@@ -7852,7 +7845,7 @@ static int tokenize_command(const Call *c) {
 
 // ---- 16.2 Chat ---------------------------------------------------------------------------------------------------
 
-// A conversation under way. fed: the ids that the model has seen.
+// A conversation under way. fed: the ids that the model has seen, whose keys and values are in its cache.
 typedef struct { Generator g; const ChatFormat *format; const Options *o; Conversation turns; Ids fed; } Chat;
 
 // The answer as a turn: its first line is the metadata, as the layout writes it.
@@ -7894,9 +7887,8 @@ static void feed_turns(Chat *c) {
 // One turn: the user's text goes in, the answer comes out on stdout as it is made.
 static void chat_turn(Chat *c, const char *text, size_t n) {
     Ids answer = {0};
-    Text own = {0};
-    text_add(&own, text, n);
-    add_turn(&c->turns, (Turn){ .role = USER, .metadata = "", .text = own.s, .n = n, .own = own.s });
+    char *own = memcpy(alloc(n + 1, 1), text, n);
+    add_turn(&c->turns, (Turn){ .role = USER, .metadata = "", .text = own, .n = n, .own = own });
     feed_turns(c);
     bool stopped = generate(&c->g, c->format, c->o, (size_t)c->o->max_new_tokens, &answer, stdout);
     putchar('\n');
@@ -7937,7 +7929,7 @@ static int chat_command(const Call *c) {
 
 // ---- 16.3 Check --------------------------------------------------------------------------------------------------
 
-// Prints a token so that it stays on its line and `columns` wide; wide characters take two.
+// Prints a token on one line, filled up to `columns` columns; wide characters take two.
 static void print_token(const Tokenizer *t, int32_t id, int columns) {
     Text text = {0};
     uint32_t c;
@@ -7955,8 +7947,8 @@ static void print_token(const Tokenizer *t, int32_t id, int columns) {
 }
 
 static void print_sample(const Sample *s, const ChatFormat *f) {
-    printf("sample %zu: %zu tokens, %zu targets\n  %-24s%8s%8s\n", s->number, s->n, s->n_targets, "token", "id",
-           "target");
+    printf("sample %zu: %zu tokens, %zu targets\n", s->number, s->n, s->n_targets);
+    printf("  %-24s%8s%8s\n", "token", "id", "target");
     for (size_t i = 0; i < s->n; i++) {
         print_token(f->tokenizer, s->ids[i], 24);
         if (i && s->labels[i] != NO_TARGET) printf("%8d%8d\n", s->ids[i], s->labels[i]);
@@ -7975,11 +7967,9 @@ static void print_lengths(const Dataset *set) {
     for (size_t i = 0; i < BINS; i++) most = max_size(most, counts[i]);
     for (size_t i = 0; i < set->n; i++) shortest = min_size(shortest, set->samples[i].n);
     printf("lengths   %zu to %zu tokens, mean %.1f\n", shortest, set->longest, (double)set->n_tokens / (double)set->n);
-    for (size_t i = (shortest - 1) / width; i * width < set->longest; i++) {
-        int length = (int)((counts[i] * 40 + most - 1) / most);
-        printf("%8zu - %-6zu %8zu  %.*s\n", i * width + 1, (i + 1) * width, counts[i], length,
-               "########################################");
-    }
+    for (size_t i = (shortest - 1) / width; i * width < set->longest; i++)
+        printf("%8zu - %-6zu %8zu  %.*s\n", i * width + 1, (i + 1) * width, counts[i],
+               (int)((counts[i] * 40 + most - 1) / most), "########################################");
 }
 
 static void check_file(const char *path, const ChatFormat *f, const Options *o, const Config *config) {
@@ -7988,8 +7978,7 @@ static void check_file(const char *path, const ChatFormat *f, const Options *o, 
         for (const Sample *s = set.samples; s < set.samples + set.n; s++)
             print_ids("{\"input_ids\": ", s->ids, s->n, ", "), print_ids("\"labels\": ", s->labels, s->n, "}\n");
         print_findings(stderr, &set);
-        refuse_findings(&set);
-        return;
+        return refuse_findings(&set);
     }
     printf("data      %s\nsamples   %zu read, %zu kept, %zu cut, %zu dropped, %zu duplicates\n", path,
            set.n + set.n_dropped, set.n, set.n_cut, set.n_dropped, count_duplicates(&set));
