@@ -7077,7 +7077,7 @@ static size_t available_bytes(void) {
     size_t available = 1024 * number_in("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024);
     size_t most = number_in("/sys/fs/cgroup/memory.max", NULL, SIZE_MAX);
     size_t used = number_in("/sys/fs/cgroup/memory.current", NULL, 0);
-    used -= min_size(used, number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file", 0));   // caches give way
+    used -= min_size(used, number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file", 0));   // they give way
     available = min_size(available, most - min_size(used, most));
     struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit)) return available;
