@@ -5243,9 +5243,8 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // What lets all of this read the world's files, and the program around it: files, tokenizers, instruments, commands.
 
 // ==== 12  Fast CPU kernels =======================================================================================
-// Section 2 once more, in float and on vectors: the products, attention and decoding's product of one row. They take
-// nine tenths of a run's time and more. Attention is made of the matrix product, so there is one routine to make fast.
-// As in section 2 the results depend on shapes alone, but sums have another order.
+// Section 2 once more, in float and on vectors: products, attention and decoding's product of one row, which take nine
+// tenths of a run's time and more. As there, the results depend on shapes alone; but sums have another order.
 
 #if FAST
 
@@ -5433,9 +5432,7 @@ static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
 }
 
 // Part of a product: rows i0 .. i0 + M, k from k0 to k0 + K, A in `packed`. At k = 0 a sum starts from `from`, then C.
-typedef struct {
-    real *c; const real *from; size_t c_stride; View a, b; real scale; size_t i0, M, k0, K; real *packed;
-} Block;
+typedef struct { real *c, *packed; const real *from; size_t stride; View a, b; real scale; size_t i0, M, k0, K; } Block;
 
 // Fetches part number `part` of the block of B that is packed next. The machine's own prefetching does not foresee it,
 // for it lies in many short pieces: n_lines of n_k numbers, or the other way round.
@@ -5461,8 +5458,8 @@ static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t c
             pack_b(packed_b + j*n_k, p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k, n_k);
         for (size_t j = 0; j < columns; j += TILE_N)
             for (size_t i = row0; i < row0 + rows; i += TILE_M) {
-                size_t at = (p.i0 + i) * p.c_stride + j0 + j;
-                tile(p.c + at, from ? from + at : NULL, p.c_stride, panel_of_a(p.packed, p.M, i, k), packed_b + j * n_k,
+                size_t at = (p.i0 + i) * p.stride + j0 + j;
+                tile(p.c + at, from ? from + at : NULL, p.stride, panel_of_a(p.packed, p.M, i, k), packed_b + j * n_k,
                      p.scale, min_size(TILE_M, p.M - i), min_size(TILE_N, columns - j), n_k);
                 prefetch(p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k + n_k, next, (i - row0) / TILE_M, tiles);
             }
@@ -5490,8 +5487,8 @@ static void product(real *c, const real *from, View a, View b, real scale, size_
     static real packed[MOST_M * MOST_K] __attribute__((aligned(64)));
     for (size_t k = 0; k < K; k += MOST_K)
         for (size_t i = 0; i < M; i += MOST_M)
-            product_block((Block){ c, from, N, a, b, scale, i, min_size(MOST_M, M - i), k, min_size(MOST_K, K - k),
-                                   packed }, N);
+            product_block((Block){ c, packed, from, N, a, b, scale, i, min_size(MOST_M, M - i), k,
+                                   min_size(MOST_K, K - k) }, N);
 }
 
 // The same by the calling thread alone, for attention's blocks: the rows of c [M,N] are c_stride apart, M <= SMALL_M.
@@ -5501,7 +5498,7 @@ static void small_product(real *c, const real *from, size_t c_stride, View a, Vi
                           size_t K) {
     real packed[(SMALL_M + TILE_M) * BLOCK_K] __attribute__((aligned(64)));     // a tile reads whole panels
     for (size_t k = 0; k < K; k += BLOCK_K) {
-        Block p = { c, from, c_stride, a, b, scale, 0, M, k, min_size(BLOCK_K, K - k), packed };
+        Block p = { c, packed, from, c_stride, a, b, scale, 0, M, k, min_size(BLOCK_K, K - k) };
         for (size_t i = 0; i < M; i += TILE_M)
             pack_a(panel_of_a(packed, M, i, 0), a, i, min_size(TILE_M, M - i), k, p.K);
         for (size_t j = 0; j < N; j += BLOCK_N) block_columns(p, 0, M, j, min_size(BLOCK_N, N - j));
@@ -5632,9 +5629,9 @@ void attention_forward(real *out, real *lse, const real *q, const real *k, const
                 size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;  // at: place in a row
                 if (i >= s.starts[b+1] - s.starts[b]) continue;
                 size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
-                KeyPart parts[] = { { prefix_k + (s.n_prefix ? at : 0), prefix_v + (s.n_prefix ? at : 0), NULL, NULL,
-                                   s.n_prefix, false },
-                                 { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
+                size_t prefix_at = s.n_prefix ? at : 0;
+                KeyPart parts[] = { { prefix_k + prefix_at, prefix_v + prefix_at, NULL, NULL, s.n_prefix, false },
+                                    { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
                 attend(out + th*d, lse + th, s.n_heads, q + th*d, query_block(s, b, i), parts);
             }
 }
@@ -5890,9 +5887,9 @@ __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char
 }
 
 // ---- 13.3 JSON ---------------------------------------------------------------------------------------------------
-// Configs, safetensors headers and data sets are JSON (RFC 8259). A reader walks over one text and gives one value
-// after another, so that it reads JSON lines and one big array alike, one sample at a time in memory. Values are trees
-// of nodes that live until the next value is asked for. Every node knows where it began: errors name file:line:column.
+// Configs, safetensors headers and data sets are JSON (RFC 8259). JSON lines and one big array are read alike, with one
+// value in memory at a time: a tree of nodes, which live until the next value is asked for. A node knows where it
+// began, so errors name file:line:column.
 
 enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
 
@@ -6063,8 +6060,7 @@ static Json *json_value(JsonReader *r, int depth) {
     // the last three words are no JSON, but Python's json writes them
     static const struct { const char *word; JsonType type; double number; } words[] = {
         { "null", JSON_NULL, 0 }, { "true", JSON_BOOL, 1 }, { "false", JSON_BOOL, 0 },
-        { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }, { "-Infinity", JSON_NUMBER, -INFINITY }
-    };
+        { "NaN", JSON_NUMBER, NAN }, { "Infinity", JSON_NUMBER, INFINITY }, { "-Infinity", JSON_NUMBER, -INFINITY } };
     char c = json_skip_space(r);
     if (c == '{') return json_members(r, JSON_OBJECT, depth);
     if (c == '[') return json_members(r, JSON_ARRAY, depth);
@@ -6203,7 +6199,6 @@ static Json *yaml_members(JsonReader *r, long indent, char closing) {
     return j;
 }
 
-// The only value of a file.
 static Json *yaml_only(JsonReader *r) {
     uint32_t c;
     r->language = "YAML that glmtune reads";
@@ -6368,7 +6363,6 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
     json_close(&r);
 }
 
-// The tensors of a model folder, from model.safetensors or from the shards of its index.
 static TensorSet read_model_tensors(const char *folder) {
     TensorSet set = {0};
     const char *single = strf("%s/model.safetensors", folder), *index = strf("%s.index.json", single);
@@ -6384,8 +6378,7 @@ static TensorSet read_model_tensors(const char *folder) {
 }
 
 // ---- 13.6 Tensor files, written ----------------------------------------------------------------------------------
-// The numbers follow the header tensor by tensor, so that a file may be larger than memory. `metadata` is the inside of
-// a JSON object, such as "\"format\": \"pt\"".
+// Tensor by tensor, so that a file may be larger than memory. `metadata`: the inside of a JSON object.
 static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata) {
     Text h = {0};
     TensorWriter w = { .path = path, .temporary = begin_output(path) };
@@ -6473,8 +6466,7 @@ static void check_remote_flags(const Config *c, const Json *root) {
     static const struct { const char *key; bool missing, wanted; } flags[] = {
         { "multi_query_attention", false, true }, { "rmsnorm", true, true }, { "post_layer_norm", true, true },
         { "add_bias_linear", false, false }, { "apply_residual_connection_post_layernorm", false, false },
-        { "original_rope", true, true },
-    };
+        { "original_rope", true, true } };
     if (json_get(root, "inner_hidden_size") || json_get(root, "position_encoding_2d"))
         fail("%s: is the first ChatGLM-6B, which is another architecture; take ChatGLM2-6B or later", c->file);
     for (size_t i = 0; i < COUNT(flags); i++)
@@ -6603,7 +6595,7 @@ static Model *load_model(const char *folder) {
 // First numbers of a model trained from scratch: matrices are uniform with this standard deviation, gains 1, biases 0.
 // With `rough`, for gradient checks, gains, biases and what a method adds are random too, around where they start.
 static void random_tensor(real *out, const Tensor *t, uint64_t seed, double std, bool rough) {
-    float spread = (float)(std * 1.7320508075688772);
+    float spread = (float)(std * 1.7320508075688772);       // sqrt(3): uniform numbers have std spread / sqrt(3)
     float center = t->vector && strstr(t->name, "norm") ? 1 : t->start.center;
     fill_uniform(out, rng_key(seed, hash_name(t->name)), center, t->vector && !rough ? 0 : spread, t->n);
 }
@@ -6625,8 +6617,8 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 //     their ranks the piece that each makes and how many bytes of it are the left part's.
 
 // ---- 14.1 Unicode ------------------------------------------------------------------------------------------------
-// What \p{L}, \p{N} and \s mean in Unicode 18.0.0, from tests/make_unicode.py: run lengths outside, inside, outside,
-// ... each class, from U+0000 on. A tokenizer.bin carries the tables it was made with.
+// What \p{L}, \p{N} and \s mean, from tests/make_unicode.py. A tokenizer.bin carries the tables it was made with.
+// Unicode 18.0.0: run lengths outside, inside, outside, ... each class, from U+0000 on
 static const uint32_t letter_runs[] = {
     65,26,6,26,47,1,10,1,4,1,5,23,1,31,1,458,4,12,14,5,7,1,1,1,129,5,1,2,2,4,1,1,6,1,1,3,1,1,1,20,1,83,1,139,8,166,1,38,
     1,2,6,41,2,2,67,27,4,4,45,43,35,2,1,99,1,1,15,2,7,2,10,3,2,1,16,1,1,30,29,89,11,1,24,33,9,2,4,1,5,22,4,1,9,1,3,1,23,
@@ -7027,8 +7019,7 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     return parse_tokenizer(path, image.s, image.n);
 }
 
-// The tokenizer of a folder, else the one beside the program if its ids are below `room`. NULL: there is none, and
-// `why` says so for the user.
+// The tokenizer of a folder, else the one beside the program if its ids are below `room`; NULL: none, `why` says so.
 static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why) {
     static const char *const files[] = { "tokenizer.bin", "tokenizer.model", "tokenizer.json" };
     for (size_t i = 0; i < COUNT(files); i++) {
@@ -7191,8 +7182,7 @@ static size_t disk_left(const char *folder) {
     return statvfs(folder, &disk) ? SIZE_MAX : times(disk.f_bavail, disk.f_frsize);
 }
 
-// What checkpoints take, in words; an error where the disk has too little, now rather than at the last save. `most` lie
-// side by side: those that are kept, and the one that is being written.
+// What checkpoints take, in words; an error where the disk cannot hold `most` side by side (one is being written).
 static char *disk_plan(const Trainer *t) {
     const char *folder = t->o->output_dir;
     size_t limit = (size_t)t->o->save_total_limit, all = (size_t)((t->steps + t->o->save_steps - 1) / t->o->save_steps);
@@ -7286,7 +7276,6 @@ static void list_add_reals(TensorList *l, const char *key, size_t rows, size_t c
     list_add(l, key, REAL, rows, columns, host);
 }
 
-// Hidden states, last norm and logits, at every position.
 static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
     size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
     real *logits = all_logits(r, b);
@@ -7660,7 +7649,6 @@ static const char *cell(const Json *object, const char *key) {
     return json_is(j, JSON_NUMBER) ? strf(j->number >= 1000 ? "%.0f" : "%.4g", j->number) : "-";
 }
 
-// Draws a picture and prints a table, from each run's run.json, log and line of the best evaluation.
 static void compare(const char *const *folders, size_t n, const char *out) {
     static const char row[] = "%8s  %10s  %9s  %7s  %8s  %9s  %9s  %9s  %7s  %8s  %s\n";
     Curve *curves = alloc(2 * n, sizeof *curves);           // training, then evaluation
@@ -7696,7 +7684,6 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 
 // ---- 16.1 The smaller commands -----------------------------------------------------------------------------------
 
-// Prints the loss of a model on a data file, then the scores of its answers.
 static void eval(const char *data, const char *model, Options *o) {
     Opened m = open_model(model, o);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
@@ -8038,7 +8025,8 @@ static const Command commands[] = {
 typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType;    // METHOD: a choice among 5.7
 #define FIELD(field) .name = #field, .offset = offsetof(Options, field)
 
-// `text` is the default, NULL: not set; `rule` says how another is found where nobody sets it; a number has limits.
+// commands: bits of those that have it; text: its default, NULL: not set; rule: how the program chooses a value where
+// nobody sets one (for the help), NULL: it takes the default; least, most: limits of a number.
 typedef struct {
     const char *name; size_t offset; OptionType type; int commands;
     const char *text, *help; double least, most; const char *choices, *rule;
@@ -8158,12 +8146,11 @@ static const struct { const char *section, *option, *value; } yaml_defaults[] = 
     { NULL, "learning_rate", "5e-5" }, { NULL, "lr_scheduler_type", "linear" }, { NULL, "warmup_ratio", "0" },
     { NULL, "per_device_train_batch_size", "8" }, { NULL, "gradient_accumulation_steps", "1" },
     { NULL, "logging_steps", "500" }, { NULL, "val_size", "0" }, { NULL, "official_mask", "true" },
-    { NULL, "method", "full" }, { "peft_config", "lora_alpha", "8" }, { "peft_config", "lora_dropout", "0" },
-};
+    { NULL, "method", "full" }, { "peft_config", "lora_alpha", "8" }, { "peft_config", "lora_dropout", "0" } };
 
 // ---- 16.5 Parsing ------------------------------------------------------------------------------------------------
 
-// Letters to insert, delete or change to turn a into b (Levenshtein), for "nearest: ..." in messages.
+// How many letters to insert, delete or change to turn a into b (Levenshtein).
 static size_t edit_distance(const char *a, const char *b) {
     size_t n = min_size(strlen(b), 63), row[64];
     for (size_t j = 0; j <= n; j++) row[j] = j;
@@ -8181,7 +8168,7 @@ static size_t edit_distance(const char *a, const char *b) {
 
 static const char *choices_of(const Option *x) { return x->type == METHOD ? method_names() : x->choices; }
 
-// Returns NULL, or what is wrong with the value.
+// Sets an option from its text. Returns NULL, or what is wrong with the value.
 static const char *set_option(Options *o, const Option *x, const char *value) {
     void *field = (char *)o + x->offset;
     const char *choices = choices_of(x);
@@ -8222,6 +8209,7 @@ static void add_options(Text *list, int commands_of) {
         if (options[i].commands & commands_of) text_print(list, "%s,", options[i].name);
 }
 
+// Options that may differ when a run goes on, so its settings do not hold them.
 static const char not_kept[] = "output_dir,stop_at_step,resume_from_checkpoint,force,threads,precision,base";
 
 static const char *value_text(const Options *o, const Option *x) {
@@ -8253,8 +8241,8 @@ static const char *settings_of(const Options *o) {
     return t.s;
 }
 
-// What was not given now is as the run began with it; what it did not keep (an older one), as it was when nobody chose
-// by the number of samples.
+// Settings that are not given now are those that the run began with. Settings that it did not keep (it is an older one)
+// have the table's defaults, for nothing was then chosen by the number of samples.
 static void restore_settings(Options *o, const char *lines, const char *folder) {
     for (const Option *x = options; x < options + COUNT(options); x++) {
         if (!(x->commands & TRAIN) || o->given[x->offset] || list_has(not_kept, x->name)) continue;
@@ -8275,7 +8263,7 @@ static Options default_options(void) {
     return o;
 }
 
-// "; nearest: ", `dashes` and the name in a list ("q_proj,v_proj") with the fewest letters to change, at most half.
+// For messages: "; nearest: --NAME", the name of a list ("q_proj,v_proj") that is like the one given; "": none is.
 static const char *nearest(const char *given, const char *dashes, const char *list) {
     const char *best = NULL, *one;
     for (char *rest = strf("%s", list); (one = strsep(&rest, ",")); )
@@ -8295,7 +8283,6 @@ __attribute__((noreturn)) static void unknown_option(const char *given, const Co
                c->name);
 }
 
-// `--help OPTION` and `--help METHOD`.
 static void option_help(const Option *x) {
     static const char *const types[] = { "a whole number", "a number", "true or false", "a text" };
     const char *choices = choices_of(x);
@@ -8376,11 +8363,10 @@ static void word_help(const char *given, int commands_of) {
 
 // Reads "--name value", "--name=value" or, for a flag, "--name" at words[0]; returns how many words it took.
 static size_t parse_option(Options *o, const Command *c, char **words, size_t left) {
-    const char *given = words[0] + 2, *equals = strchr(given, '=');
-    const char *option_name = strf("%.*s", (int)strcspn(given, "="), given);
-    const Option *x = find_option(option_name, c->bit);
-    if (!x) unknown_option(option_name, c);
-    if (equals) return want_option(o, x, equals + 1), 1;
+    const char *given = words[0] + 2, *wanted = strf("%.*s", (int)strcspn(given, "="), given);
+    const Option *x = find_option(wanted, c->bit);
+    if (!x) unknown_option(wanted, c);
+    if (given[strlen(wanted)]) return want_option(o, x, given + strlen(wanted) + 1), 1;     // "=value" follows
     bool value_follows = left > 1 && (x->type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
     if (x->type == FLAG && !value_follows) return want_option(o, x, "true"), 1;
     if (!value_follows) fail_usage("--%s wants a value", x->name);
@@ -8404,7 +8390,7 @@ static void parse_words(Call *call, const Command *c, size_t n, char **argv) {
 // is an option of `train`, under the same name or as the first table says; or it has no meaning here, and is named
 // once. What the yaml leaves out takes the Trainer's and PEFT's defaults.
 
-// A key with a value that means something else here; an option NULL: nothing. They are read after all others.
+// Values of a key that have another name here; option NULL: no meaning. These keys are read after all others.
 static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
     { "peft_type", "LORA", "method", "lora" }, { "peft_type", "PREFIX_TUNING", "method", "ptuning" },
     { "optim", "adamw_torch", "optim", "adamw" }, { "optim", "adamw_torch_fused", "optim", "adamw" },
@@ -8414,15 +8400,14 @@ static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
     { "save_strategy", "no", "save_steps", "1e9" }, { "save_strategy", "epoch", "save_steps", "0" },
     { "logging_strategy", "steps", NULL, NULL }, { "logging_strategy", "no", "logging_steps", "1e9" },
     { "logging_strategy", "epoch", "logging_steps", "0" }, { "eval_strategy", "steps", NULL, NULL },
-    { "eval_strategy", "no", NULL, NULL }, { "eval_strategy", "epoch", "eval_steps", "0" },
-};
+    { "eval_strategy", "no", NULL, NULL }, { "eval_strategy", "epoch", "eval_steps", "0" } };
 
 static const char yaml_sections[] = "data_config,training_args,peft_config,training_args.generation_config";
-// Read elsewhere: file names below, peft_config's in check_peft_config; or what PEFT itself writes.
+// Read elsewhere (file names below, peft_config's in check_peft_config), or written by PEFT into every config.
 static const char yaml_silent[] =
     "data_config.train_file,data_config.val_file,task_type,inference_mode,bias,fan_in_fan_out,init_lora_weights,"
     "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,layers_pattern,use_dora,lora_bias";
-// These change what is learned: refused, unless they say that they do not.
+// These change what is learned: refused, unless the value is off (null, false, 0 or empty).
 static const char yaml_refused[] = "neftune_noise_alpha,group_by_length,dataloader_drop_last,optim_args,label_names,"
     "optim_target_modules,lr_scheduler_kwargs,metric_for_best_model";
 static const char yaml_ignored[] =
@@ -8438,7 +8423,7 @@ static const char yaml_ignored[] =
     "ignore_data_skip,num_attention_heads,token_dim,num_layers,num_transformer_submodules,do_sample,num_beams,top_k,"
     "max_length,use_cache,repetition_penalty,no_repeat_ngram_size,eos_token_id,pad_token_id,bos_token_id";
 
-typedef struct { JsonReader *reader; Options *o; bool words; Text ignored; } YamlRun;
+typedef struct { JsonReader *reader; Options *o; bool words; Text ignored; } YamlRun;    // words: now yaml_words' keys
 
 __attribute__((noreturn)) static void unknown_key(const YamlRun *y, const Json *j) {
     Text known = {0};
@@ -8459,7 +8444,7 @@ static const char *yaml_option(Options *o, const Option *x, const Json *j) {
     return x->type == STRING && j->type == JSON_ARRAY && list.n ? set_option(o, x, list.s) : "must be a single value";
 }
 
-// Takes one key. Returns NULL, or what is wrong with its value.
+// Takes one key, in the pass that it belongs to. Returns NULL, or what is wrong with its value.
 static const char *yaml_set(YamlRun *y, const Json *j, const char *path) {
     const char *option = j->key, *to = NULL;
     Text words = {0};
