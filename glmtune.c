@@ -5297,7 +5297,7 @@ static const void *view_at(View v, size_t line, size_t k) {
     return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * dtype_size(v.dtype);
 }
 
-// The matrix w, its rows or its columns as lines; the same of a matrix of `real`.
+// Views of a matrix, whose lines are its rows or its columns: of weights, and of numbers in memory.
 static View view_of(Weight w, size_t line_stride, size_t k_stride) {
     return (View){ (const char *)w.data + w.first * dtype_size(w.dtype), w.dtype, line_stride, k_stride };
 }
@@ -6929,8 +6929,8 @@ static void check_tokenizer_json(const JsonReader *r, const Json *root, const Js
     fail("%s: text is split by '%s', and glmtune knows only GLM-4's pattern", where(r, pattern), pattern->text);
 }
 
-// Writes the bytes that a text in the alphabet stands for; returns their number, 0 if some character is of no alphabet
-// (an added token's). Visible Latin-1 stands for itself, U+0100 and on for the other bytes: 0 to 32, 127 to 160, 173.
+// Writes the bytes that a text stands for; returns their number, 0 if a character is not in the alphabet (an added
+// token's). Visible Latin-1 stands for itself, U+0100 and on for the other bytes in order: 0 to 32, 127 to 160, 173.
 static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
     uint32_t c, written = 0;
     for (size_t at = 0; at < n; out[written++] = (char)c) {
