@@ -5534,14 +5534,16 @@ static real dot_row(const void *w, Dtype dtype, const real *x, const real *x_pai
 // 38 of the 40 that there are; by way of a widened copy 24, and with four rows at once 24.
 static void one_row(real *y, const real *from, const real *x, Weight w, real scale, size_t n_out, size_t n_in) {
     static real x_pairs[1 << 16] __attribute__((aligned(64)));
-    bool pairs = dtype_size(w.dtype) == 2 && n_in <= COUNT(x_pairs);
-    View rows = view_of(w, n_in, 1);
+    size_t size = dtype_size(w.dtype);
+    bool pairs = size == 2 && n_in <= COUNT(x_pairs);
     for (size_t k = 0; pairs && k + 2*LANES <= n_in; k += 2*LANES)
         for (size_t lane = 0; lane < LANES; lane++)
             x_pairs[k + lane] = x[k + 2*lane], x_pairs[k + LANES + lane] = x[k + 2*lane + 1];
     #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
-    for (size_t j = 0; j < n_out; j++)
-        y[j] = (from ? from[j] : 0) + scale * dot_row(view_at(rows, j, 0), w.dtype, x, pairs ? x_pairs : NULL, n_in);
+    for (size_t j = 0; j < n_out; j++) {
+        const char *w_j = (const char *)w.data + (w.first + j * n_in) * size;
+        y[j] = (from ? from[j] : 0) + scale * dot_row(w_j, w.dtype, x, pairs ? x_pairs : NULL, n_in);
+    }
 }
 
 void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
@@ -6345,7 +6347,6 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     }
 }
 
-// Reads the shards that an index names, each once.
 static void read_shards(TensorSet *set, const char *folder, const char *index) {
     JsonReader r = json_open_file(index);
     const Json *map = json_get(json_only(&r), "weight_map");
@@ -7076,7 +7077,6 @@ static size_t available_bytes(void) {
     return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
 }
 
-// lower: the option to set lower, for the message.
 static void need_memory(size_t bytes, const char *lower) {
     size_t available = available_bytes();
     if (bytes > available)
