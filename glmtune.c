@@ -60,6 +60,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 #include <malloc.h>
 #endif
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -2483,6 +2484,7 @@ static void write_file(const char *path, const char *bytes, size_t n);      // w
 static char *read_file(const char *path, size_t *n);        // all of it, and a NUL after it
 static bool exists(const char *path);                       // a file or a folder
 static bool is_folder(const char *path);                    // false: a file, or nothing
+static bool ends_in(const char *file, const char *ending);  // and has a letter before it
 static void make_folders(const char *path);                 // each that the path names and that is not there
 static void remove_tree(const char *path);                  // a file, or a folder with all that is in it
 static void remove_inside(const char *folder, const char *ending);          // the files whose names end so
@@ -2491,10 +2493,12 @@ static const char *begin_folder(const char *path);          // the same, and mak
 static void finish_output(const char *temporary);           // gives what was written there its own name
 static void close_written(FILE *f, const char *path);       // ends the program where not all is on the disk
 __attribute__((noreturn)) static void fail_writing(const char *path);       // as when the disk is full
-static void on_stop_signal(int signal_number);              // counts SIGINT and SIGTERM in stop_signals
+static void lock_folder(const char *folder);                // makes it, and keeps other runs out until this one ends
+static void unlock_folder(void);
 
 // clock, progress (13.2) and characters (14.1)
 static double seconds(void);                                // on a clock that only runs forward
+static void share_cores(double tokens);                     // fewer threads while other programs want the cores
 // a line on stderr; without `keep` for a terminal alone, to be replaced by the next
 __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char *format, ...);
 static bool is_space_character(uint32_t c);                 // of Unicode's class
@@ -2970,11 +2974,15 @@ static int32_t need_special(const ChatFormat *f, const char *token) {
     return id;
 }
 
+// The bundled vocabulary is for models of our own: the smallest release has 59,264 ids and its own tokenizer.
+static Tokenizer *model_tokenizer(const Config *c, const char *folder, const char **why) {
+    return load_tokenizer(folder, c->layout || c->vocab_size < 59264 ? c->vocab_size : 0, why);
+}
+
 static ChatFormat choose_format(const Options *o, const Config *c, const char *folder) {
     ChatFormat f = {0};
     const char *wanted = layout_name(o, c, folder);
-    // The bundled vocabulary is for models of our own: the smallest release has 59,264 ids and its own tokenizer.
-    f.tokenizer = load_tokenizer(folder, c->layout || c->vocab_size < 59264 ? c->vocab_size : 0, &f.why);
+    f.tokenizer = model_tokenizer(c, folder, &f.why);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
     if (!wanted) f.why = strf("%s: its chat layout cannot be told from its files; set --layout", folder);
     else if (!f.layout) f.why = strf("chat layout '%s' is none of those that --layout knows", wanted);
@@ -3943,8 +3951,9 @@ static const char *option_text(const Options *o, const char *option);       // i
 // sets it unless the user gave another value (with `free` that stays); returns what is wrong, or NULL
 static const char *fix_option(Options *o, const char *option, const char *value, bool free);
 
-// SIGINT or SIGTERM: the first ends a run after its step, the second at once (a half-written file is removed first).
-static volatile sig_atomic_t stop_signals;
+// A run that is under way ends when its step is done once it was asked to (13.2).
+static volatile sig_atomic_t under_way, stop_signals;
+static const char *worth_keeping;   // what is unfinished (13.1), but whole enough to get its name should the run fail
 
 // ---- 10.1 One step -----------------------------------------------------------------------------------------------
 
@@ -4046,6 +4055,7 @@ typedef struct {
     ChatFormat format;
     Generator answers;                  // with predict_with_generate
     Scores scores;                      // of the last validation
+    double pace_sum, pace_steps;        // of the seconds that a token took in each step
     double mean_norm, first_tokens;     // running mean of the gradient norm; tokens seen before this run went on
     FILE *log;
     const char *log_path;
@@ -4144,6 +4154,13 @@ static void choose_defaults(Options *o, const Method *method, const Config *c, c
     if (!GIVEN(o, save_total_limit)) o->save_total_limit = 2;
 }
 
+static uint64_t hash_data(const Dataset *d, uint64_t h) {
+    for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
+        h = rng_key(rng_key(h, hash_bytes(s->ids, s->n * sizeof *s->ids)),
+                    hash_bytes(s->labels, s->n * sizeof *s->labels));
+    return h;
+}
+
 static void read_data(Trainer *t, const char *data, Options *o) {
     const ChatFormat *f = &t->format;
     size_t V = t->base.model->config.vocab_size;
@@ -4153,6 +4170,9 @@ static void read_data(Trainer *t, const char *data, Options *o) {
     else choose_split(o, &t->train), t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
     choose_defaults(o, t->base.method, &t->base.model->config, &t->train, t->validation.n > 0);
     print_summary(&t->train, t->validation.n, f);
+    if (t->validation.n && hash_data(&t->train, 0) == hash_data(&t->validation, 0))
+        fprintf(stderr, "warning: the validation samples are the training samples, so validation tells nothing of "
+                "others\n");
     print_findings(stderr, &t->train);
     if (o->probe) t->probe = read_data_file(o->probe, f, o, V, true);
     t->n_new = t->train.n;
@@ -4335,13 +4355,6 @@ static const char may_change[] = "logging_steps,save_steps,save_total_limit,grad
     "eval_file,probe,predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,"
     "load_best_model_at_end,temperature,top_p,per_device_eval_batch_size";
 
-static uint64_t hash_data(const Dataset *d, uint64_t h) {
-    for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
-        h = rng_key(rng_key(h, hash_bytes(s->ids, s->n * sizeof *s->ids)),
-                    hash_bytes(s->labels, s->n * sizeof *s->labels));
-    return h;
-}
-
 // All that must be the same when a run goes on, as "key=value" lines.
 static Text run_settings(const Trainer *t) {
     Text lines = {0};
@@ -4420,9 +4433,11 @@ static void save_checkpoint(Trainer *t, bool last) {
         fail("%s: %s", o->output_dir, errno == ENOENT ? "the folder has vanished, and the run in it" : strerror(errno));
     t->state.saved_step = t->state.step;
     save_adapter(temporary, t->base.model, t->base.method, o, t->base.folder);
-    if (whole) write_optimizer(t, strf("%s/optimizer.safetensors", temporary));
     write_trainer_state(t, strf("%s/trainer_state.json", temporary));
+    if (last) worth_keeping = temporary;        // should the disk fill up now
+    if (whole) write_optimizer(t, strf("%s/optimizer.safetensors", temporary));
     finish_output(temporary);
+    worth_keeping = NULL;
     if (o->save_total_limit > 0) remove_checkpoints(t, (size_t)o->save_total_limit);
 }
 
@@ -4433,16 +4448,16 @@ static const char *choose_checkpoint(const Options *o) {
     const char *wanted = o->resume_from_checkpoint, *folder = wanted;
     if (!wanted || !strcasecmp(wanted, "no") || !strcasecmp(wanted, "false")) return NULL;
     bool newest = !strcasecmp(wanted, "yes") || !strcasecmp(wanted, "true");
-    if (!wanted[strspn(wanted, "0123456789")]) folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
-    size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 1;
-    for (size_t i = 0, k = 0; i < n; i++, k = 0) {
-        if (newest) folder = checkpoint_folder(o, (double)steps[i]);
-        while (k < COUNT(parts) && exists(strf("%s/%s", folder, parts[k]))) k++;
-        if (k == COUNT(parts)) return folder;
-        if (!newest) fail("%s: is no checkpoint to go on from: it has no %s", folder, parts[k]);
-    }
-    fprintf(stderr, "%s: holds no checkpoint: training begins at step 1\n", o->output_dir);
-    return NULL;
+    size_t *steps, n = newest ? list_checkpoints(o->output_dir, &steps) : 0;
+    if (newest && !n) fprintf(stderr, "%s: holds no checkpoint: training begins at step 1\n", o->output_dir);
+    if (newest && !n) return NULL;
+    if (newest) folder = checkpoint_folder(o, (double)steps[0]);
+    else if (!wanted[strspn(wanted, "0123456789")]) folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
+    for (size_t k = 0; k < COUNT(parts); k++)
+        if (!exists(strf("%s/%s", folder, parts[k])))
+            fail("%s: no run can go on from it: it has no %s%s", folder, parts[k], !newest ? "" :
+                 "; name another (--resume_from_checkpoint STEP), or another --output_dir to begin in");
+    return folder;
 }
 
 // Whether two texts are one number; older checkpoints kept nine digits of it.
@@ -4497,9 +4512,20 @@ static void resume(Trainer *t) {
     free(wanted);
 }
 
+// A step that is several times slower than those before, token for token, gets a line, once.
+static void told_if_slow(Trainer *t, int64_t step, double took, double tokens) {
+    double usual = t->pace_steps < 5 ? INFINITY : t->pace_sum / t->pace_steps, pace = took / tokens;
+    t->pace_sum += pace, t->pace_steps++;
+    if (took < 0.1 || !(pace > 4 * usual)) return;
+    progress(true, "step %lld took %s, %.0f times as long as those before: other programs use this machine, or memory "
+             "is short", (long long)step + 1, time_text(took), pace / usual);
+    t->pace_sum = INFINITY;         // never again
+}
+
 static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n) {
     const Options *o = t->o;
     Model *m = t->base.model;
+    double began = seconds(), tokens = t->state.tokens;
     double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, step, warmup_of(o, t->steps), t->steps);
     double loss = accumulate_samples(&t->run, &t->train, chosen, n, t->batch_size, o, step);
     double norm = clip_gradients(m, o->max_grad_norm);
@@ -4510,6 +4536,7 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     t->mean_norm = t->mean_norm > 0 ? 0.9 * t->mean_norm + 0.1 * norm : norm;
     optimizer_step(m, o, lr, step + 1);
     for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
+    told_if_slow(t, step, seconds() - began, t->state.tokens - tokens);
     log_step(t, step, loss, lr, norm);
 }
 
@@ -4532,6 +4559,7 @@ static void train_loop(Trainer *t) {
         size_t n = choose_samples(t, step, chosen);
         train_step(t, step, chosen, n);
         t->state.step = (double)(step + 1);
+        share_cores(t->state.tokens);
         bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
         bool validates = t->validation.n && ((step + 1) % eval_every(t) == 0 || last);
         bool best = validates && log_evaluation(t, step + 1);
@@ -4559,11 +4587,31 @@ static const char *outside_of(const char *path, const char *output_dir) {
     return real_path;
 }
 
+// A folder of a model or of data is none for a run; what --force removes there would not be its own.
+static void check_output_dir(const char *folder) {
+    static const char *const endings[] = { ".safetensors", ".bin", ".json", ".jsonl" };
+    DIR *d = exists(strf("%s/run.json", folder)) ? NULL : opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d)); )
+        for (size_t i = 0; i < COUNT(endings); i++)
+            if (ends_in(e->d_name, endings[i]) && strcmp(e->d_name, "log.jsonl"))
+                fail("%s: holds %s and is no run; choose another --output_dir", folder, e->d_name);
+    if (d) closedir(d);
+}
+
+// The log's place; one that is there and no run's is the user's, and gets another name.
+static const char *place_log(const char *folder) {
+    const char *log = strf("%s/log.jsonl", folder), *other = log;
+    if (exists(strf("%s/run.json", folder)) || !exists(log)) return log;
+    for (int n = 1; exists(other); n++) other = strf("%s.%d", log, n);
+    if (rename(log, other)) fail("%s: cannot be given another name: %s", log, strerror(errno));
+    fprintf(stderr, "%s: was there before, and is now %s\n", log, other);
+    return log;
+}
+
 // Opens the log, with the lines up to the checkpoint that the run goes on from. What a run that was killed left
 // half-written is removed, and with --force the checkpoints of later steps, or all when it begins.
 static void open_log(Trainer *t) {
     const char *folder = t->o->output_dir;
-    make_folders(folder);
     remove_inside(folder, TEMPORARY);
     const char *resumed = t->from ? realpath(t->from, NULL) : NULL;
     const char *inside = realpath(checkpoint_folder(t->o, t->state.step), NULL);
@@ -4579,7 +4627,7 @@ static void open_log(Trainer *t) {
     for (size_t i = 0; i < later; i++) remove_checkpoint(t->o, steps[i]);
     if (list_checkpoints(folder, &steps) > n - later)
         fail("%s: its checkpoints cannot be removed; choose another --output_dir", folder);
-    t->log_path = strf("%s/log.jsonl", folder);
+    t->log_path = place_log(folder);
     write_file(t->log_path, t->history.s, t->history.n);
     t->log = fopen(t->log_path, "ae");
     if (!t->log) fail("%s: cannot be written: %s", t->log_path, strerror(errno));
@@ -4784,19 +4832,21 @@ static void end_run(const Trainer *t) {
 }
 
 static void train(const char *data, const char *model, Options *o) {
+    check_output_dir(o->output_dir);
+    lock_folder(o->output_dir);
     Trainer t = { .o = o, .from = choose_checkpoint(o) };
     if (t.from) read_tensor_file(&t.stored, strf("%s/optimizer.safetensors", t.from));
     if (t.from) restore_settings(o, t.stored.metadata.s, t.from);
     t.base = open_model(model, o);
-    struct sigaction on_stop = { .sa_handler = on_stop_signal };
     prepare(&t, data, o);
     begin_run(&t);
-    sigaction(SIGINT, &on_stop, NULL), sigaction(SIGTERM, &on_stop, NULL);
+    under_way = true;
     train_loop(&t);
     close_written(t.log, t.log_path);
     draw_losses(o->output_dir);
     if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
     end_run(&t);
+    unlock_folder();
 }
 
 // ==== 11  Adapters ===============================================================================================
@@ -5232,6 +5282,10 @@ static void merge(const char *adapter, const char *out, Options *o) {
     if (GIVEN(o, max_shard_size)) choose_files(m.model, o->max_shard_size * 1e9);
     write_weights(temporary, m.model, merged_tensor, &m);
     for (size_t i = 0; i < COUNT(others); i++) copy_if_there(m.folder, temporary, others[i]);
+    const char *none;
+    Tokenizer *t = model_tokenizer(&m.model->config, m.folder, &none);
+    if (t && strncmp(t->file, m.folder, strlen(m.folder)))      // the one beside the program
+        write_file(strf("%s/tokenizer.bin", temporary), t->image, t->image_bytes);
     verify_merge(&m, temporary, o->force);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
@@ -5732,12 +5786,15 @@ static void remove_tree(const char *path) {
     remove(path);
 }
 
+static bool ends_in(const char *file, const char *ending) {
+    size_t n = strlen(file), tail = strlen(ending);
+    return n > tail && !strcmp(file + n - tail, ending);
+}
+
 static void remove_inside(const char *folder, const char *ending) {     // "": all; TEMPORARY: what a killed run left
     DIR *d = opendir(folder);
     for (struct dirent *e; d && (e = readdir(d)); ) {
-        size_t n = strlen(e->d_name), tail = strlen(ending);
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-        if (n <= tail || strcmp(e->d_name + n - tail, ending)) continue;
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || !ends_in(e->d_name, ending)) continue;
         char *path = strf("%s/%s", folder, e->d_name);
         remove_tree(path);
         free(path);
@@ -5746,13 +5803,16 @@ static void remove_inside(const char *folder, const char *ending) {     // "": a
 }
 
 static void discard_unfinished(void) {
-    for (size_t i = COUNT(unfinished); i-- > 0; ) if (unfinished[i]) remove_tree(unfinished[i]);
-}
-
-static void on_stop_signal(int signal_number) {
-    bool writing = false;
-    for (size_t i = 0; i < COUNT(unfinished); i++) writing |= unfinished[i] != NULL;
-    if (stop_signals++ && !writing) _exit(128 + signal_number);
+    const char *kept = worth_keeping;
+    worth_keeping = NULL;
+    for (size_t i = COUNT(unfinished); i-- > 0; ) {
+        if (!unfinished[i]) continue;
+        if (unfinished[i] != kept) { remove_tree(unfinished[i]); continue; }
+        finish_output(kept);
+        fprintf(stderr, "the adapter is saved all the same, without the optimizer's state: %.*s\n",
+                (int)(strlen(kept) - strlen(TEMPORARY)), kept);
+    }
+    unlock_folder();
 }
 
 static const char *begin_output(const char *path) {
@@ -5780,7 +5840,7 @@ static void finish_output(const char *temporary) {
     free(final);
     size_t i = 0;
     while (unfinished[i] != temporary) i++;
-    free(unfinished[i]), unfinished[i] = NULL;
+    unfinished[i] = NULL;       // and not freed: the thread of 13.2 may look at it
 }
 
 __attribute__((noreturn)) static void fail_writing(const char *path) {
@@ -5824,6 +5884,42 @@ static void make_folders(const char *path) {
     if (!is_folder(path)) fail("%s: is a file, and a folder is needed", path);
 }
 
+// An output never replaces what its command reads, and another file only with --force.
+static void check_out(const char *out, const char *const *inputs, size_t n, bool force) {
+    const char *path = out ? realpath(out, NULL) : NULL;
+    for (size_t i = 0; path && i < n; i++) {
+        const char *input = inputs[i] ? realpath(inputs[i], NULL) : NULL;
+        if (input && !strncmp(path, input, strlen(input)) && strchr("/", path[strlen(input)]))      // it, or in it
+            fail("%s: is read by this command, or lies in a folder that is; name another file to write", out);
+    }
+    if (path && !force) fail("%s: exists already; name another file, or --force", out);
+}
+
+// The folder of a run is one run's at a time: a lock on a file in it lasts until the process ends, however that is.
+static char *locked, *fresh_folder;     // that file; the folder, where it was not there before
+
+static void lock_folder(const char *folder) {
+    struct stat ours, there;
+    if (!exists(folder)) fresh_folder = strf("%s", folder);
+    make_folders(folder);
+    for (char *path = strf("%s/run.lock", folder); !locked; ) {
+        struct flock lock = { .l_type = F_WRLCK };
+        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        if (fd < 0) fail("%s: cannot be written: %s", path, strerror(errno));
+        bool held = fcntl(fd, F_SETLK, &lock) && (errno == EACCES || errno == EAGAIN);
+        if (held && !fcntl(fd, F_GETLK, &lock) && lock.l_type != F_UNLCK)
+            fail("%s: process %d is training there; wait for its end, or choose another --output_dir", folder,
+                 (int)lock.l_pid);
+        if (!held && !fstat(fd, &ours) && !stat(path, &there) && ours.st_ino == there.st_ino) locked = path;
+        else close(fd);     // whoever ended in between has taken the file away
+    }
+}
+
+static void unlock_folder(void) {       // and a new folder goes in which nothing came to stand
+    if (locked) unlink(locked);
+    if (fresh_folder) rmdir(fresh_folder);
+}
+
 static const char *begin_folder(const char *path) {
     const char *temporary = begin_output(path);
     remove_tree(temporary);
@@ -5850,12 +5946,72 @@ static char *read_file(const char *path, size_t *n) {
     return bytes;
 }
 
-// ---- 13.2 Clock and progress -------------------------------------------------------------------------------------
+// ---- 13.2 Signals, clock and progress ----------------------------------------------------------------------------
+
+// SIGINT, SIGTERM and SIGHUP (as when a terminal closes) come to a thread of their own, which may do what a handler may
+// not. They end the program at once; while it trains, the first one asks it to end when its step is done.
+static void *wait_for_signals(void *signals) {
+    for (int n; !sigwait(signals, &n); ) {
+        if (under_way && !stop_signals++) continue;
+        discard_unfinished();
+        _exit(128 + n);
+    }
+    return NULL;
+}
+
+static void watch_signals(void) {
+    static sigset_t signals;
+    pthread_t thread;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaddset(&signals, SIGHUP);    // under nohup it stays ignored
+    signal(SIGHUP, sigismember(&signals, SIGHUP) ? SIG_DFL : SIG_IGN);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);         // for the threads that come later, too
+    if (pthread_create(&thread, NULL, wait_for_signals, &signals)) pthread_sigmask(SIG_UNBLOCK, &signals, NULL);
+}
 
 static double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+// Seconds that all threads of this process together have waited for a core (Linux; elsewhere 0).
+static double waited_for_cores(void) {
+    double sum = 0;
+    DIR *threads = opendir("/proc/self/task");
+    for (struct dirent *e; threads && (e = readdir(threads)); ) {
+        unsigned long long waited = 0;      // the second number, in ns
+        char *path = strf("/proc/self/task/%s/schedstat", e->d_name);
+        FILE *f = fopen(path, "re");
+        if (f && fscanf(f, "%*u %llu", &waited) == 1) sum += (double)waited * 1e-9;
+        if (f) fclose(f);
+        free(path);
+    }
+    if (threads) closedir(threads);
+    return sum;
+}
+
+// Where other programs want the cores as well, every step waits for the thread that shares one, and a thread less is
+// faster. That is tried, and kept for 10 s if it is so. The bits do not depend on it. tokens: computed so far.
+static void share_cores(double tokens) {
+#ifdef _OPENMP
+    static double looked_at, waited, had, speed, next_try;
+    static int all;
+    double now = seconds(), passed = now - looked_at, waited_before = waited, here = (tokens - had) / passed;
+    int n = omp_get_max_threads();
+    if (passed < 0.3) return;
+    waited = waited_for_cores(), looked_at = now, had = tokens;
+    if (!all) all = n;
+    bool crowded = waited - waited_before > 0.25 * passed, tries = speed > 0, worse = tries && here < 0.85 * speed;
+    speed = 0;
+    if (worse || (n < all && !tries && now > next_try)) omp_set_num_threads(all);
+    else if (n > (all + 1) / 2 && crowded && now > next_try) omp_set_num_threads(n - 1), speed = here;
+    if (tries) next_try = now + 10;
+#else
+    (void)tokens;
+#endif
 }
 
 // The width of the terminal that a descriptor is, in columns; 0: it is none.
@@ -6307,7 +6463,22 @@ static void check_layout(const char *file, StoredTensor *t, size_t n, size_t dat
     if (at < data_bytes) fail("%s: %zu bytes follow the last tensor: the header is damaged", file, data_bytes - at);
 }
 
+typedef struct { const char *path; const uint8_t *begin; size_t n; } MappedFile;
+static MappedFile *mapped_files;        // until the program ends
+static size_t n_mapped;
+
+// A file that becomes shorter while it is mapped: its pages are gone. No lock is held where its numbers are read.
+static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
+    const uint8_t *at = info->si_addr;
+    (void)context;
+    for (size_t i = 0; i < n_mapped; i++)
+        if (at >= mapped_files[i].begin && at < mapped_files[i].begin + mapped_files[i].n)
+            fail("%s: was cut off or lost while it was being read; start again once it is whole", mapped_files[i].path);
+    signal(signal_number, SIG_DFL);
+}
+
 static const uint8_t *map_file(const char *path, size_t *n) {
+    static size_t capacity;
     struct stat s;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &s)) fail("%s: cannot be opened: %s", path, strerror(errno));
@@ -6316,6 +6487,8 @@ static const uint8_t *map_file(const char *path, size_t *n) {
     void *p = *n ? mmap(NULL, *n, PROT_READ, MAP_SHARED, fd, 0) : NULL;
     if (p == MAP_FAILED) fail("%s: cannot be mapped: %s", path, strerror(errno));
     close(fd);
+    mapped_files = grow(mapped_files, &capacity, n_mapped + 1, sizeof *mapped_files);
+    mapped_files[n_mapped++] = (MappedFile){ strf("%s", path), p, *n };
     return p;
 }
 
@@ -6402,7 +6575,6 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
 }
 
 static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n) {
-    if (stop_signals > 1) fail("%s: stopped by a second signal; what was being written is removed", w->path);
     if (fwrite(bytes, 1, n, w->f) != n) fail_writing(w->path);
     w->written += n;
 }
@@ -7006,6 +7178,12 @@ static Text import_tokenizer_json(const char *file, const char *bytes, size_t n)
 
 // ---- 14.6 Finding the tokenizer of a model -----------------------------------------------------------------------
 
+static const char *program_path(void) {         // NULL: it cannot be told
+    char path[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    return n > 0 ? strf("%.*s", (int)n, path) : NULL;
+}
+
 // A tokenizer from its file, whichever of the known kinds it is.
 static Tokenizer *load_tokenizer_file(const char *path) {
     size_t n;
@@ -7027,9 +7205,7 @@ static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **w
         const char *path = strf("%s/%s", folder, files[i]);
         if (exists(path)) return load_tokenizer_file(path);
     }
-    char program[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
-    char *slash = n > 0 ? memrchr(program, '/', (size_t)n) : NULL;
+    const char *program = program_path(), *slash = program ? strrchr(program, '/') : NULL;
     const char *own = slash ? strf("%.*s/%s", (int)(slash - program), program, files[0]) : files[0];
     Tokenizer *t = exists(own) ? load_tokenizer_file(own) : NULL;
     *why = strf("%s: has no tokenizer (tokenizer.bin, tokenizer.model or tokenizer.json), and %s %s", folder, own,
@@ -7294,6 +7470,7 @@ static void write_list(const char *path, const TensorList *l) {
 static void dump(const char *model, const char *batch, const char *out, Options *o) {
     Opened opened = open_model(model, o);
     Model *m = opened.model;
+    check_out(out, &opened.folder, 1, o->force);
     check_fingerprint(&opened, NULL, o);
     if (!opened.method) opened.method = find_method("full"), opened.method->setup(m, o);
     size_t n_targets;
@@ -7687,6 +7864,7 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 static void eval(const char *data, const char *model, Options *o) {
     Opened m = open_model(model, o);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
+    check_out(o->out, &m.folder, 1, o->force);
     check_fingerprint(&m, &f, o);
     const char *file = is_folder(data) ? data_file(data, "dev") : data, *example = NULL;
     if (!file) fail("%s: holds neither dev.json nor dev.jsonl; name the file to evaluate on", data);
@@ -7808,6 +7986,7 @@ static int tokenize_command(const Call *c) {
     const char *path = c->words[0], *why = NULL;
     Tokenizer *t = is_folder(path) ? load_tokenizer(path, SIZE_MAX, &why) : load_tokenizer_file(path);
     if (!t) fail("%s", why);
+    check_out(c->o->out, &t->file, 1, c->o->force);
     if (c->o->out) return write_file(c->o->out, t->image, t->image_bytes), 0;
     size_t n;
     char *text = read_stream(stdin, "standard input", &n), *end = text;
@@ -8112,8 +8291,9 @@ static const Option options[] = {
     { FIELD(resume_from_checkpoint), STRING, TRAIN, NULL,
       "go on from a checkpoint, to the same bits: yes (the newest in output_dir), no, its step, or its folder" },
     { FIELD(stop_at_step), INTEGER, TRAIN, "0", "save and end after this step, to go on later; 0: never", 0, 1e9 },
-    { FIELD(force), FLAG, ANSWERS | MERGE | DUMP, "false",
-      "allow an adapter on another base, a merge past its bound; train: overwrite a run, resume with other options" },
+    { FIELD(force), FLAG, ANSWERS | MERGE | DUMP | TOKENIZE | COMPARE | GRADCHECK, "false",
+      "allow an adapter on another base, a merge past its bound, an output over another file; train: overwrite a run, "
+      "resume with other options" },
     { FIELD(layout), CHOICE, READS | CHAT | INIT | INFO, NULL, "chat layout, how turns become tokens",
       .choices = "chatglm2,chatglm3,glm4-chat,0414,z1,edge", .rule = "told from the model" },
     { FIELD(base), STRING, READS | CHAT | MERGE | DUMP | INFO, NULL, "an adapter's base", .rule = "as it names it" },
@@ -8529,6 +8709,26 @@ const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names and a model are never given back
 #endif
 
+// Threads of OpenMP that wait for each other spin, gcc's 300,000 times (3 to 15 ms), clang's 200 ms. On a machine that
+// is not idle they take that time from the thread that they wait for; 50 us lose nothing on an idle one (README, Speed).
+// OpenMP reads its environment before main, so this sets it and starts the program once more.
+static void spin_less(char **argv) {
+#ifdef _OPENMP
+    const char *path = program_path();
+    double turns = 20000, began = seconds();
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;   // or below
+#ifdef __x86_64__
+    for (int i = 0; i < 1000; i++) __builtin_ia32_pause();      // a turn: 10 to 50 ns
+    turns = 50e-6 / fmax((seconds() - began) / 1000, 1e-9);
+#endif
+    setenv("GOMP_SPINCOUNT", strf("%.0f", turns), 1);
+    setenv("KMP_BLOCKTIME", "1", 1);
+    if (path) execv(path, argv);
+#else
+    (void)argv;
+#endif
+}
+
 static void use_threads(int64_t threads) {
 #ifdef _OPENMP
     if (threads > 0) omp_set_num_threads((int)threads);
@@ -8541,7 +8741,13 @@ static void use_threads(int64_t threads) {
 #ifndef GLMTUNE_NO_MAIN
 int main(int argc, char **argv) {
     Options o = default_options();
+    struct sigaction on_bus = { .sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO };
+    for (int fd = 0; fd <= 2; fd++)     // what is closed would else be the number of the first file that is opened
+        if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", O_RDWR);
+    spin_less(argv);
     program_name = argv[0];
+    watch_signals();
+    sigaction(SIGBUS, &on_bus, NULL);
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 1 << 20);     // large blocks go back to the system when they are given back: see the plan
 #endif
@@ -8570,6 +8776,8 @@ int main(int argc, char **argv) {
         call.words[0] = data;
     }
     if (isnan(o.std)) o.std = c->bit == GRADCHECK ? 0.1 : 0.02;
+    check_out(c->bit == DUMP ? call.words[2] : o.out, call.words, c->bit == DUMP ? 2 : call.n, o.force);
+    check_out(o.out, &o.truth, 1, o.force);
     use_threads(o.threads);
     set_precision(o.precision && !strcmp(o.precision, "bf16"));
     int status = c->run(&call);

@@ -25,7 +25,7 @@ if command -v "${CC:-cc}" >/dev/null; then
     check 'gradcheck: every vector of three models of two layers' [ "$(grep -c 'ia3_l.* ok$' stdout)" = 16 ]
     works 'method ia3 trains 80 of' info "$tests/golden/saved_ia3"
     for golden in "$tests/golden/saved_ia3" "$tests/golden/saved_ia3_fused"; do
-        works '13 tokens, loss' dump "$golden" "$golden/batch.jsonl" ia3/dump
+        works '13 tokens, loss' dump "$golden" "$golden/batch.jsonl" ia3/dump --force
         check 'logits, loss and gradients are those of PEFT' "$program" golden ia3/dump "$golden/golden.safetensors"
     done
 
@@ -34,7 +34,7 @@ if command -v "${CC:-cc}" >/dev/null; then
         --learning_rate 0 --val_size 0
     works '13 tokens, loss' dump "$tests/golden/saved_hf" "$batch" ia3/base
     sed 's/.*, loss \([^,]*\),.*/\1/' stdout >ia3/loss
-    works 'changes nothing|13 tokens, loss' dump ia3/start/checkpoint-1 "$batch" ia3/dump
+    works 'changes nothing|13 tokens, loss' dump ia3/start/checkpoint-1 "$batch" ia3/dump --force
     check 'it starts from the base exactly' cmp ia3/loss <(sed 's/.*, loss \([^,]*\),.*/\1/' stdout)
 
     head -n 3 "$tests/data/identity.jsonl" >ia3/three.jsonl     # plain loops in double, hardly optimised: 40 take minutes

@@ -55,9 +55,11 @@ head -n 7 data.jsonl >seven.jsonl
 refuse 'hash of the training data' train seven.jsonl ${smooth#train data.jsonl} --resume_from_checkpoint yes
 works 'warning: max_steps was 6, now it is 7|done' ${smooth/max_steps 6/max_steps 7} --resume_from_checkpoint 6 --force
 check 'nothing was lost meanwhile' test -f parts/checkpoint-3/optimizer.safetensors -a -f parts/checkpoint-7/optimizer.safetensors
+rm parts/checkpoint-7/optimizer.safetensors             # no longer whole: nothing is removed that "yes" may have meant
+refuse 'parts/checkpoint-7|it has no optimizer.safetensors' $smooth --resume_from_checkpoint yes --force
+check 'its adapter is still there' test -f parts/checkpoint-7/adapter_model.safetensors
 mkdir parts/checkpoint-9.glmtune.tmp
-rm parts/checkpoint-7/optimizer.safetensors             # no longer whole: the one before it is the newest
-works 'goes on from parts/checkpoint-6' $smooth --resume_from_checkpoint yes --force
+works 'goes on from parts/checkpoint-6' $smooth --resume_from_checkpoint 6 --force
 check 'what a killed run left is removed' test ! -e parts/checkpoint-9.glmtune.tmp
 rm -rf parts
 
@@ -104,7 +106,8 @@ for size in 1 2 8 60 120 400 700; do    # a checkpoint's files are some 360 and 
     judge
 done
 check 'writing did fail' test $failures -ge 5
-works 'done' $state --output_dir frail --method full --resume_from_checkpoint yes
+check 'the adapter of the last save stays, where it fits' test -f frail/checkpoint-6/adapter_model.safetensors
+works 'done' $state --output_dir frail --method full --resume_from_checkpoint 2 --force
 rm -rf frail frail_before
 "$program" ${endless/--save_steps 1000000/--save_steps 20} >stdout 2>stderr &
 for i in $(seq 100); do [ ! -d endless/checkpoint-20 ] || break; sleep 0.1; done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Kills a training run with SIGKILL at random moments, each time goes on with --resume_from_checkpoint yes, and demands
-# the bytes of a run that nothing disturbed: adapter, moments, and the values of the log.
+# the bytes of a run that nothing disturbed: adapter, moments, and the values of the log. All methods take turns.
 #
 #     tests/kill_resume.sh [TIMES [PROGRAM]]     100 times and ./glmtune unless told; KILL_SEED: another set of moments
 set -u
@@ -21,28 +21,32 @@ tune=("$program" train data.jsonl base --max_steps 12 --save_steps 1 --logging_s
       --learning_rate 0.01 --save_total_limit 3)
 values() { sed -E 's/, "[a-z_]*_per_s[a-z_]*": [^,}]*//g' "$1/log.jsonl"; }
 
-began=$(date +%s%N)
-"${tune[@]}" --output_dir whole >said 2>&1 || { cat said; exit 1; }
-took=$((($(date +%s%N) - began) / 1000000))
-values whole >whole.values
+methods=(lora full ptuning adapter freeze)
+for method in "${methods[@]}"; do
+    began=$(date +%s%N)
+    "${tune[@]}" --method $method --output_dir whole.$method >said 2>&1 || { cat said; exit 1; }
+    took=$((($(date +%s%N) - began) / 1000000))
+    values whole.$method >$method.values
+done
 passed=0 failed=0 begun=0
 for i in $(seq "$times"); do
+    method=${methods[i % ${#methods[@]}]} whole=whole.${methods[i % ${#methods[@]}]}
     rm -rf run
-    "${tune[@]}" --output_dir run >said 2>&1 &
+    "${tune[@]}" --method $method --output_dir run >said 2>&1 &
     moment=$(((RANDOM * 32768 + RANDOM) % (took * 1000)))
     sleep "$(printf '%d.%06d' $((moment / 1000000)) $((moment % 1000000)))"
     { kill -KILL $! && wait $!; } 2>killed
     [ -z "$(find run -maxdepth 1 -name 'checkpoint-*' 2>killed)" ] || begun=$((begun + 1))
     wrong=''
-    "${tune[@]}" --output_dir run --resume_from_checkpoint yes >said 2>&1 || wrong='an error'
+    "${tune[@]}" --method $method --output_dir run --resume_from_checkpoint yes >said 2>&1 || wrong='an error'
     for file in adapter_model.safetensors optimizer.safetensors; do
-        cmp -s whole/checkpoint-12/$file run/checkpoint-12/$file || wrong="$wrong $file"
+        cmp -s $whole/checkpoint-12/$file run/checkpoint-12/$file || wrong="$wrong $file"
     done
-    values run | cmp -s - whole.values || wrong="$wrong log.jsonl"
+    values run | cmp -s - $method.values || wrong="$wrong log.jsonl"
     [ -z "$(find run -name '*.tmp')" ] || wrong="$wrong leftovers"
     if [ -z "$wrong" ]; then passed=$((passed + 1)); continue; fi
     failed=$((failed + 1))
-    echo "FAILED  killed after $moment of ${took}000 us: $wrong"
+    echo "FAILED  $method, killed after $moment of ${took}000 us: $wrong"
     tail -n 3 said
 done
 [ -z "${GLM_VERBOSE:-}" ] || echo "$begun of $times killed when there were checkpoints"

@@ -207,7 +207,7 @@ curves() {      # one picture a task: the runs with replay, first seed
     for task in $tasks; do
         runs=()
         for method in $methods; do runs+=("$work/$method.$task.1.1"); done
-        "$program" compare "${runs[@]}" --out "tests/report/$task.svg" >/dev/null 2>&1
+        "$program" compare "${runs[@]}" --force --out "tests/report/$task.svg" >/dev/null 2>&1
     done
 }
 
