@@ -4554,6 +4554,7 @@ static void train_loop(Trainer *t) {
     bool enough = is_enough(t);
     if (!(t->state.step > 0)) print_start(t);
     if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
+    t->took = t->validating;        // of step 0, before it began
     t->began = t->logged_at = seconds(), t->first_tokens = t->tokens_logged = t->state.tokens;
     for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps && !enough; step++) {
         size_t n = choose_samples(t, step, chosen);
@@ -4571,7 +4572,7 @@ static void train_loop(Trainer *t) {
         draw_progress(t);
         if (stops) break;
     }
-    t->took = seconds() - t->began;
+    t->took += seconds() - t->began;
     free(chosen);
 }
 
@@ -5896,11 +5897,14 @@ static void check_out(const char *out, const char *const *inputs, size_t n, bool
 }
 
 // The folder of a run is one run's at a time: a lock on a file in it lasts until the process ends, however that is.
-static char *locked, *fresh_folder;     // that file; the folder, where it was not there before
+static char *locked, *new_folder;       // that file; the folder, where it was not there
+static size_t new_n;                    // letters of the shortest part of its path that was not there either
 
 static void lock_folder(const char *folder) {
     struct stat ours, there;
-    if (!exists(folder)) fresh_folder = strf("%s", folder);
+    if (*folder && !exists(folder)) new_folder = strf("%s", folder);
+    while (new_folder && (!new_n || exists(strf("%.*s", (int)new_n, folder))))
+        new_n += 1 + strcspn(folder + new_n + 1, "/");
     make_folders(folder);
     for (char *path = strf("%s/run.lock", folder); !locked; ) {
         struct flock lock = { .l_type = F_WRLCK };
@@ -5915,9 +5919,9 @@ static void lock_folder(const char *folder) {
     }
 }
 
-static void unlock_folder(void) {       // and a new folder goes in which nothing came to stand
+static void unlock_folder(void) {       // and new folders go in which nothing came to stand
     if (locked) unlink(locked);
-    if (fresh_folder) rmdir(fresh_folder);
+    for (char *p = new_folder, *slash; p && strlen(p) >= new_n && !rmdir(p) && (slash = strrchr(p, '/')); ) *slash = 0;
 }
 
 static const char *begin_folder(const char *path) {
@@ -8710,7 +8714,7 @@ const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names
 #endif
 
 // Threads of OpenMP that wait for each other spin, gcc's 300,000 times (3 to 15 ms), clang's 200 ms. On a machine that
-// is not idle they take that time from the thread that they wait for; 50 us lose nothing on an idle one (README, Speed).
+// is not idle they take that time from the thread that they wait for; 50 us lose nothing where it is (README, Speed).
 // OpenMP reads its environment before main, so this sets it and starts the program once more.
 static void spin_less(char **argv) {
 #ifdef _OPENMP

@@ -66,6 +66,13 @@ check 'a log that is no run'\''s stays' grep -q 'what I wrote myself' user/log.j
 check 'the run has its own' grep -q '"loss"' user/log.jsonl
 rm -rf model_copy data_copy user
 
+refuse 'there is no such file' train nowhere.jsonl m --output_dir new/er/est
+check 'no new folder stays when nothing begins' test ! -e new
+mkdir new
+refuse 'there is no such file' train nowhere.jsonl m --output_dir new/er/est
+check 'but one that was there' test -d new -a ! -e new/er
+rmdir new
+
 # ---- Signals and descriptors -------------------------------------------------------------------------------------
 
 begin hung
