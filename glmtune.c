@@ -78,6 +78,8 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) =
 #include <omp.h>
 #else
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"  // without OpenMP the omp lines are ignored
+static int omp_get_max_threads(void) { return 1; }
+static void omp_set_num_threads(int n) { (void)n; }
 #endif
 
 // ================================================================================================================
@@ -6000,7 +6002,6 @@ static double waited_for_cores(void) {
 // Where other programs want the cores as well, every step waits for the thread that shares one, and a thread less is
 // faster. That is tried, and kept for 10 s if it is so. The bits do not depend on it. tokens: computed so far.
 static void share_cores(double tokens) {
-#ifdef _OPENMP
     static double looked_at, waited, had, speed, next_try;
     static int all;
     double now = seconds(), passed = now - looked_at, waited_before = waited, here = (tokens - had) / passed;
@@ -6013,9 +6014,6 @@ static void share_cores(double tokens) {
     if (worse || (n < all && !tries && now > next_try)) omp_set_num_threads(all);
     else if (n > (all + 1) / 2 && crowded && now > next_try) omp_set_num_threads(n - 1), speed = here;
     if (tries) next_try = now + 10;
-#else
-    (void)tokens;
-#endif
 }
 
 // The width of the terminal that a descriptor is, in columns; 0: it is none.
