@@ -6466,7 +6466,7 @@ static void check_layout(const char *file, StoredTensor *t, size_t n, size_t dat
 }
 
 typedef struct { const char *path; const uint8_t *begin; size_t n; } MappedFile;
-static MappedFile *mapped_files;        // until the program ends
+static MappedFile mapped_files[1024];       // until the program ends
 static size_t n_mapped;
 
 // A file that becomes shorter while it is mapped: its pages are gone. No lock is held where its numbers are read.
@@ -6480,7 +6480,6 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
 }
 
 static const uint8_t *map_file(const char *path, size_t *n) {
-    static size_t capacity;
     struct stat s;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &s)) fail("%s: cannot be opened: %s", path, strerror(errno));
@@ -6489,8 +6488,7 @@ static const uint8_t *map_file(const char *path, size_t *n) {
     void *p = *n ? mmap(NULL, *n, PROT_READ, MAP_SHARED, fd, 0) : NULL;
     if (p == MAP_FAILED) fail("%s: cannot be mapped: %s", path, strerror(errno));
     close(fd);
-    mapped_files = grow(mapped_files, &capacity, n_mapped + 1, sizeof *mapped_files);
-    mapped_files[n_mapped++] = (MappedFile){ strf("%s", path), p, *n };
+    if (n_mapped < COUNT(mapped_files)) mapped_files[n_mapped++] = (MappedFile){ strf("%s", path), p, *n };
     return p;
 }
 
