@@ -5952,6 +5952,26 @@ static char *read_file(const char *path, size_t *n) {
     return bytes;
 }
 
+// Ends the program where a file is not what its name says.
+static void refuse_disguise(const char *path, const char *bytes, size_t n) {
+    static const struct { const char *begins; size_t n; const char *is; } kinds[] = {
+        { "version https://git-lfs", 23, "a Git LFS pointer, not the file itself; run git lfs pull in its folder, or "
+                                         "download the file" },
+        { "\x1F\x8B", 2, "compressed; unpack it first (gunzip)" },
+        { "BZh", 3, "compressed; unpack it first (bunzip2)" },
+        { "\xFD" "7zXZ", 5, "compressed; unpack it first (unxz)" },
+        { "\x28\xB5\x2F\xFD", 4, "compressed; unpack it first (unzstd)" },
+        { "PK\3\4", 4, "a zip archive; unpack it first" },
+        { "\xFF\xFE", 2, "UTF-16 text; convert it (iconv -f utf-16 -t utf-8)" },
+        { "\xFE\xFF", 2, "UTF-16 text; convert it (iconv -f utf-16 -t utf-8)" },
+        { "<!DOCTYPE", 9, "a web page, not the file itself; download it again" },
+        { "<!doctype", 9, "a web page, not the file itself; download it again" },
+        { "<html", 5, "a web page, not the file itself; download it again" },
+    };
+    for (size_t i = 0; i < COUNT(kinds); i++)
+        if (n >= kinds[i].n && !memcmp(bytes, kinds[i].begins, kinds[i].n)) fail("%s: is %s", path, kinds[i].is);
+}
+
 // ---- 13.2 Signals, clock and progress ----------------------------------------------------------------------------
 
 // SIGINT, SIGTERM and SIGHUP (as when a terminal closes) come to a thread of their own, which may do what a handler may
@@ -6064,6 +6084,7 @@ static JsonReader json_open(const char *file, const char *source, size_t n) {
 static JsonReader json_open_file(const char *path) {
     size_t n;
     char *own = read_file(path, &n);
+    refuse_disguise(path, own, n);
     JsonReader r = json_open(path, own, n);
     r.own = own;
     return r;
@@ -6498,7 +6519,9 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     const uint8_t *bytes = map_file(path, &n);
     uint64_t header = 0;
     for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
-    if (n < 8 || header > n - 8 || header > MAX_HEADER)
+    bool whole = n >= 8 && header <= n - 8 && header <= MAX_HEADER;
+    if (!whole) refuse_disguise(path, (const char *)bytes, n);
+    if (!whole)
         fail("%s: is no whole safetensors file (header %llu bytes, file %zu): download it again", path,
              (unsigned long long)header, n);
     JsonReader r = json_open(file, (const char *)bytes + 8, header);
@@ -6703,7 +6726,9 @@ static Config parse_config(const char *path, const char *source) {
 static Config read_config(const char *path) {
     size_t n;
     if (!exists(path)) fail("%s: is missing; a model folder has config.json, weights and a tokenizer", path);
-    return parse_config(path, read_file(path, &n));
+    const char *source = read_file(path, &n);
+    refuse_disguise(path, source, n);
+    return parse_config(path, source);
 }
 
 // ---- 13.8 From files to the model --------------------------------------------------------------------------------
@@ -7190,6 +7215,7 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     char *bytes = read_file(path, &n);
     if (n >= 8 && !memcmp(bytes, "GLMTOKEN", 8)) return parse_tokenizer(path, bytes, n);
     if (!n) fail("%s: the file is empty", path);
+    refuse_disguise(path, bytes, n);
     const char *ending = strrchr(path, '.');
     // a SentencePiece model begins with the tag of its first field (1, bytes), which is a line break
     Text image = bytes[0] == '{' || (ending && !strcmp(ending, ".json")) ? import_tokenizer_json(path, bytes, n) :
@@ -8580,7 +8606,10 @@ static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
     { "save_strategy", "no", "save_steps", "1e9" }, { "save_strategy", "epoch", "save_steps", "0" },
     { "logging_strategy", "steps", NULL, NULL }, { "logging_strategy", "no", "logging_steps", "1e9" },
     { "logging_strategy", "epoch", "logging_steps", "0" }, { "eval_strategy", "steps", NULL, NULL },
-    { "eval_strategy", "no", NULL, NULL }, { "eval_strategy", "epoch", "eval_steps", "0" } };
+    { "eval_strategy", "no", NULL, NULL }, { "eval_strategy", "epoch", "eval_steps", "0" },
+    { "metric_for_best_model", "eval_loss", NULL, NULL }, { "metric_for_best_model", "loss", NULL, NULL },
+    { "greater_is_better", "false", NULL, NULL },
+};
 
 static const char yaml_sections[] = "data_config,training_args,peft_config,training_args.generation_config";
 // Read elsewhere (file names below, peft_config's in check_peft_config), or written by PEFT into every config.
@@ -8589,7 +8618,7 @@ static const char yaml_silent[] =
     "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,layers_pattern,use_dora,lora_bias";
 // These change what is learned: refused, unless the value is off (null, false, 0 or empty).
 static const char yaml_refused[] = "neftune_noise_alpha,group_by_length,dataloader_drop_last,optim_args,label_names,"
-    "optim_target_modules,lr_scheduler_kwargs,metric_for_best_model";
+    "optim_target_modules,lr_scheduler_kwargs";
 static const char yaml_ignored[] =
     "data_config.test_file,num_proc,freezeV,swanlab,deepspeed,fsdp,fsdp_config,accelerator_config,fp16,bf16,tf32,"
     "fp16_opt_level,fp16_full_eval,bf16_full_eval,half_precision_backend,use_cpu,no_cuda,local_rank,ddp_backend,"

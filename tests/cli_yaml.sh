@@ -199,3 +199,14 @@ for option in $all_options; do
     grep -qE '^    .*; (no )?default' stdout && grep -q '^    of: ' stdout || want 'what it takes, and whose it is'
     judge
 done
+
+# ---- What glmtune does anyway is taken ---------------------------------------------------------------------------
+
+for key in 'metric_for_best_model: eval_loss' 'metric_for_best_model: loss' 'greater_is_better: false'; do
+    printf 'max_input_length: 512\ntraining_args:\n  max_steps: 1\n  %s\n' "$key" >taken.yaml
+    works 'done' train data.jsonl m taken.yaml --output_dir taken
+    rm -rf taken
+done
+printf 'training_args:\n  max_steps: 1\n  metric_for_best_model: rouge-l\n' >taken.yaml
+refuse 'metric_for_best_model is one of eval_loss, loss' train data.jsonl m taken.yaml --output_dir out
+rm taken.yaml
