@@ -146,11 +146,11 @@ rm -rf cut out large of_large
 
 # A step that is several times slower than those before it.
 begin paused
-sleep 1
+for i in $(seq 300); do [ "$(wc -l <paused/log.jsonl)" -lt 30 ] || break; sleep 0.1; done
 kill -STOP $!
-sleep 1
+sleep 3
 kill -CONT $!
-sleep 1
+for i in $(seq 300); do ! grep -q 'times as long as those before' stderr || break; sleep 0.1; done
 kill -TERM $!
 wait $!
 told='a step that took long is told once'
