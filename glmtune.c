@@ -4557,6 +4557,7 @@ static void train_loop(Trainer *t) {
     if (!(t->state.step > 0)) print_start(t);
     if (!(t->state.step > 0) && t->validation.n) log_evaluation(t, 0);
     t->took = t->validating;        // of step 0, before it began
+    share_cores(t->state.tokens);
     t->began = t->logged_at = seconds(), t->first_tokens = t->tokens_logged = t->state.tokens;
     for (int64_t step = t->first_step = (int64_t)t->state.step; step < t->steps && !enough; step++) {
         size_t n = choose_samples(t, step, chosen);
@@ -8739,7 +8740,7 @@ const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names
 #endif
 
 // Threads of OpenMP that wait for each other spin, gcc's 300,000 times (3 to 15 ms), clang's 200 ms. On a machine that
-// is not idle they take that time from the thread that they wait for; 50 us lose nothing where it is (README, Speed).
+// is not idle they take that time from the thread that they wait for; 100 us lose nothing where it is (README, Speed).
 // OpenMP reads its environment before main, so this sets it and starts the program once more.
 static void spin_less(char **argv) {
 #ifdef _OPENMP
@@ -8748,7 +8749,7 @@ static void spin_less(char **argv) {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;   // or below
 #ifdef __x86_64__
     for (int i = 0; i < 1000; i++) __builtin_ia32_pause();      // a turn: 10 to 50 ns
-    turns = 50e-6 / fmax((seconds() - began) / 1000, 1e-9);
+    turns = 100e-6 / fmax((seconds() - began) / 1000, 1e-9);
 #endif
     setenv("GOMP_SPINCOUNT", strf("%.0f", turns), 1);
     setenv("KMP_BLOCKTIME", "1", 1);
