@@ -2443,11 +2443,33 @@ static double clip_gradients(Model *m, double max_norm) {
     return norm;
 }
 
-// The optimizers: how many moments each keeps of a number, and its betas unless the user set them.
-typedef struct { const char *name; size_t n_moments; double beta1, beta2; } Optimizer;
-enum { ADAMW, SGD, LION };
+// An optimizer: how many moments it keeps of each number, its betas unless the user set them (`o` has them then), and
+// its step t = 1, 2, ... of one tensor. The formulas stand in 2.12.
+typedef struct {
+    const char *name;
+    size_t n_moments;
+    double beta1, beta2;
+    void (*step)(Tensor *, const Options *o, double lr, double weight_decay, int64_t t);
+} Optimizer;
+
+static void step_adamw(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
+    double correction1 = 1 - pow(o->adam_beta1, (double)t), correction2 = 1 - pow(o->adam_beta2, (double)t);
+    adamw_step(w->value, w->grad, w->moments[0], w->moments[1], lr, 1 - lr * weight_decay, o->adam_beta1, o->adam_beta2,
+               o->adam_epsilon, correction1, correction2, w->n);
+}
+
+static void step_sgd(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
+    (void)t;
+    sgd_step(w->value, w->grad, w->moments[0], lr, weight_decay, o->momentum, w->n);
+}
+
+static void step_lion(Tensor *w, const Options *o, double lr, double weight_decay, int64_t t) {
+    (void)t;
+    lion_step(w->value, w->grad, w->moments[0], lr, 1 - lr * weight_decay, o->adam_beta1, o->adam_beta2, w->n);
+}
+
 static const Optimizer optimizers[] = {
-    [ADAMW] = { "adamw", 2, 0.9, 0.999 }, [SGD] = { "sgd", 1, 0, 0 }, [LION] = { "lion", 1, 0.9, 0.99 } };
+    { "adamw", 2, 0.9, 0.999, step_adamw }, { "sgd", 1, 0, 0, step_sgd }, { "lion", 1, 0.9, 0.99, step_lion } };
 
 static const Optimizer *find_optimizer(const char *wanted) {
     size_t i = 0;
@@ -2455,22 +2477,14 @@ static const Optimizer *find_optimizer(const char *wanted) {
     return &optimizers[i];
 }
 
-// Step t = 1, 2, ... over everything that trains (formulas in 2.12). Gains and biases do not decay.
+// Step t = 1, 2, ... over everything that trains. Gains and biases do not decay.
 static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
-    const Optimizer *kind = find_optimizer(o->optim);
-    double beta1 = isnan(o->adam_beta1) ? kind->beta1 : o->adam_beta1;
-    double beta2 = isnan(o->adam_beta2) ? kind->beta2 : o->adam_beta2;
-    double correction1 = 1 - pow(beta1, (double)t), correction2 = 1 - pow(beta2, (double)t);
-    for (size_t i = 0; i < m->n_trained; i++) {
-        Tensor *w = m->trained[i];
-        double decay = w->vector ? 0 : o->weight_decay, keep = 1 - lr * decay;
-        if (kind == &optimizers[ADAMW])
-            adamw_step(w->value, w->grad, w->moments[0], w->moments[1], lr, keep, beta1, beta2, o->adam_epsilon,
-                       correction1, correction2, w->n);
-        else if (kind == &optimizers[LION])
-            lion_step(w->value, w->grad, w->moments[0], lr, keep, beta1, beta2, w->n);
-        else sgd_step(w->value, w->grad, w->moments[0], lr, decay, o->momentum, w->n);
-    }
+    const Optimizer *optimizer = find_optimizer(o->optim);
+    Options set = *o;
+    if (isnan(o->adam_beta1)) set.adam_beta1 = optimizer->beta1;
+    if (isnan(o->adam_beta2)) set.adam_beta2 = optimizer->beta2;
+    for (size_t i = 0; i < m->n_trained; i++)
+        optimizer->step(m->trained[i], &set, lr, m->trained[i]->vector ? 0 : o->weight_decay, t);
 }
 
 // ================================================================================================================
@@ -4156,7 +4170,8 @@ static void choose_defaults(Options *o, const Method *method, const Config *c, c
     if (!GIVEN(o, save_total_limit)) o->save_total_limit = 2;
 }
 
-static uint64_t hash_data(const Dataset *d, uint64_t h) {
+static uint64_t hash_data(const Dataset *d) {
+    uint64_t h = 0;
     for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
         h = rng_key(rng_key(h, hash_bytes(s->ids, s->n * sizeof *s->ids)),
                     hash_bytes(s->labels, s->n * sizeof *s->labels));
@@ -4172,7 +4187,7 @@ static void read_data(Trainer *t, const char *data, Options *o) {
     else choose_split(o, &t->train), t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
     choose_defaults(o, t->base.method, &t->base.model->config, &t->train, t->validation.n > 0);
     print_summary(&t->train, t->validation.n, f);
-    if (t->validation.n && hash_data(&t->train, 0) == hash_data(&t->validation, 0))
+    if (t->validation.n && hash_data(&t->train) == hash_data(&t->validation))
         fprintf(stderr, "warning: the validation samples are the training samples, so validation tells nothing of "
                 "others\n");
     print_findings(stderr, &t->train);
@@ -4362,8 +4377,8 @@ static Text run_settings(const Trainer *t) {
     Text lines = {0};
     text_print(&lines, "%s", t->o->settings ? t->o->settings : "");
     text_print(&lines, "trained parameters=%zu\n", count_parameters(t->base.model->trained, t->base.model->n_trained));
-    text_print(&lines, "hash of the training data=%016llx\n", (unsigned long long)hash_data(&t->train, 0));
-    text_print(&lines, "hash of the validation data=%016llx\n", (unsigned long long)hash_data(&t->validation, 0));
+    text_print(&lines, "hash of the training data=%016llx\n", (unsigned long long)hash_data(&t->train));
+    text_print(&lines, "hash of the validation data=%016llx\n", (unsigned long long)hash_data(&t->validation));
     return lines;
 }
 
@@ -4515,7 +4530,7 @@ static void resume(Trainer *t) {
 }
 
 // A step that is several times slower than those before, token for token, gets a line, once.
-static void told_if_slow(Trainer *t, int64_t step, double took, double tokens) {
+static void tell_if_slow(Trainer *t, int64_t step, double took, double tokens) {
     double usual = t->pace_steps < 5 ? INFINITY : t->pace_sum / t->pace_steps, pace = took / tokens;
     t->pace_sum += pace, t->pace_steps++;
     if (took < 0.1 || !(pace > 4 * usual)) return;
@@ -4538,7 +4553,7 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     t->mean_norm = t->mean_norm > 0 ? 0.9 * t->mean_norm + 0.1 * norm : norm;
     optimizer_step(m, o, lr, step + 1);
     for (size_t i = 0; i < n; i++) t->state.tokens += (double)t->train.samples[chosen[i]].n;
-    told_if_slow(t, step, seconds() - began, t->state.tokens - tokens);
+    tell_if_slow(t, step, seconds() - began, t->state.tokens - tokens);
     log_step(t, step, loss, lr, norm);
 }
 
@@ -5806,7 +5821,7 @@ static void remove_inside(const char *folder, const char *ending) {     // "": a
     if (d) closedir(d);
 }
 
-static void discard_unfinished(void) {
+static void discard_unfinished(void) {      // newest first, for a file may lie in an unfinished folder
     const char *kept = worth_keeping;
     worth_keeping = NULL;
     for (size_t i = COUNT(unfinished); i-- > 0; ) {
@@ -6021,20 +6036,23 @@ static double waited_for_cores(void) {
 }
 
 // Where other programs want the cores as well, every step waits for the thread that shares one, and a thread less is
-// faster. That is tried, and kept for 10 s if it is so. The bits do not depend on it. tokens: computed so far.
+// faster. A span of 0.3 s or more in which threads waited for a quarter of it leads to a trial of one with a thread
+// less; unless that is clearly slower, it stays so for 10 s. The bits do not depend on it. tokens: computed so far.
 static void share_cores(double tokens) {
-    static double looked_at, waited, had, speed, next_try;
+    static double span_began, waited_then, tokens_then, speed_before_trial, next_trial;
     static int all;
-    double now = seconds(), passed = now - looked_at, waited_before = waited, here = (tokens - had) / passed;
+    double now = seconds(), span = now - span_began;
     int n = omp_get_max_threads();
-    if (passed < 0.3) return;
-    waited = waited_for_cores(), looked_at = now, had = tokens;
+    if (span < 0.3) return;
+    double waited = waited_for_cores(), speed = (tokens - tokens_then) / span;
+    bool crowded = waited - waited_then > 0.25 * span, trial = speed_before_trial > 0, rests = now <= next_trial;
+    bool slower = trial && speed < 0.85 * speed_before_trial;
     if (!all) all = n;
-    bool crowded = waited - waited_before > 0.25 * passed, tries = speed > 0, worse = tries && here < 0.85 * speed;
-    speed = 0;
-    if (worse || (n < all && !tries && now > next_try)) omp_set_num_threads(all);
-    else if (n > (all + 1) / 2 && crowded && now > next_try) omp_set_num_threads(n - 1), speed = here;
-    if (tries) next_try = now + 10;
+    if (trial) next_trial = now + 10;
+    speed_before_trial = 0;
+    if (slower || (n < all && !trial && !rests)) omp_set_num_threads(all);
+    else if (crowded && !rests && n > (all + 1) / 2) omp_set_num_threads(n - 1), speed_before_trial = speed;
+    span_began = now, waited_then = waited, tokens_then = tokens;
 }
 
 // The width of the terminal that a descriptor is, in columns; 0: it is none.
