@@ -106,12 +106,22 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 static void discard_unfinished(void);       // removes files that are not complete (13.1)
 static void end_passing_line(void);         // clears a line of progress from the terminal (13.2)
 
+// The first thread that ends the program does so alone: here another waits for the end (a second ctrl-C removes what
+// the main thread is writing, 13.2).
+static void end_alone(void) {
+    static bool ending;
+    static __thread bool ends;
+    while (!ends && __atomic_test_and_set(&ending, __ATOMIC_SEQ_CST)) pause();
+    ends = true;
+}
+
 #define fail(...) stop_with(1, __VA_ARGS__)
 #define fail_usage(...) stop_with(2, __VA_ARGS__)
 
 __attribute__((noreturn, format(printf, 2, 3))) static void stop_with(int status, const char *format, ...) {
     va_list args;
     char *message;
+    end_alone();
     fflush(stdout);
     va_start(args, format);
     if (vasprintf(&message, format, args) < 0) message = NULL;
@@ -5995,6 +6005,7 @@ static void refuse_disguise(const char *path, const char *bytes, size_t n) {
 static void *wait_for_signals(void *signals) {
     for (int n; !sigwait(signals, &n); ) {
         if (under_way && !stop_signals++) continue;
+        end_alone();
         discard_unfinished();
         _exit(128 + n);
     }

@@ -104,6 +104,13 @@ for closed in '2>&-' '>&-' '<&-' '<&- >&- 2>&-'; do
     rm -rf closed
 done
 
+"$program" $long --output_dir closed >stdout 2>&- &
+for i in $(seq 100); do [ ! -s closed/log.jsonl ] || break; sleep 0.1; done
+check 'what is opened first does not become standard error' test -e closed/run.lock -a ! -s closed/run.lock
+kill -TERM $!
+wait $!
+rm -rf closed
+
 cat >large.json <<'END'
 {"model_type": "glm", "vocab_size": 2710, "hidden_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8,
  "num_key_value_heads": 2, "head_dim": 128, "intermediate_size": 4096, "max_position_embeddings": 512}
@@ -147,10 +154,14 @@ rm -rf cut out large of_large
 # A step that is several times slower than those before it.
 begin paused
 for i in $(seq 300); do [ "$(wc -l <paused/log.jsonl)" -lt 30 ] || break; sleep 0.1; done
-kill -STOP $!
-sleep 3
-kill -CONT $!
-for i in $(seq 300); do ! grep -q 'times as long as those before' stderr || break; sleep 0.1; done
+for pause in 1 2; do
+    kill -STOP $!
+    sleep 3
+    kill -CONT $!
+    for i in $(seq 300); do ! grep -q 'times as long as those before' stderr || break; sleep 0.1; done
+    lines=$(wc -l <paused/log.jsonl)
+    for i in $(seq 300); do [ "$(wc -l <paused/log.jsonl)" -lt $((lines + 30)) ] || break; sleep 0.1; done
+done
 kill -TERM $!
 wait $!
 told='a step that took long is told once'
