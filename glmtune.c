@@ -2932,13 +2932,17 @@ static const char *const role_names[ROLES] = { "system", "user", "assistant", "o
 static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
 
 // A row is the prefix, then each turn (role token, metadata, line break, text), then `end`; exceptions are named below.
+// In folders of Hugging Face's own classes (glm, glm4) all between two role tokens is encoded as one text, as their chat
+// templates are; in those with ChatGLM's own code (chatglm) the line break ends one text and the message is another.
 // What the official scripts learn matters for --official_mask alone.
 typedef struct {
     const char *name, *sop, *end, *stops[3];        // sop: behind [gMASK] at the beginning; NULL: neither
     const char *tools;              // how a text of tools begins; "": it follows the system message's; NULL: no tools
     bool rounds;                    // no role tokens: all but the last answer is one text of numbered rounds
     bool system_first;              // system messages stand before all others
-    bool thinks;                    // an answer opens with <think>, and in later prompts its thoughts are left out
+    bool thinks;                    // an answer opens with <think>; but for system messages, a prompt has only what
+                                    // follows </think>, without blanks around it
+    bool drops_empty;               // Hugging Face's template leaves out a message without text
     bool observations;              // the official script learns observations too
     enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official;      // COMBINES: every answer, or the last by `combine`
 } Layout;
@@ -2946,17 +2950,19 @@ typedef struct {
 #define GLM4_STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
 #define GLM4_TOOLS "# 可用工具"     // "available tools"; GLM_TOOL_END: "give the arguments of a call to it as JSON"
 #define GLM4_TOOL_END "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
-#define GLM4_SELF "你是一个名为 ChatGLM 的人工智能助手。" \
-                  "你是基于智谱AI训练的语言模型 GLM-4 模型开发的，" \
-                  "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
+#define GLM4_SELF(maker) "你是一个名为 ChatGLM 的人工智能助手。" \
+                         "你是基于" maker "训练的语言模型 GLM-4 模型开发的，" \
+                         "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
 #define GLM3_TOOLS "Answer the following questions as best as you can. You have access to the following tools:"
 
 static const Layout layouts[] = {
     { "chatglm2", "sop", "</s>", { "</s>" }, .rounds = true },
     { "chatglm3", "sop", "</s>", { "</s>", "<|user|>", "<|observation|>" }, .tools = "", .observations = true },
-    { "glm4-chat", "<sop>", GLM4_STOPS, .tools = GLM4_SELF GLM4_TOOLS, .official = COMBINES },
+    { "glm4-chat", "<sop>", GLM4_STOPS, .tools = GLM4_SELF("智谱AI") GLM4_TOOLS, .official = COMBINES,
+      .drops_empty = true },
     { "0414", "<sop>", GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .official = COMBINES },
-    { "z1", "<sop>", GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .thinks = true, .official = COMBINES },
+    { "z1", "<sop>", GLM4_STOPS, .tools = GLM4_SELF("智谱 AI 公司") GLM4_TOOLS, .system_first = true, .thinks = true,
+      .official = COMBINES },
     { "edge", NULL, GLM4_STOPS, .official = LAST_ANSWER },
 };
 
@@ -2965,6 +2971,7 @@ typedef struct {
     const Layout *layout;
     Tokenizer *tokenizer;
     const char *why;                // when layout or tokenizer is missing: why text cannot be used
+    bool joined;                    // line break and text are encoded as one, as Hugging Face's templates are
     int32_t prefix[2], roles[ROLES], end, stops[3];     // -1: the layout has none
 } ChatFormat;
 
@@ -3015,6 +3022,7 @@ static ChatFormat choose_format(const Options *o, const Config *c, const char *f
     if (f.tokenizer && largest_id(f.tokenizer) >= (int64_t)c->vocab_size)
         fail("%s: ids of the tokenizer go to %d, the model has %zu", folder, largest_id(f.tokenizer), c->vocab_size);
     if (!f.tokenizer || !f.layout) return f;
+    f.joined = !c->remote && f.tokenizer->kind == BYTE_BPE;
     f.prefix[0] = need_special(&f, f.layout->sop ? "[gMASK]" : NULL);
     f.prefix[1] = need_special(&f, f.layout->sop);
     for (int i = 0; i < ROLES; i++) f.roles[i] = need_special(&f, f.layout->rounds ? NULL : role_tokens[i]);
@@ -3069,31 +3077,42 @@ static size_t shortened(const Turn *t, size_t most) {
     return n;
 }
 
-// What follows the last </think> of an answer, without the blanks around it.
+// What follows the last </think>, without the white space around it: Python's strip, so Unicode's and U+001C to U+001F.
 static Turn without_thoughts(Turn t) {
     static const char mark[] = "</think>";
     for (const char *p; (p = memmem(t.text, t.n, mark, strlen(mark))); )
         t.n -= (size_t)(p - t.text) + strlen(mark), t.text = p + strlen(mark);
-    while (t.n && isspace((unsigned char)*t.text)) t.text++, t.n--;
-    while (t.n && isspace((unsigned char)t.text[t.n-1])) t.n--;
+    size_t begin = t.n, end = t.n;
+    for (size_t at = 0, length; at < t.n; at += length) {
+        uint32_t c;
+        length = utf8_get(t.text + at, t.n - at, &c);
+        if (is_space_character(c) || (c >= 0x1C && c <= 0x1F)) continue;
+        begin = min_size(begin, at);
+        end = at + length;
+    }
+    t.text += begin;
+    t.n = end - begin;
     return t;
 }
 
 // past: a turn follows or is asked for. The <think> of an answer is encoded with the line break before, as in prompts.
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
-    Text header = {0};
-    bool thinks = f->layout->thinks && t.role == ASSISTANT;
-    if (thinks && past) t = without_thoughts(t);
-    size_t n = shortened(&t, most), opening = thinks && !past && n >= 7 && !memcmp(t.text, "<think>", 7) ? 7 : 0;
-    text_add(&header, t.metadata, t.metadata_n);
-    text_add(&header, "\n", 1);
-    text_add(&header, t.text, opening);
+    Text text = {0};
+    bool answers = t.role == ASSISTANT, thinks = f->layout->thinks;
+    if (f->joined && f->layout->drops_empty && !t.n) return;
+    if (thinks && t.role != SYSTEM && (past || !answers)) t = without_thoughts(t);
+    size_t n = shortened(&t, most);
+    size_t opening = thinks && answers && !past && n >= 7 && !memcmp(t.text, "<think>", 7) ? 7 : 0;
+    size_t first = f->joined && !opening ? n : opening;         // bytes that are encoded with what stands before them
+    text_add(&text, t.metadata, t.metadata_n);
+    text_add(&text, "\n", 1);
+    text_add(&text, t.text, first);
     row_add(row, f->roles[t.role], t.learns);
-    if (t.role == ASSISTANT) row->prompt_n = row->ids.n;
-    row_add_text(row, f->tokenizer, header.s, header.n, t.learns);
+    if (answers) row->prompt_n = row->ids.n;
+    row_add_text(row, f->tokenizer, text.s, text.n, t.learns);
     if (opening) row->prompt_n = row->ids.n;
-    row_add_text(row, f->tokenizer, t.text + opening, n - opening, t.learns);
-    free(header.s);
+    row_add_text(row, f->tokenizer, t.text + first, n - first, t.learns);
+    free(text.s);
 }
 
 // ChatGLM2: questions and answers take turns, and all but the last answer is one text, encoded at once.
@@ -6846,39 +6865,38 @@ static void bind_random(Model *m, uint64_t seed, double std) {
 
 // ---- 14.1 Unicode ------------------------------------------------------------------------------------------------
 // What \p{L}, \p{N} and \s mean, from tests/make_unicode.py. A tokenizer.bin carries the tables it was made with.
-// Unicode 18.0.0: run lengths outside, inside, outside, ... each class, from U+0000 on
+// As tiktoken 0.14.0 has them: run lengths outside, inside, outside, ... each class, from U+0000 on
 static const uint32_t letter_runs[] = {
     65,26,6,26,47,1,10,1,4,1,5,23,1,31,1,458,4,12,14,5,7,1,1,1,129,5,1,2,2,4,1,1,6,1,1,3,1,1,1,20,1,83,1,139,8,166,1,38,
-    1,2,6,41,2,2,67,27,4,4,45,43,35,2,1,99,1,1,15,2,7,2,10,3,2,1,16,1,1,30,29,89,11,1,24,33,9,2,4,1,5,22,4,1,9,1,3,1,23,
-    25,7,11,5,24,1,7,16,42,58,54,3,1,18,1,7,10,15,16,4,8,2,2,2,22,1,7,1,1,3,4,3,1,16,1,13,2,1,3,14,2,10,1,8,6,4,2,2,22,
-    1,7,1,2,1,2,1,2,31,4,1,1,19,3,16,9,1,3,1,22,1,7,1,2,1,5,3,1,18,1,15,2,23,1,11,8,2,2,2,22,1,7,1,2,1,5,3,1,30,2,1,3,
-    15,1,17,1,1,6,3,3,1,4,3,2,1,1,1,2,3,2,3,3,3,12,22,1,52,8,1,3,1,23,1,16,3,1,26,3,1,2,2,2,30,1,4,8,1,3,1,23,1,10,1,5,
-    3,1,30,3,1,2,15,2,17,9,1,3,1,41,2,1,16,1,5,3,8,3,24,6,5,18,3,24,1,9,1,1,2,7,58,48,1,2,12,7,58,2,1,1,1,5,1,24,1,1,1,
-    10,1,2,9,1,2,5,1,1,21,4,32,1,63,8,1,36,27,5,115,43,20,1,16,6,4,4,3,1,3,2,7,3,4,13,12,1,17,38,1,1,5,1,2,43,1,333,1,4,
-    2,7,1,1,1,4,2,41,1,4,2,33,1,4,2,7,1,1,1,4,2,15,1,57,1,4,2,67,37,16,16,86,2,6,3,620,2,17,1,26,5,75,6,8,7,18,13,19,14,
-    18,14,13,1,3,15,52,35,1,4,1,67,89,7,5,2,34,1,1,5,70,10,31,49,30,2,5,11,44,4,26,54,23,9,53,82,1,93,47,17,8,54,30,13,
-    2,10,44,26,36,41,3,10,36,2,11,5,43,2,3,41,4,1,6,1,2,3,1,5,192,64,278,2,6,2,38,2,6,2,8,1,1,1,1,1,1,1,31,2,53,1,7,1,1,
-    3,3,1,7,3,4,2,6,4,13,5,3,1,7,116,1,13,1,15,17,98,1,4,1,2,10,1,1,3,5,6,1,1,1,1,1,1,4,1,11,2,4,5,5,4,1,52,2,2683,229,
-    6,4,3,2,12,38,1,1,5,1,2,56,7,1,16,23,9,7,1,7,1,7,1,7,1,7,1,7,1,7,1,7,80,1,469,2,42,5,5,2,4,86,6,3,1,90,1,4,5,43,1,
-    94,17,32,48,16,512,6592,64,22157,67,46,2,269,3,16,10,2,20,47,16,31,2,70,49,9,2,103,2,83,4,1,14,17,1,3,1,4,1,23,29,
-    52,14,50,62,6,3,1,1,2,11,28,10,23,25,29,7,47,28,1,16,5,1,10,10,5,1,41,23,3,1,8,20,23,3,1,3,50,1,1,3,2,2,5,2,1,1,1,
-    24,3,2,11,7,3,12,6,2,6,2,6,9,7,1,7,1,43,1,14,2,2,2,115,29,11172,12,23,4,49,8452,366,2,106,38,7,12,5,5,1,1,10,1,13,1,
-    5,1,1,1,2,1,2,1,108,33,363,18,64,2,54,40,12,116,5,1,135,36,26,6,26,11,89,3,6,2,6,2,6,2,3,35,12,1,26,1,19,1,2,1,15,2,
+    2,1,6,41,71,27,4,4,45,43,35,2,1,99,1,1,15,2,7,2,10,3,2,1,16,1,1,30,29,89,11,1,24,33,9,2,4,1,5,22,4,1,9,1,3,1,23,25,
+    7,11,5,24,1,6,17,42,58,54,3,1,18,1,7,10,15,16,4,8,2,2,2,22,1,7,1,1,3,4,3,1,16,1,13,2,1,3,14,2,10,1,8,6,4,2,2,22,1,7,
+    1,2,1,2,1,2,31,4,1,1,19,3,16,9,1,3,1,22,1,7,1,2,1,5,3,1,18,1,15,2,23,1,11,8,2,2,2,22,1,7,1,2,1,5,3,1,30,2,1,3,15,1,
+    17,1,1,6,3,3,1,4,3,2,1,1,1,2,3,2,3,3,3,12,22,1,52,8,1,3,1,23,1,16,3,1,26,3,2,1,2,2,30,1,4,8,1,3,1,23,1,10,1,5,3,1,
+    31,2,1,2,15,2,17,9,1,3,1,41,2,1,16,1,5,3,8,3,24,6,5,18,3,24,1,9,1,1,2,7,58,48,1,2,12,7,58,2,1,1,1,5,1,24,1,1,1,10,1,
+    2,9,1,2,5,1,1,21,4,32,1,63,8,1,36,27,5,115,43,20,1,16,6,4,4,3,1,3,2,7,3,4,13,12,1,17,38,1,1,5,1,2,43,1,333,1,4,2,7,
+    1,1,1,4,2,41,1,4,2,33,1,4,2,7,1,1,1,4,2,15,1,57,1,4,2,67,37,16,16,86,2,6,3,620,2,17,1,26,5,75,6,8,7,18,13,19,14,18,
+    14,13,1,3,15,52,35,1,4,1,67,89,7,5,2,34,1,1,5,70,10,31,49,30,2,5,11,44,4,26,54,23,9,53,82,1,93,47,17,8,54,30,13,2,
+    10,44,26,36,41,3,10,36,2,11,5,43,2,3,41,4,1,6,1,2,3,1,5,192,64,278,2,6,2,38,2,6,2,8,1,1,1,1,1,1,1,31,2,53,1,7,1,1,3,
+    3,1,7,3,4,2,6,4,13,5,3,1,7,116,1,13,1,16,13,101,1,4,1,2,10,1,1,3,5,6,1,1,1,1,1,1,4,1,11,2,4,5,5,4,1,52,2,2683,229,6,
+    4,3,2,12,38,1,1,5,1,2,56,7,1,16,23,9,7,1,7,1,7,1,7,1,7,1,7,1,7,1,7,80,1,469,2,42,5,5,2,4,86,6,3,1,90,1,4,5,43,1,94,
+    17,32,48,16,512,6592,64,22157,67,46,2,269,3,16,10,2,20,47,16,31,2,70,49,9,2,103,2,67,2,2,1,1,1,8,21,16,1,3,1,4,1,23,
+    29,52,14,50,62,6,3,1,1,2,11,28,10,23,25,29,7,47,28,1,16,5,1,10,10,5,1,41,23,3,1,8,20,23,3,1,3,50,1,1,3,2,2,5,2,1,1,
+    1,24,3,2,11,7,3,12,6,2,6,2,6,9,7,1,7,1,43,1,14,6,115,29,11172,12,23,4,49,8452,366,2,106,38,7,12,5,5,1,1,10,1,13,1,5,
+    1,1,1,2,1,2,1,108,33,363,18,64,2,54,40,12,116,5,1,135,36,26,6,26,11,89,3,6,2,6,2,6,2,3,35,12,1,26,1,19,1,2,1,15,2,
     14,34,123,389,29,3,49,47,32,13,20,1,8,6,38,10,30,2,36,4,8,48,158,18,36,4,36,4,40,8,52,12,11,1,15,1,7,1,2,1,11,1,15,
-    1,7,1,2,3,52,12,311,9,22,10,8,24,6,1,42,1,14,64,6,2,1,1,44,1,2,3,1,2,23,10,23,9,31,65,19,1,2,10,22,10,26,6,26,38,56,
-    6,2,64,1,15,4,1,3,1,29,42,29,3,29,35,8,1,28,27,54,10,22,10,19,13,18,110,73,55,51,13,51,13,36,38,28,9,23,250,42,6,2,
-    16,6,17,22,17,29,10,1,8,22,42,18,46,21,27,23,12,53,57,2,2,1,13,45,32,25,26,36,29,1,2,1,8,35,3,1,12,48,14,4,21,1,1,1,
-    35,18,1,25,19,2,63,7,1,1,1,4,1,15,1,10,7,47,38,8,2,2,2,22,1,7,1,2,1,5,3,1,18,1,12,5,30,10,1,1,2,1,1,38,1,1,25,1,1,1,
-    44,53,18,4,20,3,30,48,20,2,1,1,184,47,41,4,36,48,20,1,59,43,13,1,71,27,37,7,185,44,116,64,31,8,2,1,2,8,1,2,1,24,15,
-    1,1,1,94,8,2,39,16,1,1,1,28,1,10,40,7,1,21,1,11,46,19,1,18,73,17,1,181,33,31,9,1,37,17,1,49,30,112,7,1,2,1,38,21,1,
-    25,6,1,2,1,32,14,1,23,44,21,1,238,19,15,1,1,13,1,34,124,1,79,922,230,196,2636,97,15,1072,17,6,25,3995,5,583,6841,30,
-    1762,569,7,31,17,79,17,30,18,48,16,4,31,21,5,19,432,45,211,64,32,25,2,25,44,75,5,1,66,13,64,2,1,1,14,2,12,7387,36,
-    34,95,115,13,914,14,51,7709,4,1,7,1,2,1,297,9,1,29,3,2,1,14,5,7,396,2308,107,5,13,3,9,7,10,5990,85,1,71,1,2,2,1,2,2,
-    2,4,1,12,1,1,1,7,1,65,1,4,2,8,1,7,1,28,1,4,1,5,1,1,3,7,1,341,1,25,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,8,
-    1844,130,14,7,54,51,48,62,146,45,10,7,16,1,321,30,18,44,484,28,228,30,2,1,207,31,1,3,1,2,1,7,2,5,9,2,224,7,1,4,1,2,
-    1,15,1,197,59,68,7,1,1204,4,1,27,1,2,1,1,2,1,1,10,1,4,1,1,1,1,6,1,4,1,1,1,1,1,1,3,1,2,1,1,2,1,1,1,1,1,1,1,1,1,1,2,1,
-    1,2,4,1,7,1,4,1,4,1,1,1,10,1,17,5,3,1,5,1,17,4420,42720,32,4383,1,5774,2,7473,15,622,2466,542,1506,4939,5,8490,
-    39814,11328
+    1,7,1,2,3,52,12,311,9,22,10,8,24,6,1,42,1,9,69,6,2,1,1,44,1,2,3,1,2,23,10,23,9,31,65,19,1,2,10,22,10,26,70,56,6,2,
+    64,1,15,4,1,3,1,29,42,29,3,29,35,8,1,28,27,54,10,22,10,19,13,18,110,73,55,51,13,51,13,36,38,28,9,23,250,42,6,2,16,3,
+    59,29,10,1,8,22,42,18,46,21,27,23,12,53,57,2,2,1,13,45,32,25,26,36,29,1,2,1,8,35,3,1,12,48,14,4,21,1,1,1,35,18,1,25,
+    19,2,63,7,1,1,1,4,1,15,1,10,7,47,38,8,2,2,2,22,1,7,1,2,1,5,3,1,18,1,12,5,30,10,1,1,2,1,1,38,1,1,25,1,1,1,44,53,18,4,
+    20,3,30,48,20,2,1,1,184,47,41,4,36,48,20,1,59,43,13,1,71,27,37,7,185,44,116,64,31,8,2,1,2,8,1,2,1,24,15,1,1,1,94,8,
+    2,39,16,1,1,1,28,1,10,40,7,1,21,1,11,46,19,1,18,73,199,33,31,9,1,37,17,1,49,30,112,7,1,2,1,38,21,1,25,6,1,2,1,32,14,
+    1,327,19,15,1,1,13,1,34,124,1,79,922,230,196,2636,97,15,1072,17,6,25,3995,5,583,6841,30,1762,569,7,31,17,79,17,30,
+    18,48,16,4,31,21,5,19,432,45,211,64,128,75,5,1,66,13,64,2,1,1,28,6136,8,1238,41,10,8935,4,1,7,1,2,1,291,15,1,29,3,2,
+    1,14,4,8,396,2308,107,5,13,3,9,7,10,5990,85,1,71,1,2,2,1,2,2,2,4,1,12,1,1,1,7,1,65,1,4,2,8,1,7,1,28,1,4,1,5,1,1,3,7,
+    1,340,2,25,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,31,1,25,1,8,1844,31,6,6,261,62,146,45,10,7,16,1,321,30,18,44,484,28,
+    228,30,2,1,495,7,1,4,1,2,1,15,1,197,59,68,7,1,1204,4,1,27,1,2,1,1,2,1,1,10,1,4,1,1,1,1,6,1,4,1,1,1,1,1,1,3,1,2,1,1,
+    2,1,1,1,1,1,1,1,1,1,1,2,1,1,2,4,1,7,1,4,1,4,1,1,1,10,1,17,5,3,1,5,1,17,4420,42720,32,4154,6,222,2,5762,14,7473,15,
+    622,2466,542,1506,4939,5,4192
 };
 static const uint32_t number_runs[] = {
     48,10,120,2,5,1,2,3,1441,10,134,10,198,10,412,10,118,10,4,6,108,10,118,10,118,10,2,6,110,13,115,10,8,7,103,10,104,7,
@@ -6887,9 +6905,8 @@ static const uint32_t number_runs[] = {
     15,29536,10,188,10,320,6,154,10,38,10,198,10,22,10,86,10,406,10,21270,10,493,45,12,57,17,2,341,27,36,4,29,1,8,1,134,
     5,202,10,942,8,25,7,39,9,75,5,22,6,160,2,2,16,2,46,64,9,52,2,30,3,75,5,104,8,24,8,41,7,330,6,48,10,6,10,278,31,158,
     10,42,4,112,7,134,30,128,10,60,10,144,10,7,20,251,10,342,10,118,10,374,10,102,10,6,20,76,12,420,19,93,10,662,10,86,
-    29,227,10,70,10,54,10,358,10,102,21,1067,112,5,11,208,311,15017,10,2342,10,86,10,134,10,1,7,526,10,262,23,349,3,
-    23801,10,1478,20,12,20,108,25,1109,50,2368,10,422,10,502,10,247,10,716,9,128,10,791,59,1,3,1,4,76,45,1,15,962,13,
-    2787,10
+    29,227,10,70,10,422,10,102,21,1067,111,15553,10,2342,10,86,10,134,10,1,7,526,10,262,23,24153,10,1478,20,12,20,108,
+    25,1109,50,2368,10,422,10,502,10,247,10,716,9,128,10,791,59,1,3,1,4,76,45,1,15,962,13,2787,10
 };
 static const uint32_t space_runs[] = {
     9,5,18,1,100,1,26,1,5599,1,2431,11,29,2,5,1,47,1,4000,1

@@ -2,39 +2,25 @@
 
     python3 tests/make_unicode.py > unicode_table.h
 
-letter_runs, number_runs, space_runs: what \\p{L}, \\p{N}, \\s mean in Rust's regex (general categories L* and N*, the
-property White_Space). The numbers are alternately how many code points lie outside, inside, outside, ... the class,
-from U+0000 on; the last one is a run inside. Uses the package unicodedata2 where it is newer than Python's own tables.
+letter_runs, number_runs, space_runs: what \\p{L}, \\p{N}, \\s mean in tiktoken of tests/requirements.txt, which is asked for
+every code point: it gives no token for a text that its pattern passes over. The numbers are alternately how many code
+points lie outside, inside, outside, ... the class, from U+0000 on; the last one is a run inside.
 """
 import sys
-import unicodedata
 
-try:
-    import unicodedata2
-except ImportError:
-    unicodedata2 = unicodedata
+import tiktoken
 
 COLUMNS = 120
+BYTES = {bytes([i]): i for i in range(256)}
 
 
-def version(tables):
-    return tuple(int(part) for part in tables.unidata_version.split("."))
+def members(pattern):
+    found = tiktoken.Encoding("class", pat_str=pattern, mergeable_ranks=BYTES, special_tokens={})
+    return [not 0xD800 <= code < 0xE000 and bool(found.encode(chr(code))) for code in range(sys.maxunicode + 1)]
 
 
-newest = max(unicodedata2, unicodedata, key=version)
-category = [newest.category(chr(code)) for code in range(sys.maxunicode + 1)]
-
-
-def is_space(code):
-    # White_Space has no category of its own: the separators (Z*) and six controls, tab to carriage return and NEL
-    return category[code][0] == "Z" or 0x09 <= code <= 0x0D or code == 0x85
-
-
-classes = {
-    "letter_runs": lambda code: category[code][0] == "L",
-    "number_runs": lambda code: category[code][0] == "N",
-    "space_runs": is_space,
-}
+classes = {name: members(pattern).__getitem__ for name, pattern in
+           {"letter_runs": r"\p{L}", "number_runs": r"\p{N}", "space_runs": r"\s"}.items()}
 
 
 def encode(belongs):
@@ -67,7 +53,7 @@ def lines(runs):
     yield line
 
 
-print(f"// Unicode {newest.unidata_version}: run lengths outside, inside, outside, ... each class, from U+0000 on")
+print(f"// As tiktoken {tiktoken.__version__} has them: run lengths outside, inside, outside, ... each class, from U+0000 on")
 for name, belongs in classes.items():
     runs = encode(belongs)
     check(runs, belongs)

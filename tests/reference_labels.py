@@ -6,6 +6,9 @@ layout, with our loss mask and with the official scripts'.
                                                         conversations, with the released tokenizers in DIR
                                                         (needs sentencepiece and tiktoken)
 
+In folders of Hugging Face's own classes (joined) all between two role tokens is one text; in those with ChatGLM's own
+code the line break ends a text of its own.
+
 A row is a list of segments [text, kind, target]: kind 1 is a special token by its name, 0 a text that is encoded by
 itself. All ids of a segment share one target flag. So the golden file holds no ids and fits any tokenizer.
 """
@@ -18,8 +21,9 @@ import sys
 import tempfile
 
 ROLES = ["system", "user", "assistant", "observation"]
-ABOUT = ("你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+ABOUT = ("你是一个名为 ChatGLM 的人工智能助手。你是基于%s训练的语言模型 GLM-4 模型开发的，"
          "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n")
+MAKERS = {"glm4-chat": "智谱AI", "z1": "智谱 AI 公司"}         # layouts whose tools begin with ABOUT
 HEADING, CALLING = "# 可用工具", "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 GLM3_SYSTEM = "Answer the following questions as best as you can. You have access to the following tools:"
 
@@ -67,7 +71,7 @@ def spread_tools(layout, messages):
             out.append({"role": "system", "content": content + "\n" + dump(tools)})
             continue
         if tools:
-            out.append({"role": "system", "content": (ABOUT if layout == "glm4-chat" else "") + functions(tools)})
+            out.append({"role": "system", "content": (ABOUT % MAKERS[layout] if layout in MAKERS else "") + functions(tools)})
         if not tools or m["content"]:
             out.append(m)
     return out
@@ -81,9 +85,11 @@ def learns(layout, message, official):
     return message["role"] == "assistant" and message.get("loss", True)
 
 
-def row_of(layout, sample, official=False, combine=False):
+def row_of(layout, sample, official=False, combine=False, joined=False):
     """Segments, and how many of them stand before the last answer."""
     messages = spread_tools(layout, messages_of(sample))
+    if joined and layout == "glm4-chat":        # its template passes over messages without text
+        messages = [m for m in messages if m["content"]]
     if layout == "chatglm2":
         text = ""
         for i, m in enumerate(messages[:-1]):
@@ -97,16 +103,17 @@ def row_of(layout, sample, official=False, combine=False):
     before, prompt = False, 0       # before: the message before this one is learned, and so is the token that ends it
     for i, m in enumerate(messages):
         content, opening = m["content"], ""
-        if layout == "z1" and m["role"] == "assistant" and m is not messages[-1]:
-            content = content.split("</think>")[-1].strip() if "</think>" in content else content.strip()
+        if layout == "z1" and m["role"] != "system" and (m["role"] != "assistant" or m is not messages[-1]):
+            content = content.split("</think>")[-1].strip()
         elif layout == "z1" and m["role"] == "assistant" and content.startswith("<think>"):
             content, opening = content[len("<think>"):], "<think>"
         target = int(learns(layout, m, official))
         row.append(["<|%s|>" % m["role"], 1, int(before)])
         if m["role"] == "assistant":
             prompt = len(row) + bool(opening)
-        row.append([(m.get("metadata") or "") + "\n" + opening, 0, target])
-        row.append([content, 0, target])
+        texts = [(m.get("metadata") or "") + "\n" + opening, content]
+        for text in texts if opening or not joined else ["".join(texts)]:
+            row.append([text, 0, target])
         before = target
     row.append(["</s>" if layout == "chatglm3" else "<|user|>", 1, int(before)])
     if official and (layout == "edge" or (combine and layout in ("glm4-chat", "0414", "z1"))):
@@ -178,20 +185,23 @@ def conversation(draw, layout):
     return sample
 
 
+# Layouts of folders of Hugging Face's own classes: joined
+JOINED = ["glm4-chat", "0414", "z1", "edge"]
 RULES = {"chatglm2": [(0, 0), (1, 0)], "chatglm3": [(0, 0), (1, 0)], "glm4-chat": [(0, 0), (1, 0), (1, 1)],
          "0414": [(0, 0)], "z1": [(0, 0)], "edge": [(0, 0), (1, 0)]}
 
 
 def write_golden(path):
     draw = random.Random(20260)
+    samples = [(layout, conversation(draw, layout)) for layout in RULES for _ in range(8)]
     with open(path, "w", encoding="utf-8") as f:
-        for layout, rules in RULES.items():
-            for _ in range(8):
-                sample = conversation(draw, layout)
-                for official, combine in rules:
-                    row, prompt = row_of(layout, sample, official, combine)
+        for joined in (False, True):
+            for layout, sample in samples:
+                for official, combine in RULES[layout] if layout in JOINED or not joined else []:
+                    row, prompt = row_of(layout, sample, official, combine, joined)
                     f.write(json.dumps({"layout": layout, "official": bool(official), "combine": bool(combine),
-                                        "sample": sample, "row": row, "prompt": prompt}, ensure_ascii=False) + "\n")
+                                        "joined": joined, "sample": sample, "row": row, "prompt": prompt},
+                                       ensure_ascii=False) + "\n")
 
 
 # ---- Against the program, with the released tokenizers -----------------------------------------------------------
@@ -225,7 +235,11 @@ def ids_of(row, encode, special):
     return ids, labels
 
 
-def config(vocabulary):
+def config(vocabulary, joined):
+    if joined:
+        return {"model_type": "glm", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "head_dim": 8,
+                "num_key_value_heads": 1, "intermediate_size": 6, "max_position_embeddings": 64,
+                "vocab_size": vocabulary}
     return {"model_type": "chatglm", "num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "kv_channels": 8,
             "multi_query_attention": True, "multi_query_group_num": 1, "ffn_hidden_size": 6, "seq_length": 64,
             "padded_vocab_size": vocabulary}
@@ -236,19 +250,20 @@ def compare(real, program, count=1000):
     encoders = {"chatglm3-6b": sentencepiece_encoder, "glm-4-9b-chat": tiktoken_encoder}
     loaded = {k: f(os.path.join(real, "tokenizers", k, "tokenizer.model")) for k, f in encoders.items()}
     wrong = 0
-    for layout, rules in RULES.items():
+    for layout, joined in [(k, False) for k in RULES] + [(k, True) for k in JOINED]:
+        rules = RULES[layout]
         with tempfile.TemporaryDirectory() as folder:
             os.symlink(os.path.abspath(os.path.join(real, "tokenizers", kinds[layout], "tokenizer.model")),
                        os.path.join(folder, "tokenizer.model"))
             with open(os.path.join(folder, "config.json"), "w") as f:
-                json.dump(config(65024 if kinds[layout] == "chatglm3-6b" else 151552), f)
+                json.dump(config(65024 if kinds[layout] == "chatglm3-6b" else 151552, joined), f)
             draw = random.Random(layout)
             samples = [conversation(draw, layout) for _ in range(count)]
             data = os.path.join(folder, "data.jsonl")
             with open(data, "w", encoding="utf-8") as f:
                 f.writelines(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
             for official, combine in rules:
-                expected = [ids_of(row_of(layout, s, official, combine)[0], *loaded[kinds[layout]]) for s in samples]
+                expected = [ids_of(row_of(layout, s, official, combine, joined)[0], *loaded[kinds[layout]]) for s in samples]
                 kept = [i for i, e in enumerate(expected) if any(x != -100 for x in e[1][1:])]
                 with open(data, "w", encoding="utf-8") as f:
                     f.writelines(json.dumps(samples[i], ensure_ascii=False) + "\n" for i in kept)
@@ -261,11 +276,11 @@ def compare(real, program, count=1000):
                 bad = [i for i, line in zip(kept, lines) if (lambda j: [j["input_ids"], j["labels"]])(json.loads(line))
                        != list(expected[i])]
                 wrong += len(bad) + abs(len(lines) - len(kept))
-                print("%-10s official %d, combine %d: %d conversations, %d differ" % (layout, official, combine,
-                                                                                     len(lines), len(bad)))
+                print("%-10s joined %d, official %d, combine %d: %d conversations, %d differ" %
+                      (layout, joined, official, combine, len(lines), len(bad)))
                 for i in bad[:1]:
                     print("  ", json.dumps(samples[i], ensure_ascii=False))
-    print("%d passed, %d failed" % (sum(map(len, RULES.values())) * count - wrong, wrong))
+    print("%d passed, %d failed" % (sum(len(RULES[k]) for k in list(RULES) + JOINED) * count - wrong, wrong))
     return 1 if wrong else 0
 
 

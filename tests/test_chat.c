@@ -34,15 +34,16 @@ static void test_golden_labels(void) {
         while (strcmp(names[k], layout)) k++;
         o.official_mask = json_get(line, "official")->number > 0, o.combine = json_get(line, "combine")->number > 0;
         o.max_input_length = 100000;
+        formats[k].joined = json_get(line, "joined")->number > 0;
         Expected e =
             expected_row(json_get(line, "row"), (size_t)json_get(line, "prompt")->number, formats[k].tokenizer);
         Dataset set = read_text(strf("%.*s", (int)(strstr(sample, ", \"row\": ") - sample), sample), &formats[k], &o);
-        check_sample(label("row %zu, %s, official %d, combine %d", n_rows + 1, layout, o.official_mask, o.combine),
-                     &set, 0, e.ids.ids, e.labels.ids, e.ids.n);
+        check_sample(label("row %zu, %s, official %d, combine %d, joined %d", n_rows + 1, layout, o.official_mask,
+                           o.combine, formats[k].joined), &set, 0, e.ids.ids, e.labels.ids, e.ids.n);
         wrong_prompts += set.samples[0].prompt_n != e.prompt_n;
         free(e.ids.ids), free(e.labels.ids);
     }
-    check_equal("rows of the golden table", n_rows, 88);
+    check_equal("rows of the golden table", n_rows, 144);
     check_equal("prompts that end elsewhere", wrong_prompts, 0);
 }
 
