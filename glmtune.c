@@ -2932,8 +2932,8 @@ static const char *const role_names[ROLES] = { "system", "user", "assistant", "o
 static const char *const role_tokens[ROLES] = { "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>" };
 
 // A row is the prefix, then each turn (role token, metadata, line break, text), then `end`; exceptions are named below.
-// In folders of Hugging Face's own classes (glm, glm4) all between two role tokens is encoded as one text, as their chat
-// templates are; in those with ChatGLM's own code (chatglm) the line break ends one text and the message is another.
+// In folders of Hugging Face's own classes (glm, glm4) all between two role tokens is encoded as one text, as their
+// chat templates are; in those with ChatGLM's own code (chatglm) the line break ends one text, the message is another.
 // What the official scripts learn matters for --official_mask alone.
 typedef struct {
     const char *name, *sop, *end, *stops[3];        // sop: behind [gMASK] at the beginning; NULL: neither
