@@ -2536,6 +2536,7 @@ typedef struct Json {
     JsonType type;
     size_t at;                  // where it begins in the source
     const char *key;            // its name, when it stands in an object
+    bool read;                  // of a sample: somebody has asked for it (8.1)
     double number;              // JSON_NUMBER; JSON_BOOL: 0 or 1
     const char *text;           // JSON_STRING: unescaped, followed by a NUL that `count` does not count
     size_t count;               // bytes of a string, members of an array or object
@@ -2942,7 +2943,7 @@ typedef struct {
     bool system_first;              // system messages stand before all others
     bool thinks;                    // an answer opens with <think>; but for system messages, a prompt has only what
                                     // follows </think>, without blanks around it
-    bool drops_empty;               // Hugging Face's template leaves out a message without text
+    bool drops_empty;               // Hugging Face's template leaves out a message without text (the last answer stays)
     bool observations;              // the official script learns observations too
     enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official;      // COMBINES: every answer, or the last by `combine`
 } Layout;
@@ -3099,7 +3100,7 @@ static Turn without_thoughts(Turn t) {
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text text = {0};
     bool answers = t.role == ASSISTANT, thinks = f->layout->thinks;
-    if (f->joined && f->layout->drops_empty && !t.n) return;
+    if (f->joined && f->layout->drops_empty && !t.n && (past || !answers)) return;
     if (thinks && t.role != SYSTEM && (past || !answers)) t = without_thoughts(t);
     size_t n = shortened(&t, most);
     size_t opening = thinks && answers && !past && n >= 7 && !memcmp(t.text, "<think>", 7) ? 7 : 0;
@@ -3172,15 +3173,25 @@ static const struct { bool wrong; const char *what; } finding_kinds[FINDINGS] = 
 
 typedef struct {
     Sample *samples;
-    size_t n, capacity, n_tokens, n_targets, n_stops, n_dropped, n_cut, n_turns, n_answers, longest;
+    size_t n, capacity, n_tokens, n_targets, n_stops, n_dropped, n_cut, n_turns, n_answers, longest, n_unread;
     struct { size_t n; const char *first; } findings[FINDINGS];
+    struct { char *key; size_t n, last; } unread[32];   // keys that nothing reads: in how many samples, in which last
 } Dataset;
 
-typedef struct { JsonReader *json; const ChatFormat *format; const Options *o; size_t V; Dataset *set; } DataReader;
+// tests: an answer may be missing, which the model shall give; tools: reads tools that are given as a text
+typedef struct {
+    JsonReader *json, *tools;
+    const ChatFormat *format;
+    const Options *o;
+    size_t V;
+    bool tests;
+    Dataset *set;
+} DataReader;
 
-// A member of an object, unless it is null.
+// A member of an object, unless it is null. Members that are not asked for here or in `want` are named as not read.
 static const Json *given(const Json *object, const char *key) {
-    const Json *j = json_get(object, key);
+    Json *j = json_get(object, key);
+    if (j) j->read = true;
     return j && j->type != JSON_NULL ? j : NULL;
 }
 
@@ -3203,21 +3214,29 @@ static const Json *typed(const JsonReader *r, const Json *j, JsonType type, cons
 }
 
 static const Json *want(const JsonReader *r, const Json *object, const char *key, JsonType type, const char *what) {
-    const Json *j = json_get(object, key);
-    if (!j) fail("%s: \"%s\" must be %s; it is missing in %s", where(r, object), key, what, quoted(r, object));
+    Json *j = json_get(object, key);
+    if (j) j->read = true;
+    else fail("%s: \"%s\" must be %s; it is missing in %s", where(r, object), key, what, quoted(r, object));
     return typed(r, j, type, what);
 }
 
-// {{...}} and [[...]] in one line of at most 40 bytes. {{NAME}}, in capitals, is never meant.
+// {{...}} and [[...]] in one line of at most 40 bytes. {{NAME}}, in capitals, is never meant; nor is what stands in the
+// two identity files that many start from: {{name}} and {{author}} (LLaMA-Factory), <NAME> and <AUTHOR>.
 static void note_placeholders(const DataReader *d, const Json *text) {
+    static const char *const angled[] = { "<NAME>", "<AUTHOR>" }, *const lower[] = { "name", "author" };
     for (const char *p = text->text, *end = p + text->count; p + 4 < end; p++) {
+        for (size_t i = 0; i < COUNT(angled); i++)
+            if (!strncmp(p, angled[i], strlen(angled[i]))) note(d, LEFT_NAME, text, angled[i]);
         if ((*p != '{' && *p != '[') || p[1] != *p) continue;
         size_t left = min_size((size_t)(end - p - 2), 38);
-        const char *closing = memmem(p + 2, left, *p == '{' ? "}}" : "]]", 2);
-        size_t n = closing ? (size_t)(closing - p - 2) : 0;
-        if (!n || memchr(p + 2, '\n', n)) continue;
-        bool is_name = *p == '{' && strspn(p + 2, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == n;
-        note(d, is_name ? LEFT_NAME : LEFT_BRACES, text, excerpt(p, n + 4));
+        const char *closing = memmem(p + 2, left, *p == '{' ? "}}" : "]]", 2), *inner = p + 2;
+        size_t n = closing ? (size_t)(closing - inner) : 0;
+        if (!n || memchr(inner, '\n', n)) continue;
+        for (; n && *inner == ' '; inner++) n--;
+        while (n && inner[n-1] == ' ') n--;
+        bool is_name = strspn(inner, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == n;
+        for (size_t i = 0; i < COUNT(lower); i++) is_name |= n == strlen(lower[i]) && !memcmp(inner, lower[i], n);
+        note(d, *p == '{' && n && is_name ? LEFT_NAME : LEFT_BRACES, text, excerpt(p, (size_t)(closing + 2 - p)));
         p = closing + 1;
     }
 }
@@ -3229,28 +3248,60 @@ static void note_text(const DataReader *d, int role, const Json *text) {
         if (memmem(text->text, text->count, *t, strlen(*t))) note(d, TYPED_ROLE, text, *t);
 }
 
-// Tools that a message or sample brings along; an empty list is none.
-static const Json *given_tools(const JsonReader *r, const Json *object) {
-    const Json *tools = typed(r, given(object, "tools"), JSON_ARRAY, "an array");
-    return tools && tools->count ? tools : NULL;
+static const JsonReader *tools_reader(const DataReader *d, const Json *list) { return list->key ? d->json : d->tools; }
+
+// The list of tools that a message or sample brings along, or the text of such a list; an empty one is none. The reader
+// of a list is d->tools where it stands in a text, and so has no key.
+static const Json *given_tools(const DataReader *d, const Json *object) {
+    const Json *list = given(object, json_get(object, "tools") ? "tools" : "functions");
+    if (json_is(list, JSON_STRING) && list->count) {
+        json_close(d->tools);
+        *d->tools = json_open(strf("%s, in \"%s\"", where(d->json, list), list->key), list->text, list->count);
+        list = json_only(d->tools);
+    }
+    if (!list || !list->count) return NULL;
+    const JsonReader *r = tools_reader(d, list);
+    if (list->type != JSON_ARRAY) fail("%s: tools must be an array, not %s", where(r, list), quoted(r, list));
+    return list;
 }
 
-// As Python's json.dumps(indent=4, ensure_ascii=False), but numbers as in the file, and no null members in `sparse`.
-static void text_python(Text *out, const JsonReader *r, const Json *j, const Json *sparse, int depth) {
+// A string as Python's repr writes it, but for rare characters that cannot be printed.
+static void text_repr(Text *out, const char *s, size_t n) {
+    static const char from[] = "\\\n\r\t", to[] = "\\nrt";
+    char quote = memchr(s, '\'', n) && !memchr(s, '"', n) ? '"' : '\'';
+    text_add(out, &quote, 1);
+    for (size_t i = 0; i < n; i++) {
+        const char *escaped = s[i] ? strchr(from, s[i]) : NULL;
+        if (escaped || s[i] == quote) text_print(out, "\\%c", escaped ? to[escaped - from] : quote);
+        else if ((unsigned char)s[i] < ' ' || s[i] == 127) text_print(out, "\\x%02x", s[i]);
+        else text_add(out, s + i, 1);
+    }
+    text_add(out, &quote, 1);
+}
+
+enum { IN_ONE_LINE = -1, AS_REPR = -2 };
+
+// As Python's json.dumps(ensure_ascii=False), with indent=4 from a level on or in one line, or as its repr; but numbers
+// are those of the file, and `sparse` has no null members.
+static void text_python(Text *out, const JsonReader *r, const Json *j, const Json *sparse, int level) {
+    static const char *const constants[][2] = { [JSON_NULL] = { "None", "None" }, [JSON_BOOL] = { "False", "True" } };
+    void (*string)(Text *, const char *, size_t) = level == AS_REPR ? text_repr : text_json;
     const char *source = r->source + j->at;
-    bool object = j->type == JSON_OBJECT, empty = true;
-    if (j->type == JSON_STRING) return text_json(out, j->text, j->count);
+    bool empty = true;
+    if (j->type == JSON_STRING) return string(out, j->text, j->count);
+    if (j->type < JSON_NUMBER && level == AS_REPR) return text_print(out, "%s", constants[j->type][j->number > 0]);
     if (j->type < JSON_ARRAY) return text_add(out, source, strcspn(source, ",]} \t\r\n"));
     text_print(out, "%c", *source);
     for (const Json *m = j->first; m; m = m->next) {
         if (j == sparse && m->type == JSON_NULL) continue;
-        text_print(out, "%s\n%*s", empty ? "" : ",", 4 * depth + 4, "");
-        if (object) text_json(out, m->key, strlen(m->key)), text_print(out, ": ");
-        text_python(out, r, m, sparse, depth + 1);
+        if (!empty) text_print(out, level < 0 ? ", " : ",");
+        if (level >= 0) text_print(out, "\n%*s", 4 * level + 4, "");
+        if (j->type == JSON_OBJECT) string(out, m->key, strlen(m->key)), text_print(out, ": ");
+        text_python(out, r, m, sparse, level < 0 ? level : level + 1);
         empty = false;
     }
-    if (!empty) text_print(out, "\n%*s", 4 * depth, "");
-    text_print(out, "%c", object ? '}' : ']');
+    if (!empty && level >= 0) text_print(out, "\n%*s", 4 * level, "");
+    text_print(out, "%c", j->type == JSON_OBJECT ? '}' : ']');
 }
 
 static void text_function(Text *out, const JsonReader *r, const Json *tool) {
@@ -3266,15 +3317,16 @@ static void text_function(Text *out, const JsonReader *r, const Json *tool) {
 // Adds a system message with tools: one of their own, or, for ChatGLM3, the one that brings them, whose text is given.
 static void add_tools(const DataReader *d, Conversation *c, const Json *tools, const char *text, size_t n) {
     const char *opening = d->format->layout->tools;
+    const JsonReader *r = tools_reader(d, tools);
     Text t = {0};
-    if (!opening) fail("%s: the chat layout %s has no words for tools", where(d->json, tools), d->format->layout->name);
+    if (!opening) fail("%s: the chat layout %s has no words for tools", where(r, tools), d->format->layout->name);
     if (*opening) {
         text_print(&t, "%s", opening);
-        for (const Json *tool = tools->first; tool; tool = tool->next) text_function(&t, d->json, tool);
+        for (const Json *tool = tools->first; tool; tool = tool->next) text_function(&t, r, tool);
     } else {
         text_add(&t, text, n);
         text_add(&t, "\n", 1);
-        text_python(&t, d->json, tools, NULL, 0);
+        text_python(&t, r, tools, NULL, 0);
     }
     add_turn(c, (Turn){ .role = SYSTEM, .text = t.s, .n = t.n, .fixed = true, .own = t.s });
 }
@@ -3288,70 +3340,218 @@ static void add_text_turn(const DataReader *d, Conversation *c, int role, const 
                         .metadata = metadata ? metadata->text : "", .metadata_n = metadata ? metadata->count : 0 });
 }
 
+// Ends the program where a layout of rounds has another turn.
+static void check_turn(const DataReader *d, const Conversation *c, int role, const Json *at) {
+    const Layout *l = d->format->layout;
+    if (l->rounds && role != (c->n % 2 ? ASSISTANT : USER))
+        fail("%s: '%s' cannot stand here: in %s user and assistant take turns", where(d->json, at), role_names[role],
+             l->name);
+}
+
+// A system message without tools, with them, or tools alone.
+static void add_system(const DataReader *d, Conversation *c, const Json *content, const Json *tools) {
+    const Layout *l = d->format->layout;
+    bool shared = tools && l->tools && !*l->tools;          // ChatGLM3: text and tools are one message
+    if (tools && content) add_tools(d, c, tools, content->text, content->count);
+    else if (tools) add_tools(d, c, tools, GLM3_TOOLS, strlen(GLM3_TOOLS));
+    if (content && shared && content->count) note_text(d, SYSTEM, content);
+    if (content && !shared && (!tools || content->count)) add_text_turn(d, c, SYSTEM, NULL, content, false);
+}
+
+// ChatGLM3's older form of a call and what came of it, as its own script read it (finetune_chatmodel_demo/
+// preprocess_utils.py, until December 2023): an answer with Python in it, and an observation.
+static void add_call(const DataReader *d, Conversation *c, const Json *message, bool wanted) {
+    const Layout *l = d->format->layout;
+    const Json *name = want(d->json, message, "name", JSON_STRING, "a string");
+    const Json *parameters = want(d->json, message, "parameters", JSON_OBJECT, "an object");
+    const Json *observation = given(message, "observation");
+    Text call = {0}, result = {0};
+    if (!l->tools || *l->tools)
+        fail("%s: this form of a call is ChatGLM3's; in %s it is an assistant message with \"metadata\": %s and an "
+             "observation", where(d->json, name), l->name, quoted(d->json, name));
+    text_print(&call, "```python\ntool_call(");
+    for (const Json *p = parameters->first; p; p = p->next) {
+        text_print(&call, "%s%s=", p == parameters->first ? "" : ", ", p->key);
+        text_python(&call, d->json, p, NULL, AS_REPR);
+    }
+    text_print(&call, ")\n```");
+    if (json_is(observation, JSON_STRING)) text_add(&result, observation->text, observation->count);
+    else if (observation) text_python(&result, d->json, observation, NULL, IN_ONE_LINE);
+    else text_print(&result, "null");
+    add_turn(c, (Turn){ .role = ASSISTANT, .text = call.s, .n = call.n, .own = call.s, .metadata = name->text,
+                        .metadata_n = name->count, .learns = wanted || d->o->official_mask });
+    add_turn(c, (Turn){ .role = OBSERVATION, .metadata = "", .text = result.s, .n = result.n, .own = result.s,
+                        .learns = d->o->official_mask && l->observations });
+}
+
+// Keys that carry content or change what is learned, and that nothing here reads. Their values say nothing where they
+// are empty or 0; flags, where they are 1 or a list of ones.
+static const struct { bool flags; const char *keys[7], *remedy; } refused[] = {
+    { false, { "tool_calls", "function_call" }, "write a call as an assistant message with \"metadata\": its name and "
+                                                "\"content\": its arguments" },
+    { false, { "reasoning_content", "reasoning", "thinking" }, "write <think>thoughts</think> into \"content\"" },
+    { false, { "image", "images", "video", "videos", "audio", "audios" }, "text alone is read" },
+    { false, { "chosen", "rejected", "rejected_response" }, "write the wanted answer as the last message" },
+    { true, { "attention_mask", "loss_mask" }, "leave padding out; the label of what is not learned is -100" },
+    { true, { "weight", "train", "loss" }, "write it into the messages that it is meant for" },
+    { true, { "label" }, "leave out what shall not be learned" },
+};
+
+static bool says_nothing(const Json *j, bool flags) {
+    const Json *m = j->type == JSON_ARRAY ? j->first : NULL;
+    while (flags && m && m->number == 1) m = m->next;
+    if (j->type < JSON_STRING) return j->number == flags;
+    return flags ? !m : !j->count;
+}
+
+// Counts the members of an object that nothing has asked for, each once in a sample, and refuses those above.
+static void count_unread(const DataReader *d, const Json *object) {
+    Dataset *set = d->set;
+    size_t number = set->n + set->n_dropped + 1, most = COUNT(set->unread) - 1;
+    for (const Json *m = object->first; m; m = m->next) {
+        size_t k = 0;
+        if (m->read || m->type == JSON_NULL) continue;
+        for (size_t i = 0; i < COUNT(refused); i++)
+            for (const char *const *key = refused[i].keys; *key; key++)
+                if (!strcmp(m->key, *key) && !says_nothing(m, refused[i].flags))
+                    fail("%s: \"%s\" is not read, and would change what is learned; %s", where(d->json, m), *key,
+                         refused[i].remedy);
+        while (k < set->n_unread && k < most && strcmp(set->unread[k].key, m->key)) k++;
+        if (k == set->n_unread) set->unread[set->n_unread++].key = strf("%s", k == most ? "other keys" : m->key);
+        if (set->unread[k].last != number) set->unread[k].n++;
+        set->unread[k].last = number;
+    }
+}
+
+// Whether an answer shall be learned: "loss", as ChatGLM3's data have it, or other data's "train" or "weight".
+static bool is_wanted(const JsonReader *r, const Json *message) {
+    static const struct { const char *key, *values; JsonType type; } flags[] = {
+        { "loss", "true or false", JSON_BOOL }, { "train", "true or false", JSON_BOOL },
+        { "weight", "0 or 1", JSON_NUMBER } };
+    bool wanted = true;
+    for (size_t i = 0; i < COUNT(flags); i++) {
+        const Json *j = typed(r, given(message, flags[i].key), flags[i].type, flags[i].values);
+        if (j && j->number != 0 && j->number != 1) fail("%s: \"%s\" must be 0 or 1", where(r, j), j->key);
+        wanted &= !j || j->number > 0;
+    }
+    return wanted;
+}
+
+// The role of a message, in our words, ShareGPT's or OpenAI's.
+static int role_of(const JsonReader *r, const Json *role) {
+    static const char *const others[] = { [USER] = "human", [ASSISTANT] = "gpt", [OBSERVATION] = "tool" };
+    for (int k = 0; k < ROLES && strlen(role->text) == role->count; k++)
+        if (!strcmp(role->text, role_names[k]) || (others[k] && !strcmp(role->text, others[k]))) return k;
+    fail("%s: role %s is not one of system, user, assistant, observation; a call of a function is an assistant message "
+         "with \"metadata\": its name, what comes of it an observation", where(r, role), quoted(r, role));
+}
+
+static void read_content(const DataReader *d, const Json *message, const Json *tools, Conversation *c, int role) {
+    const JsonReader *r = d->json;
+    const char *key = json_get(message, "value") && !json_get(message, "content") ? "value" : "content";
+    const Json *metadata = typed(r, given(message, "metadata"), JSON_STRING, "a string");
+    const Json *own = given_tools(d, message);
+    bool wanted = is_wanted(r, message);
+    if (!json_is(given(message, key), JSON_STRING)) count_unread(d, message);      // tool_calls have their own line
+    const Json *content = want(r, message, key, JSON_STRING, "a string");
+    if (own && role != SYSTEM) fail("%s: \"tools\" belong to a system message", where(tools_reader(d, own), own));
+    if (own && tools)
+        fail("%s: \"tools\" stand here and beside the messages; give them once", where(tools_reader(d, own), own));
+    if (role == SYSTEM) add_system(d, c, content, own ? own : tools);
+    else add_text_turn(d, c, role, metadata, content, wanted);
+}
+
 // tools: those of the sample, if this is the message that brings them
 static void read_message(const DataReader *d, const Json *message, const Json *tools, Conversation *c) {
-    const Layout *l = d->format->layout;
     const JsonReader *r = d->json;
     if (message->type != JSON_OBJECT)
         fail("%s: a message must be an object, not %s", where(r, message), quoted(r, message));
-    const Json *role = want(r, message, "role", JSON_STRING, "a string");
-    const Json *content = want(r, message, "content", JSON_STRING, "a string");
-    const Json *metadata = typed(r, given(message, "metadata"), JSON_STRING, "a string");
-    const Json *loss = typed(r, given(message, "loss"), JSON_BOOL, "true or false"), *own = given_tools(r, message);
-    int k = 0;
-    while (k < ROLES && (strlen(role->text) != role->count || strcmp(role->text, role_names[k]))) k++;
-    if (k == ROLES)
-        fail("%s: role %s is not one of system, user, assistant, observation", where(r, role), quoted(r, role));
-    if (l->rounds && k != (c->n % 2 ? ASSISTANT : USER))
-        fail("%s: '%s' cannot stand here: in %s user and assistant take turns", where(r, role), role_names[k], l->name);
-    if (own && k != SYSTEM) fail("%s: \"tools\" belong to a system message", where(r, own));
-    if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(r, own));
-    if (own) tools = own;
-    if (tools) add_tools(d, c, tools, content->text, content->count);
-    if (tools && !*l->tools && content->count) note_text(d, k, content);
-    if (!tools || (*l->tools && content->count)) add_text_turn(d, c, k, metadata, content, !loss || loss->number > 0);
+    const char *key = json_get(message, "from") && !json_get(message, "role") ? "from" : "role";
+    const Json *role = want(r, message, key, JSON_STRING, "a string");
+    int k = role_of(r, role);
+    check_turn(d, c, k, role);
+    if (k == OBSERVATION && json_get(message, "parameters")) add_call(d, c, message, is_wanted(r, message));
+    else read_content(d, message, tools, c, k);
+    count_unread(d, message);
+}
+
+// A system message and tools that stand beside messages or columns. carrier: one among the messages, which brings the
+// tools that are returned.
+static const Json *read_beside(const DataReader *d, const Json *root, const Json *carrier, Conversation *c) {
+    const Json *tools = given_tools(d, root), *system = typed(d->json, given(root, "system"), JSON_STRING, "a string");
+    if (system && !system->count) system = NULL;
+    if (system && carrier)
+        fail("%s: \"system\" stands here and among the messages; give it once", where(d->json, system));
+    if (system) check_turn(d, c, SYSTEM, system);
+    if (!carrier && (system || tools)) add_system(d, c, system, tools);
+    return carrier ? tools : NULL;
 }
 
 static void read_messages(const DataReader *d, const Json *root, const Json *messages, Conversation *c) {
-    const Json *tools = given_tools(d->json, root), *carrier = NULL;
+    const Json *carrier = NULL;
     if (!typed(d->json, messages, JSON_ARRAY, "an array of messages")->count)
         fail("%s: \"%s\" is empty: there is nothing to learn", where(d->json, root), messages->key);
-    for (const Json *m = messages->first; m && tools && !carrier; m = m->next) {
-        const Json *role = json_get(m, "role");
+    for (const Json *m = messages->first; m && !carrier; m = m->next) {
+        const Json *role = json_get(m, json_get(m, "role") ? "role" : "from");
         if (json_is(role, JSON_STRING) && !strcmp(role->text, role_names[SYSTEM])) carrier = m;
     }
-    if (tools && !carrier) add_tools(d, c, tools, GLM3_TOOLS, strlen(GLM3_TOOLS));
+    const Json *tools = read_beside(d, root, carrier, c);
     for (const Json *m = messages->first; m; m = m->next) read_message(d, m, m == carrier ? tools : NULL, c);
 }
 
+// The names of question, what is put under it, and answer in samples of columns: those of the options, Alpaca's,
+// ms-swift's. The first that a sample has both of, or else has one of; question NULL: none.
+typedef struct { const char *question, *more, *answer; } Columns;
+
+static Columns columns_of(const Options *o, const Json *root) {
+    bool alpaca = !strcmp(o->prompt_column, "instruction");
+    const Columns known[] = { { o->prompt_column, alpaca ? "input" : NULL, o->response_column },
+                              { "instruction", "input", "output" }, { "query", NULL, "response" } };
+    for (int wanted = 2; wanted > 0; wanted--)
+        for (const Columns *c = known; c < known + COUNT(known); c++)
+            if ((json_get(root, c->question) != NULL) + (json_get(root, c->answer) != NULL) >= wanted) return *c;
+    return (Columns){0};
+}
+
 // A question and its answer in columns, and those before them: history: [[question, answer], ...].
-static void read_columns(const DataReader *d, const Json *root, Conversation *c) {
-    const Options *o = d->o;
-    const Json *history = typed(d->json, given(root, o->history_column), JSON_ARRAY, "an array of pairs");
-    const Json *prompt = want(d->json, root, o->prompt_column, JSON_STRING, "a string");
-    const Json *response = want(d->json, root, o->response_column, JSON_STRING, "a string");
+static void read_columns(const DataReader *d, const Json *root, Columns names, Conversation *c) {
+    const Json *history = typed(d->json, given(root, d->o->history_column), JSON_ARRAY, "an array of pairs");
+    const Json *question = want(d->json, root, names.question, JSON_STRING, "a string");
+    const Json *more = names.more ? typed(d->json, given(root, names.more), JSON_STRING, "a string") : NULL;
+    read_beside(d, root, NULL, c);
     for (const Json *pair = history ? history->first : NULL; pair; pair = pair->next) {
-        const Json *question = pair->type == JSON_ARRAY && pair->count == 2 ? pair->first : NULL;
-        if (!json_is(question, JSON_STRING) || !json_is(question->next, JSON_STRING))
+        const Json *asked = pair->type == JSON_ARRAY && pair->count == 2 ? pair->first : NULL;
+        if (!json_is(asked, JSON_STRING) || !json_is(asked->next, JSON_STRING))
             fail("%s: \"%s\" must hold pairs of a question and its answer, not %s", where(d->json, pair), history->key,
                  quoted(d->json, pair));
-        add_text_turn(d, c, USER, NULL, question, true);
-        add_text_turn(d, c, ASSISTANT, NULL, question->next, true);
+        add_text_turn(d, c, USER, NULL, asked, true);
+        add_text_turn(d, c, ASSISTANT, NULL, asked->next, true);
     }
-    add_text_turn(d, c, USER, NULL, prompt, true);
-    add_text_turn(d, c, ASSISTANT, NULL, response, true);
+    add_text_turn(d, c, USER, NULL, question->count || !more ? question : more, true);
+    if (more && more->count && question->count) {
+        Turn *t = &c->turns[c->n - 1];
+        Text both = {0};
+        note_text(d, USER, more);
+        text_add(&both, question->text, question->count);
+        text_add(&both, "\n", 1);
+        text_add(&both, more->text, more->count);
+        t->text = t->own = both.s;
+        t->n = both.n;
+    }
+    if (!d->tests || given(root, names.answer))
+        add_text_turn(d, c, ASSISTANT, NULL, want(d->json, root, names.answer, JSON_STRING, "a string"), true);
 }
 
 static size_t most_ids(const Options *o) { return (size_t)(o->max_input_length + o->max_output_length + 1); }
 
 // --overlong truncate: the longest texts lose their ends. All are cut to one length: the largest at which the sample
 // fits, found by halving. Role tokens, metadata, tools and the token that ends the answer stay, and with it a target.
-static Row encode_sample(const DataReader *d, const Conversation *c) {
+static Row encode_sample(const DataReader *d, const Conversation *c, bool asks) {
     size_t longest = 0, low = 0;
     bool cuts = !strcmp(d->o->overlong, "truncate");
     for (size_t i = 0; i < c->n; i++) longest = max_size(longest, c->turns[i].n);
     for (size_t high = longest, length = longest; ; length = high - (high - low) / 2) {
-        Row row = encode_turns(d->format, c->turns, c->n, length, false);
+        Row row = encode_turns(d->format, c->turns, c->n, length, asks);
         bool fits = row.ids.n <= most_ids(d->o) || !cuts || !length;
         d->set->n_cut += fits && length == high && length < longest;
         if (fits && length == high) return row;
@@ -3373,19 +3573,19 @@ static bool learns_last(const Options *o, const Layout *l) {
 }
 
 // messages: NULL where the sample has columns
-static Sample read_conversation(const DataReader *d, const Json *root, const Json *messages) {
+static Sample read_conversation(const DataReader *d, const Json *root, const Json *messages, Columns columns) {
     Conversation c = {0};
     const Layout *l = d->format->layout;
     if (!d->format->tokenizer || !l)
         fail("%s: text needs a tokenizer and a chat layout: %s", where(d->json, root), d->format->why);
     if (messages) read_messages(d, root, messages, &c);
-    else read_columns(d, root, &c);
+    else read_columns(d, root, columns, &c);
     d->set->n_turns += c.n;
     for (size_t i = 0; i < c.n; i++) d->set->n_answers += c.turns[i].role == ASSISTANT;
     const Turn *last = &c.turns[c.n - 1];
     if (l->thinks && last->role == ASSISTANT && strncmp(last->text, "<think>", 7))
         note(d, NO_THOUGHTS, root, excerpt(last->text, last->n));
-    Row row = encode_sample(d, &c);
+    Row row = encode_sample(d, &c, d->tests && last->role != ASSISTANT);
     if (d->o->official_mask && learns_last(d->o, l)) keep_last_turn(d->format, &row);
     drop_turns(&c, 0);
     free(c.turns);
@@ -3426,12 +3626,19 @@ static Sample read_ready(const DataReader *d, const Json *root) {
 static Sample read_sample(const DataReader *d, const Json *root) {
     const Options *o = d->o;
     const Json *messages = given(root, "messages"), *conversations = given(root, "conversations");
-    if (messages || conversations) return read_conversation(d, root, messages ? messages : conversations);
-    if (json_get(root, "input_ids")) return read_ready(d, root);
-    if (json_get(root, o->prompt_column) || json_get(root, o->response_column)) return read_conversation(d, root, NULL);
+    const Json *second = json_get(root, "input_ids");
+    Columns columns = columns_of(o, root);
+    if (messages && conversations) second = conversations;
+    if (second && (messages || conversations))
+        fail("%s: \"%s\" stand here beside \"%s\"; give one of them", where(d->json, second), second->key,
+             (messages ? messages : conversations)->key);
+    if (second) return read_ready(d, root);
+    if (messages || conversations || columns.question)
+        return read_conversation(d, root, messages ? messages : conversations, columns);
     fail("%s: a sample must be an object and must have \"messages\", \"conversations\", \"input_ids\" and \"labels\", "
-         "or the columns \"%s\" and \"%s\" (other names: --prompt_column, --response_column); here stands %s",
-         where(d->json, root), o->prompt_column, o->response_column, quoted(d->json, root));
+         "\"instruction\" and \"output\", or the columns \"%s\" and \"%s\" (other names: --prompt_column, "
+         "--response_column); here stands %s", where(d->json, root), o->prompt_column, o->response_column,
+         quoted(d->json, root));
 }
 
 static void dataset_add(Dataset *set, Sample s) {
@@ -3443,18 +3650,26 @@ static void dataset_add(Dataset *set, Sample s) {
     set->longest = max_size(set->longest, s.n);
 }
 
+static void print_unread(const Dataset *set) {
+    for (size_t i = 0; i < set->n_unread; i++)
+        fprintf(stderr, "%s%.*s (%zu of %zu samples)%s", i ? ", " : "warning: not read: ",
+                (int)strcspn(set->unread[i].key, "\n\r\t\x1B"), set->unread[i].key, set->unread[i].n,
+                set->n + set->n_dropped, i + 1 == set->n_unread ? "\n" : "");
+}
+
 // Reads a data file and notes what it finds. What cannot be read, or has no target where it must, is named and ends it.
 static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t V, bool need_targets) {
-    JsonReader r = json_open_file(path);
+    JsonReader r = json_open_file(path), tools = {0};
     Dataset set = {0};
-    DataReader d = { &r, f, o, V, &set };
+    DataReader d = { &r, &tools, f, o, V, !need_targets, &set };
     for (const Json *root; (root = json_next(&r)); ) {
         Sample s = read_sample(&d, root);
+        count_unread(&d, root);
         s.number = set.n + set.n_dropped + 1;
         if (!s.n) fail("%s: the sample has no tokens", where(&r, root));
         s.stops = is_stop(f, s.labels[s.n-1]);
         for (size_t i = 1; i < s.n; i++) s.n_targets += s.labels[i] != NO_TARGET;
-        if (!s.n_targets && need_targets)
+        if (!s.n_targets && (need_targets || (f->layout && !s.prompt_n)))
             fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100; here stands %s",
                  where(&r, root), quoted(&r, root));
         bool fits = s.n <= most_ids(o), drops = !fits && !strcmp(o->overlong, "drop");
@@ -3464,7 +3679,8 @@ static Dataset scan_data_file(const char *path, const ChatFormat *f, const Optio
         set.n_dropped++;
     }
     if (!set.n) fail("%s: holds no sample%s", path, set.n_dropped ? " that is short enough" : "");
-    json_close(&r);
+    print_unread(&set);
+    json_close(&r), json_close(&tools);
     return set;
 }
 
@@ -3904,7 +4120,7 @@ static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
     return out;
 }
 
-// Scores one answer; writes it to `out`, and the first one of all to *example.
+// Scores one answer if there is one to compare it with; writes it to `out`, and the first one of all to *example.
 static void score_answer(Scores *scores, const Question *q, const ChatFormat *f, FILE *out, const char **example) {
     const Sample *s = q->sample;
     size_t end = s->prompt_n;
@@ -3914,12 +4130,14 @@ static void score_answer(Scores *scores, const Question *q, const ChatFormat *f,
                      readable(f->tokenizer, q->answer.ids, q->answer.n) };
     static const char *const names[] = { "prompt", "reference", "answer" };
     Text line = {0}, shown = {0};
-    add_scores(scores, texts[2], texts[1], q->stopped);
+    bool known = s->prompt_n < s->n;
+    if (known) add_scores(scores, texts[2], texts[1], q->stopped);
     text_print(&line, "{\"sample\": %zu", s->number);
     for (size_t i = 0; i < COUNT(texts); i++) {
         text_print(&line, ", \"%s\": ", names[i]);
-        text_json(&line, texts[i].s, texts[i].n);
-        if (!*example) text_print(&shown, "%s%-10s %s", i ? "\n" : "", names[i], texts[i].s);
+        if (known || i != 1) text_json(&line, texts[i].s, texts[i].n);
+        else text_print(&line, "null");
+        if (!*example && (known || i != 1)) text_print(&shown, "%s%-10s %s", i ? "\n" : "", names[i], texts[i].s);
         free(texts[i].s);
     }
     text_print(&line, ", \"stopped\": %s}\n", q->stopped ? "true" : "false");
@@ -7934,6 +8152,19 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 
 // ---- 16.1 The smaller commands -----------------------------------------------------------------------------------
 
+static void print_loss(const Opened *m, const Dataset *set, const char *model, size_t batch) {
+    size_t T = most_tokens(set, batch);
+    Run run = describe_run(m->model, m->method, FORWARD_ONLY, T, T);
+    need_memory(bytes_of(&run), "--per_device_eval_batch_size");
+    take_run(&run);
+    double loss = evaluate(&run, set, batch);
+    give_run(&run);
+    if (!isfinite(loss)) fail("%s: the loss is not finite; the weights are damaged (glmtune info --check)", model);
+    printf("%-16s %10.4f  mean over the %zu target tokens of %zu samples; ln(vocabulary) is %.4f\n", "loss", loss,
+           set->n_targets, set->n, log((double)m->model->config.vocab_size));
+    printf("%-16s %10.4f  exp(loss)\n", "perplexity", exp(loss));
+}
+
 static void eval(const char *data, const char *model, Options *o) {
     Opened m = open_model(model, o);
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
@@ -7941,26 +8172,19 @@ static void eval(const char *data, const char *model, Options *o) {
     check_fingerprint(&m, &f, o);
     const char *file = is_folder(data) ? data_file(data, "dev") : data, *example = NULL;
     if (!file) fail("%s: holds neither dev.json nor dev.jsonl; name the file to evaluate on", data);
-    Dataset set = read_data_file(file, &f, o, m.model->config.vocab_size, true);
-    size_t batch = (size_t)o->per_device_eval_batch_size, T = most_tokens(&set, batch);
+    Dataset set = read_data_file(file, &f, o, m.model->config.vocab_size, false);
     start_method(&m, 0, false);
-    Run run = describe_run(m.model, m.method, FORWARD_ONLY, T, T);
-    need_memory(bytes_of(&run), "--per_device_eval_batch_size");
-    take_run(&run);
-    double loss = evaluate(&run, &set, batch);
-    give_run(&run);
-    if (!isfinite(loss)) fail("%s: the loss is not finite; the weights are damaged (glmtune info --check)", model);
-    printf("%-16s %10.4f  mean over the %zu target tokens of %zu samples; ln(vocabulary) is %.4f\n", "loss", loss,
-           set.n_targets, set.n, log((double)m.model->config.vocab_size));
-    printf("%-16s %10.4f  exp(loss)\n", "perplexity", exp(loss));
+    if (set.n_targets) print_loss(&m, &set, model, (size_t)o->per_device_eval_batch_size);
+    else if (!f.layout) fail("%s: there is no label but -100, and without a chat layout no question to answer", file);
     if (!f.tokenizer || !f.layout) { fprintf(stderr, "no answers are generated: %s\n", f.why); return; }
     Generator g = make_answerer(m.model, m.method, &set, o);
     const char *temporary = o->out ? begin_output(o->out) : NULL;
     FILE *out = temporary ? open_to_write(temporary) : NULL;
     Scores s = score_answers(&g, &f, o, &set, out, &example);
     if (out) close_written(out, o->out), finish_output(temporary);
-    print_scores(stdout, &s);
-    if (example) printf("of %zu answers, the first:\n%s\n", s.n, example);
+    if (s.n) print_scores(stdout, &s);
+    else printf("no sample has an answer to compare with; --out FILE keeps the model's\n");
+    if (example) printf("of %zu answers, the first:\n%s\n", g.n_answers, example);
     give_generator(&g);
 }
 

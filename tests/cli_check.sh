@@ -136,7 +136,7 @@ broken_data no_answer.jsonl "2:1: the sample has nothing to learn: no assistant'
 broken_data nul.jsonl '2:45: |control character inside a string; write it as'
 broken_data placeholder.jsonl \
     "2:85: '{{NAME}}': a placeholder that nobody replaced; put the real text in its place (3 in all)"
-broken_data role.jsonl "1:24: role 'tool' is not one of system, user, assistant, observation"
+broken_data role.jsonl "1:24: role 'narrator' is not one of system, user, assistant, observation"
 broken_data tools.jsonl '1:57: "tools" belong to a system message'
 refuse "placeholder.jsonl:2:85: '{{NAME}}'" train "$tests/data/bad/placeholder.jsonl" "$tiny" --output_dir out
 works "3 read, 3 kept, 0 cut, 0 dropped, 1 duplicates|3:43: '[[训练时间]]'|(2 in all)|3:114: assistant: a message without" \

@@ -3,7 +3,7 @@ layout, with our loss mask and with the official scripts'.
 
     python tests/reference_labels.py                    writes tests/golden/labels.jsonl
     python tests/reference_labels.py DIR [PROGRAM]      compares PROGRAM (./glmtune) with the rules on 1,000 generated
-                                                        conversations, with the released tokenizers in DIR
+                                                        conversations and as many in other data sets' forms, with the released tokenizers in DIR
                                                         (needs sentencepiece and tiktoken)
 
 In folders of Hugging Face's own classes (joined) all between two role tokens is one text; in those with ChatGLM's own
@@ -12,6 +12,7 @@ code the line break ends a text of its own.
 A row is a list of segments [text, kind, target]: kind 1 is a special token by its name, 0 a text that is encoded by
 itself. All ids of a segment share one target flag. So the golden file holds no ids and fits any tokenizer.
 """
+import ast
 import base64
 import json
 import os
@@ -88,8 +89,8 @@ def learns(layout, message, official):
 def row_of(layout, sample, official=False, combine=False, joined=False):
     """Segments, and how many of them stand before the last answer."""
     messages = spread_tools(layout, messages_of(sample))
-    if joined and layout == "glm4-chat":        # its template passes over messages without text
-        messages = [m for m in messages if m["content"]]
+    if joined and layout == "glm4-chat":        # its template passes over messages without text; an empty last answer is learned
+        messages = [m for m in messages if m["content"] or (m is messages[-1] and m["role"] == "assistant")]
     if layout == "chatglm2":
         text = ""
         for i, m in enumerate(messages[:-1]):
@@ -185,6 +186,77 @@ def conversation(draw, layout):
     return sample
 
 
+# ---- The same conversations as other data sets have them ---------------------------------------------------------
+
+PARAMETERS = [{"city": "Ulm"}, {"city": "北京", "days": 3}, {"a": True, "b": None, "c": False, "d": 1.5, "e": -2},
+              {"text": "it's \"so\"\n", "path": "C:\\x\t"}, {"q": "don't"}, {"list": [1, "二", {"k": None}], "o": {}}, {}]
+OBSERVATIONS = ["12", {"温度": 21, "ok": True, "no": None}, [1.5, "a\"b"], None, ""]
+
+
+def official_call(parameters):
+    """The Python that ChatGLM3's older script (finetune_chatmodel_demo/preprocess_utils.py) writes for a tool turn."""
+    keywords = [ast.keyword(arg=k, value=ast.Constant(v)) for k, v in parameters.items()]
+    return "```python\n" + ast.unparse(ast.Call(func=ast.Name(id="tool_call"), args=[], keywords=keywords)) + "\n```"
+
+
+def tool_turns(draw, sample):
+    """Two samples: the plain one gets a call and its result, the other the tool turn that means the same."""
+    plain, other = json.loads(json.dumps(sample)), json.loads(json.dumps(sample))
+    name, parameters, result = draw.choice(CALLS), draw.choice(PARAMETERS), draw.choice(OBSERVATIONS)
+    turn = {"role": "tool", "name": name, "parameters": parameters, "observation": result}
+    if draw.random() < 0.2:
+        turn["loss"] = draw.random() < 0.5
+    messages = [plain.get("messages") or plain["conversations"], other.get("messages") or other["conversations"]]
+    messages[0][-1:-1] = [
+        {"role": "assistant", "metadata": name, "content": official_call(parameters), "loss": turn.get("loss", True)},
+        {"role": "observation", "content": result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)}]
+    messages[1].insert(-1, turn)
+    return plain, other
+
+
+def dressed(draw, sample):
+    """The sample as Alpaca, ms-swift, ShareGPT or OpenAI would write it."""
+    sample = json.loads(json.dumps(sample))
+    if draw.random() < 0.5:
+        sample["id"] = "x%d" % draw.randint(0, 99)              # nothing reads it
+    if "prompt" in sample:
+        question, answer = sample.pop("prompt"), sample.pop("response")
+        if draw.random() < 0.3:
+            return {**sample, "query": question, "response": answer}
+        above, _, below = question.partition("\n")
+        if above and below:
+            return {**sample, "instruction": above, "input": below, "output": answer}
+        return {**sample, **draw.choice([{"instruction": question}, {"instruction": question, "input": ""},
+                                         {"instruction": "", "input": question}]), "output": answer}
+    key = "messages" if "messages" in sample else "conversations"
+    messages = sample[key]
+    systems = [m for m in messages if m["role"] == "system"]
+    if len(systems) == 1 and messages[0] is systems[0] and systems[0]["content"] and "tools" not in systems[0]:
+        sample["system"] = messages.pop(0)["content"]
+    for holder in [sample] + messages:
+        if "tools" in holder:
+            tools = holder.pop("tools")
+            holder[draw.choice(["tools", "functions"])] = draw.choice([tools, json.dumps(tools, ensure_ascii=False)])
+    names = {"user": "human", "assistant": "gpt", "observation": draw.choice(["tool", "observation"]), "system": "system"}
+    shared = draw.random() < 0.5
+    for m in messages:
+        if "loss" in m:
+            wanted = m.pop("loss")
+            m.update(draw.choice([{"loss": wanted}, {"weight": int(wanted)}, {"train": wanted}]))
+        if shared:
+            m["from"], m["value"] = names[m.pop("role")], m.pop("content")
+    if shared and key == "messages":
+        sample["conversations"] = sample.pop("messages")
+    return sample
+
+
+def in_other_forms(draw, layout, sample):
+    """A plain sample and one that shall be read as it is."""
+    if layout == "chatglm3" and "prompt" not in sample and draw.random() < 0.5:
+        return tool_turns(draw, sample)
+    return sample, dressed(draw, sample)
+
+
 # Layouts of folders of Hugging Face's own classes: joined
 JOINED = ["glm4-chat", "0414", "z1", "edge"]
 RULES = {"chatglm2": [(0, 0), (1, 0)], "chatglm3": [(0, 0), (1, 0)], "glm4-chat": [(0, 0), (1, 0), (1, 1)],
@@ -193,14 +265,18 @@ RULES = {"chatglm2": [(0, 0), (1, 0)], "chatglm3": [(0, 0), (1, 0)], "glm4-chat"
 
 def write_golden(path):
     draw = random.Random(20260)
-    samples = [(layout, conversation(draw, layout)) for layout in RULES for _ in range(8)]
+    samples = [(layout, s, s) for layout in RULES for s in [conversation(draw, layout) for _ in range(8)]]
+    samples += [(layout, *in_other_forms(draw, layout, conversation(draw, layout)))
+                for layout in ("chatglm2", "chatglm3", "glm4-chat") for _ in range(8)]
     with open(path, "w", encoding="utf-8") as f:
         for joined in (False, True):
-            for layout, sample in samples:
-                for official, combine in RULES[layout] if layout in JOINED or not joined else []:
+            for layout, sample, written in samples:
+                if joined and (layout not in JOINED or written is not sample):
+                    continue
+                for official, combine in RULES[layout] if written is sample else RULES[layout][:1]:
                     row, prompt = row_of(layout, sample, official, combine, joined)
                     f.write(json.dumps({"layout": layout, "official": bool(official), "combine": bool(combine),
-                                        "joined": joined, "sample": sample, "row": row, "prompt": prompt},
+                                        "joined": joined, "sample": written, "row": row, "prompt": prompt},
                                        ensure_ascii=False) + "\n")
 
 
@@ -258,15 +334,17 @@ def compare(real, program, count=1000):
             with open(os.path.join(folder, "config.json"), "w") as f:
                 json.dump(config(65024 if kinds[layout] == "chatglm3-6b" else 151552, joined), f)
             draw = random.Random(layout)
-            samples = [conversation(draw, layout) for _ in range(count)]
+            plain = [conversation(draw, layout) for _ in range(count)]
+            other = [in_other_forms(draw, layout, s) for s in plain]
+            samples, written = plain + [s for s, _ in other], plain + [s for _, s in other]
             data = os.path.join(folder, "data.jsonl")
             with open(data, "w", encoding="utf-8") as f:
-                f.writelines(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+                f.writelines(json.dumps(s, ensure_ascii=False) + "\n" for s in written)
             for official, combine in rules:
                 expected = [ids_of(row_of(layout, s, official, combine, joined)[0], *loaded[kinds[layout]]) for s in samples]
                 kept = [i for i, e in enumerate(expected) if any(x != -100 for x in e[1][1:])]
                 with open(data, "w", encoding="utf-8") as f:
-                    f.writelines(json.dumps(samples[i], ensure_ascii=False) + "\n" for i in kept)
+                    f.writelines(json.dumps(written[i], ensure_ascii=False) + "\n" for i in kept)
                 said = subprocess.run([program, "check", data, folder, "--layout", layout, "--ids", "--official_mask",
                                        "true" if official else "false", "--combine", "true" if combine else "false",
                                        "--max_input_length", "100000"], capture_output=True, text=True)
@@ -279,8 +357,8 @@ def compare(real, program, count=1000):
                 print("%-10s joined %d, official %d, combine %d: %d conversations, %d differ" %
                       (layout, joined, official, combine, len(lines), len(bad)))
                 for i in bad[:1]:
-                    print("  ", json.dumps(samples[i], ensure_ascii=False))
-    print("%d passed, %d failed" % (sum(len(RULES[k]) for k in list(RULES) + JOINED) * count - wrong, wrong))
+                    print("  ", json.dumps(written[i], ensure_ascii=False))
+    print("%d passed, %d failed" % (sum(len(RULES[k]) for k in list(RULES) + JOINED) * 2 * count - wrong, wrong))
     return 1 if wrong else 0
 
 
