@@ -149,7 +149,8 @@ static void fuzz_data(const char *bytes, size_t n) {
     format.layout = &layouts[n % COUNT(layouts)];       // each with the same tokens
     o.overlong = (const char *[]){ "error", "drop", "truncate" }[n / 2 % 3];
     o.max_input_length = n % 7 ? 512 : 8;
-    (void)read_data_file(memory_file, &format, &o, 1 << 20, true);
+    format.joined = n / 3 % 2;
+    (void)read_data_file(memory_file, &format, &o, 1 << 20, n % 5 > 0);
 }
 
 // The reader, and what a config does to the options.
