@@ -2,8 +2,8 @@
 
 here=$tests/tiny
 short="--max_steps 12 --logging_steps 1 --eval_steps 4 --per_device_train_batch_size 4 --gradient_accumulation_steps 1"
-works 'done' train "$tests/data/identity.jsonl" "$here" $short --method lora --output_dir run-lora
-works 'done' train "$tests/data/identity.jsonl" "$here" $short --method full --output_dir run-full --learning_rate 3e-4
+works 'done' train "$tests/data/facts.jsonl" "$here" $short --method lora --output_dir run-lora
+works 'done' train "$tests/data/facts.jsonl" "$here" $short --method full --output_dir run-full --learning_rate 3e-4
 check 'train draws loss.svg' grep -q '</svg>' run-lora/loss.svg
 check 'train writes run.json' grep -q '"method": "lora", "trainable": ' run-lora/run.json
 

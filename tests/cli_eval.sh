@@ -25,7 +25,7 @@ rm -f ads12.jsonl answers.jsonl answers8.jsonl empty.jsonl eight
 # ---- Evaluation during training: the best step is kept, a run stops by itself ------------------------------------
 
 mkdir split
-head -n 16 "$tests/data/identity.jsonl" | awk '{ print >(NR % 4 ? "split/train.jsonl" : "split/dev.jsonl") }'
+head -n 16 "$tests/data/facts.jsonl" | awk '{ print >(NR % 4 ? "split/train.jsonl" : "split/dev.jsonl") }'
 short='--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --lr_scheduler_type constant --warmup_ratio 0'
 works 'step 0: ln(vocabulary) 7.9047|step 0/3  validation loss|, training |rouge-1|of 4 answers|reference|trained     lora|validation  best|answers     rouge-1' \
     train split "$tiny" --output_dir good --num_train_epochs 1 --predict_with_generate --max_new_tokens 12 $short
@@ -65,18 +65,19 @@ rm -rf split
 # ---- Forgetting --------------------------------------------------------------------------------------------------
 
 head -n 12 "$tests/data/facts.jsonl" >facts12.jsonl
+head -n 16 "$tests/data/ads.jsonl" >ads16.jsonl
 for method in lora full ptuning; do
-    works 'loss|before|after' train "$tests/data/identity.jsonl" "$tiny" --output_dir drift --max_steps 2 --learning_rate 1e-3 \
+    works 'loss|before|after' train ads16.jsonl "$tiny" --output_dir drift --max_steps 2 --learning_rate 1e-3 \
         --method $method --probe facts12.jsonl --force
     said=$(sed -n 's/^probe .*: loss \([0-9.]*\) before, \([0-9.]*\) after.*/\1 \2/p' stdout)
     base=$("$program" eval facts12.jsonl "$tiny" --max_new_tokens 1 2>err.eval | awk '$1 == "loss" { print $2 }')
     tuned=$("$program" eval facts12.jsonl drift/checkpoint-2 --max_new_tokens 1 2>err.eval | awk '$1 == "loss" { print $2 }')
     check "$method: the probe's losses are those that eval finds" test "$said" = "$base $tuned" -a "$base" != "$tuned"
 done
-works 'answers before: rouge-1|answers after: rouge-1' train "$tests/data/identity.jsonl" "$tiny" --output_dir drift \
+works 'answers before: rouge-1|answers after: rouge-1' train ads16.jsonl "$tiny" --output_dir drift \
     --max_steps 1 --probe facts12.jsonl --force --predict_with_generate --max_new_tokens 4
-refuse 'nowhere.jsonl' train "$tests/data/identity.jsonl" "$tiny" --output_dir out --probe nowhere.jsonl
-rm -rf drift facts12.jsonl err.eval
+refuse 'nowhere.jsonl' train ads16.jsonl "$tiny" --output_dir out --probe nowhere.jsonl
+rm -rf drift facts12.jsonl ads16.jsonl err.eval
 
 # ---- What a reviewer found: samples twice in a batch, numbers that JSON has not, a best step elsewhere -----------
 

@@ -14,7 +14,9 @@ awk 'FNR == 1 { file++ } file == 1 { block = block $0 "\n"; next } file == 2 { r
      /^static const Method methods/ { table = 1 }
      table && /^};/ { printf "%s", row; table = 0 }
      { print }' ia3/block ia3/row "$top/glmtune.c" >ia3/glmtune.c
-if command -v "${CC:-cc}" >/dev/null; then
+if [ -n "$sanitized" ]; then
+    skip 'IA3 from README: the program that is made here has no sanitizers, and the run without them makes the same'
+elif command -v "${CC:-cc}" >/dev/null; then
     check 'it compiles without a warning' "${CC:-cc}" -std=gnu11 -O1 -march=native -ffp-contract=fast -Wall -Wextra \
         -Wshadow -Wconversion -Werror -Wno-unused-function -Wno-unknown-pragmas -DGLMTUNE_DOUBLE \
         -DGLMTUNE="\"$work/ia3/glmtune.c\"" "$tests/ia3.c" -o ia3/ia3 -lm
@@ -37,7 +39,7 @@ if command -v "${CC:-cc}" >/dev/null; then
     works 'changes nothing|13 tokens, loss' dump ia3/start/checkpoint-1 "$batch" ia3/dump --force
     check 'it starts from the base exactly' cmp ia3/loss <(sed 's/.*, loss \([^,]*\),.*/\1/' stdout)
 
-    head -n 3 "$tests/data/identity.jsonl" >ia3/three.jsonl     # plain loops in double, hardly optimised: 40 take minutes
+    head -n 3 "$tests/data/facts.jsonl" >ia3/three.jsonl        # plain loops in double, hardly optimised: 40 take minutes
     works 'done' train ia3/three.jsonl "$tests/tiny" --method ia3 --output_dir ia3/run --max_steps 12 \
         --per_device_train_batch_size 3 --gradient_accumulation_steps 1 --logging_steps 1 --val_size 0 --learning_rate 0.05
     check 'the run learns' awk -F'"loss": ' '{ split($2, a, ","); if (NR == 1) first = a[1]; last = a[1] }

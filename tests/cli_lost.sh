@@ -116,7 +116,8 @@ cat >large.json <<'END'
  "num_key_value_heads": 2, "head_dim": 128, "intermediate_size": 4096, "max_position_embeddings": 512}
 END
 works 'parameters' init large.json large --layout glm4-chat --dtype bf16
-works 'done' train data.jsonl large --output_dir of_large --max_steps 1 --val_size 0
+one='--val_size 0 --per_device_train_batch_size 1 --gradient_accumulation_steps 1'   # a step is one sample of five tokens
+works 'done' train ready.jsonl large --output_dir of_large --max_steps 1 $one
 interrupt() {                   # SIGNAL COMMAND...: the signal as soon as something is half written; nothing may stay
     local signal=$1
     shift
@@ -140,7 +141,7 @@ done
 interrupt INT eval data.jsonl large --out out --max_new_tokens 500
 
 cp -R large cut
-"$program" train data.jsonl cut --max_steps 1000000 --logging_steps 1 --val_size 0 --output_dir out >stdout 2>stderr &
+"$program" train ready.jsonl cut --max_steps 1000000 --logging_steps 1 $one --output_dir out >stdout 2>stderr &
 for i in $(seq 100); do [ ! -s out/log.jsonl ] || break; sleep 0.1; done
 : >cut/model.safetensors
 wait $!

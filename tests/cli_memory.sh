@@ -27,7 +27,7 @@ own_memory_is_planned() {       # OPTION...: a run's own memory is within 10 % o
     judge
 }
 
-if [ -r /proc/self/status ] && ! grep -q __asan_init "$program"; then
+if [ -r /proc/self/status ] && [ -z "$sanitized" ]; then
     echo '{"model_type": "glm", "vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 768, "max_position_embeddings": 8192}' >memory.json
     works parameters init memory.json memory_model

@@ -2,10 +2,10 @@
 
 # ---- Trainable counts of the released shapes ---------------------------------------------------------------------
 
-works 'method ptuning trains 1835008 of' info chatglm3-6b --method ptuning
+released 'method ptuning trains 1835008 of' info chatglm3-6b --method ptuning
 works 'method ptuning trains 1310720 of' info glm-4-9b-chat --method ptuning --num_virtual_tokens 64
-works 'method adapter trains' info chatglm3-6b --method adapter
-works 'method freeze trains 407925760' info chatglm3-6b --method freeze --trainable_layers 2
+released 'method adapter trains' info chatglm3-6b --method adapter
+released 'method freeze trains 407925760' info chatglm3-6b --method freeze --trainable_layers 2
 
 # ---- Each method: tune, chat, go on, look ------------------------------------------------------------------------
 
@@ -88,8 +88,8 @@ refuse 'config.json|"pre_seq_len" is 6|a prefix of 4' chat official --prompt hi
 echo '{"model_type": "glm", "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40, "vocab_size": 151552,
     "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": true,
     "max_position_embeddings": 131072}' >glm-4-9b-chat-hf.json
-works 'trains 5406720 of' info glm-4-9b-chat-hf.json --method lora --r 8 --target_modules q_proj,k_proj,v_proj --layout glm4-chat
-works 'method ptuning trains 2621440 of' info glm-4-9b-chat-hf.json --method ptuning --layout glm4-chat
+released 'trains 5406720 of' info glm-4-9b-chat-hf.json --method lora --r 8 --target_modules q_proj,k_proj,v_proj --layout glm4-chat
+released 'method ptuning trains 2621440 of' info glm-4-9b-chat-hf.json --method ptuning --layout glm4-chat
 
 # ---- What tests/report found to go wrong -------------------------------------------------------------------------
 
