@@ -39,7 +39,7 @@ elif command -v "${CC:-cc}" >/dev/null; then
     works 'changes nothing|13 tokens, loss' dump ia3/start/checkpoint-1 "$batch" ia3/dump --force
     check 'it starts from the base exactly' cmp ia3/loss <(sed 's/.*, loss \([^,]*\),.*/\1/' stdout)
 
-    head -n 3 "$tests/data/facts.jsonl" >ia3/three.jsonl        # plain loops in double, hardly optimised: 40 take minutes
+    head -n 3 "$tests/data/facts.jsonl" >ia3/three.jsonl        # plain loops in double, hardly optimised
     works 'done' train ia3/three.jsonl "$tests/tiny" --method ia3 --output_dir ia3/run --max_steps 12 \
         --per_device_train_batch_size 3 --gradient_accumulation_steps 1 --logging_steps 1 --val_size 0 --learning_rate 0.05
     check 'the run learns' awk -F'"loss": ' '{ split($2, a, ","); if (NR == 1) first = a[1]; last = a[1] }

@@ -23,8 +23,8 @@ cd "$work" || exit 2
 exec </dev/null
 passed=0 failed=0 limit='' may_begin='' wanted='' told=''
 # Under the sanitizers, where a computation takes ten times as long: what they can add nothing to is left out.
-sanitized=''
-! grep -q __asan_init "$program" || sanitized=yes
+sanitized='' patience=100
+! grep -q __asan_init "$program" || sanitized=yes patience=300
 
 # ---- Helpers: running and judging --------------------------------------------------------------------------------
 
@@ -32,9 +32,9 @@ sanitized=''
 run() {
     told="glmtune $*"
     if [ -n "$limit" ]; then
-        (trap '' XFSZ; ulimit $limit; exec timeout 100 "$program" "$@") >stdout 2>stderr
+        (trap '' XFSZ; ulimit $limit; exec timeout $patience "$program" "$@") >stdout 2>stderr
     else
-        timeout 100 "$program" "$@" >stdout 2>stderr
+        timeout $patience "$program" "$@" >stdout 2>stderr
     fi
     status=$?
 }
