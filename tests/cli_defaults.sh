@@ -70,7 +70,7 @@ fi
 if [ "$(id -u)" = 0 ] && mkdir -p small_disk && mount -t tmpfs -o size=2500k none small_disk 2>/dev/null; then
     "$program" train data.jsonl f --method full --output_dir small_disk/run --max_steps 1000000 --save_steps 1000000 \
         --val_size 0 --threads 1 >stdout 2>stderr &
-    for i in $(seq 1 200); do grep -q '^step 10/' stderr && break; sleep 0.1; done
+    await grep -q '^step 10/' stderr
     dd if=/dev/zero of=small_disk/other bs=1k count=1600 2>/dev/null
     kill -INT $!
     wait $!

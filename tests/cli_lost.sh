@@ -8,7 +8,7 @@ begin() {                       # FOLDER WORDS...: an endless run in the backgro
     local folder=$1
     shift
     "$program" $long --output_dir "$folder" "$@" >stdout 2>stderr &
-    for i in $(seq 100); do [ ! -s "$folder/log.jsonl" ] || break; sleep 0.1; done
+    await test -s "$folder/log.jsonl"
 }
 
 # ---- One run, one folder -----------------------------------------------------------------------------------------
@@ -86,10 +86,10 @@ want_words stderr 'stopped after step|--resume_from_checkpoint yes'
 judge
 rm -rf hung
 (trap '' HUP; exec "$program" $long --output_dir hung >stdout 2>stderr) &
-for i in $(seq 100); do [ ! -s hung/log.jsonl ] || break; sleep 0.1; done
+await test -s hung/log.jsonl
 kill -HUP $!
 lines=$(wc -l <hung/log.jsonl)
-for i in $(seq 100); do [ "$(wc -l <hung/log.jsonl)" -lt $((lines + 3)) ] || break; sleep 0.1; done
+await has_lines hung/log.jsonl $((lines + 3))
 check 'under nohup SIGHUP is nothing' kill -0 $!
 kill -TERM $!
 wait $!
@@ -105,7 +105,7 @@ for closed in '2>&-' '>&-' '<&-' '<&- >&- 2>&-'; do
 done
 
 "$program" $long --output_dir closed >stdout 2>&- &
-for i in $(seq 100); do [ ! -s closed/log.jsonl ] || break; sleep 0.1; done
+await test -s closed/log.jsonl
 check 'what is opened first does not become standard error' test -e closed/run.lock -a ! -s closed/run.lock
 kill -TERM $!
 wait $!
@@ -123,7 +123,7 @@ interrupt() {                   # SIGNAL COMMAND...: the signal as soon as somet
     shift
     told="SIG$signal in: glmtune $*"
     "$program" "$@" >stdout 2>stderr &
-    for i in $(seq 400); do [ -z "$(find . -name '*.glmtune.tmp')" ] || break; sleep 0.01; done
+    for i in $(seq 4000); do [ -z "$(find . -name '*.glmtune.tmp')" ] || break; sleep 0.01; done
     kill -$signal $!
     wait $!
     status=$?
@@ -142,7 +142,7 @@ interrupt INT eval data.jsonl large --out out --max_new_tokens 500
 
 cp -R large cut
 "$program" train ready.jsonl cut --max_steps 1000000 --logging_steps 1 $one --output_dir out >stdout 2>stderr &
-for i in $(seq 100); do [ ! -s out/log.jsonl ] || break; sleep 0.1; done
+await test -s out/log.jsonl
 : >cut/model.safetensors
 wait $!
 status=$?
@@ -154,14 +154,14 @@ rm -rf cut out large of_large
 
 # A step that is several times slower than those before it.
 begin paused
-for i in $(seq 300); do [ "$(wc -l <paused/log.jsonl)" -lt 30 ] || break; sleep 0.1; done
+await has_lines paused/log.jsonl 30
 for pause in 1 2; do
     kill -STOP $!
     sleep 3
     kill -CONT $!
-    for i in $(seq 300); do ! grep -q 'times as long as those before' stderr || break; sleep 0.1; done
+    await grep -q 'times as long as those before' stderr
     lines=$(wc -l <paused/log.jsonl)
-    for i in $(seq 300); do [ "$(wc -l <paused/log.jsonl)" -lt $((lines + 30)) ] || break; sleep 0.1; done
+    await has_lines paused/log.jsonl $((lines + 30))
 done
 kill -TERM $!
 wait $!

@@ -68,7 +68,7 @@ rm -rf parts
 endless="train data.jsonl deep --max_steps 1000000 --save_steps 1000000 --logging_steps 1 --output_dir endless"
 for signal in INT TERM; do
     "$program" $endless >stdout 2>stderr &
-    for i in $(seq 100); do [ ! -s endless/log.jsonl ] || break; sleep 0.1; done
+    await test -s endless/log.jsonl
     kill -$signal $!
     wait $!
     status=$?
@@ -110,7 +110,7 @@ check 'the adapter of the last save stays, where it fits' test -f frail/checkpoi
 works 'done' $state --output_dir frail --method full --resume_from_checkpoint 2 --force
 rm -rf frail frail_before
 "$program" ${endless/--save_steps 1000000/--save_steps 20} >stdout 2>stderr &
-for i in $(seq 100); do [ ! -d endless/checkpoint-20 ] || break; sleep 0.1; done
+await test -d endless/checkpoint-20
 mv endless gone
 wait $!
 status=$?

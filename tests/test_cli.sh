@@ -115,6 +115,17 @@ check() {                       # WHAT COMMAND...: the shell's command succeeds;
     judge checked.out checked.err
 }
 
+await() {                       # COMMAND...: waits until it succeeds; two minutes at most
+    local i
+    for i in $(seq 1200); do
+        ! "$@" || return 0
+        sleep 0.1
+    done
+    return 1
+}
+
+has_lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }      # FILE NUMBER: at least so many
+
 skip() { [ -z "${GLM_VERBOSE:-}" ] || echo "skipped $1"; }
 
 # ---- Helpers: making and damaging files --------------------------------------------------------------------------
