@@ -3349,13 +3349,14 @@ static void check_turn(const DataReader *d, const Conversation *c, int role, con
 }
 
 // A system message without tools, with them, or tools alone.
-static void add_system(const DataReader *d, Conversation *c, const Json *content, const Json *tools) {
+static void add_system(const DataReader *d, Conversation *c, const Json *metadata, const Json *content,
+                       const Json *tools) {
     const Layout *l = d->format->layout;
     bool shared = tools && l->tools && !*l->tools;          // ChatGLM3: text and tools are one message
     if (tools && content) add_tools(d, c, tools, content->text, content->count);
     else if (tools) add_tools(d, c, tools, GLM3_TOOLS, strlen(GLM3_TOOLS));
     if (content && shared && content->count) note_text(d, SYSTEM, content);
-    if (content && !shared && (!tools || content->count)) add_text_turn(d, c, SYSTEM, NULL, content, false);
+    if (content && !shared && (!tools || content->count)) add_text_turn(d, c, SYSTEM, metadata, content, false);
 }
 
 // ChatGLM3's older form of a call and what came of it, as its own script read it (finetune_chatmodel_demo/
@@ -3457,7 +3458,7 @@ static void read_content(const DataReader *d, const Json *message, const Json *t
     if (own && role != SYSTEM) fail("%s: \"tools\" belong to a system message", where(tools_reader(d, own), own));
     if (own && tools)
         fail("%s: \"tools\" stand here and beside the messages; give them once", where(tools_reader(d, own), own));
-    if (role == SYSTEM) add_system(d, c, content, own ? own : tools);
+    if (role == SYSTEM) add_system(d, c, metadata, content, own ? own : tools);
     else add_text_turn(d, c, role, metadata, content, wanted);
 }
 
@@ -3483,7 +3484,7 @@ static const Json *read_beside(const DataReader *d, const Json *root, const Json
     if (system && carrier)
         fail("%s: \"system\" stands here and among the messages; give it once", where(d->json, system));
     if (system) check_turn(d, c, SYSTEM, system);
-    if (!carrier && (system || tools)) add_system(d, c, system, tools);
+    if (!carrier && (system || tools)) add_system(d, c, NULL, system, tools);
     return carrier ? tools : NULL;
 }
 

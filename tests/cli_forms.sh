@@ -1,30 +1,30 @@
 # Data as other tools write them: what is read, what is named as not read, and what is refused at its place.
 
-form() { printf '%s\n' "$2" >"$1.jsonl"; }
+form() { printf '%s\n' "$2" >"forms_$1.jsonl"; }
 ask='{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"'
 
 # ---- Named ---------------------------------------------------------------------------------------------------------
 
 printf '%s\n' '{"prompt": "a", "response": "b", "input": "c", "id": 7}' '{"prompt": "a", "response": "c", "id": null}' \
-    '{"messages": ['"$ask"', "name": "x", "id": 1}, {"role": "user", "content": "c", "name": "y"}]}' >named.jsonl
+    '{"messages": ['"$ask"', "name": "x", "id": 1}, {"role": "user", "content": "c", "name": "y"}]}' >forms_named.jsonl
 works 'warning: not read: input (1 of 3 samples), id (2 of 3 samples), name (1 of 3 samples)|3 read' \
-    check named.jsonl "$tiny" --samples 0
-works 'warning: not read: input (1 of 3 samples), id' train named.jsonl "$tiny" --output_dir named --max_steps 1 --val_size 0
+    check forms_named.jsonl "$tiny" --samples 0
+works 'warning: not read: input (1 of 3 samples), id' train forms_named.jsonl "$tiny" --output_dir named --max_steps 1 --val_size 0
 rm -rf named
-seq 1 50 | awk '{ printf "{\"prompt\": \"a\", \"response\": \"b\", \"key %d\": 1}\n", $1 }' >many.jsonl
-works 'key 31 (1 of 50 samples), other keys (19 of 50 samples)' check many.jsonl "$tiny" --samples 0
+seq 1 50 | awk '{ printf "{\"prompt\": \"a\", \"response\": \"b\", \"key %d\": 1}\n", $1 }' >forms_many.jsonl
+works 'key 31 (1 of 50 samples), other keys (19 of 50 samples)' check forms_many.jsonl "$tiny" --samples 0
 form quiet '{"messages": ['"$ask"', "tool_calls": [], "reasoning_content": "", "metadata": null, "weight": 1}], "label": true,
  "images": [], "system": "", "tools": "", "weight": 1.0}'
-works 'not read: tool_calls' check quiet.jsonl "$tiny" --samples 0
-form ready '{"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 1], "token_type_ids": [0, 0]}'
-works 'not read: attention_mask (1 of 1 samples), token_type_ids' check ready.jsonl "$tiny" --samples 0
+works 'not read: tool_calls' check forms_quiet.jsonl "$tiny" --samples 0
+form plain_ids '{"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 1], "token_type_ids": [0, 0]}'
+works 'not read: attention_mask (1 of 1 samples), token_type_ids' check forms_plain_ids.jsonl "$tiny" --samples 0
 
 # ---- Refused ---------------------------------------------------------------------------------------------------------
 
 while IFS=' ' read -r words line; do            # @ marks the place
     before=${line%%@*}
     form refused "$before${line#*@}"
-    refuse "refused.jsonl:1:$((${#before} + 1))|$words" train refused.jsonl "$tiny" --output_dir out
+    refuse "forms_refused.jsonl:1:$((${#before} + 1))|$words" train forms_refused.jsonl "$tiny" --output_dir out
 done <<END
 "tool_calls"|metadata {"messages": [$ask, "tool_calls": @[{"function": {"name": "f"}}]}]}
 "function_call" {"messages": [{"role": "assistant", "function_call": @{"name": "f"}, "content": null}]}
@@ -56,18 +56,20 @@ END
 # ---- Tests without answers -------------------------------------------------------------------------------------------
 
 printf '%s\n' '{"messages": [{"role": "user", "content": "你叫什么？"}]}' '{"instruction": "Who are", "input": "you?"}' \
-    '{"messages": ['"$ask"'}, {"role": "user", "content": "c"}]}' >ask.jsonl
-works 'loss|of 3 samples|no sample has an answer|of 3 answers, the first|prompt' eval ask.jsonl "$tiny" --max_new_tokens 5 \
+    '{"messages": ['"$ask"'}, {"role": "user", "content": "c"}]}' >forms_ask.jsonl
+works 'loss|of 3 samples|no sample has an answer|of 3 answers, the first|prompt' eval forms_ask.jsonl "$tiny" --max_new_tokens 5 \
     --out answers.jsonl
 check 'a question without an answer is answered' test "$(grep -c '"reference": null, "answer": "' answers.jsonl)" = 3
-head -n 2 ask.jsonl >only.jsonl
-run eval only.jsonl "$tiny" --max_new_tokens 5
+head -n 2 forms_ask.jsonl >forms_only.jsonl
+run eval forms_only.jsonl "$tiny" --max_new_tokens 5
 [ "$status" = 0 ] && ! grep -q loss stdout || want 'answers and no loss'
 judge
 form scored '{"prompt": "a", "response": "b"}'
-cat ask.jsonl >>scored.jsonl
-works 'rouge-1|of 4 answers' eval scored.jsonl "$tiny" --max_new_tokens 5
-refuse 'ask.jsonl:1:1: the sample has nothing to learn' train ask.jsonl "$tiny" --output_dir out
+cat forms_ask.jsonl >>forms_scored.jsonl
+works 'rouge-1|of 4 answers' eval forms_scored.jsonl "$tiny" --max_new_tokens 5
+refuse 'forms_ask.jsonl:1:1: the sample has nothing to learn' train forms_ask.jsonl "$tiny" --output_dir out
 form blank '{"input_ids": [1, 2], "labels": [-100, -100]}'
-refuse 'blank.jsonl:1:1: the sample has nothing to learn' eval blank.jsonl m
-rm -f answers.jsonl ./*.jsonl.*
+refuse 'forms_blank.jsonl:1:1: the sample has nothing to learn' eval forms_blank.jsonl m
+set +f
+rm -f forms_*.jsonl answers.jsonl
+set -f
