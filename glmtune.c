@@ -6879,17 +6879,17 @@ static void finish_tensor_file(TensorWriter *w) {
 // ---- 13.7 config.json --------------------------------------------------------------------------------------------
 
 // The sizes and their two names, in "remote" configs (ChatGLM's own code) and in Hugging Face's. Both are read, first
-// that of the config's kind. `remote_default` stands where a remote one has neither (configuration_chatglm.py).
+// that of its kind; without both counts its class's default (configuration_chatglm.py; GlmConfig and Glm4Config alike).
 enum { REQUIRED = 0 };
-static const struct { const char *remote, *hf; size_t offset, most, remote_default; } config_sizes[] = {
-    { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024 },
-    { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED },
-    { "num_layers", "num_hidden_layers", offsetof(Config, n_layers), 1 << 12, REQUIRED },
-    { "num_attention_heads", "num_attention_heads", offsetof(Config, n_heads), 1 << 12, REQUIRED },
-    { "multi_query_group_num", "num_key_value_heads", offsetof(Config, n_kv_heads), 1 << 12, 1 },
-    { "kv_channels", "head_dim", offsetof(Config, head_dim), 512, 128 },
-    { "ffn_hidden_size", "intermediate_size", offsetof(Config, ffn_dim), 1 << 20, REQUIRED },
-    { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048 },
+static const struct { const char *remote, *hf; size_t offset, most, remote_default, hf_default; } config_sizes[] = {
+    { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024, 151552 },
+    { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED, REQUIRED },
+    { "num_layers", "num_hidden_layers", offsetof(Config, n_layers), 1 << 12, REQUIRED, 40 },
+    { "num_attention_heads", "num_attention_heads", offsetof(Config, n_heads), 1 << 12, REQUIRED, 32 },
+    { "multi_query_group_num", "num_key_value_heads", offsetof(Config, n_kv_heads), 1 << 12, 1, 2 },
+    { "kv_channels", "head_dim", offsetof(Config, head_dim), 512, 128, 128 },
+    { "ffn_hidden_size", "intermediate_size", offsetof(Config, ffn_dim), 1 << 20, REQUIRED, 13696 },
+    { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048, 131072 },
 };
 
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
@@ -6917,12 +6917,29 @@ static void read_sizes(Config *c, const Json *root) {
         const char *second = c->remote ? config_sizes[i].hf : config_sizes[i].remote;
         const char *key = json_get(root, first) || !json_get(root, second) ? first : second;
         const Json *j = json_get(root, key);
-        size_t value = c->remote ? config_sizes[i].remote_default : REQUIRED;
+        size_t value = c->remote ? config_sizes[i].remote_default : config_sizes[i].hf_default;
         if (!j && value == REQUIRED) fail("%s: \"%s\" is missing; is this the config.json of a GLM?", c->file, key);
         if (j && (!json_size(j, &value) || !value || value > config_sizes[i].most))
             fail("%s: \"%s\" must be a whole number from 1 to %zu", c->file, key, config_sizes[i].most);
         memcpy((char *)c + config_sizes[i].offset, &value, sizeof value);
     }
+}
+
+// Refuses a model of another architecture, by what only its config.json has.
+static void check_kind(const Config *c, const Json *root) {
+    static const struct { const char *keys, *what; } others[] = {
+        { "inner_hidden_size,position_encoding_2d", "the first ChatGLM-6B; take ChatGLM2-6B or later" },
+        { "block_position_encoding,max_sequence_length", "GLM-10B or its like; take GLM-4 or GLM-Edge" },
+        { "vision_config", "one with a vision part, which glmtune does not read; take a model of text alone" } };
+    const char *type = c->model_type ? c->model_type : "";
+    const char *what = strstr(type, "moe") ? ", a mixture of experts"
+                     : strstr(type, "4v") || strstr(type, "6v") || strstr(type, "ocr") ? ", with a vision part" : "";
+    if (!list_has("chatglm,glm,glm4", type))
+        fail("%s: model_type is '%s'%s; glmtune tunes chatglm, glm and glm4", c->file, type, what);
+    for (size_t i = 0; i < COUNT(others); i++)
+        for (const Json *j = root->first; j; j = j->next)
+            if (list_has(others[i].keys, j->key) && j->type != JSON_NULL)
+                fail("%s: \"%s\": this is another architecture, %s", c->file, j->key, others[i].what);
 }
 
 // Refuses settings of a remote config that no release has: they would be computed wrongly.
@@ -6931,18 +6948,33 @@ static void check_remote_flags(const Config *c, const Json *root) {
         { "multi_query_attention", false, true }, { "rmsnorm", true, true }, { "post_layer_norm", true, true },
         { "add_bias_linear", false, false }, { "apply_residual_connection_post_layernorm", false, false },
         { "original_rope", true, true } };
-    if (json_get(root, "inner_hidden_size") || json_get(root, "position_encoding_2d"))
-        fail("%s: is the first ChatGLM-6B, which is another architecture; take ChatGLM2-6B or later", c->file);
     for (size_t i = 0; i < COUNT(flags); i++)
         if (config_flag(root, flags[i].key, flags[i].missing) != flags[i].wanted)
             fail("%s: \"%s\" is %s, which no released GLM has and glmtune does not compute", c->file, flags[i].key,
                  flags[i].wanted ? "false" : "true");
 }
 
-// Rotary positions may be described in either of two objects, with their type under either of two names.
-static bool is_plain_rotary(const Json *rope) {
+// Rotary positions may be described in either of two objects, with their type under either of two names. Of scaled ones
+// yarn and dynamic are for texts that are longer than those the model was trained on.
+static void check_rotary(const Config *c, const Json *root, const char *key) {
+    const Json *rope = json_get(root, key), *original = json_get(rope, "original_max_position_embeddings");
     const Json *type = json_get(rope, "rope_type") ? json_get(rope, "rope_type") : json_get(rope, "type");
-    return !type || (type->type == JSON_STRING && !strcmp(type->text, "default"));
+    const char *name = json_is(type, JSON_STRING) ? type->text : "of an unknown type";
+    size_t n = c->max_positions;
+    if (!type || !strcmp(name, "default")) return;
+    if (original) json_size(original, &n);
+    fail("%s: scaled rotary positions (rope_scaling, %s) are not supported%s", c->file, name,
+         !list_has("yarn,dynamic", name) ? "" : strf("; for texts of up to %zu tokens plain ones are right: %s", n,
+         !strcmp(key, "rope_scaling") ? "remove the key" : "set rope_type in rope_parameters to \"default\""));
+}
+
+// Whether positions are divided by rope_ratio, as ChatGLM2-6B-32k has it, where all others multiply the base: the
+// model's own code says so, else its name, in _name_or_path or auto_map.
+static bool divides_positions(const Config *c) {
+    const char *slash = strrchr(c->file, '/');
+    const char *code = strf("%.*smodeling_chatglm.py", slash ? (int)(slash + 1 - c->file) : 0, c->file);
+    if (!file_contains(code, "rope_ratio")) return strcasestr(c->source, "chatglm2-6b-32k");
+    return file_contains(code, "/ self.rope_ratio") || file_contains(code, "/ rope_ratio");
 }
 
 static const char no_quantised[] = ", which cannot be tuned yet; download the release in fp16 or bf16";
@@ -6951,8 +6983,10 @@ static void check_supported(const Config *c, const Json *root) {
     const Json *bit = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
     if ((json_is(bit, JSON_NUMBER) && bit->number != 0) || json_is(json_get(root, "quantization_config"), JSON_OBJECT))
         fail("%s: these weights are quantised%s", c->file, no_quantised);
-    if (!is_plain_rotary(json_get(root, "rope_scaling")) || !is_plain_rotary(json_get(root, "rope_parameters")))
-        fail("%s: scaled rotary positions (rope_scaling) are not supported; remove the key for plain ones", c->file);
+    check_rotary(c, root, "rope_scaling"), check_rotary(c, root, "rope_parameters");
+    if (c->remote && config_number(c->file, root, "rope_ratio", 1e-3, 1e8, 1) != 1 && divides_positions(c))
+        fail("%s: is ChatGLM2-6B-32k or its like, which divides positions by rope_ratio; glmtune does not compute "
+             "that, take ChatGLM3-6B-32k", c->file);
     if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
         fail("%s: \"hidden_act\" is '%s', a GLM has silu", c->file, act->text);
     if (c->n_heads % c->n_kv_heads)
@@ -6966,11 +7000,9 @@ static Config parse_config(const char *path, const char *source) {
     JsonReader r = json_open(path, source, strlen(source));
     const Json *root = json_only(&r), *rope = json_get(root, "rope_parameters");
     Config c = { .file = strf("%s", path), .source = source, .model_type = config_text(root, "model_type") };
-    const char *t = c.model_type ? c.model_type : "";
-    if (strcmp(t, "chatglm") && strcmp(t, "glm") && strcmp(t, "glm4"))
-        fail("%s: model_type is '%s'; glmtune tunes chatglm, glm and glm4", path, t);
-    c.remote = !strcmp(t, "chatglm");
-    c.post_norms = !strcmp(t, "glm4");
+    check_kind(&c, root);
+    c.remote = !strcmp(c.model_type, "chatglm");
+    c.post_norms = !strcmp(c.model_type, "glm4");
     if (c.remote) check_remote_flags(&c, root);
     read_sizes(&c, root);
     double theta = config_number(path, root, "rope_theta", 1, 1e12, 10000);

@@ -337,6 +337,23 @@ bad_config 'ChatGLM-6B|ChatGLM2-6B' '/multi|ffn|"kv/d; s/"hidden_size"/"position
 bad_config 'quantis|download' 's/"hidden_size"/"quantization_bit": 4, &/' chatglm.json
 bad_config 'quantis|download' 's/"hidden_size"/"quantization_config": {"bits": 4}, &/'
 bad_config 'rope_scaling' 's/"hidden_size"/"rope_scaling": {"type": "yarn", "factor": 4}, &/'
+bad_config 'rope_scaling, yarn|up to 32768 tokens|remove the key' \
+    's/"hidden_size"/"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 32768}, &/'
+bad_config 'rope_scaling, linear' 's/"hidden_size"/"rope_scaling": {"type": "linear", "factor": 4}, &/'
+bad_config 'vision part|model of text' 's/"hidden_size"/"vision_config": {"image_size": 672}, &/'
+bad_config 'vision part|model of text' 's/"hidden_size"/"vision_config": {"image_size": 1120}, &/' chatglm.json
+bad_config "'glm4_moe', a mixture of experts|glmtune tunes" 's/"glm"/"glm4_moe"/'
+bad_config "'glm4v', with a vision part|glmtune tunes" 's/"glm"/"glm4v"/'
+bad_config 'GLM-10B|take GLM-4' '/num_hidden|kv|key_value|intermediate|max_pos/d; s/"hidden_size"/"max_sequence_length": 1024, &/'
+bad_config 'divides positions by rope_ratio|ChatGLM3-6B-32k' \
+    's/"hidden_size"/"rope_ratio": 4, "_name_or_path": "THUDM\/chatglm2-6b-32k", &/' chatglm.json
+mkdir own_code
+sed 's/"hidden_size"/"rope_ratio": 4, &/' chatglm.json >own_code/config.json
+echo 'seq_idx = torch.arange(seq_len, dtype=dtype, device=device) / self.rope_ratio' >own_code/modeling_chatglm.py
+refuse 'own_code/config.json|divides positions by rope_ratio' info own_code --check
+echo 'base = base * self.rope_ratio' >own_code/modeling_chatglm.py
+works 'theta 40000' info own_code
+rm -rf own_code
 bad_config 'hidden_act|gelu' 's/"hidden_size"/"hidden_act": "gelu", &/'
 bad_config '"hidden_size"|missing' '/"hidden_size"/d'
 for key in vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim \

@@ -1020,15 +1020,34 @@ static const struct {
     { REMOTE "}", 1e-5, 1e4, 4, false, false, false },
     { REMOTE ", \"layernorm_epsilon\": 1e-3, \"rms_norm_eps\": 7, \"rope_ratio\": 500, \"add_qkv_bias\": true,"
       " \"rope_theta\": 3, \"quantization_bit\": 0, \"pre_seq_len\": null}", 1e-3, 5e6, 4, true, false, false },
+    { REMOTE ", \"rope_ratio\": 1, \"_name_or_path\": \"THUDM/chatglm2-6b-32k\", \"vision_config\": null}",
+      1e-5, 1e4, 4, false, false, false },
 };
 
 static const struct { const char *json, *message; } config_errors[] = {
     { "{\"model_type\": \"llama\"}", "model_type is 'llama'" }, { "{}", "model_type is ''" },
-    { "{\"model_type\": \"glm\"}", "\"vocab_size\" is missing" },
+    { "{\"model_type\": \"glm\"}", "\"hidden_size\" is missing" },
     { GLM ", \"vocab_size\": 0}", "\"vocab_size\" must be" }, { GLM ", \"num_key_value_heads\": 3}", "evenly" },
     { GLM ", \"head_dim\": 6}", "3 rotary features" }, { GLM ", \"hidden_act\": \"gelu\"}", "silu" },
-    { GLM ", \"rope_scaling\": {\"type\": \"yarn\"}}", "rope_scaling" },
+    { GLM ", \"rope_scaling\": {\"type\": \"yarn\"}}",
+      "rope_scaling, yarn) are not supported; for texts of up to 64 tokens" },
     { GLM ", \"rope_parameters\": {\"rope_type\": \"yarn\"}}", "rope_scaling" },
+    { GLM ", \"rope_parameters\": {\"rope_type\": \"dynamic\"}}",
+      "up to 64 tokens plain ones are right: set rope_type" },
+    { GLM4 ", \"rope_scaling\": {\"rope_type\": \"yarn\", \"original_max_position_embeddings\": 32}}",
+      "up to 32 tokens plain ones are right: remove the key" },
+    { GLM ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 4}}", "(rope_scaling, linear) are not supported" },
+    { GLM ", \"vision_config\": {\"image_size\": 672}}", "vision part" },
+    { REMOTE ", \"vision_config\": {\"image_size\": 672}}", "vision part" },
+    { "{\"model_type\": \"glm4v\"}", "'glm4v', with a vision part; glmtune tunes chatglm" },
+    { "{\"model_type\": \"glm4_moe\"}", "'glm4_moe', a mixture of experts; glmtune tunes chatglm" },
+    { "{\"model_type\": \"glm\", \"num_layers\": 48, \"hidden_size\": 4096, \"num_attention_heads\": 64,"
+      " \"vocab_size\": 50304, \"max_sequence_length\": 1024}", "GLM-10B" },
+    { GLM ", \"block_position_encoding\": true}", "GLM-10B" },
+    { REMOTE ", \"inner_hidden_size\": 9}", "first ChatGLM-6B" },
+    { REMOTE ", \"rope_ratio\": 4, \"_name_or_path\": \"THUDM/chatglm2-6b-32k\"}", "divides positions" },
+    { REMOTE ", \"rope_ratio\": 4, \"auto_map\": {\"AutoModel\": \"THUDM/ChatGLM2-6B-32K--m.C\"}}",
+      "divides positions" },
     { REMOTE ", \"quantization_bit\": 4}", "quantised" }, { GLM ", \"quantization_config\": {}}", "quantised" },
     { REMOTE ", \"post_layer_norm\": false}", "post_layer_norm" }, { REMOTE ", \"rmsnorm\": false}", "rmsnorm" },
     { REMOTE ", \"add_bias_linear\": true}", "add_bias_linear" },
@@ -1039,7 +1058,36 @@ static const struct { const char *json, *message; } config_errors[] = {
 
 static void parse_bad_config(const void *json) { parse_config("config.json", json); }
 
+// Where glm and glm4 say nothing but hidden_size, they have the sizes of GlmConfig() and Glm4Config().
+static void check_class_defaults(const char *json) {
+    Config c = parse_config("config.json", json);
+    const size_t sizes[] = { c.vocab_size, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_dim, c.max_positions,
+                             c.n_rotated };
+    static const size_t wanted[] = { 151552, 40, 32, 2, 128, 13696, 131072, 64 };
+    for (size_t i = 0; i < COUNT(sizes); i++)
+        check_equal(label("%s: size %zu of the class", json, i), sizes[i], wanted[i]);
+}
+
+// What rope_ratio does is as the model's own code has it, whatever its name.
+static void test_rope_ratio(void) {
+    static const struct { const char *code, *name; bool divides; } cases[] = {
+        { "seq_idx = torch.arange(seq_len, dtype=dtype, device=device) / self.rope_ratio", "x", true },
+        { "seq_idx = torch.arange(n) / rope_ratio", "x", true }, { "base = base * self.rope_ratio", "x", false },
+        { "base = base * self.rope_ratio", "chatglm2-6b-32k", false }, { "no word of it", "chatglm2-6b-32k", true },
+        { "no word of it", "chatglm3-6b-32k", false } };
+    const char *code = scratch("modeling_chatglm.py");
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        Config c = { .file = scratch("config.json"), .source = cases[i].name };
+        write_file(code, cases[i].code, strlen(cases[i].code));
+        check_equal(label("rope_ratio %zu divides positions", i), divides_positions(&c), cases[i].divides);
+    }
+    remove(code);
+}
+
 static void test_configs(void) {
+    check_class_defaults("{\"model_type\": \"glm\", \"hidden_size\": 4096}");
+    check_class_defaults("{\"model_type\": \"glm4\", \"hidden_size\": 4096}");
+    test_rope_ratio();
     for (size_t i = 0; i < COUNT(config_cases); i++) {
         Config c = parse_config("config.json", config_cases[i].json);
         check_number(label("config %zu: eps", i), c.rms_norm_eps, config_cases[i].eps, 0);

@@ -43,6 +43,19 @@ static Subject golden_subject(const char *case_name, const TensorSet *g) {
     return s;
 }
 
+// What a config.json does not say is as in transformers' classes, there without gradients.
+static void test_silent(void) {
+    static const char *const cases[] = { "silent_glm", "silent_glm4" };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        TensorSet g = open_golden(strf("tests/golden/%s", cases[i]));
+        Subject s = golden_subject(cases[i], &g);
+        s.data = golden_samples(&g, "");
+        compute(&s);
+        check_outputs(&s, &g);
+        give_run(&s.run);
+    }
+}
+
 static void test_golden(void) {
     static const char *const cases[] = { "glm_bias", "glm_edge", "glm4", "glm4_plain", "glm_long", "chatglm",
                                          "lora_qkv", "lora_all", "lora_tied", "lora_fused" };
@@ -55,6 +68,7 @@ static void test_golden(void) {
         check_gradients(&s, &g);
         give_run(&s.run);
     }
+    test_silent();
 }
 
 // ---- Golden training ---------------------------------------------------------------------------------------------
