@@ -2018,6 +2018,26 @@ static void affine_backward(real *dx, const real *from, const real *dy, const re
     if (dx) linear_backward_input(dx, from, dy, weight_of(w), 1, T, w->shape[0], w->shape[1]);
 }
 
+// A list of linear maps as the user wrote it, in the names of this layout: a fused map stands for the three of the
+// other one, and each of these for it. NULL, all of them: there is no list, or PEFT's word for it.
+static const char *modules_here(const Model *m, const char *list) {
+    static const char *const names[][2] = {
+        { "q_proj,k_proj,v_proj", "query_key_value" }, { "o_proj", "dense" }, { "gate_up_proj", "dense_h_to_4h" },
+        { "down_proj", "dense_4h_to_h" } };
+    bool remote = m->config.remote;
+    Text here = {0};
+    if (!list || !strcmp(list, "all-linear")) return NULL;
+    for (char *rest = strf("%s", list), *one; (one = strtok_r(rest, ", ", &rest)); ) {
+        const char *is = one;
+        for (size_t i = 0; i < COUNT(names); i++) if (list_has(names[i][!remote], one)) is = names[i][remote];
+        if (!names_in(here.s, is)) text_print(&here, "%s%s", here.n ? "," : "", is);
+    }
+    int some = !!strstr(list, "q_proj") + !!strstr(list, "k_proj") + !!strstr(list, "v_proj");
+    if (remote && some % 3 && !strstr(list, names[0][remote]))
+        fprintf(stderr, "note: q_proj, k_proj and v_proj are one map here, query_key_value, which is taken whole\n");
+    return here.s ? here.s : "";
+}
+
 // Ends the program where a list names a linear map that a layer does not have.
 static void check_modules(const Model *m, const char *targets) {
     Text known = {0};
@@ -2038,22 +2058,10 @@ static void check_modules(const Model *m, const char *targets) {
 
 enum { LORA_A, LORA_B };
 
-// The maps that LoRA stands beside; NULL: all. With an official yaml, no list means PEFT's default, and names of the
-// other layout (`others`) are translated to this one's: a fused map stands for three.
+// The maps that LoRA stands beside; NULL: all. Without a list a yaml has PEFT's; an adapter's is of this layout.
 static const char *lora_targets(const Model *m, const Options *o) {
-    static const char *const names[][2] = {
-        { "q_proj", "query_key_value" }, { "k_proj", "query_key_value" }, { "v_proj", "query_key_value" },
-        { "o_proj", "dense" }, { "gate_up_proj", "dense_h_to_4h" }, { "down_proj", "dense_4h_to_h" } };
-    bool remote = m->config.remote;
-    Text others = {0}, translated = {0};
-    if (!o->yaml) return o->target_modules;
-    if (!o->target_modules) return remote ? "query_key_value" : "q_proj,k_proj,v_proj";
-    for (size_t i = 0; i < COUNT(names); i++) {
-        text_print(&others, "%s,", names[i][!remote]);
-        if (list_has(o->target_modules, names[i][!remote]) && !list_has(translated.s, names[i][remote]))
-            text_print(&translated, "%s%s", translated.n ? "," : "", names[i][remote]);
-    }
-    return names_in(others.s, o->target_modules) ? translated.s : o->target_modules;
+    if (o->yaml && !o->target_modules) return m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj";
+    return GIVEN(o, target_modules) ? modules_here(m, o->target_modules) : o->target_modules;
 }
 
 static void lora_setup(Model *m, const Options *o) {
@@ -2347,22 +2355,23 @@ static const ConfigKey adapter_keys[] = { { "adapter_type", .form = WORD }, { .k
 // The backward ends below them. Cost: 16 bytes for each number that trains. Learning rate 2e-4: above full tuning's,
 // because few weights move (1e-3 did best on the bundled model, whose weights are larger).
 
-static bool freeze_trains(const Model *m, const Tensor *t, const Options *o) {
+static bool freeze_trains(const Model *m, const Tensor *t, const char *modules, const Options *o) {
     size_t layers = (size_t)o->trainable_layers;
     if (t == m->embedding) return o->trainable_embedding || (m->config.tied && o->trainable_head);
     if (t == m->head) return o->trainable_head;
     if (!layers || t->depth < depth_of(m->config.n_layers - layers, 0)) return false;
     const char *dot = strrchr(t->name, '.'), *owner = dot;      // of PATH.q_proj.weight: q_proj
     while (owner > t->name && owner[-1] != '.') owner--;
-    return !o->trainable_modules || list_has(o->trainable_modules, strf("%.*s", (int)(dot - owner), owner));
+    return !modules || list_has(modules, strf("%.*s", (int)(dot - owner), owner));
 }
 
 static void freeze_setup(Model *m, const Options *o) {
     if ((size_t)o->trainable_layers > m->config.n_layers)
         fail("--trainable_layers %lld: the model has %zu", (long long)o->trainable_layers, m->config.n_layers);
-    if (o->trainable_modules) check_modules(m, o->trainable_modules);
+    const char *modules = modules_here(m, o->trainable_modules);
+    if (modules) check_modules(m, modules);
     for (size_t i = 0; i < m->n_tensors; i++)
-        if (freeze_trains(m, m->tensors[i], o)) train_tensor(m, m->tensors[i]);
+        if (freeze_trains(m, m->tensors[i], modules, o)) train_tensor(m, m->tensors[i]);
     if (!m->n_trained) fail("nothing would train: set --trainable_layers, --trainable_embedding or --trainable_head");
 }
 

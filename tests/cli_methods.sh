@@ -101,3 +101,30 @@ check 'nor is a prefix that can move' [ "$(grep -c "$still" printed)" = 0 ]
 works 'done' train data.jsonl m --max_steps 20 --output_dir warned --force --replay data.jsonl:0.5
 check 'with old samples nothing is said of them' [ "$(grep -c "$replayed" printed)" = 0 ]
 rm -rf warned
+
+# ---- Linear maps by name: those of the other layout, and of PEFT --------------------------------------------------
+
+# BASE GIVEN WANTED: the names that an adapter then has
+names_become() {
+    works 'done' train data.jsonl $1 --layout glm4-chat --output_dir named --max_steps 1 --val_size 0 --target_modules "$2"
+    check "$1: '$2' is $3" grep -qF "\"target_modules\": [\"${3//,/\", \"}\"]" named/checkpoint-1/adapter_config.json
+    rm -rf named
+}
+names_become remote q_proj,k_proj,v_proj query_key_value
+names_become remote 'q_proj, k_proj, v_proj, o_proj' query_key_value,dense
+names_become remote all-linear query_key_value,dense,dense_h_to_4h,dense_4h_to_h
+names_become f query_key_value q_proj,k_proj,v_proj
+names_become f 'q_proj, dense_4h_to_h' q_proj,down_proj
+names_become f all-linear q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj
+works 'one map here, query_key_value, which is taken whole' info remote --target_modules q_proj,v_proj
+run info remote --target_modules q_proj,k_proj,v_proj
+! grep -q 'taken whole' stderr || want 'no note where all three are named'
+judge
+works 'method freeze trains 544 of' info remote --method freeze --trainable_layers 1 --trainable_modules q_proj,k_proj,v_proj
+refuse "'gate_proj' is not in this model|query_key_value,dense" train data.jsonl remote --layout glm4-chat --output_dir out \
+    --target_modules q_proj,gate_proj
+refuse 'names no linear map' train data.jsonl f --output_dir out --target_modules ' '
+works 'saved' train data.jsonl remote --layout glm4-chat --output_dir named --max_steps 2 --val_size 0 --stop_at_step 1 \
+    --target_modules 'q_proj, k_proj, v_proj'
+works 'done' train data.jsonl remote --layout glm4-chat --output_dir named --resume_from_checkpoint yes
+rm -rf named
