@@ -4322,6 +4322,7 @@ typedef struct {
     TensorSet stored;                   // that one's optimizer.safetensors
     bool saved_whole;                   // the last one written holds the optimizer's state
     Dataset train, validation, probe;   // train: n_new samples, and behind them those to replay
+    Dataset asked;                      // the validation samples that are answered, as many as the official script asks
     Order order, old_order;             // of the new ones and of those to replay
     Run run;
     RunState state;
@@ -4545,6 +4546,22 @@ static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char *
     return candidate && due;
 }
 
+// Before training: one answer, and by its pace the time of a validation's. pace: seconds for a token among many.
+static void answer_first(Trainer *t, double pace) {
+    double n = (double)t->answers.n_sequences, rounds = ceil((double)t->asked.n / n), start = seconds();
+    Question q = { .sample = t->asked.samples };
+    const char *example = NULL;
+    if (!q.sample->prompt_n) return;
+    answer_together(&t->answers, &t->format, t->o, &q, 1);
+    double token = fmax(0, seconds() - start - pace * (double)q.sample->prompt_n) / (double)max_size(1, q.answer.n);
+    double all = pace * (double)(t->asked.n * t->asked.longest) +
+                 (token + pace * (n - 1)) * rounds * (double)t->o->max_new_tokens;
+    score_answer(&(Scores){0}, &q, &t->format, NULL, &example);
+    progress(true, "step 0/%lld  each validation will answer %zu samples, in up to about %s; the first:\n%s",
+             (long long)t->steps, t->asked.n, time_text(all), example);
+    free(q.answer.ids);
+}
+
 // Validates, logs, and returns whether a checkpoint is to be written because this is the best step so far.
 static bool log_evaluation(Trainer *t, int64_t step) {
     RunState *s = &t->state;
@@ -4559,11 +4576,13 @@ static bool log_evaluation(Trainer *t, int64_t step) {
     fprintf(t->log, "{\"step\": %lld, \"eval_loss\": %.9g, \"eval_perplexity\": %.9g, \"tokens\": %.0f, \"best\": %s",
             (long long)step, loss, fmin(exp(loss), 1e300),      // JSON has no infinity
             s->tokens, best ? "true" : "false");
-    if (t->answers.n_sequences) {
-        t->scores = score_answers(&t->answers, &t->format, t->o, &t->validation, NULL, &example);
+    if (t->answers.n_sequences && !step) answer_first(t, (seconds() - start) / (double)t->validation.n_tokens);
+    if (t->answers.n_sequences && step) {
+        bool first = !t->scores.n;
+        t->scores = score_answers(&t->answers, &t->format, t->o, &t->asked, NULL, &example);
         for (Metric k = 0; k < METRICS; k++)
             fprintf(t->log, ", \"eval_%s\": %.9g", metrics[k].name, mean_score(&t->scores, k));
-        if (!step) print_scores(stderr, &t->scores);        // with what each means
+        if (first) print_scores(stderr, &t->scores);        // with what each means
         progress(true, "step %lld/%lld  %s; of %zu answers, the first:\n%s", (long long)step, (long long)t->steps,
                  score_line(&t->scores), t->scores.n, example ? example : "none");
     }
@@ -5068,8 +5087,9 @@ static void begin_run(Trainer *t) {
     start_method(&t->base, (uint64_t)o->seed, true);
     t->run = describe_run(m, t->base.method, kind, T, T);
     take_run(&t->run);
+    t->asked = t->validation, t->asked.n = min_size(t->validation.n, 50);
     if (o->predict_with_generate && t->validation.n && t->format.tokenizer && t->format.layout)
-        t->answers = make_answerer(m, t->base.method, &t->validation, o);
+        t->answers = make_answerer(m, t->base.method, &t->asked, o);
     const char *from = t->from;
     if (from) check_fingerprint(&(Opened){ .model = m, .folder = t->base.folder, .adapter = from }, &t->format, o);
     if (from) resume(t);
@@ -8610,7 +8630,7 @@ static const Option options[] = {
     { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", "share of the samples that validates instead of training", 0,
       0.9, .rule = "by the number of samples: none of less than 12, 5 of a few dozen, a twentieth, 500 at most" },
     { FIELD(eval_steps), INTEGER, TRAIN, "0", "steps between validations; 0: once an epoch", 0, 1e9 },
-    { FIELD(predict_with_generate), FLAG, TRAIN, "false", "at each validation score answers to the prompts" },
+    { FIELD(predict_with_generate), FLAG, TRAIN, "false", "at each validation score answers, to 50 prompts at most" },
     { FIELD(early_stopping_patience), INTEGER, TRAIN, "0", "stop after so many validations in a row without a new best",
       0, 1e9, .rule = "by the number of samples: a sixth of more than 3 epochs, else 0, which is never" },
     { FIELD(early_stopping_threshold), REAL_NUMBER, TRAIN, "0",

@@ -29,8 +29,15 @@ head -n 16 "$tests/data/facts.jsonl" | awk '{ print >(NR % 4 ? "split/train.json
 short='--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --lr_scheduler_type constant --warmup_ratio 0'
 works 'step 0: ln(vocabulary) 7.9047|step 0/3  validation loss|, training |rouge-1|of 4 answers|reference|trained     lora|validation  best|answers     rouge-1' \
     train split "$tiny" --output_dir good --num_train_epochs 1 --predict_with_generate --max_new_tokens 12 $short
-check 'the log has the evaluation before step 1' grep -q '^{"step": 0, "eval_loss": .*"eval_perplexity": .*"eval_rouge-1": .*"eval_repetition_rate": ' good/log.jsonl
+check 'the log has the evaluation before step 1, without answers' grep -qE '^[{]"step": 0, "eval_loss": [^,]*, "eval_perplexity": [^,]*, "tokens": 0, "best": true[}]$' good/log.jsonl
+check 'and that of the last step, with them' grep -q '^{"step": 3, "eval_loss": .*"eval_perplexity": .*"eval_rouge-1": .*"eval_repetition_rate": ' good/log.jsonl
+check 'one answer before training' test "$(grep -c '^answer ' stderr)" = 2
 rm -rf good
+head -n 60 "$tests/data/ads.jsonl" >split/many.jsonl
+works 'each validation will answer 50 samples, in up to about|of 50 answers|on 60 samples' train split/train.jsonl "$tiny" \
+    --eval_file split/many.jsonl --output_dir good --max_steps 1 --predict_with_generate --max_new_tokens 2 $short
+works 'of 60 answers' eval split/many.jsonl good/checkpoint-1 --max_new_tokens 2
+rm -rf good split/many.jsonl
 # a rate so high that validation never gets better than before the first step
 works 'stopped early: 2 validations in a row|at step 0 |NO BETTER|--learning_rate 0.167|the result is early/checkpoint-2;' train split "$tiny" \
     --output_dir early --num_train_epochs 50 --learning_rate 0.5 --eval_steps 1 --early_stopping_patience 2 \
