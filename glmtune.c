@@ -8941,7 +8941,7 @@ static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
     { "logging_strategy", "epoch", "logging_steps", "0" }, { "eval_strategy", "steps", NULL, NULL },
     { "eval_strategy", "no", NULL, NULL }, { "eval_strategy", "epoch", "eval_steps", "0" },
     { "metric_for_best_model", "eval_loss", NULL, NULL }, { "metric_for_best_model", "loss", NULL, NULL },
-    { "greater_is_better", "false", NULL, NULL },
+    { "greater_is_better", "false", NULL, NULL }, { "train_sampling_strategy", "random", NULL, NULL },
 };
 
 static const char yaml_sections[] = "data_config,training_args,peft_config,training_args.generation_config";
@@ -8951,7 +8951,8 @@ static const char yaml_silent[] =
     "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,layers_pattern,use_dora,lora_bias";
 // These change what is learned: refused, unless the value is off (null, false, 0 or empty).
 static const char yaml_refused[] = "neftune_noise_alpha,group_by_length,dataloader_drop_last,optim_args,label_names,"
-    "optim_target_modules,lr_scheduler_kwargs";
+    "optim_target_modules,lr_scheduler_kwargs,adafactor,quantization_config,quantization_bit,quantization_method,"
+    "load_in_4bit,load_in_8bit";
 static const char yaml_ignored[] =
     "data_config.test_file,num_proc,freezeV,swanlab,deepspeed,fsdp,fsdp_config,accelerator_config,fp16,bf16,tf32,"
     "fp16_opt_level,fp16_full_eval,bf16_full_eval,half_precision_backend,use_cpu,no_cuda,local_rank,ddp_backend,"
@@ -8962,6 +8963,8 @@ static const char yaml_ignored[] =
     "push_to_hub,hub_model_id,hub_strategy,hub_token,save_safetensors,save_only_model,save_on_each_node,"
     "overwrite_output_dir,torch_compile,full_determinism,data_seed,gradient_checkpointing_kwargs,skip_memory_metrics,"
     "sortish_sampler,auto_find_batch_size,use_liger_kernel,include_num_input_tokens_seen,include_tokens_per_second,"
+    "average_tokens_across_devices,torch_compile_backend,torch_compile_mode,torch_empty_cache_steps,use_mps_device,"
+    "eval_do_concat_batches,batch_eval_metrics,include_for_metrics,include_inputs_for_metrics,hub_private_repo,"
     "ignore_data_skip,num_attention_heads,token_dim,num_layers,num_transformer_submodules,do_sample,num_beams,top_k,"
     "max_length,use_cache,repetition_penalty,no_repeat_ngram_size,eos_token_id,pad_token_id,bos_token_id";
 
@@ -9003,10 +9006,11 @@ static const char *yaml_set(YamlRun *y, const Json *j, const char *path) {
     if (words.n) return strf("is one of %s", words.s);
     if (list_has(yaml_silent, path) || list_has(yaml_silent, j->key)) return NULL;
     bool off = (j->type <= JSON_NUMBER && !(j->number != 0)) || (j->type >= JSON_ARRAY && !j->count);
-    if (list_has("quantization_config,quantization_bit,load_in_4bit,load_in_8bit", j->key) && !off)
-        return strf("asks for quantised weights%s", no_quantised);
     if (list_has(yaml_refused, j->key))
-        return off ? NULL : "would change what is learned, and glmtune does not have it; take it out";
+        return off ? NULL : strstr(j->key, "quantization_") || strstr(j->key, "load_in_")
+             ? "asks for quantised weights (QLoRA: LoRA beside a base in 4 or 8 bits); for now the base must be "
+               "unquantised, in fp16 or bf16: take the key out"
+             : "would change what is learned, and glmtune does not have it; take it out";
     if (!list_has(yaml_ignored, path) && !list_has(yaml_ignored, j->key)) unknown_key(y, j);
     text_print(&y->ignored, "%s%s", y->ignored.n ? ", " : "", j->key);
     return NULL;

@@ -87,6 +87,16 @@ check 'combine leaves the last answer alone' grep -q 'official script.*the last 
 works 'done' train yamldata remote g4_lora.yaml --layout glm4-chat --max_steps 1 --output_dir out_fused
 check 'q_proj, k_proj, v_proj are the fused map where there is one' grep -q '"target_modules": \["query_key_value"\]' \
     out_fused/checkpoint-1/adapter_config.json
+for file in c3_lora c3_sft c3_ptuning_v2; do
+    works 'done' train yamldata remote $file.yaml --layout glm4-chat --max_steps 1 --output_dir out_$file
+done
+check "PEFT's default of a fused map" grep -q '"target_modules": \["query_key_value"\]' \
+    out_c3_lora/checkpoint-1/adapter_config.json
+sed 's/\["q_proj".*/query_key_value/' g4_lora.yaml >fused.yaml
+works 'done' train yamldata "$tiny" fused.yaml --max_steps 1 --output_dir out_apart
+check 'query_key_value is q_proj, k_proj, v_proj where they are apart' grep -q \
+    '"target_modules": \["q_proj", "k_proj", "v_proj"\]' out_apart/checkpoint-1/adapter_config.json
+rm -rf out_c3_* out_apart out_fused
 yaml_runs g4_sft full 5e-05
 if run train --help; grep -q 'ptuning' stdout; then
     yaml_runs c3_ptuning_v2 ptuning 0.0003
@@ -135,7 +145,13 @@ bad_yaml() {
 bad_yaml 's/save_steps/save_step/' "bad.yaml:23:14: |'save_step'|save_steps"
 bad_yaml 's/learning_rate/learningrate/' "bad.yaml:16:17: |'learningrate'|learning_rate"
 bad_yaml 's/  lora_alpha/  lora_alfa/' "'lora_alfa'|nearest: lora_alpha"
-bad_yaml 's/  r: 8/  quantization_config: {load_in_4bit: true}/' 'quantization_config asks for quantised weights|bf16'
+for key in 'quantization_config: {load_in_4bit: true}' 'quantization_bit: 4' 'load_in_8bit: true' \
+    'quantization_method: bitsandbytes'; do
+    bad_yaml "s/  r: 8/  $key/" "${key%%:*} asks for quantised weights (QLoRA|for now the base must be unquantised|bf16"
+done
+bad_yaml 's/use_cpu|log_level: info/adafactor: true/' 'adafactor would change what is learned'
+bad_yaml 's/use_cpu|log_level: info/train_sampling_strategy: group_by_length/' 'train_sampling_strategy is one of random'
+bad_yaml 's/use_cpu|log_level: info/greater_is_better: true/' 'greater_is_better is one of false'
 bad_yaml 's/data_config/dataconfig/' "'dataconfig'|data_config"
 bad_yaml 's/train_file/trainfile/' "bad.yaml:2:14: |'trainfile'|train_file"
 bad_yaml 's/5e-4/5x-4/' 'bad.yaml:16:18: learning_rate must be a number'
@@ -202,7 +218,10 @@ done
 
 # ---- What glmtune does anyway is taken ---------------------------------------------------------------------------
 
-for key in 'metric_for_best_model: eval_loss' 'metric_for_best_model: loss' 'greater_is_better: false'; do
+for key in 'metric_for_best_model: eval_loss' 'metric_for_best_model: loss' 'greater_is_better: false' \
+    'metric_for_best_model: null' 'load_best_model_at_end: true' 'load_best_model_at_end: false' 'quantization_bit: null' \
+    'quantization_config: null' 'load_in_4bit: false' 'adafactor: false' 'train_sampling_strategy: random' \
+    'average_tokens_across_devices: true' 'torch_compile_backend: inductor'; do
     printf 'max_input_length: 512\ntraining_args:\n  max_steps: 1\n  %s\n' "$key" >taken.yaml
     works 'done' train data.jsonl m taken.yaml --output_dir taken
     rm -rf taken
