@@ -132,7 +132,7 @@ TEXTS = ["你好", "类型#裙*风格#简约", "这是一款简约的连衣裙�
          "def f(x):\n    return x\n",
          "don't STOP'LL", "  two  spaces ", "a\tb\r\nc", "🚀 １２３", "\n", "\n\n x", "", "<|user|> and <|assistant|>", "été é ﷺ",
          "{\"city\": \"北京\", \"n\": 1.50}", "问：谁？\n\n答：我", "[gMASK]<sop>", "Ω" * 30, "0123456789 3.14159",
-         "\\ \" / \u0000 \u0007 \u007f"]
+         "\\ \" / \u0000 \u0007 \u007f", "\u3000 a \xa0\n", "\x1c\t b \u2028\x1f"]
 CALLS = ["get_weather", "查询天气", "calc"]
 SCHEMAS = [
     {"name": "get_weather", "description": "天气 \"now\"\n", "parameters": {"type": "object", "properties": {
@@ -265,7 +265,7 @@ RULES = {"chatglm2": [(0, 0), (1, 0)], "chatglm3": [(0, 0), (1, 0)], "glm4-chat"
 
 def write_golden(path):
     draw = random.Random(20260)
-    samples = [(layout, s, s) for layout in RULES for s in [conversation(draw, layout) for _ in range(8)]]
+    samples = [(layout, s, s) for layout in RULES for s in [conversation(draw, layout) for _ in range(14 if layout == "z1" else 8)]]
     samples += [(layout, *in_other_forms(draw, layout, conversation(draw, layout)))
                 for layout in ("chatglm2", "chatglm3", "glm4-chat") for _ in range(8)]
     with open(path, "w", encoding="utf-8") as f:
