@@ -217,8 +217,6 @@ def tool_turns(draw, sample):
 def dressed(draw, sample):
     """The sample as Alpaca, ms-swift, ShareGPT or OpenAI would write it."""
     sample = json.loads(json.dumps(sample))
-    if draw.random() < 0.5:
-        sample["id"] = "x%d" % draw.randint(0, 99)              # nothing reads it
     if "prompt" in sample:
         question, answer = sample.pop("prompt"), sample.pop("response")
         if draw.random() < 0.3:
@@ -265,7 +263,7 @@ RULES = {"chatglm2": [(0, 0), (1, 0)], "chatglm3": [(0, 0), (1, 0)], "glm4-chat"
 
 def write_golden(path):
     draw = random.Random(20260)
-    samples = [(layout, s, s) for layout in RULES for s in [conversation(draw, layout) for _ in range(14 if layout == "z1" else 8)]]
+    samples = [(layout, s, s) for layout in RULES for s in [conversation(draw, layout) for _ in range(14 if layout in ("z1", "glm4-chat") else 8)]]
     samples += [(layout, *in_other_forms(draw, layout, conversation(draw, layout)))
                 for layout in ("chatglm2", "chatglm3", "glm4-chat") for _ in range(8)]
     with open(path, "w", encoding="utf-8") as f:

@@ -446,7 +446,7 @@ static void text_base64(Text *t, const char *s, size_t n) {
 
 // A tiktoken vocabulary: the bytes in order, then a few pieces. No merging leads to "xyz".
 static const char *small_tiktoken(void) {
-    static const char *const pieces[] = { "ab", " a", "bc", "abc", "xyz", "aa", "abca" };       // ids from 256 on
+    static const char *const pieces[] = { "ab", " a", "bc", "abc", "xyz", "aa", "abca", "\n\n", "\n ", "\r\n" };    // ids from 256 on
     Text t = {0};
     for (size_t i = 0; i < 256 + COUNT(pieces); i++) {
         char byte = (char)i;
@@ -503,7 +503,7 @@ static void test_small_vocabularies(Tokenizer *sp, Tokenizer *tiktoken) {
     }
     check_equal("SentencePiece: <|user|> follows the pieces", (size_t)special_id(sp, "<|user|>"), 278);
     check_equal("SentencePiece: </s> is the model's", (size_t)special_id(sp, "</s>"), 2);
-    check_equal("tiktoken: <|user|> follows the ranks", (size_t)special_id(tiktoken, "<|user|>"), 263 + 7);
+    check_equal("tiktoken: <|user|> follows the ranks", (size_t)special_id(tiktoken, "<|user|>"), 266 + 7);
 }
 
 static bool is_special(const Tokenizer *t, int32_t id) {
@@ -1131,4 +1131,14 @@ static void test_layouts(void) {
     write_file(scratch("six/tokenizer_config.json"), "\"<|assistant|>\"", 15);
     check_true("a template that thinks is Z1's", !strcmp(layout_name(&o, &glm4, scratch("z1")), "z1"));
     check_true("role tokens tell ChatGLM3", !strcmp(layout_name(&o, &chatglm, scratch("six")), "chatglm3"));
+    static const struct { bool remote, sentencepiece, joined; } folders[] = {
+        { false, false, true }, { true, false, false }, { false, true, false }, { true, true, false } };
+    small_tiktoken(), small_sentencepiece();
+    for (size_t i = 0; i < COUNT(folders); i++) {
+        Options chosen = default_options();
+        Config c = { .vocab_size = 1 << 20, .model_type = "", .remote = folders[i].remote };
+        chosen.layout = folders[i].sentencepiece ? "chatglm3" : "glm4-chat";
+        ChatFormat f = choose_format(&chosen, &c, scratch(folders[i].sentencepiece ? "sentencepiece" : "tiktoken"));
+        check_true(label("folder %zu: line break and message are one text", i), f.joined == folders[i].joined);
+    }
 }
