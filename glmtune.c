@@ -1177,6 +1177,7 @@ typedef struct {
     const char *fingerprint;                        // of base, tokenizer and layout (11.2); NULL: not asked for
     Added added;                                    // section 5: the prefix
     size_t n_prefix, first_position;                // keys that every token sees; position of a text's first token
+    bool prefix_in_files;                           // ChatGLM's, beside its weights (11.3)
     Arena trainables;
 } Model;
 
@@ -2065,8 +2066,11 @@ static const char *lora_targets(const Model *m, const Options *o) {
 }
 
 static void lora_setup(Model *m, const Options *o) {
+    static const char *const ends[] = { "lm_head", "output_layer", "embed_tokens", "word_embeddings" };
     const char *targets = lora_targets(m, o);
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
+    for (size_t i = 0; i < COUNT(ends); i++)
+        if (list_has(targets, ends[i])) fail("LoRA on %s is not supported, only on linear maps of layers", ends[i]);
     if (targets) check_modules(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
         for (Linear *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
@@ -2169,6 +2173,7 @@ static const char *const prefix_names[][5] = {
       "transformer.prefix_encoder.trans.0.bias", "transformer.prefix_encoder.trans.2.weight",
       "transformer.prefix_encoder.trans.2.bias" },
 };
+static bool is_official_prefix(const char *tensor) { return !strncmp(tensor, "transformer.prefix_encoder.", 27); }
 
 static size_t prefix_width(const Model *m) { return 2 * m->config.n_layers * kv_width(&m->config); }
 
@@ -2591,6 +2596,7 @@ typedef struct { FILE *f; const char *path, *temporary; size_t expected, written
 
 static const char *dtype_name(Dtype d);                     // "BF16"
 static void read_tensor_file(TensorSet *set, const char *path);                 // adds the tensors of one file
+static TensorSet read_model_tensors(const char *folder);    // of all its files
 static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted); // NULL: none
 static const char *shape_text(const size_t *shape, size_t n_dims);              // "[4, 16]"
 static const char *line_value(const char *lines, const char *key);              // in "key=value" lines; NULL: none
@@ -4619,6 +4625,15 @@ static size_t list_checkpoints(const char *folder, size_t **steps) {
     return n;
 }
 
+// Ends the program where a run's folder is named instead of a checkpoint in it.
+static void refuse_run(const char *folder) {
+    size_t *steps;
+    if (exists(strf("%s/config.json", folder)) || exists(strf("%s/adapter_config.json", folder))) return;
+    if (list_checkpoints(folder, &steps))
+        fail("%s: is a run; name %s%scheckpoint-%zu", folder, folder, ends_in(folder, "/") ? "" : "/", *steps);
+    if (exists(strf("%s/run.json", folder))) fail("%s: is a run that has no checkpoint yet", folder);
+}
+
 static const char *checkpoint_folder(const Options *o, double step) {
     return strf("%s/checkpoint-%.0f", o->output_dir, step);
 }
@@ -4746,6 +4761,7 @@ static const char *choose_checkpoint(const Options *o) {
     if (newest && !n) return NULL;
     if (newest) folder = checkpoint_folder(o, (double)steps[0]);
     else if (!wanted[strspn(wanted, "0123456789")]) folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
+    refuse_run(folder);
     for (size_t k = 0; k < COUNT(parts); k++)
         if (!exists(strf("%s/%s", folder, parts[k])))
             fail("%s: no run can go on from it: it has no %s%s", folder, parts[k], !newest ? "" :
@@ -5322,23 +5338,34 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
 
 // ---- 11.3 Reading one --------------------------------------------------------------------------------------------
 
-// The file of a folder that holds ChatGLM's own prefix encoder and nothing else, as its scripts save it; NULL: none.
-static const char *official_prefix(const char *folder) {
-    static const char *const files[] = { "pytorch_model.safetensors", "model.safetensors" };
-    for (size_t i = 0; i < COUNT(files); i++) {
-        const char *path = strf("%s/%s", folder, files[i]);
-        TensorSet set = {0};
-        size_t k = 0;
-        if (!exists(path)) continue;
-        read_tensor_file(&set, path);
-        while (k < set.n && !strncmp(set.tensors[k].name, "transformer.prefix_encoder.", 27)) k++;
-        if (k && k == set.n) return path;
-    }
-    return NULL;
+// What a folder holds of ChatGLM's own prefix encoder; n 0: nothing. It lies alone there, as ChatGLM2's script saves
+// it, or with the whole model, as ChatGLM3's does (whole; may be NULL).
+static TensorSet official_prefix(const char *folder, bool *whole) {
+    TensorSet set = {0};
+    size_t n = 0;
+    const char *alone = strf("%s/pytorch_model.safetensors", folder), *single = strf("%s/model.safetensors", folder);
+    const char *index = strf("%s.index.json", single), *names = exists(index) ? read_file(index, &n) : NULL;
+    if (exists(alone)) read_tensor_file(&set, alone);
+    else if (names ? strstr(names, prefix_names[1][PREFIX_TABLE]) != NULL : exists(single))
+        set = read_model_tensors(folder);
+    n = set.n, set.n = 0;
+    for (const StoredTensor *s = set.tensors; s < set.tensors + n; s++)
+        if (is_official_prefix(s->name)) set.tensors[set.n++] = *s;
+    if (whole) *whole = set.n < n;
+    return set;
 }
 
 static bool is_adapter(const char *folder) {
-    return exists(strf("%s/adapter_config.json", folder)) || (is_folder(folder) && official_prefix(folder));
+    refuse_run(folder);
+    return exists(strf("%s/adapter_config.json", folder)) || (is_folder(folder) && official_prefix(folder, NULL).n);
+}
+
+static const char *adapter_file(const char *folder) {
+    const char *file = strf("%s/adapter_model.safetensors", folder), *bin = strf("%s/adapter_model.bin", folder);
+    if (!exists(file) && exists(bin))
+        fail("%s: PyTorch's own format is not read; convert it: python -c \"import torch, safetensors.torch as s; "
+             "s.save_file(torch.load('%s', 'cpu'), '%s')\"", bin, bin, file);
+    return file;
 }
 
 // The base folder that an adapter names, as it stands or seen from the adapter's folder.
@@ -5355,57 +5382,74 @@ static const char *find_base(const char *path, const char *folder, const Json *n
 
 // Reads such a folder. It has the config.json of its base, with the length of the prefix and maybe the base's path.
 static const Method *read_official_config(const char *folder, Options *o, const char **base) {
-    const char *file = official_prefix(folder), *path = strf("%s/config.json", folder);
-    TensorSet set = {0};
-    read_tensor_file(&set, file);
+    const char *path = strf("%s/config.json", folder), *problem = NULL;
+    bool whole;
+    TensorSet set = official_prefix(folder, &whole);
     const StoredTensor *table = find_tensor(&set, prefix_names[1][PREFIX_TABLE]);
     const StoredTensor *w1 = find_tensor(&set, prefix_names[1][PREFIX_W1]);
-    if (!table) fail("%s: '%s' is missing", file, prefix_names[1][PREFIX_TABLE]);
+    if (!table) fail("%s: '%s' is missing", folder, prefix_names[1][PREFIX_TABLE]);
     JsonReader r = exists(path) ? json_open_file(path) : json_open(path, "{}", 2);
     const Json *root = json_only(&r);
-    double length = config_number(path, root, "pre_seq_len", 1, 1e6, (double)table->shape[0]);
+    double length = config_number(path, root, "pre_seq_len", 1, 1e6, whole ? 0 : (double)table->shape[0]);
     if (length != (double)table->shape[0])
-        fail("%s: \"pre_seq_len\" is %g, and %s has a prefix of %zu", path, length, file, table->shape[0]);
-    o->method = "ptuning", o->ptuning_positions = "chatglm", o->num_virtual_tokens = (int64_t)table->shape[0];
-    o->prefix_projection = w1, o->encoder_hidden_size = w1 ? (int64_t)w1->shape[0] : 0;
-    *base = find_base(path, folder, json_get(root, "_name_or_path"), o);
+        fail("%s: \"pre_seq_len\" is %g, and %s has a prefix of %zu", path, length, table->file, table->shape[0]);
+    const char *const has[][2] = {
+        { "method", "ptuning" }, { "ptuning_positions", "chatglm" }, { "prefix_projection", w1 ? "true" : "false" },
+        { "num_virtual_tokens", strf("%.0f", length) }, { "encoder_hidden_size", strf("%zu", w1 ? w1->shape[0] : 0) } };
+    for (size_t i = 0; i < COUNT(has) && !problem; i++) problem = fix_option(o, has[i][0], has[i][1], false);
+    if (problem) fail("%s: %s", path, problem);
+    *base = whole && !o->base ? folder : find_base(path, folder, json_get(root, "_name_or_path"), o);
     json_close(&r);
     return find_method(o->method);
 }
 
-// A JSON value as text for an option. A list of names: joined by commas, each from its last dot on; NULL: neither.
+// A JSON value as text for an option. A list of names: joined by commas; NULL: neither.
 static const char *json_words(const Json *j) {
     Text names = {0};
     if (j->type == JSON_BOOL) return j->number != 0 ? "true" : "false";
     if (j->type == JSON_NUMBER) return number_text(j->number);
     if (j->type == JSON_STRING) return strf("%s", j->text);
-    for (const Json *k = j->type == JSON_ARRAY ? j->first : NULL; json_is(k, JSON_STRING); k = k->next) {
-        const char *dot = strrchr(k->text, '.');
-        text_print(&names, "%s%s", names.n ? "," : "", dot ? dot + 1 : k->text);
-    }
+    for (const Json *k = j->type == JSON_ARRAY ? j->first : NULL; json_is(k, JSON_STRING); k = k->next)
+        text_print(&names, "%s%s", names.n ? "," : "", k->text);
     return names.s;
 }
 
 // Refuses what PEFT can do to LoRA and glmtune cannot. Allowed: absent, null, false, empty, or a word that changes
-// nothing once training is over (pissa would: it changes the base too).
-static void check_peft_config(const char *path, const Json *root) {
+// nothing once training is over (pissa would: it changes the base too). `also`: more keys; what chooses
+// maps is none of an adapter's, whose tensors show the choice.
+static void check_peft_config(const char *path, const Json *root, const char *also) {
     static const char unwanted[] = "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,"
-        "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,exclude_modules,layer_replication,"
-        "target_parameters,trainable_token_indices,alora_invocation_tokens,arrow_config,kasa_config,use_bdlora,"
-        "velora_config,monteclora_config";
+        "modules_to_save,rank_pattern,alpha_pattern,layer_replication,target_parameters,trainable_token_indices,"
+        "alora_invocation_tokens,arrow_config,kasa_config,use_bdlora,velora_config,monteclora_config";
     for (const Json *j = json_is(root, JSON_OBJECT) ? root->first : NULL; j; j = j->next) {
         bool fine = j->type == JSON_NULL || (j->type >= JSON_ARRAY && !j->count) ||
                     (j->type == JSON_BOOL && (j->number == 0 || !strcmp(j->key, "init_lora_weights"))) ||
                     (j->type == JSON_STRING && list_has("none,gaussian,eva,orthogonal", j->text));
-        if (!fine && list_has(unwanted, j->key))
+        if (!fine && (list_has(unwanted, j->key) || list_has(also, j->key)))
             fail("%s: \"%s\" is '%s', which is not supported", path, j->key, json_words(j) ? json_words(j) : "set");
     }
 }
 
-static void read_key(const char *path, const Json *root, const ConfigKey *k, Options *o) {
+// The maps with LoRA, by the names of its tensors; NULL: none. target_modules may be a regular expression, a word, or
+// another model's list, of which PEFT takes what is there.
+static const char *lora_maps(const char *folder) {
+    const char *file = adapter_file(folder);
+    TensorSet set = {0};
+    Text modules = {0};
+    if (exists(file)) read_tensor_file(&set, file);
+    for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
+        const char *lora = strstr(s->name, ".lora_");
+        if (!lora || !strncmp(lora, ".lora_A", 7)) continue;        // B is enough
+        const char *map = strrchr(strf(".%.*s", (int)(lora - s->name), s->name), '.') + 1;
+        if (!list_has(modules.s, map)) text_print(&modules, "%s%s", modules.n ? "," : "", map);
+    }
+    return modules.s;
+}
+
+static void read_key(const char *path, const Json *root, const ConfigKey *k, const char *modules, Options *o) {
     const Json *j = given(root, k->key);
     if (k->text || k->of_model || (k->needs && !config_flag(root, k->needs, false))) return;
-    const char *value = j ? json_words(j) : k->usual;
+    const char *value = k->form == NAMES && modules ? modules : j ? json_words(j) : k->usual;
     if (!value) fail("%s: \"%s\" %s", path, k->key, j ? "must be a value or a list of names" : "is missing");
     const char *problem = *value ? fix_option(o, k->key, value, k->free) : NULL;
     if (problem) fail("%s: %s", path, problem);
@@ -5414,7 +5458,7 @@ static void read_key(const char *path, const Json *root, const ConfigKey *k, Opt
 // Reads adapter_config.json into the options; returns its method, and the base folder that it names in *base.
 static const Method *read_adapter_config(const char *folder, Options *o, const char **base) {
     const char *path = strf("%s/adapter_config.json", folder);
-    if (!exists(path) && official_prefix(folder)) return read_official_config(folder, o, base);
+    if (!exists(path)) return read_official_config(folder, o, base);
     size_t k = 0;
     JsonReader r = json_open_file(path);
     const Json *root = json_only(&r), *type = json_get(root, "peft_type");
@@ -5428,11 +5472,12 @@ static const Method *read_adapter_config(const char *folder, Options *o, const c
     if (GIVEN(o, method) && strcmp(o->method, methods[k].name))
         fail("%s: the adapter was made by --method %s; leave the option out", path, methods[k].name);
     o->method = methods[k].name;
-    check_peft_config(path, root);
+    check_peft_config(path, root, NULL);
+    const char *modules = lora_maps(folder);
     Json *projects = json_get(root, "prefix_projection");       // PEFT's files hold the prefix itself, and lose that
     if (projects && !json_get(root, "ptuning_positions") &&
         !exists(strf("%s/prefix_projection.safetensors", folder))) projects->number = 0;
-    for (const ConfigKey *key = methods[k].keys; key && key->key; key++) read_key(path, root, key, o);
+    for (const ConfigKey *key = methods[k].keys; key && key->key; key++) read_key(path, root, key, modules, o);
     *base = find_base(path, folder, json_get(root, "base_model_name_or_path"), o);
     json_close(&r);
     return &methods[k];
@@ -5448,6 +5493,28 @@ static bool is_as_started(const Tensor *t) {
     return i == t->n && !t->of_base;
 }
 
+// The tensors of an adapter: what trains, where PEFT's file holds something else (save_adapter). A state that was saved
+// without PEFT's own function has the adapter's name in their names, lora_A.default.weight: it is left out.
+static TensorSet read_adapter_file(const char *folder, const Method *method) {
+    TensorSet set = {0};
+    const char *own = strf("%s/prefix_projection.safetensors", folder);
+    if (!exists(strf("%s/adapter_config.json", folder))) return official_prefix(folder, NULL);
+    read_tensor_file(&set, method->projected && exists(own) ? own : adapter_file(folder));
+    for (size_t i = 0; i < set.n; i++) {
+        char *lora = strstr(set.tensors[i].name, ".lora_"), *name = lora ? strchr(lora + 1, '.') : NULL;
+        const char *last = name ? strchr(name + 1, '.') : NULL;
+        if (last) memmove(name, last, strlen(last) + 1);
+    }
+    return set;
+}
+
+__attribute__((noreturn)) static void refuse_missing(const char *folder, const TensorSet *set, const char *wanted) {
+    const char *lora = strstr(wanted, ".lora_A."), *map = strf("%.*s", lora ? (int)(lora - wanted) : 0, wanted);
+    if (lora && lora_maps(folder) && !find_tensor(set, strf("%s.lora_B.weight", map)))
+        fail("%s: acts on some layers only: there is no LoRA on %s; that is not supported", folder, map);
+    fail("%s: '%s' is missing", folder, wanted);
+}
+
 static const StoredTensor *find_trained(const TensorSet *set, const Tensor *t) {
     const StoredTensor *s = find_tensor(set, t->name);
     return s || !t->other_name ? s : find_tensor(set, t->other_name);
@@ -5455,16 +5522,12 @@ static const StoredTensor *find_trained(const TensorSet *set, const Tensor *t) {
 
 // What is trained starts from the files of an adapter.
 static void read_adapter_tensors(const char *folder, Model *m, const Method *method) {
-    TensorSet set = {0};
-    const char *file = strf("%s/prefix_projection.safetensors", folder);
+    TensorSet set = read_adapter_file(folder, method);
     size_t n_constant = 0, n_as_started = 0;
-    if (!method->projected || !exists(file)) file = strf("%s/adapter_model.safetensors", folder);
-    if (!exists(file) && official_prefix(folder)) file = official_prefix(folder);
-    read_tensor_file(&set, file);
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor *t = m->trained[i];
         const StoredTensor *s = find_trained(&set, t);
-        if (!s) fail("%s: '%s' is missing", folder, t->name);
+        if (!s) refuse_missing(folder, &set, t->name);
         if (!has_shape(s, t))
             fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name,
                  shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
@@ -5488,6 +5551,8 @@ static Opened open_model(const char *path, Options *o) {
     if (is_adapter(path)) m.adapter = path, m.method = read_adapter_config(path, o, &m.folder);
     m.model = load_model(m.folder);
     if (m.method) m.method->setup(m.model, o);
+    if (m.model->prefix_in_files && !m.model->n_prefix)
+        fail("%s: has a prefix with its weights (P-tuning v2), and %s is made for a model without", m.folder, path);
     return m;
 }
 
@@ -7107,7 +7172,8 @@ static void bind_files(Model *m, const char *folder) {
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         size_t k = 0;
         while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
-        if (k == m->n_tensors && !may_be_ignored(m, s->name))
+        if (is_official_prefix(s->name)) m->prefix_in_files = true;
+        else if (k == m->n_tensors && !may_be_ignored(m, s->name))
             fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
     }
     free(set.tensors);
@@ -8560,7 +8626,8 @@ static const Command commands[] = {
     { "compare", COMPARE, 1, 1000, compare_command, "RUN [RUN ...]", "runs side by side: a table, and their curves" },
 };
 
-typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, CHOICE, METHOD } OptionType;    // METHOD: a choice among 5.7
+// LIST: a list with commas; METHOD: a choice among 5.7
+typedef enum { INTEGER, REAL_NUMBER, FLAG, STRING, LIST, CHOICE, METHOD } OptionType;
 #define FIELD(field) .name = #field, .offset = offsetof(Options, field)
 
 // commands: bits of those that have it; text: its default, NULL: not set; rule: how the program chooses a value where
@@ -8575,7 +8642,7 @@ static const Option options[] = {
     { FIELD(lora_alpha), REAL_NUMBER, LEARNS, "32", "lora: the change is scaled by lora_alpha / r", 0, 1e6 },
     { FIELD(lora_dropout), REAL_NUMBER, LEARNS, "0.1", "lora: share of its input dropped in training", 0, 0.99 },
     { FIELD(use_rslora), FLAG, LEARNS, "false", "lora: scale by lora_alpha / sqrt(r) instead" },
-    { FIELD(target_modules), STRING, TUNES, NULL, "lora: linear maps by name, comma between", .rule = "all" },
+    { FIELD(target_modules), LIST, TUNES, NULL, "lora: linear maps by name, comma between", .rule = "all-linear" },
     { FIELD(num_virtual_tokens), INTEGER, TUNES, "128", "ptuning: tokens of the prefix; memory grows with it", 1, 1e6 },
     { FIELD(ptuning_positions), CHOICE, TUNES, NULL, "ptuning: a text's positions begin at 0, or behind the prefix",
       .choices = "chatglm,peft", .rule = "chatglm in the remote layout" },
@@ -8585,7 +8652,7 @@ static const Option options[] = {
     { FIELD(encoder_hidden_size), INTEGER, TUNES, "0",
       "ptuning: width of that network; 0: hidden_size in chatglm, kv_heads x head_dim in peft", 0, 1e6 },
     { FIELD(trainable_layers), INTEGER, TUNES, "2", "freeze: how many of the last layers train", 0, 1e6 },
-    { FIELD(trainable_modules), STRING, TUNES, NULL, "freeze: linear maps of these, comma between", .rule = "all" },
+    { FIELD(trainable_modules), LIST, TUNES, NULL, "freeze: linear maps of these, comma between", .rule = "all" },
     { FIELD(trainable_embedding), FLAG, TUNES, "false", "freeze: the embedding trains too" },
     { FIELD(trainable_head), FLAG, TUNES, "false", "freeze: the head trains too" },
     { FIELD(adapter_type), CHOICE, TUNES, "houlsby",
@@ -8707,6 +8774,14 @@ static size_t edit_distance(const char *a, const char *b) {
 
 static const char *choices_of(const Option *x) { return x->type == METHOD ? method_names() : x->choices; }
 
+// A list as it is kept: without blanks and empty places.
+static const char *list_text(const char *list) {
+    Text names = {0};
+    for (char *rest = strf("%s", list), *one; (one = strsep(&rest, ", \t\r\n")); )
+        if (*one) text_print(&names, "%s%s", names.n ? "," : "", one);
+    return names.s ? names.s : "";
+}
+
 // Sets an option from its text. Returns NULL, or what is wrong with the value.
 static const char *set_option(Options *o, const Option *x, const char *value) {
     void *field = (char *)o + x->offset;
@@ -8718,7 +8793,7 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
         return strf("is one of %s, not '%s'", choices, value);
     o->given[x->offset] = true;
     if (x->type == FLAG) return *(bool *)field = value[0] == 't', NULL;
-    if (x->type >= STRING) return *(const char **)field = value, NULL;
+    if (x->type >= STRING) return *(const char **)field = x->type == LIST ? list_text(value) : value, NULL;
     double number = strtod(value, &end);
     bool decimal = end > value && !*end && !isspace((unsigned char)*value) && !strpbrk(value, "xXnN");  // no 0x10, nan
     if (!decimal || (x->type == INTEGER && floor(number) != number))
@@ -8948,7 +9023,7 @@ static const char yaml_sections[] = "data_config,training_args,peft_config,train
 // Read elsewhere (file names below, peft_config's in check_peft_config), or written by PEFT into every config.
 static const char yaml_silent[] =
     "data_config.train_file,data_config.val_file,task_type,inference_mode,bias,fan_in_fan_out,init_lora_weights,"
-    "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,layers_pattern,use_dora,lora_bias";
+    "modules_to_save,rank_pattern,alpha_pattern,layers_to_transform,layers_pattern,exclude_modules,use_dora,lora_bias";
 // These change what is learned: refused, unless the value is off (null, false, 0 or empty).
 static const char yaml_refused[] = "neftune_noise_alpha,group_by_length,dataloader_drop_last,optim_args,label_names,"
     "optim_target_modules,lr_scheduler_kwargs,adafactor,quantization_config,quantization_bit,quantization_method,"
@@ -8986,7 +9061,7 @@ static const char *yaml_option(Options *o, const Option *x, const Json *j) {
     if (x->type == FLAG && j->type == JSON_BOOL) return set_option(o, x, j->number != 0 ? "true" : "false");
     if (j->type < JSON_ARRAY) return set_option(o, x, j->text);
     for (const Json *k = j->first; k; k = k->next) text_print(&list, "%s%s", list.n ? "," : "", k->text);
-    return x->type == STRING && j->type == JSON_ARRAY && list.n ? set_option(o, x, list.s) : "must be a single value";
+    return x->type == LIST && j->type == JSON_ARRAY && list.n ? set_option(o, x, list.s) : "must be a single value";
 }
 
 // Takes one key, in the pass that it belongs to. Returns NULL, or what is wrong with its value.
@@ -9056,7 +9131,7 @@ static void read_yaml_config(const char *path, Options *o, const char **data) {
     yaml_section(&y, root, "");
     if (peft && !json_is(json_get(peft, "peft_type"), JSON_STRING))
         fail("%s: peft_type is missing", json_where(&r, peft->at));
-    if (!strcmp(o->method, "lora")) check_peft_config(path, peft);
+    if (!strcmp(o->method, "lora")) check_peft_config(path, peft, "layers_to_transform,exclude_modules");
     const char *train_file = yaml_data_file(&y, root, "train_file", *data);
     const char *val_file = yaml_data_file(&y, root, "val_file", *data);
     if (train_file) *data = train_file;

@@ -37,7 +37,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig
@@ -773,6 +773,59 @@ def write_saved():
     return lines
 
 
+# Adapters on saved_hf whose config chooses the same maps in every way that tools write: target_modules, and what else
+# stands in adapter_config.json.
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS = {
+    "list": (["q_proj", "v_proj"], {}),
+    "one": (["down_proj"], {}),
+    "llama": (LLAMA, {}),
+    "regex": (r"model\.layers\.\d+\.(self_attn\.[qo]|mlp\.gate_up)_proj", {}),
+    "all_linear": ("all-linear", {"use_rslora": True}),
+    "exclude": (LLAMA, {"exclude_modules": ["k_proj", "mlp.down_proj"]}),
+    "paths": (["layers.0.self_attn.k_proj", "model.layers.1.self_attn.k_proj", "mlp.down_proj"], {}),
+    "layers": (["v_proj", "Wqkv", "lm_heads"], {"layers_to_transform": [0, 1], "layers_pattern": "layers"}),
+    "default": (["q_proj", "gate_up_proj"], {}),
+}
+
+
+def write_target(name, number):
+    """targets_NAME/: such an adapter, and what PEFT computes with the folder that it saved."""
+    case, (targets, more) = saved_case(), TARGETS[name]
+    folder = clean(GOLDEN / f"targets_{name}")
+    load = lambda: AutoModelForCausalLM.from_pretrained(GOLDEN / "saved_hf", dtype=torch.float32,
+                                                        attn_implementation="eager")
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules=targets, **more)
+    model = get_peft_model(load(), copy.deepcopy(lora))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".lora_" in key:
+                parameter.copy_(draw(SAVED_SEED + number, file_name(key), tuple(parameter.shape)))
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"target_modules": targets, "exclude_modules": more.get("exclude_modules"),
+               "base_model_name_or_path": "../saved_hf"}
+    write_json(folder / "adapter_config.json", config)
+    judge = PeftModel.from_pretrained(load(), folder).eval()
+    adapter, base = read_weights(folder), read_weights(GOLDEN / "saved_hf")
+    case = Case(case.name, case.seed, case.config, (4, 3), (), lora=lora)
+    rows, pairs = make_rows(SAVED_SEED + number, "targets", case.rows, case.config.vocab_size), [[], []]
+    for ids, labels in rows:
+        with torch.no_grad():
+            output = judge(input_ids=ids[None], labels=labels[None], num_items_in_batch=count_targets(rows))
+        pairs[0].append((output.logits[0], output.loss))
+        pairs[1].append(PlainModel(case, base).forward(adapter, ids, labels, count_targets(rows)))
+    single, truth = ({"logits": torch.cat([logits for logits, _ in some]),
+                      "loss": torch.tensor([sum(float(loss) for _, loss in some)], dtype=torch.float64)}
+                     for some in pairs)
+    if name == "default":       # as a state holds them that was saved without PEFT
+        tensors = {parameter_name(key): t for key, t in load_file(folder / "adapter_model.safetensors").items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_golden(folder, packed(rows) | with_prefix("hf", single) | with_prefix("f64", truth))
+    return compare(folder.name, single, truth)
+
+
 # ---- 9. Main -----------------------------------------------------------------------------------
 
 FULL = Recipe(lr=2e-3, warmup=3, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-8, max_norm=4.0, linear=False,
@@ -806,6 +859,7 @@ def main():
     loras = lora_cases(models)
     lines = [line for case in (models | loras).values() for line in write_case(case)] + write_saved()
     lines += [line for case in silent_cases() for line in write_case(case, gradients=False)]
+    lines += [write_target(name, number) for number, name in enumerate(TARGETS)]
     runs = [write_training("train_full", models["glm_bias"], FULL),
             write_training("train_lora", loras["lora_qkv"], LORA),
             write_training("train_sgd", models["glm_bias"], SGD),

@@ -288,7 +288,8 @@ static Dataset random_samples(size_t n, size_t shortest, size_t longest, size_t 
 
 static const struct { const char *name; void (*run)(void); } groups[] = {
     { "kernels", test_kernels }, { "golden", test_golden }, { "training", test_training }, { "saved", test_saved },
-    { "adapters", test_adapters }, { "merge", test_merge }, { "accumulation", test_accumulation },
+    { "targets", test_targets }, { "adapters", test_adapters }, { "merge", test_merge },
+    { "accumulation", test_accumulation },
     { "dropout", test_dropout_masks }, { "recomputing", test_recomputing },
     { "threads", test_threads }, { "slopes", test_slopes }, { "frozen", test_frozen }, { "schedules", test_schedules },
     { "generation", test_generation }, { "released", test_released },

@@ -204,6 +204,34 @@ static void test_saved(void) {
         check_same_layer(&hf.model->layers[l], &remote.model->layers[l]);
 }
 
+// ---- LoRA as tools write it --------------------------------------------------------------------------------------
+
+// Adapters whose target_modules are other models' names, a regular expression, paths and so on (TARGETS in
+// reference.py), the maps that they act on, and so the list to save for PEFT.
+static const struct { const char *folder, *maps; } targets[] = {
+    { "list", "\"q_proj\", \"v_proj\"" }, { "one", "\"down_proj\"" },
+    { "llama", "\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"down_proj\"" },
+    { "regex", "\"q_proj\", \"o_proj\", \"gate_up_proj\"" },
+    { "all_linear", "\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\", \"gate_up_proj\", \"down_proj\"" },
+    { "exclude", "\"q_proj\", \"v_proj\", \"o_proj\"" }, { "paths", "\"k_proj\", \"down_proj\"" },
+    { "layers", "\"v_proj\"" }, { "default", "\"q_proj\", \"gate_up_proj\"" },
+};
+
+static void test_targets(void) {
+    for (size_t i = 0; i < COUNT(targets); i++) {
+        const char *folder = strf("tests/golden/targets_%s", targets[i].folder);
+        const char *list = strf("\"target_modules\": [%s]", targets[i].maps);
+        TensorSet g = open_golden(folder);
+        Dataset data = golden_samples(&g, "");
+        Options o = default_options();
+        Subject s = open_subject(folder, &data, &o);
+        check_outputs(&s, &g);
+        Text config = adapter_config(s.model, s.method, &s.options, "base");
+        check_true(label("%s: saved with %s", folder, list), strstr(config.s, list));
+        check_true(label("%s: what chose its maps is not saved", folder), !strstr(config.s, "exclude_modules"));
+    }
+}
+
 // ---- Adapters on disk --------------------------------------------------------------------------------------------
 
 // What is tuned, saved and opened again. Numbers are odd, so that none is a default.
