@@ -106,7 +106,7 @@ for projection in false true; do
     cp lists/prefix/checkpoint-1/adapter_model.safetensors apart/model.safetensors
     join_tensors remote/model.safetensors apart/model.safetensors whole/model.safetensors
     sed 's/^{/{"pre_seq_len": 4, "_name_or_path": "..\/remote",/' remote/config.json >apart/config.json
-    cp apart/config.json whole
+    sed 's/"..\/remote"/"THUDM\/chatglm3-6b"/' apart/config.json >whole/config.json
     cp -R whole whole.shards
     cp remote/model.safetensors whole.shards/one.safetensors
     cp apart/model.safetensors whole.shards/two.safetensors; rm whole.shards/model.safetensors

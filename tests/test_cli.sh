@@ -811,8 +811,8 @@ refuse "adapter_config.json|peft_type|'IA3'" chat bad --prompt hi
 refuse "adapter_config.json|peft_type|'IA3'" train data.jsonl bad --output_dir out
 edit_config 's/"task_type"/"use_dora": true, &/'
 refuse 'adapter_config.json|use_dora' chat bad --prompt hi
-edit_config 's/"q_proj"/"qq_proj"/'
-refuse "'qq_proj'" chat bad --prompt hi
+edit_config 's/"q_proj"/"qq_proj"/'                # the tensors say where LoRA is
+works '' chat bad --prompt hi --max_new_tokens 5
 edit_config 's/"r": 8/"r": 4/'
 refuse 'adapter_model.safetensors|lora_A.weight|[8, 16]|[4, 16]' chat bad --prompt hi
 edit_config 's/"r": 8/"r": -8/'
