@@ -154,4 +154,4 @@ done
 works 'done' train data.jsonl two --output_dir lists/all $quick --max_steps 12 --save_steps 1 --force
 refuse 'is a run; name lists/all/checkpoint-12' chat lists/all --prompt hi
 refuse 'lists/bare: is a run that has no checkpoint yet' chat lists/bare --prompt hi
-rm -rf lists whole whole.shards apart prefixed two maps.yaml
+rm -rf lists whole whole.shards apart prefixed dumped two maps.yaml
