@@ -2027,7 +2027,7 @@ static const char *modules_here(const Model *m, const char *list) {
         { "down_proj", "dense_4h_to_h" } };
     bool remote = m->config.remote;
     Text here = {0};
-    if (!list || !strcmp(list, "all-linear")) return NULL;
+    if (!list || !strcasecmp(list, "all-linear")) return NULL;     // PEFT's word
     for (char *rest = strf("%s", list), *one; (one = strtok_r(rest, ", ", &rest)); ) {
         const char *is = one;
         for (size_t i = 0; i < COUNT(names); i++) if (list_has(names[i][!remote], one)) is = names[i][remote];
