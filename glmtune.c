@@ -2579,7 +2579,7 @@ static Json *json_get(const Json *object, const char *key); // the member of an 
 static bool json_is(const Json *j, JsonType type);          // j may be NULL: false
 static void text_json(Text *t, const char *s, size_t n);    // adds a string in quotes
 
-// tensor files (13.5, 13.6)
+// tensor files (13.5 to 13.7)
 enum { MAX_DIMS = 4 };
 
 typedef struct {
@@ -2596,6 +2596,7 @@ typedef struct { FILE *f; const char *path, *temporary; size_t expected, written
 
 static const char *dtype_name(Dtype d);                     // "BF16"
 static void read_tensor_file(TensorSet *set, const char *path);                 // adds the tensors of one file
+static const char *weights_of(const char *folder);          // the one file of its weights, or their index; NULL: none
 static TensorSet read_model_tensors(const char *folder);    // of all its files
 static const StoredTensor *find_tensor(const TensorSet *s, const char *wanted); // NULL: none
 static const char *shape_text(const size_t *shape, size_t n_dims);              // "[4, 16]"
@@ -2607,7 +2608,7 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
 static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n);
 static void finish_tensor_file(TensorWriter *w);
 
-// models (13.8)
+// models (13.9)
 static Config read_config(const char *path);                // of a config.json
 // a number, a flag, a text of a config; a missing key gives `missing`; a text NULL
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
@@ -5342,13 +5343,11 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
 // it, or with the whole model, as ChatGLM3's does (whole; may be NULL).
 static TensorSet official_prefix(const char *folder, bool *whole) {
     TensorSet set = {0};
-    size_t n = 0;
-    const char *alone = strf("%s/pytorch_model.safetensors", folder), *single = strf("%s/model.safetensors", folder);
-    const char *index = strf("%s.index.json", single), *names = exists(index) ? read_file(index, &n) : NULL;
-    if (exists(alone)) read_tensor_file(&set, alone);
-    else if (names ? strstr(names, prefix_names[1][PREFIX_TABLE]) != NULL : exists(single))
+    const char *path = weights_of(folder);
+    if (path && (!ends_in(path, ".index.json") || file_contains(path, prefix_names[1][PREFIX_TABLE])))
         set = read_model_tensors(folder);
-    n = set.n, set.n = 0;
+    size_t n = set.n;
+    set.n = 0;
     for (const StoredTensor *s = set.tensors; s < set.tensors + n; s++)
         if (is_official_prefix(s->name)) set.tensors[set.n++] = *s;
     if (whole) *whole = set.n < n;
@@ -6772,6 +6771,12 @@ static const struct { const char *name; size_t size; } dtypes[] = {     // first
 
 static const char *dtype_name(Dtype d) { return dtypes[d].name; }
 
+static size_t find_dtype(const char *name) {        // its place in the table; behind its end: none
+    size_t i = 0;
+    while (i < COUNT(dtypes) && strcmp(dtypes[i].name, name)) i++;
+    return i;
+}
+
 #define MAX_HEADER ((size_t)100 << 20)      // in bytes, as the safetensors library limits it
 enum { MAX_TENSORS = 20000 };               // the largest GLM has 613, and an optimizer two for each
 #define DAMAGED "the header is damaged, download the file again"
@@ -6806,10 +6811,10 @@ static bool json_size(const Json *j, size_t *out) {
 static StoredTensor read_tensor_entry(const char *file, const Json *j) {
     StoredTensor t = { .file = file, .name = strf("%s", j->key), .n = 1 };
     const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
-    size_t end = 0, known = 0;
+    size_t end = 0;
     if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
         fail("%s: '%s' lacks dtype, shape or data_offsets: " DAMAGED, file, t.name);
-    while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
+    size_t known = find_dtype(dtype->text);
     if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
     t.dtype = known < OTHER_DTYPE ? (Dtype)known : OTHER_DTYPE;
     t.dtype_name = dtypes[known].name;
@@ -6875,21 +6880,24 @@ static const uint8_t *map_file(const char *path, size_t *n) {
     return p;
 }
 
-static void read_tensor_file(TensorSet *set, const char *path) {
-    size_t n, first = set->n;
-    const char *file = strf("%s", path);
-    const uint8_t *bytes = map_file(path, &n);
+static void align_tensor(StoredTensor *t) {         // old libraries did not align the numbers
+    if (t->n && (uintptr_t)t->data % (t->bytes / t->n)) t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);
+}
+
+// Adds the tensors of one file of safetensors.
+static void read_safetensors(TensorSet *set, const char *file, const uint8_t *bytes, size_t n) {
+    size_t first = set->n;
     uint64_t header = 0;
     for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
     bool whole = n >= 8 && header <= n - 8 && header <= MAX_HEADER;
-    if (!whole) refuse_disguise(path, (const char *)bytes, n);
+    if (!whole) refuse_disguise(file, (const char *)bytes, n);
     if (!whole)
-        fail("%s: is no whole safetensors file (header %llu bytes, file %zu): download it again", path,
+        fail("%s: is no whole safetensors file (header %llu bytes, file %zu): download it again", file,
              (unsigned long long)header, n);
     JsonReader r = json_open(file, (const char *)bytes + 8, header);
     const Json *root = json_only(&r);
     if (root->type != JSON_OBJECT || root->count > MAX_TENSORS)
-        fail("%s: the header is no JSON object of %d tensors at most", path, MAX_TENSORS);
+        fail("%s: the header is no JSON object of %d tensors at most", file, MAX_TENSORS);
     set->tensors = grow(set->tensors, &set->capacity, set->n + root->count + 1, sizeof *set->tensors);
     for (const Json *j = root->first; j; j = j->next) {
         if (strcmp(j->key, "__metadata__")) set->tensors[set->n++] = read_tensor_entry(file, j);
@@ -6900,9 +6908,320 @@ static void read_tensor_file(TensorSet *set, const char *path) {
     check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
     for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
         t->data = bytes + 8 + header + t->begin;
-        if (t->n && (uintptr_t)t->data % (t->bytes / t->n))     // old libraries did not align the numbers
-            t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);
+        align_tensor(t);
     }
+}
+
+// ---- 13.6 torch's files ------------------------------------------------------------------------------------------
+// What torch.save writes since torch 1.6: a zip whose entries lie there as they are, NAME/data.pkl, and NAME/data/KEY
+// for each storage of numbers. data.pkl is a program for Python's pickle machine, which can call anything by its name.
+// The machine here knows what a dict of tensors is made of, and makes dicts, tuples, texts, numbers and tensors alone.
+// (Sources: PKWARE's APPNOTE on zip; CPython's pickletools.py on the opcodes; torch/_utils.py on the three functions.)
+
+typedef struct { const char *name; size_t name_n, n; const uint8_t *data; } ZipEntry;
+typedef struct { const char *file; const uint8_t *bytes; size_t n, n_entries, next; ZipEntry *entries; } Zip;
+
+#define BAD_ZIP "%s: is cut off or damaged; download it again"
+
+// The little-endian number of `size` bytes at a place, which must lie in the file.
+static uint64_t zip_number(const Zip *z, size_t at, size_t size) {
+    uint64_t value = 0;
+    if (at > z->n || z->n - at < size) fail(BAD_ZIP, z->file);
+    for (size_t i = size; i-- > 0; ) value = value << 8 | z->bytes[at + i];
+    return value;
+}
+
+// The entry whose record in the central directory begins at *at, which moves on to the next.
+static ZipEntry zip_entry(const Zip *z, size_t *at) {
+    size_t p = *at, name_n = zip_number(z, p + 28, 2), extra = p + 46 + name_n, end = extra + zip_number(z, p + 30, 2);
+    uint64_t wide[] = { zip_number(z, p + 24, 4), zip_number(z, p + 20, 4), zip_number(z, p + 42, 4) };
+    bool sound = zip_number(z, p, 4) == 0x02014B50;         // wide: bytes, bytes in the zip, place of the local header
+    for (size_t field = extra, n; field + 4 <= end; field += 4 + n) {       // zip64: those that do not fit in 32 bits
+        n = zip_number(z, field + 2, 2);
+        for (size_t i = 0, from = field + 4; zip_number(z, field, 2) == 1 && i < COUNT(wide); i++)
+            if (wide[i] == UINT32_MAX && from + 8 <= field + 4 + n) wide[i] = zip_number(z, from, 8), from += 8;
+    }
+    *at = end + zip_number(z, p + 32, 2);
+    if (!sound || wide[2] > z->n || zip_number(z, wide[2], 4) != 0x04034B50) fail(BAD_ZIP, z->file);
+    if (zip_number(z, p + 8, 2) & 1 || zip_number(z, p + 10, 2) || zip_number(z, p + 34, 2) || wide[0] != wide[1])
+        fail("%s: is a compressed, encrypted or split zip; torch.save writes none, so save it again", z->file);
+    size_t data = wide[2] + 30 + zip_number(z, wide[2] + 26, 2) + zip_number(z, wide[2] + 28, 2);
+    if (data > z->n || z->n - data < wide[0] || extra > z->n) fail(BAD_ZIP, z->file);
+    return (ZipEntry){ (const char *)z->bytes + p + 46, name_n, wide[0], z->bytes + data };
+}
+
+static Zip open_zip(const char *file, const uint8_t *bytes, size_t n) {
+    Zip z = { .file = file, .bytes = bytes, .n = n };
+    size_t end = n < 22 ? 0 : n - 22;
+    while (end > 0 && n - end < 65557 && zip_number(&z, end, 4) != 0x06054B50) end--;
+    if (!end || zip_number(&z, end, 4) != 0x06054B50) fail(BAD_ZIP, file);
+    bool wide = end >= 20 && zip_number(&z, end - 20, 4) == 0x07064B50;
+    size_t record = wide ? zip_number(&z, end - 12, 8) : end, size = wide ? 8 : 4;
+    size_t count = zip_number(&z, record + (wide ? 32 : 10), size / 2 * (wide ? 2 : 1));
+    size_t at = zip_number(&z, record + (wide ? 48 : 16), size);
+    if (count > MAX_TENSORS) fail("%s: has %zu entries, at most %d", file, count, MAX_TENSORS);
+    z.entries = alloc(count, sizeof *z.entries);
+    for (; z.n_entries < count; z.n_entries++) z.entries[z.n_entries] = zip_entry(&z, &at);
+    return z;
+}
+
+// The entry NAME/part key; NULL: none. Most are asked for in the order in which they lie there.
+static const ZipEntry *find_entry(Zip *z, const char *part, const char *key, size_t key_n) {
+    size_t part_n = strlen(part);
+    for (size_t i = 0; i < z->n_entries; i++) {
+        size_t at = (z->next + i) % z->n_entries;
+        const ZipEntry *e = &z->entries[at];
+        const char *slash = memchr(e->name, '/', e->name_n), *end = e->name + e->name_n;
+        if (!slash || (size_t)(end - slash - 1) != part_n + key_n) continue;
+        if (memcmp(slash + 1, part, part_n) || memcmp(end - key_n, key, key_n)) continue;
+        z->next = at + 1;
+        return e;
+    }
+    return NULL;
+}
+
+// A value of the machine. NUMBER: a; TEXT: text [a]; TUPLE: pool[a .. a+b-1]; DICT: its number a; NAME: known_names[a];
+// STORAGE: text [a] is its key, type b; TENSOR: tensors[a].
+typedef enum { NONE, NUMBER, TEXT, TUPLE, LIST, DICT, NAME, STORAGE, TENSOR } PickledKind;
+typedef struct { PickledKind kind; size_t a, b; const uint8_t *text; } Pickled;
+
+typedef struct { Pickled *values; size_t n, capacity; } Pile;
+
+// memo: values by number; pairs: dict, key and value of each member of a dict; marks: how high the stack was
+typedef struct {
+    Zip *zip;
+    const uint8_t *code;
+    size_t n, at, n_dicts, n_tensors, tensors_capacity;
+    Pile stack, pool, memo, pairs, marks;
+    StoredTensor *tensors;
+} Pickle;
+
+enum { ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, STORAGES };
+static const struct { const char *name, *dtype; } known_names[] = {
+    { "collections.OrderedDict", NULL }, { "torch._utils._rebuild_tensor_v2", NULL },
+    { "torch._utils._rebuild_parameter", NULL }, { "torch.FloatStorage", "F32" }, { "torch.HalfStorage", "F16" },
+    { "torch.BFloat16Storage", "BF16" }, { "torch.DoubleStorage", "F64" }, { "torch.LongStorage", "I64" },
+    { "torch.IntStorage", "I32" }, { "torch.ShortStorage", "I16" }, { "torch.CharStorage", "I8" },
+    { "torch.ByteStorage", "U8" }, { "torch.BoolStorage", "BOOL" } };
+
+__attribute__((noreturn)) static void pickle_fail(const Pickle *p, const char *problem) {
+    fail("%s: data.pkl, byte %zu: %s", p->zip->file, p->at, problem);
+}
+#define NO_STATE_DICT "this is no dict of tensors, or it is damaged"
+
+static void pile_add(Pile *pile, Pickled value) {
+    pile->values = grow(pile->values, &pile->capacity, pile->n + 1, sizeof *pile->values);
+    pile->values[pile->n++] = value;
+}
+
+static void push(Pickle *p, PickledKind kind, size_t a) { pile_add(&p->stack, (Pickled){ .kind = kind, .a = a }); }
+
+// The upmost value, taken off: those below the last mark are out of reach.
+static Pickled pop(Pickle *p) {
+    size_t lowest = p->marks.n ? p->marks.values[p->marks.n - 1].a : 0;
+    if (p->stack.n <= lowest) pickle_fail(p, NO_STATE_DICT);
+    return p->stack.values[--p->stack.n];
+}
+
+static const uint8_t *take_code(Pickle *p, size_t n) {
+    if (p->n - p->at < n) pickle_fail(p, "it is cut off: download the file again");
+    p->at += n;
+    return p->code + p->at - n;
+}
+
+static size_t take_number(Pickle *p, size_t size) {
+    const uint8_t *bytes = take_code(p, size);
+    size_t value = 0;
+    while (size-- > 0) value = value << 8 | bytes[size];
+    return value;
+}
+
+// A tuple of the upmost n values.
+static void push_tuple(Pickle *p, size_t n) {
+    size_t first = p->pool.n;
+    for (size_t i = 0; i < n; i++) pile_add(&p->pool, (Pickled){0});
+    for (size_t i = n; i-- > 0; ) p->pool.values[first + i] = pop(p);
+    push(p, TUPLE, first);
+    p->stack.values[p->stack.n - 1].b = n;
+}
+
+// How many values stand above the last mark, which is taken off.
+static size_t pop_mark(Pickle *p) {
+    if (!p->marks.n) pickle_fail(p, NO_STATE_DICT);
+    return p->stack.n - p->marks.values[--p->marks.n].a;
+}
+
+static void push_name(Pickle *p, Pickled module, Pickled name) {
+    if (module.kind != TEXT || name.kind != TEXT) pickle_fail(p, NO_STATE_DICT);
+    int module_n = (int)min_size(module.a, 99), name_n = (int)min_size(name.a, 99);
+    const char *full = strf("%.*s.%.*s", module_n, (const char *)module.text, name_n, (const char *)name.text);
+    for (size_t i = 0; i < COUNT(known_names); i++) if (!strcmp(full, known_names[i].name)) return push(p, NAME, i);
+    pickle_fail(p, strf("it asks for %s, which is none of a dict of tensors; nothing is called", full));
+}
+
+// n values: key, value, key, value, ... become members of the dict under them.
+static void set_items(Pickle *p, size_t n) {
+    if (n % 2 || p->stack.n <= n || p->stack.values[p->stack.n - n - 1].kind != DICT) pickle_fail(p, NO_STATE_DICT);
+    for (size_t i = p->stack.n - n; i < p->stack.n; i += 2) {
+        pile_add(&p->pairs, p->stack.values[p->stack.n - n - 1]);
+        pile_add(&p->pairs, p->stack.values[i]);
+        pile_add(&p->pairs, p->stack.values[i + 1]);
+    }
+    p->stack.n -= n;
+}
+
+// ('storage', type, key, location, number of elements): the numbers of one or more tensors.
+static void push_storage(Pickle *p, Pickled id) {
+    const Pickled *v = p->pool.values + id.a;
+    if (id.kind != TUPLE || id.b != 5 || v[0].kind != TEXT || v[1].kind != NAME || v[1].a < STORAGES ||
+        v[2].kind != TEXT || v[4].kind != NUMBER) pickle_fail(p, NO_STATE_DICT);
+    pile_add(&p->stack, (Pickled){ STORAGE, v[2].a, v[1].a, v[2].text });
+}
+
+// _rebuild_tensor_v2(storage, first element, shape, strides, requires_grad, hooks)
+static void push_tensor(Pickle *p, const Pickled *v, size_t n) {
+    StoredTensor t = { .file = p->zip->file, .n = 1 };
+    if (n < 6 || v[0].kind != STORAGE || v[1].kind != NUMBER || v[2].kind != TUPLE || v[3].kind != TUPLE ||
+        v[2].b != v[3].b) pickle_fail(p, NO_STATE_DICT);
+    size_t known = find_dtype(known_names[v[0].b].dtype), size = dtypes[known].size, run = 1;
+    const ZipEntry *e = find_entry(p->zip, "data/", (const char *)v[0].text, v[0].a);
+    if (v[2].b > MAX_DIMS) pickle_fail(p, strf("a tensor has %zu dimensions, at most %d", v[2].b, MAX_DIMS));
+    for (size_t i = v[2].b; i-- > 0; ) {
+        Pickled length = p->pool.values[v[2].a + i], stride = p->pool.values[v[3].a + i];
+        if (length.kind != NUMBER || stride.kind != NUMBER || __builtin_mul_overflow(run, length.a, &run))
+            pickle_fail(p, "a tensor has a shape that no tensor can have");
+        if (length.a > 1 && stride.a != run / length.a)
+            pickle_fail(p, "a tensor lies there transposed or in parts; save it again after .contiguous()");
+        t.shape[i] = length.a;
+    }
+    t.n_dims = v[2].b, t.n = run, t.dtype = known < OTHER_DTYPE ? (Dtype)known : OTHER_DTYPE;
+    t.dtype_name = dtypes[known].name;
+    bool sound = !__builtin_mul_overflow(t.n, size, &t.bytes) && !__builtin_mul_overflow(v[1].a, size, &t.begin);
+    if (!e || !sound || t.begin > e->n || e->n - t.begin < t.bytes)
+        pickle_fail(p, strf("the numbers of a tensor, data/%.*s, are not all there: download the file again",
+                            (int)min_size(v[0].a, 40), v[0].text));
+    if (p->n_tensors == MAX_TENSORS) pickle_fail(p, "it has too many tensors");
+    t.data = e->data + t.begin;
+    p->tensors = grow(p->tensors, &p->tensors_capacity, p->n_tensors + 1, sizeof *p->tensors);
+    p->tensors[p->n_tensors] = t;
+    push(p, TENSOR, p->n_tensors++);
+}
+
+// Calls one of the known names.
+static void call(Pickle *p) {
+    Pickled arguments = pop(p), name = pop(p);
+    const Pickled *v = p->pool.values + arguments.a;
+    if (arguments.kind != TUPLE || name.kind != NAME || name.a >= STORAGES) pickle_fail(p, NO_STATE_DICT);
+    if (name.a == REBUILD_TENSOR) return push_tensor(p, v, arguments.b);
+    if (name.a == ORDERED_DICT && !arguments.b) return push(p, DICT, p->n_dicts++);
+    if (name.a == ORDERED_DICT || !arguments.b || v->kind != TENSOR) pickle_fail(p, NO_STATE_DICT);
+    pile_add(&p->stack, *v);            // _rebuild_parameter(tensor, requires_grad, hooks)
+}
+
+static void put_memo(Pickle *p, size_t i) {
+    if (i >= p->n) pickle_fail(p, NO_STATE_DICT);          // each number takes a byte and more to write
+    while (p->memo.n <= i) pile_add(&p->memo, (Pickled){0});
+    Pickled top = pop(p);
+    pile_add(&p->stack, p->memo.values[i] = top);
+}
+
+// A text that ends where its line does.
+static Pickled take_line(Pickle *p) {
+    const uint8_t *text = p->code + p->at, *end = memchr(text, '\n', p->n - p->at);
+    take_code(p, end ? (size_t)(end + 1 - text) : p->n);
+    return (Pickled){ .kind = TEXT, .a = (size_t)(end - text), .text = text };
+}
+
+static void push_text(Pickle *p, size_t n) {
+    pile_add(&p->stack, (Pickled){ .kind = TEXT, .a = n, .text = take_code(p, n) });
+}
+
+// One opcode; returns false after the last.
+static bool step_pickle(Pickle *p) {
+    uint8_t code = *take_code(p, 1);
+    Pickled name, module;
+    size_t n;
+    switch (code) {
+    case 0x80: take_code(p, 1); break;                                          // PROTO
+    case 0x95: take_code(p, 8); break;                                          // FRAME
+    case '}': push(p, DICT, p->n_dicts++); break;                               // EMPTY_DICT
+    case ']': push(p, LIST, 0); break;                                          // EMPTY_LIST
+    case '(': pile_add(&p->marks, (Pickled){ .a = p->stack.n }); break;         // MARK
+    case ')': push_tuple(p, 0); break;                                          // EMPTY_TUPLE
+    case 't': push_tuple(p, pop_mark(p)); break;                                // TUPLE
+    case 0x85: case 0x86: case 0x87: push_tuple(p, code - 0x84u); break;        // TUPLE1, TUPLE2, TUPLE3
+    case 'X': push_text(p, take_number(p, 4)); break;                           // BINUNICODE
+    case 0x8C: push_text(p, take_number(p, 1)); break;                          // SHORT_BINUNICODE
+    case 'J': push(p, NUMBER, (size_t)(int32_t)take_number(p, 4)); break;       // BININT
+    case 'K': push(p, NUMBER, take_number(p, 1)); break;                        // BININT1
+    case 'M': push(p, NUMBER, take_number(p, 2)); break;                        // BININT2
+    case 0x8A:                                                                  // LONG1
+        if ((n = take_number(p, 1)) > sizeof n) pickle_fail(p, "a number is too large");
+        push(p, NUMBER, take_number(p, n));
+        break;
+    case 'G': take_code(p, 8); push(p, NONE, 0); break;                         // BINFLOAT
+    case 'N': case 0x88: case 0x89: push(p, NONE, 0); break;                    // NONE, NEWTRUE, NEWFALSE
+    case 'c': case 0x93:                                                        // GLOBAL, STACK_GLOBAL
+        name = code == 'c' ? (Pickled){0} : pop(p);
+        module = code == 'c' ? take_line(p) : pop(p);
+        push_name(p, module, code == 'c' ? take_line(p) : name);
+        break;
+    case 'Q': push_storage(p, pop(p)); break;                                   // BINPERSID
+    case 'R': call(p); break;                                                   // REDUCE
+    case 'b': pop(p); break;                                                    // BUILD: _metadata, which nobody needs
+    case 's': set_items(p, 2); break;                                           // SETITEM
+    case 'u': set_items(p, pop_mark(p)); break;                                 // SETITEMS
+    case 'a': pop(p); break;                                                    // APPEND
+    case 'e': for (n = pop_mark(p); n > 0; n--) pop(p); break;                  // APPENDS
+    case 'q': put_memo(p, take_number(p, 1)); break;                            // BINPUT
+    case 'r': put_memo(p, take_number(p, 4)); break;                            // LONG_BINPUT
+    case 0x94: put_memo(p, p->memo.n); break;                                   // MEMOIZE
+    case 'h': case 'j':                                                         // BINGET, LONG_BINGET
+        if ((n = take_number(p, code == 'h' ? 1 : 4)) >= p->memo.n) pickle_fail(p, NO_STATE_DICT);
+        pile_add(&p->stack, p->memo.values[n]);
+        break;
+    case '.': return false;                                                     // STOP
+    default: pickle_fail(p, strf("opcode 0x%02x, which no dict of tensors has", code));
+    }
+    return true;
+}
+
+// Adds the tensors of one file of torch.
+static void read_torch_file(TensorSet *set, const char *file, const uint8_t *bytes, size_t n) {
+    Zip z = open_zip(file, bytes, n);
+    const ZipEntry *code = find_entry(&z, "data.pkl", "", 0), *order = find_entry(&z, "byteorder", "", 0);
+    if (!code) fail("%s: is a zip archive without data.pkl, so no file of torch.save", file);
+    if (code->n > MAX_HEADER) fail("%s: data.pkl has %zu bytes, at most %zu", file, code->n, MAX_HEADER);
+    if (order && order->n && *order->data == 'b') fail("%s: is big endian; save it again on a machine of today", file);
+    Pickle p = { .zip = &z, .code = code->data, .n = code->n };
+    size_t first = set->n;
+    while (step_pickle(&p)) { }
+    Pickled root = pop(&p);
+    if (root.kind != DICT) pickle_fail(&p, NO_STATE_DICT);
+    for (const Pickled *v = p.pairs.values; v < p.pairs.values + p.pairs.n; v += 3) {
+        if (v[0].a != root.a) continue;
+        if (v[1].kind != TEXT) pickle_fail(&p, NO_STATE_DICT);
+        char *name = strf("%.*s", (int)min_size(v[1].a, 1000), v[1].text);
+        if (v[2].kind != TENSOR) fail("%s: '%s' is no tensor; a file of weights has nothing else", file, name);
+        if (set->n - first == MAX_TENSORS) fail("%s: has more than %d tensors", file, MAX_TENSORS);
+        set->tensors = grow(set->tensors, &set->capacity, set->n + 1, sizeof *set->tensors);
+        StoredTensor *t = &set->tensors[set->n++];
+        *t = p.tensors[v[2].a];
+        t->name = name;
+        align_tensor(t);
+    }
+    free(z.entries), free(p.stack.values), free(p.pool.values), free(p.memo.values), free(p.pairs.values);
+    free(p.marks.values), free(p.tensors);
+}
+
+static void read_tensor_file(TensorSet *set, const char *path) {
+    size_t n;
+    const char *file = strf("%s", path);
+    const uint8_t *bytes = map_file(path, &n);
+    if (n >= 14 && !memcmp(bytes, "\x80\2\x8A\x0Al\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19", 14))
+        fail("%s: is of torch before 1.6; let Python save it again: torch.save(torch.load(FILE, 'cpu'), FILE)", file);
+    bool zipped = n >= 4 && !memcmp(bytes, "PK\3\4", 4);
+    (zipped ? read_torch_file : read_safetensors)(set, file, bytes, n);
 }
 
 static void read_shards(TensorSet *set, const char *folder, const char *index) {
@@ -6922,13 +7241,21 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
     json_close(&r);
 }
 
+static const char *weights_of(const char *folder) {
+    static const char *const names[] = { "model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin" };
+    for (size_t i = 0; i < 2 * COUNT(names); i++) {
+        const char *path = strf("%s/%s%s", folder, names[i / 2], i % 2 ? "" : ".index.json");
+        if (exists(path)) return path;
+    }
+    return NULL;
+}
+
 static TensorSet read_model_tensors(const char *folder) {
     TensorSet set = {0};
-    const char *single = strf("%s/model.safetensors", folder), *index = strf("%s.index.json", single);
-    if (exists(index)) read_shards(&set, folder, index);
-    else if (exists(single)) read_tensor_file(&set, single);
-    else fail("%s: has neither model.safetensors nor model.safetensors.index.json; "
-              "pytorch_model.bin files must be converted to safetensors first", folder);
+    const char *path = weights_of(folder);
+    if (!path) fail("%s: has neither model.safetensors nor pytorch_model.bin, nor the index of several", folder);
+    if (ends_in(path, ".json")) read_shards(&set, folder, path);
+    else read_tensor_file(&set, path);
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         const StoredTensor *first = find_tensor(&set, s->name);
         if (first != s) fail("'%s' stands twice, in %s and in %s", s->name, first->file, s->file);
@@ -6936,7 +7263,7 @@ static TensorSet read_model_tensors(const char *folder) {
     return set;
 }
 
-// ---- 13.6 Tensor files, written ----------------------------------------------------------------------------------
+// ---- 13.7 Tensor files, written ----------------------------------------------------------------------------------
 // Tensor by tensor, so that a file may be larger than memory. `metadata`: the inside of a JSON object.
 static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata) {
     Text h = {0};
@@ -6970,7 +7297,7 @@ static void finish_tensor_file(TensorWriter *w) {
     finish_output(w->temporary);
 }
 
-// ---- 13.7 config.json --------------------------------------------------------------------------------------------
+// ---- 13.8 config.json --------------------------------------------------------------------------------------------
 
 // The sizes and their two names, in "remote" configs (ChatGLM's own code) and in Hugging Face's. Both are read, first
 // that of its kind; without both counts its class's default (configuration_chatglm.py; GlmConfig and Glm4Config alike).
@@ -7125,7 +7452,7 @@ static Config read_config(const char *path) {
     return parse_config(path, source);
 }
 
-// ---- 13.8 From files to the model --------------------------------------------------------------------------------
+// ---- 13.9 From files to the model --------------------------------------------------------------------------------
 
 // Points a tensor at its numbers, in model memory; a vector's are widened, into memory of their own.
 static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
