@@ -5639,7 +5639,8 @@ static void merge(const char *adapter, const char *out, Options *o) {
     set_precision(false);       // a merged number is rounded once, as it is written
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
-    if (GIVEN(o, max_shard_size)) choose_files(m.model, o->max_shard_size * 1e9);
+    bool torch = ends_in(m.model->tensors[0]->file, ".bin");
+    if (GIVEN(o, max_shard_size) || torch) choose_files(m.model, o->max_shard_size * 1e9);
     write_weights(temporary, m.model, merged_tensor, &m);
     for (size_t i = 0; i < COUNT(others); i++) copy_if_there(m.folder, temporary, others[i]);
     const char *none;

@@ -164,7 +164,7 @@ static void fuzz_yaml(const char *bytes, size_t n) {
 
 static const struct { const char *name; void (*run)(const char *, size_t); } targets[] = {
     { "json", fuzz_json }, { "tokenizer", fuzz_tokenizer }, { "tokenizer_json", fuzz_tokenizer },
-    { "safetensors", fuzz_safetensors }, { "data", fuzz_data }, { "yaml", fuzz_yaml },
+    { "safetensors", fuzz_safetensors }, { "torch", fuzz_safetensors }, { "data", fuzz_data }, { "yaml", fuzz_yaml },
 };
 
 static void run_target(size_t target, const char *bytes, size_t n) {
