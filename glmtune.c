@@ -7071,18 +7071,24 @@ static void set_items(Pickle *p, size_t n) {
     p->stack.n -= n;
 }
 
+// The values of a tuple of at least so many.
+static const Pickled *tuple_values(const Pickle *p, Pickled tuple, size_t least) {
+    if (tuple.kind != TUPLE || tuple.b < least) pickle_fail(p, NO_STATE_DICT);
+    return p->pool.n ? p->pool.values + tuple.a : NULL;
+}
+
 // ('storage', type, key, location, number of elements): the numbers of one or more tensors.
 static void push_storage(Pickle *p, Pickled id) {
-    const Pickled *v = p->pool.values + id.a;
-    if (id.kind != TUPLE || id.b != 5 || v[0].kind != TEXT || v[1].kind != NAME || v[1].a < STORAGES ||
+    const Pickled *v = tuple_values(p, id, 5);
+    if (v[0].kind != TEXT || v[1].kind != NAME || v[1].a < STORAGES ||
         v[2].kind != TEXT || v[4].kind != NUMBER) pickle_fail(p, NO_STATE_DICT);
     pile_add(&p->stack, (Pickled){ STORAGE, v[2].a, v[1].a, v[2].text });
 }
 
 // _rebuild_tensor_v2(storage, first element, shape, strides, requires_grad, hooks)
-static void push_tensor(Pickle *p, const Pickled *v, size_t n) {
+static void push_tensor(Pickle *p, const Pickled *v) {
     StoredTensor t = { .file = p->zip->file, .n = 1 };
-    if (n < 6 || v[0].kind != STORAGE || v[1].kind != NUMBER || v[2].kind != TUPLE || v[3].kind != TUPLE ||
+    if (v[0].kind != STORAGE || v[1].kind != NUMBER || v[2].kind != TUPLE || v[3].kind != TUPLE ||
         v[2].b != v[3].b) pickle_fail(p, NO_STATE_DICT);
     size_t known = find_dtype(known_names[v[0].b].dtype), size = dtypes[known].size, run = 1;
     const ZipEntry *e = find_entry(p->zip, "data/", (const char *)v[0].text, v[0].a);
@@ -7111,11 +7117,12 @@ static void push_tensor(Pickle *p, const Pickled *v, size_t n) {
 // Calls one of the known names.
 static void call(Pickle *p) {
     Pickled arguments = pop(p), name = pop(p);
-    const Pickled *v = p->pool.values + arguments.a;
-    if (arguments.kind != TUPLE || name.kind != NAME || name.a >= STORAGES) pickle_fail(p, NO_STATE_DICT);
-    if (name.a == REBUILD_TENSOR) return push_tensor(p, v, arguments.b);
+    static const size_t least[STORAGES] = { 0, 6, 1 };
+    if (name.kind != NAME || name.a >= STORAGES) pickle_fail(p, NO_STATE_DICT);
+    const Pickled *v = tuple_values(p, arguments, least[name.a]);
+    if (name.a == REBUILD_TENSOR) return push_tensor(p, v);
     if (name.a == ORDERED_DICT && !arguments.b) return push(p, DICT, p->n_dicts++);
-    if (name.a == ORDERED_DICT || !arguments.b || v->kind != TENSOR) pickle_fail(p, NO_STATE_DICT);
+    if (name.a == ORDERED_DICT || v->kind != TENSOR) pickle_fail(p, NO_STATE_DICT);
     pile_add(&p->stack, *v);            // _rebuild_parameter(tensor, requires_grad, hooks)
 }
 
