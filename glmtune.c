@@ -7206,7 +7206,8 @@ static void read_torch_file(TensorSet *set, const char *file, const uint8_t *byt
     while (step_pickle(&p)) { }
     Pickled root = pop(&p);
     if (root.kind != DICT) pickle_fail(&p, NO_STATE_DICT);
-    for (const Pickled *v = p.pairs.values; v < p.pairs.values + p.pairs.n; v += 3) {
+    for (size_t i = 0; i < p.pairs.n; i += 3) {
+        const Pickled *v = p.pairs.values + i;
         if (v[0].a != root.a) continue;
         if (v[1].kind != TEXT) pickle_fail(&p, NO_STATE_DICT);
         char *name = strf("%.*s", (int)min_size(v[1].a, 1000), v[1].text);
