@@ -5361,10 +5361,7 @@ static bool is_adapter(const char *folder) {
 
 static const char *adapter_file(const char *folder) {
     const char *file = strf("%s/adapter_model.safetensors", folder), *bin = strf("%s/adapter_model.bin", folder);
-    if (!exists(file) && exists(bin))
-        fail("%s: PyTorch's own format is not read; convert it: python -c \"import torch, safetensors.torch as s; "
-             "s.save_file(torch.load('%s', 'cpu'), '%s')\"", bin, bin, file);
-    return file;
+    return !exists(file) && exists(bin) ? bin : file;
 }
 
 // The base folder that an adapter names, as it stands or seen from the adapter's folder.
@@ -6922,7 +6919,7 @@ static void read_safetensors(TensorSet *set, const char *file, const uint8_t *by
 typedef struct { const char *name; size_t name_n, n; const uint8_t *data; } ZipEntry;
 typedef struct { const char *file; const uint8_t *bytes; size_t n, n_entries, next; ZipEntry *entries; } Zip;
 
-#define BAD_ZIP "%s: is cut off or damaged; download it again"
+#define BAD_ZIP "%s: is a zip archive, as torch.save writes them, but cut off or damaged; download it again"
 
 // The little-endian number of `size` bytes at a place, which must lie in the file.
 static uint64_t zip_number(const Zip *z, size_t at, size_t size) {
@@ -6983,7 +6980,7 @@ static const ZipEntry *find_entry(Zip *z, const char *part, const char *key, siz
 
 // A value of the machine. NUMBER: a; TEXT: text [a]; TUPLE: pool[a .. a+b-1]; DICT: its number a; NAME: known_names[a];
 // STORAGE: text [a] is its key, type b; TENSOR: tensors[a].
-typedef enum { NONE, NUMBER, TEXT, TUPLE, LIST, DICT, NAME, STORAGE, TENSOR } PickledKind;
+typedef enum { P_NONE, P_NUMBER, P_TEXT, P_TUPLE, P_LIST, P_DICT, P_NAME, P_STORAGE, P_TENSOR } PickledKind;
 typedef struct { PickledKind kind; size_t a, b; const uint8_t *text; } Pickled;
 
 typedef struct { Pickled *values; size_t n, capacity; } Pile;
@@ -7042,7 +7039,7 @@ static void push_tuple(Pickle *p, size_t n) {
     size_t first = p->pool.n;
     for (size_t i = 0; i < n; i++) pile_add(&p->pool, (Pickled){0});
     for (size_t i = n; i-- > 0; ) p->pool.values[first + i] = pop(p);
-    push(p, TUPLE, first);
+    push(p, P_TUPLE, first);
     p->stack.values[p->stack.n - 1].b = n;
 }
 
@@ -7053,16 +7050,16 @@ static size_t pop_mark(Pickle *p) {
 }
 
 static void push_name(Pickle *p, Pickled module, Pickled name) {
-    if (module.kind != TEXT || name.kind != TEXT) pickle_fail(p, NO_STATE_DICT);
+    if (module.kind != P_TEXT || name.kind != P_TEXT) pickle_fail(p, NO_STATE_DICT);
     int module_n = (int)min_size(module.a, 99), name_n = (int)min_size(name.a, 99);
     const char *full = strf("%.*s.%.*s", module_n, (const char *)module.text, name_n, (const char *)name.text);
-    for (size_t i = 0; i < COUNT(known_names); i++) if (!strcmp(full, known_names[i].name)) return push(p, NAME, i);
+    for (size_t i = 0; i < COUNT(known_names); i++) if (!strcmp(full, known_names[i].name)) return push(p, P_NAME, i);
     pickle_fail(p, strf("it asks for %s, which is none of a dict of tensors; nothing is called", full));
 }
 
 // n values: key, value, key, value, ... become members of the dict under them.
 static void set_items(Pickle *p, size_t n) {
-    if (n % 2 || p->stack.n <= n || p->stack.values[p->stack.n - n - 1].kind != DICT) pickle_fail(p, NO_STATE_DICT);
+    if (n % 2 || p->stack.n <= n || p->stack.values[p->stack.n - n - 1].kind != P_DICT) pickle_fail(p, NO_STATE_DICT);
     for (size_t i = p->stack.n - n; i < p->stack.n; i += 2) {
         pile_add(&p->pairs, p->stack.values[p->stack.n - n - 1]);
         pile_add(&p->pairs, p->stack.values[i]);
@@ -7073,29 +7070,29 @@ static void set_items(Pickle *p, size_t n) {
 
 // The values of a tuple of at least so many.
 static const Pickled *tuple_values(const Pickle *p, Pickled tuple, size_t least) {
-    if (tuple.kind != TUPLE || tuple.b < least) pickle_fail(p, NO_STATE_DICT);
+    if (tuple.kind != P_TUPLE || tuple.b < least) pickle_fail(p, NO_STATE_DICT);
     return p->pool.n ? p->pool.values + tuple.a : NULL;
 }
 
 // ('storage', type, key, location, number of elements): the numbers of one or more tensors.
 static void push_storage(Pickle *p, Pickled id) {
     const Pickled *v = tuple_values(p, id, 5);
-    if (v[0].kind != TEXT || v[1].kind != NAME || v[1].a < STORAGES ||
-        v[2].kind != TEXT || v[4].kind != NUMBER) pickle_fail(p, NO_STATE_DICT);
-    pile_add(&p->stack, (Pickled){ STORAGE, v[2].a, v[1].a, v[2].text });
+    if (v[0].kind != P_TEXT || v[1].kind != P_NAME || v[1].a < STORAGES ||
+        v[2].kind != P_TEXT || v[4].kind != P_NUMBER) pickle_fail(p, NO_STATE_DICT);
+    pile_add(&p->stack, (Pickled){ P_STORAGE, v[2].a, v[1].a, v[2].text });
 }
 
 // _rebuild_tensor_v2(storage, first element, shape, strides, requires_grad, hooks)
 static void push_tensor(Pickle *p, const Pickled *v) {
     StoredTensor t = { .file = p->zip->file, .n = 1 };
-    if (v[0].kind != STORAGE || v[1].kind != NUMBER || v[2].kind != TUPLE || v[3].kind != TUPLE ||
+    if (v[0].kind != P_STORAGE || v[1].kind != P_NUMBER || v[2].kind != P_TUPLE || v[3].kind != P_TUPLE ||
         v[2].b != v[3].b) pickle_fail(p, NO_STATE_DICT);
     size_t known = find_dtype(known_names[v[0].b].dtype), size = dtypes[known].size, run = 1;
     const ZipEntry *e = find_entry(p->zip, "data/", (const char *)v[0].text, v[0].a);
     if (v[2].b > MAX_DIMS) pickle_fail(p, strf("a tensor has %zu dimensions, at most %d", v[2].b, MAX_DIMS));
     for (size_t i = v[2].b; i-- > 0; ) {
         Pickled length = p->pool.values[v[2].a + i], stride = p->pool.values[v[3].a + i];
-        if (length.kind != NUMBER || stride.kind != NUMBER || __builtin_mul_overflow(run, length.a, &run))
+        if (length.kind != P_NUMBER || stride.kind != P_NUMBER || __builtin_mul_overflow(run, length.a, &run))
             pickle_fail(p, "a tensor has a shape that no tensor can have");
         if (length.a > 1 && stride.a != run / length.a)
             pickle_fail(p, "a tensor lies there transposed or in parts; save it again after .contiguous()");
@@ -7111,18 +7108,18 @@ static void push_tensor(Pickle *p, const Pickled *v) {
     t.data = e->data + t.begin;
     p->tensors = grow(p->tensors, &p->tensors_capacity, p->n_tensors + 1, sizeof *p->tensors);
     p->tensors[p->n_tensors] = t;
-    push(p, TENSOR, p->n_tensors++);
+    push(p, P_TENSOR, p->n_tensors++);
 }
 
 // Calls one of the known names.
 static void call(Pickle *p) {
     Pickled arguments = pop(p), name = pop(p);
     static const size_t least[STORAGES] = { 0, 6, 1 };
-    if (name.kind != NAME || name.a >= STORAGES) pickle_fail(p, NO_STATE_DICT);
+    if (name.kind != P_NAME || name.a >= STORAGES) pickle_fail(p, NO_STATE_DICT);
     const Pickled *v = tuple_values(p, arguments, least[name.a]);
     if (name.a == REBUILD_TENSOR) return push_tensor(p, v);
-    if (name.a == ORDERED_DICT && !arguments.b) return push(p, DICT, p->n_dicts++);
-    if (name.a == ORDERED_DICT || v->kind != TENSOR) pickle_fail(p, NO_STATE_DICT);
+    if (name.a == ORDERED_DICT && !arguments.b) return push(p, P_DICT, p->n_dicts++);
+    if (name.a == ORDERED_DICT || v->kind != P_TENSOR) pickle_fail(p, NO_STATE_DICT);
     pile_add(&p->stack, *v);            // _rebuild_parameter(tensor, requires_grad, hooks)
 }
 
@@ -7137,11 +7134,11 @@ static void put_memo(Pickle *p, size_t i) {
 static Pickled take_line(Pickle *p) {
     const uint8_t *text = p->code + p->at, *end = memchr(text, '\n', p->n - p->at);
     take_code(p, end ? (size_t)(end + 1 - text) : p->n);
-    return (Pickled){ .kind = TEXT, .a = (size_t)(end - text), .text = text };
+    return (Pickled){ .kind = P_TEXT, .a = (size_t)(end - text), .text = text };
 }
 
 static void push_text(Pickle *p, size_t n) {
-    pile_add(&p->stack, (Pickled){ .kind = TEXT, .a = n, .text = take_code(p, n) });
+    pile_add(&p->stack, (Pickled){ .kind = P_TEXT, .a = n, .text = take_code(p, n) });
 }
 
 // One opcode; returns false after the last.
@@ -7152,23 +7149,23 @@ static bool step_pickle(Pickle *p) {
     switch (code) {
     case 0x80: take_code(p, 1); break;                                          // PROTO
     case 0x95: take_code(p, 8); break;                                          // FRAME
-    case '}': push(p, DICT, p->n_dicts++); break;                               // EMPTY_DICT
-    case ']': push(p, LIST, 0); break;                                          // EMPTY_LIST
+    case '}': push(p, P_DICT, p->n_dicts++); break;                             // EMPTY_DICT
+    case ']': push(p, P_LIST, 0); break;                                        // EMPTY_LIST
     case '(': pile_add(&p->marks, (Pickled){ .a = p->stack.n }); break;         // MARK
     case ')': push_tuple(p, 0); break;                                          // EMPTY_TUPLE
     case 't': push_tuple(p, pop_mark(p)); break;                                // TUPLE
     case 0x85: case 0x86: case 0x87: push_tuple(p, code - 0x84u); break;        // TUPLE1, TUPLE2, TUPLE3
     case 'X': push_text(p, take_number(p, 4)); break;                           // BINUNICODE
     case 0x8C: push_text(p, take_number(p, 1)); break;                          // SHORT_BINUNICODE
-    case 'J': push(p, NUMBER, (size_t)(int32_t)take_number(p, 4)); break;       // BININT
-    case 'K': push(p, NUMBER, take_number(p, 1)); break;                        // BININT1
-    case 'M': push(p, NUMBER, take_number(p, 2)); break;                        // BININT2
+    case 'J': push(p, P_NUMBER, (size_t)(int32_t)take_number(p, 4)); break;     // BININT
+    case 'K': push(p, P_NUMBER, take_number(p, 1)); break;                      // BININT1
+    case 'M': push(p, P_NUMBER, take_number(p, 2)); break;                      // BININT2
     case 0x8A:                                                                  // LONG1
         if ((n = take_number(p, 1)) > sizeof n) pickle_fail(p, "a number is too large");
-        push(p, NUMBER, take_number(p, n));
+        push(p, P_NUMBER, take_number(p, n));
         break;
-    case 'G': take_code(p, 8); push(p, NONE, 0); break;                         // BINFLOAT
-    case 'N': case 0x88: case 0x89: push(p, NONE, 0); break;                    // NONE, NEWTRUE, NEWFALSE
+    case 'G': take_code(p, 8); push(p, P_NONE, 0); break;                       // BINFLOAT
+    case 'N': case 0x88: case 0x89: push(p, P_NONE, 0); break;                  // NONE, NEWTRUE, NEWFALSE
     case 'c': case 0x93:                                                        // GLOBAL, STACK_GLOBAL
         name = code == 'c' ? (Pickled){0} : pop(p);
         module = code == 'c' ? take_line(p) : pop(p);
@@ -7205,13 +7202,13 @@ static void read_torch_file(TensorSet *set, const char *file, const uint8_t *byt
     size_t first = set->n;
     while (step_pickle(&p)) { }
     Pickled root = pop(&p);
-    if (root.kind != DICT) pickle_fail(&p, NO_STATE_DICT);
+    if (root.kind != P_DICT) pickle_fail(&p, NO_STATE_DICT);
     for (size_t i = 0; i < p.pairs.n; i += 3) {
         const Pickled *v = p.pairs.values + i;
         if (v[0].a != root.a) continue;
-        if (v[1].kind != TEXT) pickle_fail(&p, NO_STATE_DICT);
+        if (v[1].kind != P_TEXT) pickle_fail(&p, NO_STATE_DICT);
         char *name = strf("%.*s", (int)min_size(v[1].a, 1000), v[1].text);
-        if (v[2].kind != TENSOR) fail("%s: '%s' is no tensor; a file of weights has nothing else", file, name);
+        if (v[2].kind != P_TENSOR) fail("%s: '%s' is no tensor; a file of weights has nothing else", file, name);
         if (set->n - first == MAX_TENSORS) fail("%s: has more than %d tensors", file, MAX_TENSORS);
         set->tensors = grow(set->tensors, &set->capacity, set->n + 1, sizeof *set->tensors);
         StoredTensor *t = &set->tensors[set->n++];

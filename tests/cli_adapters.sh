@@ -82,9 +82,9 @@ for key in '"use_dora": true' '"rank_pattern": {"q_proj": 2}' '"alpha_pattern": 
     sed -i "s/\"r\": 8/$key, \"r\": 8/" $config
     refuse "adapter_config.json|$(echo "$key" | cut -d: -f1)|not supported" chat bad --prompt hi
 done
-broken $lora; mv $tensors bad/adapter_model.bin
+broken $lora; rm $tensors; printf 'PK\003\004' >bad/adapter_model.bin
 for command in 'chat bad --prompt hi' 'info bad' 'merge bad out' 'train data.jsonl bad --output_dir out'; do
-    refuse 'bad/adapter_model.bin|convert it|save_file' $command
+    refuse 'bad/adapter_model.bin: is a zip archive|download it again' $command
 done
 
 # ---- ChatGLM3's P-tuning v2: the whole model, with the prefix among its tensors ----------------------------------

@@ -21,6 +21,19 @@ check 'merge writes safetensors' test -e torch_merged/model.safetensors
 works 'loss' eval torch_ids.jsonl torch_merged
 rm -rf both.out torch_run torch_merged
 
+golden=$tests/golden/targets_all_linear         # an adapter of PEFT's, whose logits test-float compares with PEFT's
+works 'loss' dump "$golden" torch_ids.jsonl safe.out --base "$tests/golden/saved_hf"
+works 'loss' dump "$tests/golden/torch/adapter" torch_ids.jsonl bin.out --base "$tests/golden/saved_hf"
+check 'adapter_model.bin is that adapter' cmp bin.out safe.out
+rm -f bin.out safe.out
+works 'parameters' init "$tests/golden/torch/prefix/config.json" torch_base
+works 'loss' dump "$tests/golden/torch/prefix/expected" torch_ids.jsonl safe.out --base torch_base
+works 'loss' dump "$tests/golden/torch/prefix" torch_ids.jsonl bin.out --base torch_base
+check "ChatGLM2's own prefix is that of safetensors" cmp bin.out safe.out
+works 'method ptuning' info "$tests/golden/torch/prefix" --base torch_base
+works 'ptuning|done' train torch_ids.jsonl "$tests/golden/torch/prefix" --base torch_base --output_dir torch_run --max_steps 1 --val_size 0
+rm -rf bin.out safe.out torch_run torch_base
+
 # ---- Refused -----------------------------------------------------------------------------------------------------
 
 seeds=$tests/fuzz/seeds/torch
@@ -65,7 +78,7 @@ for file in plain protocol_4 odd_key types old_plain old_linear; do    # sound, 
 done
 for place in 12 17; do              # flags and method of the first local header are not looked at; sizes are
     head -c "$place" "$tests/golden/torch/one/pytorch_model.bin" >both/pytorch_model.bin
-    refuse 'both/pytorch_model.bin: is cut off' eval torch_ids.jsonl both
+    refuse 'both/pytorch_model.bin: |cut off' eval torch_ids.jsonl both
 done
 rm both/pytorch_model.bin
 refuse 'both: has neither model.safetensors nor pytorch_model.bin' eval torch_ids.jsonl both

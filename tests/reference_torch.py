@@ -20,6 +20,9 @@ CONFIG = {"model_type": "glm", "vocab_size": 40, "hidden_size": 8, "num_hidden_l
           "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 6, "max_position_embeddings": 64,
           "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5, "attention_bias": True,
           "tie_word_embeddings": False}
+CHATGLM = {"model_type": "chatglm", "num_layers": 1, "hidden_size": 16, "ffn_hidden_size": 6, "padded_vocab_size": 40,
+           "num_attention_heads": 4, "kv_channels": 4, "multi_query_attention": True, "multi_query_group_num": 2,
+           "add_qkv_bias": True, "seq_length": 64, "pre_seq_len": 3, "prefix_projection": False, "torch_dtype": "float32"}
 SHAPES = {"model.embed_tokens.weight": (40, 8), "lm_head.weight": (40, 8), "model.norm.weight": (8,),
           "model.layers.0.input_layernorm.weight": (8,), "model.layers.0.post_attention_layernorm.weight": (8,),
           "model.layers.0.self_attn.q_proj.weight": (8, 8), "model.layers.0.self_attn.q_proj.bias": (8,),
@@ -61,6 +64,25 @@ def write_models(top):
         torch.save(w, os.path.join(folder, "pytorch_model.bin"), pickle_protocol=4 if name == "shared" else 2)
 
 
+def write_adapters(top):
+    """An adapter of PEFT's golden ones and a prefix of ChatGLM2's, as they were saved until safetensors came."""
+    from safetensors.torch import load_file, save_file
+    golden = os.path.join(HERE, "golden", "targets_all_linear")
+    folder = os.path.join(top, "adapter")
+    os.makedirs(folder, exist_ok=True)
+    torch.save(load_file(os.path.join(golden, "adapter_model.safetensors")), os.path.join(folder, "adapter_model.bin"))
+    with open(os.path.join(golden, "adapter_config.json")) as f, open(os.path.join(folder, "adapter_config.json"), "w") as g:
+        g.write(f.read())
+    prefix = {"transformer.prefix_encoder.embedding.weight": torch.randn(3, 2 * 1 * 2 * 4)}
+    for sub in ("", "expected"):
+        folder = os.path.join(top, "prefix", sub)
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "config.json"), "w") as f:
+            json.dump(CHATGLM, f)
+    torch.save(prefix, os.path.join(top, "prefix", "pytorch_model.bin"))
+    save_file(prefix, os.path.join(top, "prefix", "expected", "model.safetensors"), metadata={"format": "pt"})
+
+
 def saved(value, **options):
     out = io.BytesIO()
     torch.save(value, out, **options)
@@ -71,7 +93,9 @@ def zipped(entries, method=zipfile.ZIP_STORED):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as z:
         for name, data in entries.items():
-            z.writestr("x/" + name, data)
+            entry = zipfile.ZipInfo("x/" + name)            # of 1980, so that the same files come out again
+            entry.compress_type = method
+            z.writestr(entry, data)
     return out.getvalue()
 
 
@@ -142,4 +166,5 @@ if __name__ == "__main__":
         torch.save(torch.nn.Linear(3, 2).half().state_dict(), os.path.join(seeds, "old_linear"))
     else:
         write_models(os.path.join(HERE, "golden", "torch"))
+        write_adapters(os.path.join(HERE, "golden", "torch"))
         write_files(seeds)
