@@ -153,6 +153,36 @@ static void fuzz_data(const char *bytes, size_t n) {
     (void)read_data_file(memory_file, &format, &o, 1 << 20, n % 5 > 0);
 }
 
+static void to_file(int fd, const char *bytes, size_t n) {
+    if (ftruncate(fd, 0) || pwrite(fd, bytes, n, 0) != (ssize_t)n) abort();
+}
+
+static char adapter_folder[] = "/tmp/glmtune-fuzz-XXXXXX";
+static void remove_adapter(void) { remove_tree(adapter_folder); }
+
+// An adapter's folder on a small base: its adapter_config.json, a NUL, its file of tensors.
+static void fuzz_adapter(const char *bytes, size_t n) {
+    static const char *const names[] = { "adapter_config.json", "adapter_model.safetensors" };
+    static int files[COUNT(names)];
+    for (size_t i = 0; i < COUNT(names) && !files[COUNT(names) - 1]; i++) {
+        char from[32], to[64];
+        if (i == 0 && (!mkdtemp(adapter_folder) || atexit(remove_adapter))) abort();
+        files[i] = memfd_create(names[i], MFD_CLOEXEC);
+        snprintf(from, sizeof from, "/proc/self/fd/%d", files[i]);
+        snprintf(to, sizeof to, "%s/%s", adapter_folder, names[i]);
+        if (symlink(from, to)) abort();
+    }
+    size_t config = strnlen(bytes, n), rest = min_size(config + 1, n);
+    Options o = default_options();
+    o.base = "tests/golden/saved_hf";
+    to_file(files[0], bytes, config);
+    to_file(files[1], bytes + rest, n - rest);
+    Opened m = open_model(adapter_folder, &o);
+    if (count_parameters(m.model->trained, m.model->n_trained) > 1 << 20) return;
+    check_fingerprint(&m, NULL, &o);
+    start_method(&m, 0, false);
+}
+
 // The reader, and what a config does to the options.
 static void fuzz_yaml(const char *bytes, size_t n) {
     JsonReader r = json_open("fuzz.yaml", bytes, n);
@@ -165,6 +195,7 @@ static void fuzz_yaml(const char *bytes, size_t n) {
 static const struct { const char *name; void (*run)(const char *, size_t); } targets[] = {
     { "json", fuzz_json }, { "tokenizer", fuzz_tokenizer }, { "tokenizer_json", fuzz_tokenizer },
     { "safetensors", fuzz_safetensors }, { "torch", fuzz_safetensors }, { "data", fuzz_data }, { "yaml", fuzz_yaml },
+    { "adapter", fuzz_adapter },
 };
 
 static void run_target(size_t target, const char *bytes, size_t n) {
@@ -177,7 +208,7 @@ static void run_target(size_t target, const char *bytes, size_t n) {
         method_names();         // makes its text once, which stays
         taken = NULL;
     }
-    if (ftruncate(fd, 0) || pwrite(fd, bytes, n, 0) != (ssize_t)n) abort();
+    to_file(fd, bytes, n);
     if (!setjmp(fuzz_ending)) targets[target].run(bytes, n);
     end_input();
 }
