@@ -199,10 +199,11 @@ def official_call(parameters):
     return "```python\n" + ast.unparse(ast.Call(func=ast.Name(id="tool_call"), args=[], keywords=keywords)) + "\n```"
 
 
-def tool_turns(draw, sample):
+def tool_turns(draw, sample, parameters=None):
     """Two samples: the plain one gets a call and its result, the other the tool turn that means the same."""
     plain, other = json.loads(json.dumps(sample)), json.loads(json.dumps(sample))
-    name, parameters, result = draw.choice(CALLS), draw.choice(PARAMETERS), draw.choice(OBSERVATIONS)
+    name, result = draw.choice(CALLS), draw.choice(OBSERVATIONS)
+    parameters = draw.choice(PARAMETERS) if parameters is None else parameters
     turn = {"role": "tool", "name": name, "parameters": parameters, "observation": result}
     if draw.random() < 0.2:
         turn["loss"] = draw.random() < 0.5
@@ -266,6 +267,8 @@ def write_golden(path):
     samples = [(layout, s, s) for layout in RULES for s in [conversation(draw, layout) for _ in range(14 if layout in ("z1", "glm4-chat") else 8)]]
     samples += [(layout, *in_other_forms(draw, layout, conversation(draw, layout)))
                 for layout in ("chatglm2", "chatglm3", "glm4-chat") for _ in range(8)]
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    samples += [("chatglm3", *tool_turns(draw, talk, parameters)) for parameters in PARAMETERS]
     with open(path, "w", encoding="utf-8") as f:
         for joined in (False, True):
             for layout, sample, written in samples:
