@@ -205,7 +205,7 @@ def tool_turns(draw, sample, parameters=None):
     name, result = draw.choice(CALLS), draw.choice(OBSERVATIONS)
     parameters = draw.choice(PARAMETERS) if parameters is None else parameters
     turn = {"role": "tool", "name": name, "parameters": parameters, "observation": result}
-    if draw.random() < 0.2:
+    if draw.random() < 0.4:
         turn["loss"] = draw.random() < 0.5
     messages = [plain.get("messages") or plain["conversations"], other.get("messages") or other["conversations"]]
     messages[0][-1:-1] = [
@@ -274,7 +274,7 @@ def write_golden(path):
             for layout, sample, written in samples:
                 if joined and (layout not in JOINED or written is not sample):
                     continue
-                for official, combine in RULES[layout] if written is sample else RULES[layout][:1]:
+                for official, combine in RULES[layout] if written is sample or layout == "chatglm3" else [(0, 0)]:
                     row, prompt = row_of(layout, sample, official, combine, joined)
                     f.write(json.dumps({"layout": layout, "official": bool(official), "combine": bool(combine),
                                         "joined": joined, "sample": written, "row": row, "prompt": prompt},

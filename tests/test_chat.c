@@ -45,7 +45,7 @@ static void test_golden_labels(void) {
         wrong_prompts += set.samples[0].prompt_n != e.prompt_n;
         free(e.ids.ids), free(e.labels.ids);
     }
-    check_equal("rows of the golden table", n_rows, 223);
+    check_equal("rows of the golden table", n_rows, 238);
     check_equal("prompts that end elsewhere", wrong_prompts, 0);
 }
 
