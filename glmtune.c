@@ -2019,35 +2019,27 @@ static void affine_backward(real *dx, const real *from, const real *dy, const re
     if (dx) linear_backward_input(dx, from, dy, weight_of(w), 1, T, w->shape[0], w->shape[1]);
 }
 
-// A list of linear maps as the user wrote it, in the names of this layout: a fused map stands for the three of the
-// other one, and each of these for it. NULL, all of them: there is no list, or PEFT's word for it.
-static const char *modules_here(const Model *m, const char *list) {
+// A list of linear maps in the names of this layout; NULL, all of them: there is no list, or PEFT's word for it. With
+// `translated` the names may be the other layout's: a fused map stands for its three parts, each of these for it.
+static const char *modules_here(const Model *m, const char *list, bool translated) {
     static const char *const names[][2] = {
         { "q_proj,k_proj,v_proj", "query_key_value" }, { "o_proj", "dense" }, { "gate_up_proj", "dense_h_to_4h" },
         { "down_proj", "dense_4h_to_h" } };
     bool remote = m->config.remote;
-    Text here = {0};
-    if (!list || !strcasecmp(list, "all-linear")) return NULL;     // PEFT's word
-    for (char *rest = strf("%s", list), *one; (one = strtok_r(rest, ", ", &rest)); ) {
+    const Layer *l = &m->layers[0];
+    Text here = {0}, known = {0};
+    if (!list || !strcasecmp(list, "all-linear")) return NULL;
+    for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
+    for (char *rest = strf("%s", list), *one; (one = strtok_r(rest, ",", &rest)); ) {
         const char *is = one;
-        for (size_t i = 0; i < COUNT(names); i++) if (list_has(names[i][!remote], one)) is = names[i][remote];
+        for (size_t i = 0; translated && i < COUNT(names); i++)
+            if (list_has(names[i][!remote], one)) is = names[i][remote];
+        if (!names_in(known.s, is)) fail("target module '%s' is not in this model; it has %s", one, known.s);
         if (!names_in(here.s, is)) text_print(&here, "%s%s", here.n ? "," : "", is);
     }
-    int some = !!strstr(list, "q_proj") + !!strstr(list, "k_proj") + !!strstr(list, "v_proj");
-    if (remote && some % 3 && !strstr(list, names[0][remote]))
+    if (list_has(here.s, names[0][1]) && !list_has(list, names[0][1]) && !names_in(list, names[0][0]))
         fprintf(stderr, "note: q_proj, k_proj and v_proj are one map here, query_key_value, which is taken whole\n");
     return here.s ? here.s : "";
-}
-
-// Ends the program where a list names a linear map that a layer does not have.
-static void check_modules(const Model *m, const char *targets) {
-    Text known = {0};
-    const Layer *l = &m->layers[0];
-    for (size_t i = 0; i < l->n_maps; i++) text_print(&known, "%s%s", i ? "," : "", l->maps[i].short_name);
-    for (char *copy = strf("%s", targets), *rest, *one = strtok_r(copy, ",", &rest); one;
-         one = strtok_r(NULL, ",", &rest))
-        if (!list_has(known.s, one)) fail("target module '%s' is not in this model; it has %s", one, known.s);
-    free(known.s);
 }
 
 // ---- 5.2 LoRA ----------------------------------------------------------------------------------------------------
@@ -2061,17 +2053,17 @@ enum { LORA_A, LORA_B };
 
 // The maps that LoRA stands beside; NULL: all. Without a list a yaml has PEFT's; an adapter's is of this layout.
 static const char *lora_targets(const Model *m, const Options *o) {
+    static const char *const ends[] = { "lm_head", "output_layer", "embed_tokens", "word_embeddings" };
+    for (size_t i = 0; i < COUNT(ends); i++)
+        if (list_has(o->target_modules, ends[i]))
+            fail("LoRA on %s is not supported, only on linear maps of layers", ends[i]);
     if (o->yaml && !o->target_modules) return m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj";
-    return GIVEN(o, target_modules) ? modules_here(m, o->target_modules) : o->target_modules;
+    return modules_here(m, o->target_modules, GIVEN(o, target_modules));
 }
 
 static void lora_setup(Model *m, const Options *o) {
-    static const char *const ends[] = { "lm_head", "output_layer", "embed_tokens", "word_embeddings" };
     const char *targets = lora_targets(m, o);
     double scale = o->lora_alpha / (o->use_rslora ? sqrt((double)o->r) : (double)o->r);
-    for (size_t i = 0; i < COUNT(ends); i++)
-        if (list_has(targets, ends[i])) fail("LoRA on %s is not supported, only on linear maps of layers", ends[i]);
-    if (targets) check_modules(m, targets);
     for (size_t i = 0; i < m->config.n_layers; i++)
         for (Linear *w = m->layers[i].maps, *end = w + m->layers[i].n_maps; w < end; w++) {
             if (targets && !list_has(targets, w->short_name)) continue;
@@ -2373,8 +2365,7 @@ static bool freeze_trains(const Model *m, const Tensor *t, const char *modules, 
 static void freeze_setup(Model *m, const Options *o) {
     if ((size_t)o->trainable_layers > m->config.n_layers)
         fail("--trainable_layers %lld: the model has %zu", (long long)o->trainable_layers, m->config.n_layers);
-    const char *modules = modules_here(m, o->trainable_modules);
-    if (modules) check_modules(m, modules);
+    const char *modules = modules_here(m, o->trainable_modules, true);
     for (size_t i = 0; i < m->n_tensors; i++)
         if (freeze_trains(m, m->tensors[i], modules, o)) train_tensor(m, m->tensors[i]);
     if (!m->n_trained) fail("nothing would train: set --trainable_layers, --trainable_embedding or --trainable_head");
@@ -2576,8 +2567,10 @@ static Json *json_only(JsonReader *r);                      // where a file is o
 static const char *json_where(const JsonReader *r, size_t at);                  // "file:line:column"
 static void json_close(JsonReader *r);                      // its values go with it
 static Json *json_get(const Json *object, const char *key); // the member of an object; NULL: none
+static const char *json_key(const Json *object, const char *key, const char *other);    // other if that alone is there
 static bool json_is(const Json *j, JsonType type);          // j may be NULL: false
-static void text_json(Text *t, const char *s, size_t n);    // adds a string in quotes
+static void text_json(Text *t, const char *s, size_t n);    // adds a string in quotes, as Python writes it
+static void text_repr(Text *t, const char *s, size_t n);    // as repr does, but for rare characters that have no shape
 
 // tensor files (13.5 to 13.7)
 enum { MAX_DIMS = 4 };
@@ -3239,19 +3232,18 @@ static const Json *want(const JsonReader *r, const Json *object, const char *key
 // {{...}} and [[...]] in one line of at most 40 bytes. {{NAME}}, in capitals, is never meant; nor is what stands in the
 // two identity files that many start from: {{name}} and {{author}} (LLaMA-Factory), <NAME> and <AUTHOR>.
 static void note_placeholders(const DataReader *d, const Json *text) {
-    static const char *const angled[] = { "<NAME>", "<AUTHOR>" }, *const lower[] = { "name", "author" };
     for (const char *p = text->text, *end = p + text->count; p + 4 < end; p++) {
-        for (size_t i = 0; i < COUNT(angled); i++)
-            if (!strncmp(p, angled[i], strlen(angled[i]))) note(d, LEFT_NAME, text, angled[i]);
+        if (!strncmp(p, "<NAME>", 6) || !strncmp(p, "<AUTHOR>", 8))
+            note(d, LEFT_NAME, text, p[1] == 'N' ? "<NAME>" : "<AUTHOR>");
         if ((*p != '{' && *p != '[') || p[1] != *p) continue;
-        size_t left = min_size((size_t)(end - p - 2), 38);
-        const char *closing = memmem(p + 2, left, *p == '{' ? "}}" : "]]", 2), *inner = p + 2;
+        const char *inner = p + 2, *closer = *p == '{' ? "}}" : "]]";
+        const char *closing = memmem(inner, min_size((size_t)(end - inner), 38), closer, 2);
         size_t n = closing ? (size_t)(closing - inner) : 0;
         if (!n || memchr(inner, '\n', n)) continue;
         for (; n && *inner == ' '; inner++) n--;
         while (n && inner[n-1] == ' ') n--;
-        bool is_name = strspn(inner, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == n;
-        for (size_t i = 0; i < COUNT(lower); i++) is_name |= n == strlen(lower[i]) && !memcmp(inner, lower[i], n);
+        bool is_name = strspn(inner, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == n ||
+                       (n == 4 && !memcmp(inner, "name", 4)) || (n == 6 && !memcmp(inner, "author", 6));
         note(d, *p == '{' && n && is_name ? LEFT_NAME : LEFT_BRACES, text, excerpt(p, (size_t)(closing + 2 - p)));
         p = closing + 1;
     }
@@ -3269,7 +3261,7 @@ static const JsonReader *tools_reader(const DataReader *d, const Json *list) { r
 // The list of tools that a message or sample brings along, or the text of such a list; an empty one is none. The reader
 // of a list is d->tools where it stands in a text, and so has no key.
 static const Json *given_tools(const DataReader *d, const Json *object) {
-    const Json *list = given(object, json_get(object, "tools") ? "tools" : "functions");
+    const Json *list = given(object, json_key(object, "tools", "functions"));
     if (json_is(list, JSON_STRING) && list->count) {
         json_close(d->tools);
         *d->tools = json_open(strf("%s, in \"%s\"", where(d->json, list), list->key), list->text, list->count);
@@ -3279,20 +3271,6 @@ static const Json *given_tools(const DataReader *d, const Json *object) {
     const JsonReader *r = tools_reader(d, list);
     if (list->type != JSON_ARRAY) fail("%s: tools must be an array, not %s", where(r, list), quoted(r, list));
     return list;
-}
-
-// A string as Python's repr writes it, but for rare characters that cannot be printed.
-static void text_repr(Text *out, const char *s, size_t n) {
-    static const char from[] = "\\\n\r\t", to[] = "\\nrt";
-    char quote = memchr(s, '\'', n) && !memchr(s, '"', n) ? '"' : '\'';
-    text_add(out, &quote, 1);
-    for (size_t i = 0; i < n; i++) {
-        const char *escaped = s[i] ? strchr(from, s[i]) : NULL;
-        if (escaped || s[i] == quote) text_print(out, "\\%c", escaped ? to[escaped - from] : quote);
-        else if ((unsigned char)s[i] < ' ' || s[i] == 127) text_print(out, "\\x%02x", s[i]);
-        else text_add(out, s + i, 1);
-    }
-    text_add(out, &quote, 1);
 }
 
 enum { IN_ONE_LINE = -1, AS_REPR = -2 };
@@ -3330,50 +3308,51 @@ static void text_function(Text *out, const JsonReader *r, const Json *tool) {
     text_print(out, "%s", GLM4_TOOL_END);
 }
 
-// Adds a system message with tools: one of their own, or, for ChatGLM3, the one that brings them, whose text is given.
-static void add_tools(const DataReader *d, Conversation *c, const Json *tools, const char *text, size_t n) {
-    const char *opening = d->format->layout->tools;
-    const JsonReader *r = tools_reader(d, tools);
-    Text t = {0};
-    if (!opening) fail("%s: the chat layout %s has no words for tools", where(r, tools), d->format->layout->name);
-    if (*opening) {
-        text_print(&t, "%s", opening);
-        for (const Json *tool = tools->first; tool; tool = tool->next) text_function(&t, r, tool);
-    } else {
-        text_add(&t, text, n);
-        text_add(&t, "\n", 1);
-        text_python(&t, r, tools, NULL, 0);
-    }
-    add_turn(c, (Turn){ .role = SYSTEM, .text = t.s, .n = t.n, .fixed = true, .own = t.s });
-}
-
 static void add_text_turn(const DataReader *d, Conversation *c, int role, const Json *metadata, const Json *text,
                           bool wanted) {
-    bool official = d->o->official_mask, observes = official && d->format->layout->observations;
+    const Layout *l = d->format->layout;
+    bool official = d->o->official_mask, observes = official && l->observations;
+    if (l->rounds && role != (c->n % 2 ? ASSISTANT : USER))
+        fail("%s: '%s' cannot stand here: in %s user and assistant take turns", where(d->json, text), role_names[role],
+             l->name);
     note_text(d, role, text);
     add_turn(c, (Turn){ .role = role, .text = text->text, .n = text->count,
                         .learns = (role == ASSISTANT && (wanted || official)) || (role == OBSERVATION && observes),
                         .metadata = metadata ? metadata->text : "", .metadata_n = metadata ? metadata->count : 0 });
 }
 
-// Ends the program where a layout of rounds has another turn.
-static void check_turn(const DataReader *d, const Conversation *c, int role, const Json *at) {
-    const Layout *l = d->format->layout;
-    if (l->rounds && role != (c->n % 2 ? ASSISTANT : USER))
-        fail("%s: '%s' cannot stand here: in %s user and assistant take turns", where(d->json, at), role_names[role],
-             l->name);
+// A turn whose text was put together here, from what stands at a place; it is freed with the turn.
+static void add_own_turn(const DataReader *d, Conversation *c, int role, const Json *metadata, size_t at, Text t,
+                         bool wanted) {
+    add_text_turn(d, c, role, metadata, &(Json){ .at = at, .text = t.s, .count = t.n }, wanted);
+    c->turns[c->n-1].own = t.s;
 }
 
-// A system message without tools, with them, or tools alone.
+// A system message, tools or both: one of the two may be NULL. ChatGLM3 has both in one message, later models in two.
 static void add_system(const DataReader *d, Conversation *c, const Json *metadata, const Json *content,
                        const Json *tools) {
-    const Layout *l = d->format->layout;
-    bool shared = tools && l->tools && !*l->tools;          // ChatGLM3: text and tools are one message
-    if (tools && content) add_tools(d, c, tools, content->text, content->count);
-    else if (tools) add_tools(d, c, tools, GLM3_TOOLS, strlen(GLM3_TOOLS));
-    if (content && shared && content->count) note_text(d, SYSTEM, content);
-    if (content && !shared && (!tools || content->count)) add_text_turn(d, c, SYSTEM, metadata, content, false);
+    const char *opening = d->format->layout->tools;
+    Text t = {0};
+    if (!tools) return add_text_turn(d, c, SYSTEM, metadata, content, false);
+    const JsonReader *r = tools_reader(d, tools);
+    if (!opening) fail("%s: the chat layout %s has no words for tools", where(r, tools), d->format->layout->name);
+    if (*opening) {
+        text_print(&t, "%s", opening);
+        for (const Json *tool = tools->first; tool; tool = tool->next) text_function(&t, r, tool);
+    } else {
+        if (content) text_add(&t, content->text, content->count);
+        else text_print(&t, "%s", GLM3_TOOLS);
+        text_print(&t, "\n");
+        text_python(&t, r, tools, NULL, 0);
+    }
+    add_turn(c, (Turn){ .role = SYSTEM, .text = t.s, .n = t.n, .fixed = true, .own = t.s });
+    if (!content || !content->count) return;
+    if (*opening) add_text_turn(d, c, SYSTEM, metadata, content, false);
+    else note_text(d, SYSTEM, content);
 }
+
+#define CALLS "a call is an assistant message with its name as \"metadata\" and its arguments as \"content\"; its " \
+              "result is an observation"
 
 // ChatGLM3's older form of a call and what came of it, as its own script read it (finetune_chatmodel_demo/
 // preprocess_utils.py, until December 2023): an answer with Python in it, and an observation.
@@ -3383,9 +3362,7 @@ static void add_call(const DataReader *d, Conversation *c, const Json *message, 
     const Json *parameters = want(d->json, message, "parameters", JSON_OBJECT, "an object");
     const Json *observation = given(message, "observation");
     Text call = {0}, result = {0};
-    if (!l->tools || *l->tools)
-        fail("%s: this form of a call is ChatGLM3's; in %s it is an assistant message with \"metadata\": %s and an "
-             "observation", where(d->json, name), l->name, quoted(d->json, name));
+    if (!l->tools || *l->tools) fail("%s: only ChatGLM3 has this form; " CALLS, where(d->json, name));
     text_print(&call, "```python\ntool_call(");
     for (const Json *p = parameters->first; p; p = p->next) {
         text_print(&call, "%s%s=", p == parameters->first ? "" : ", ", p->key);
@@ -3395,23 +3372,20 @@ static void add_call(const DataReader *d, Conversation *c, const Json *message, 
     if (json_is(observation, JSON_STRING)) text_add(&result, observation->text, observation->count);
     else if (observation) text_python(&result, d->json, observation, NULL, IN_ONE_LINE);
     else text_print(&result, "null");
-    add_turn(c, (Turn){ .role = ASSISTANT, .text = call.s, .n = call.n, .own = call.s, .metadata = name->text,
-                        .metadata_n = name->count, .learns = wanted || d->o->official_mask });
-    add_turn(c, (Turn){ .role = OBSERVATION, .metadata = "", .text = result.s, .n = result.n, .own = result.s,
-                        .learns = d->o->official_mask && l->observations });
+    add_own_turn(d, c, ASSISTANT, name, parameters->at, call, wanted);
+    add_own_turn(d, c, OBSERVATION, NULL, message->at, result, false);
 }
 
 // Keys that carry content or change what is learned, and that nothing here reads. Their values say nothing where they
 // are empty or 0; flags, where they are 1 or a list of ones.
-static const struct { bool flags; const char *keys[7], *remedy; } refused[] = {
-    { false, { "tool_calls", "function_call" }, "write a call as an assistant message with \"metadata\": its name and "
-                                                "\"content\": its arguments" },
-    { false, { "reasoning_content", "reasoning", "thinking" }, "write <think>thoughts</think> into \"content\"" },
-    { false, { "image", "images", "video", "videos", "audio", "audios" }, "text alone is read" },
-    { false, { "chosen", "rejected", "rejected_response" }, "write the wanted answer as the last message" },
-    { true, { "attention_mask", "loss_mask" }, "leave padding out; the label of what is not learned is -100" },
-    { true, { "weight", "train", "loss" }, "write it into the messages that it is meant for" },
-    { true, { "label" }, "leave out what shall not be learned" },
+static const struct { bool flags; const char *keys, *remedy; } refused[] = {
+    { false, "tool_calls,function_call", CALLS },
+    { false, "reasoning_content,reasoning,thinking", "write <think>thoughts</think> into \"content\"" },
+    { false, "image,images,video,videos,audio,audios", "text alone is read" },
+    { false, "chosen,rejected,rejected_response", "write the wanted answer as the last message" },
+    { true, "attention_mask,loss_mask", "leave padding out; the label of what is not learned is -100" },
+    { true, "weight,train,loss", "write it into the messages that it is meant for" },
+    { true, "label", "leave out what shall not be learned" },
 };
 
 static bool says_nothing(const Json *j, bool flags) {
@@ -3429,10 +3403,9 @@ static void count_unread(const DataReader *d, const Json *object) {
         size_t k = 0;
         if (m->read || m->type == JSON_NULL) continue;
         for (size_t i = 0; i < COUNT(refused); i++)
-            for (const char *const *key = refused[i].keys; *key; key++)
-                if (!strcmp(m->key, *key) && !says_nothing(m, refused[i].flags))
-                    fail("%s: \"%s\" is not read, and would change what is learned; %s", where(d->json, m), *key,
-                         refused[i].remedy);
+            if (list_has(refused[i].keys, m->key) && !says_nothing(m, refused[i].flags))
+                fail("%s: \"%s\" is not read, and would change what is learned; %s", where(d->json, m), m->key,
+                     refused[i].remedy);
         while (k < set->n_unread && k < most && strcmp(set->unread[k].key, m->key)) k++;
         if (k == set->n_unread) set->unread[set->n_unread++].key = strf("%s", k == most ? "other keys" : m->key);
         if (set->unread[k].last != number) set->unread[k].n++;
@@ -3442,16 +3415,11 @@ static void count_unread(const DataReader *d, const Json *object) {
 
 // Whether an answer shall be learned: "loss", as ChatGLM3's data have it, or other data's "train" or "weight".
 static bool is_wanted(const JsonReader *r, const Json *message) {
-    static const struct { const char *key, *values; JsonType type; } flags[] = {
-        { "loss", "true or false", JSON_BOOL }, { "train", "true or false", JSON_BOOL },
-        { "weight", "0 or 1", JSON_NUMBER } };
-    bool wanted = true;
-    for (size_t i = 0; i < COUNT(flags); i++) {
-        const Json *j = typed(r, given(message, flags[i].key), flags[i].type, flags[i].values);
-        if (j && j->number != 0 && j->number != 1) fail("%s: \"%s\" must be 0 or 1", where(r, j), j->key);
-        wanted &= !j || j->number > 0;
-    }
-    return wanted;
+    const Json *loss = typed(r, given(message, "loss"), JSON_BOOL, "true or false");
+    const Json *train = typed(r, given(message, "train"), JSON_BOOL, "true or false");
+    const Json *weight = typed(r, given(message, "weight"), JSON_NUMBER, "0 or 1");
+    if (weight && weight->number != 0 && weight->number != 1) fail("%s: \"weight\" must be 0 or 1", where(r, weight));
+    return (!loss || loss->number > 0) && (!train || train->number > 0) && (!weight || weight->number > 0);
 }
 
 // The role of a message, in our words, ShareGPT's or OpenAI's.
@@ -3459,23 +3427,7 @@ static int role_of(const JsonReader *r, const Json *role) {
     static const char *const others[] = { [USER] = "human", [ASSISTANT] = "gpt", [OBSERVATION] = "tool" };
     for (int k = 0; k < ROLES && strlen(role->text) == role->count; k++)
         if (!strcmp(role->text, role_names[k]) || (others[k] && !strcmp(role->text, others[k]))) return k;
-    fail("%s: role %s is not one of system, user, assistant, observation; a call of a function is an assistant message "
-         "with \"metadata\": its name, what comes of it an observation", where(r, role), quoted(r, role));
-}
-
-static void read_content(const DataReader *d, const Json *message, const Json *tools, Conversation *c, int role) {
-    const JsonReader *r = d->json;
-    const char *key = json_get(message, "value") && !json_get(message, "content") ? "value" : "content";
-    const Json *metadata = typed(r, given(message, "metadata"), JSON_STRING, "a string");
-    const Json *own = given_tools(d, message);
-    bool wanted = is_wanted(r, message);
-    if (!json_is(given(message, key), JSON_STRING)) count_unread(d, message);      // tool_calls have their own line
-    const Json *content = want(r, message, key, JSON_STRING, "a string");
-    if (own && role != SYSTEM) fail("%s: \"tools\" belong to a system message", where(tools_reader(d, own), own));
-    if (own && tools)
-        fail("%s: \"tools\" stand here and beside the messages; give them once", where(tools_reader(d, own), own));
-    if (role == SYSTEM) add_system(d, c, metadata, content, own ? own : tools);
-    else add_text_turn(d, c, role, metadata, content, wanted);
+    fail("%s: role %s is not one of system, user, assistant, observation; " CALLS, where(r, role), quoted(r, role));
 }
 
 // tools: those of the sample, if this is the message that brings them
@@ -3483,13 +3435,18 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     const JsonReader *r = d->json;
     if (message->type != JSON_OBJECT)
         fail("%s: a message must be an object, not %s", where(r, message), quoted(r, message));
-    const char *key = json_get(message, "from") && !json_get(message, "role") ? "from" : "role";
-    const Json *role = want(r, message, key, JSON_STRING, "a string");
-    int k = role_of(r, role);
-    check_turn(d, c, k, role);
-    if (k == OBSERVATION && json_get(message, "parameters")) add_call(d, c, message, is_wanted(r, message));
-    else read_content(d, message, tools, c, k);
-    count_unread(d, message);
+    int role = role_of(r, want(r, message, json_key(message, "role", "from"), JSON_STRING, "a string"));
+    bool wanted = is_wanted(r, message);
+    if (role == OBSERVATION && json_get(message, "parameters")) return add_call(d, c, message, wanted);
+    const Json *metadata = typed(r, given(message, "metadata"), JSON_STRING, "a string");
+    const Json *own = given_tools(d, message);
+    const char *key = json_key(message, "content", "value");
+    if (!json_is(given(message, key), JSON_STRING)) count_unread(d, message);      // tool_calls have their own line
+    const Json *content = want(r, message, key, JSON_STRING, "a string");
+    if (own && role != SYSTEM) fail("%s: \"tools\" belong to a system message", where(tools_reader(d, own), own));
+    if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(r, message));
+    if (role == SYSTEM) add_system(d, c, metadata, content, own ? own : tools);
+    else add_text_turn(d, c, role, metadata, content, wanted);
 }
 
 // A system message and tools that stand beside messages or columns. carrier: one among the messages, which brings the
@@ -3499,9 +3456,8 @@ static const Json *read_beside(const DataReader *d, const Json *root, const Json
     if (system && !system->count) system = NULL;
     if (system && carrier)
         fail("%s: \"system\" stands here and among the messages; give it once", where(d->json, system));
-    if (system) check_turn(d, c, SYSTEM, system);
     if (!carrier && (system || tools)) add_system(d, c, NULL, system, tools);
-    return carrier ? tools : NULL;
+    return tools;
 }
 
 static void read_messages(const DataReader *d, const Json *root, const Json *messages, Conversation *c) {
@@ -3509,11 +3465,14 @@ static void read_messages(const DataReader *d, const Json *root, const Json *mes
     if (!typed(d->json, messages, JSON_ARRAY, "an array of messages")->count)
         fail("%s: \"%s\" is empty: there is nothing to learn", where(d->json, root), messages->key);
     for (const Json *m = messages->first; m && !carrier; m = m->next) {
-        const Json *role = json_get(m, json_get(m, "role") ? "role" : "from");
+        const Json *role = json_get(m, json_key(m, "role", "from"));
         if (json_is(role, JSON_STRING) && !strcmp(role->text, role_names[SYSTEM])) carrier = m;
     }
     const Json *tools = read_beside(d, root, carrier, c);
-    for (const Json *m = messages->first; m; m = m->next) read_message(d, m, m == carrier ? tools : NULL, c);
+    for (const Json *m = messages->first; m; m = m->next) {
+        read_message(d, m, m == carrier ? tools : NULL, c);
+        count_unread(d, m);
+    }
 }
 
 // The names of question, what is put under it, and answer in samples of columns: those of the options, Alpaca's,
@@ -3531,10 +3490,12 @@ static Columns columns_of(const Options *o, const Json *root) {
 }
 
 // A question and its answer in columns, and those before them: history: [[question, answer], ...].
-static void read_columns(const DataReader *d, const Json *root, Columns names, Conversation *c) {
+static void read_columns(const DataReader *d, const Json *root, Conversation *c) {
+    Columns names = columns_of(d->o, root);
     const Json *history = typed(d->json, given(root, d->o->history_column), JSON_ARRAY, "an array of pairs");
     const Json *question = want(d->json, root, names.question, JSON_STRING, "a string");
     const Json *more = names.more ? typed(d->json, given(root, names.more), JSON_STRING, "a string") : NULL;
+    Text whole = {0};
     read_beside(d, root, NULL, c);
     for (const Json *pair = history ? history->first : NULL; pair; pair = pair->next) {
         const Json *asked = pair->type == JSON_ARRAY && pair->count == 2 ? pair->first : NULL;
@@ -3544,17 +3505,10 @@ static void read_columns(const DataReader *d, const Json *root, Columns names, C
         add_text_turn(d, c, USER, NULL, asked, true);
         add_text_turn(d, c, ASSISTANT, NULL, asked->next, true);
     }
-    add_text_turn(d, c, USER, NULL, question->count || !more ? question : more, true);
-    if (more && more->count && question->count) {
-        Turn *t = &c->turns[c->n - 1];
-        Text both = {0};
-        note_text(d, USER, more);
-        text_add(&both, question->text, question->count);
-        text_add(&both, "\n", 1);
-        text_add(&both, more->text, more->count);
-        t->text = t->own = both.s;
-        t->n = both.n;
-    }
+    text_add(&whole, question->text, question->count);
+    if (question->count && more && more->count) text_add(&whole, "\n", 1);
+    if (more) text_add(&whole, more->text, more->count);
+    add_own_turn(d, c, USER, NULL, question->at, whole, true);
     if (!d->tests || given(root, names.answer))
         add_text_turn(d, c, ASSISTANT, NULL, want(d->json, root, names.answer, JSON_STRING, "a string"), true);
 }
@@ -3590,13 +3544,13 @@ static bool learns_last(const Options *o, const Layout *l) {
 }
 
 // messages: NULL where the sample has columns
-static Sample read_conversation(const DataReader *d, const Json *root, const Json *messages, Columns columns) {
+static Sample read_conversation(const DataReader *d, const Json *root, const Json *messages) {
     Conversation c = {0};
     const Layout *l = d->format->layout;
     if (!d->format->tokenizer || !l)
         fail("%s: text needs a tokenizer and a chat layout: %s", where(d->json, root), d->format->why);
     if (messages) read_messages(d, root, messages, &c);
-    else read_columns(d, root, columns, &c);
+    else read_columns(d, root, &c);
     d->set->n_turns += c.n;
     for (size_t i = 0; i < c.n; i++) d->set->n_answers += c.turns[i].role == ASSISTANT;
     const Turn *last = &c.turns[c.n - 1];
@@ -3643,15 +3597,12 @@ static Sample read_ready(const DataReader *d, const Json *root) {
 static Sample read_sample(const DataReader *d, const Json *root) {
     const Options *o = d->o;
     const Json *messages = given(root, "messages"), *conversations = given(root, "conversations");
-    const Json *second = json_get(root, "input_ids");
-    Columns columns = columns_of(o, root);
-    if (messages && conversations) second = conversations;
-    if (second && (messages || conversations))
-        fail("%s: \"%s\" stand here beside \"%s\"; give one of them", where(d->json, second), second->key,
-             (messages ? messages : conversations)->key);
+    const Json *second = messages && conversations ? conversations : json_get(root, "input_ids");
+    if (!messages) messages = conversations;
+    if (second && messages)
+        fail("%s: \"%s\" beside \"%s\"; give one of them", where(d->json, second), second->key, messages->key);
     if (second) return read_ready(d, root);
-    if (messages || conversations || columns.question)
-        return read_conversation(d, root, messages ? messages : conversations, columns);
+    if (messages || columns_of(o, root).question) return read_conversation(d, root, messages);
     fail("%s: a sample must be an object and must have \"messages\", \"conversations\", \"input_ids\" and \"labels\", "
          "\"instruction\" and \"output\", or the columns \"%s\" and \"%s\" (other names: --prompt_column, "
          "--response_column); here stands %s", where(d->json, root), o->prompt_column, o->response_column,
@@ -6657,19 +6608,29 @@ static Json *json_get(const Json *object, const char *key) {
     return found;
 }
 
+static const char *json_key(const Json *object, const char *key, const char *other) {
+    return json_get(object, other) && !json_get(object, key) ? other : key;
+}
+
 static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
 
-static void text_json(Text *t, const char *s, size_t n) {   // s as a JSON string, quotes included, as Python writes it
-    static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
-    text_add(t, "\"", 1);
+static void text_quoted(Text *t, const char *s, size_t n, char quote, bool repr) {
+    const char *from = repr ? "\\\n\r\t" : "\\\n\r\t\b\f", *to = "\\nrtbf";
+    text_add(t, &quote, 1);
     for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)s[i];
         const char *escaped = c ? strchr(from, c) : NULL;
-        if (escaped) text_print(t, "\\%c", to[escaped - from]);
-        else if (c < 0x20) text_print(t, "\\u%04x", c);
+        if (escaped || s[i] == quote) text_print(t, "\\%c", escaped ? to[escaped - from] : quote);
+        else if (c < ' ' || (repr && c == 127)) text_print(t, repr ? "\\x%02x" : "\\u%04x", c);
         else text_add(t, s + i, 1);
     }
-    text_add(t, "\"", 1);
+    text_add(t, &quote, 1);
+}
+
+static void text_json(Text *t, const char *s, size_t n) { text_quoted(t, s, n, '"', false); }
+
+static void text_repr(Text *t, const char *s, size_t n) {
+    text_quoted(t, s, n, memchr(s, '\'', n) && !memchr(s, '"', n) ? '"' : '\'', true);
 }
 
 // ---- 13.4 YAML ---------------------------------------------------------------------------------------------------
