@@ -2569,8 +2569,9 @@ static void json_close(JsonReader *r);                      // its values go wit
 static Json *json_get(const Json *object, const char *key); // the member of an object; NULL: none
 static const char *json_key(const Json *object, const char *key, const char *other);    // other if that alone is there
 static bool json_is(const Json *j, JsonType type);          // j may be NULL: false
-static void text_json(Text *t, const char *s, size_t n);    // adds a string in quotes, as Python writes it
-static void text_repr(Text *t, const char *s, size_t n);    // as repr does, but for rare characters that have no shape
+// adds a string in quotes: as Python's json writes it, or as its repr, but for rare characters that cannot be printed
+static void text_string(Text *t, const char *s, size_t n, bool repr);
+static void text_json(Text *t, const char *s, size_t n);
 
 // tensor files (13.5 to 13.7)
 enum { MAX_DIMS = 4 };
@@ -3187,14 +3188,15 @@ typedef struct {
     struct { char *key; size_t n, last; } unread[32];   // keys that nothing reads: in how many samples, in which last
 } Dataset;
 
-// tests: an answer may be missing, which the model shall give; tools: reads tools that are given as a text
+// tools: reads tools that are given as a text; asks: a sample may end in a question, which the model shall answer
 typedef struct {
-    JsonReader *json, *tools;
+    JsonReader *json;
     const ChatFormat *format;
     const Options *o;
     size_t V;
-    bool tests;
     Dataset *set;
+    JsonReader *tools;
+    bool asks;
 } DataReader;
 
 // A member of an object, unless it is null. Members that are not asked for here or in `want` are named as not read.
@@ -3279,18 +3281,17 @@ enum { IN_ONE_LINE = -1, AS_REPR = -2 };
 // are those of the file, and `sparse` has no null members.
 static void text_python(Text *out, const JsonReader *r, const Json *j, const Json *sparse, int level) {
     static const char *const constants[][2] = { [JSON_NULL] = { "None", "None" }, [JSON_BOOL] = { "False", "True" } };
-    void (*string)(Text *, const char *, size_t) = level == AS_REPR ? text_repr : text_json;
     const char *source = r->source + j->at;
-    bool empty = true;
-    if (j->type == JSON_STRING) return string(out, j->text, j->count);
-    if (j->type < JSON_NUMBER && level == AS_REPR) return text_print(out, "%s", constants[j->type][j->number > 0]);
+    bool empty = true, repr = level == AS_REPR;
+    if (j->type == JSON_STRING) return text_string(out, j->text, j->count, repr);
+    if (j->type < JSON_NUMBER && repr) return text_print(out, "%s", constants[j->type][j->number > 0]);
     if (j->type < JSON_ARRAY) return text_add(out, source, strcspn(source, ",]} \t\r\n"));
     text_print(out, "%c", *source);
     for (const Json *m = j->first; m; m = m->next) {
         if (j == sparse && m->type == JSON_NULL) continue;
         if (!empty) text_print(out, level < 0 ? ", " : ",");
         if (level >= 0) text_print(out, "\n%*s", 4 * level + 4, "");
-        if (j->type == JSON_OBJECT) string(out, m->key, strlen(m->key)), text_print(out, ": ");
+        if (j->type == JSON_OBJECT) text_string(out, m->key, strlen(m->key), repr), text_print(out, ": ");
         text_python(out, r, m, sparse, level < 0 ? level : level + 1);
         empty = false;
     }
@@ -3384,15 +3385,15 @@ static const struct { bool flags; const char *keys, *remedy; } refused[] = {
     { false, "image,images,video,videos,audio,audios", "text alone is read" },
     { false, "chosen,rejected,rejected_response", "write the wanted answer as the last message" },
     { true, "attention_mask,loss_mask", "leave padding out; the label of what is not learned is -100" },
-    { true, "weight,train,loss", "write it into the messages that it is meant for" },
-    { true, "label", "leave out what shall not be learned" },
+    { true, "weight,train,loss,label", "write it into the messages that it is meant for, or leave the sample out" },
 };
 
 static bool says_nothing(const Json *j, bool flags) {
     const Json *m = j->type == JSON_ARRAY ? j->first : NULL;
-    while (flags && m && m->number == 1) m = m->next;
     if (j->type < JSON_STRING) return j->number == flags;
-    return flags ? !m : !j->count;
+    if (!flags) return !j->count;
+    while (m && m->number == 1) m = m->next;
+    return !m;
 }
 
 // Counts the members of an object that nothing has asked for, each once in a sample, and refuses those above.
@@ -3449,8 +3450,8 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     else add_text_turn(d, c, role, metadata, content, wanted);
 }
 
-// A system message and tools that stand beside messages or columns. carrier: one among the messages, which brings the
-// tools that are returned.
+// A system message and tools that stand beside messages or columns. carrier: the system message among those, if there
+// is one; it is to bring the tools, which are returned.
 static const Json *read_beside(const DataReader *d, const Json *root, const Json *carrier, Conversation *c) {
     const Json *tools = given_tools(d, root), *system = typed(d->json, given(root, "system"), JSON_STRING, "a string");
     if (system && !system->count) system = NULL;
@@ -3509,7 +3510,7 @@ static void read_columns(const DataReader *d, const Json *root, Conversation *c)
     if (question->count && more && more->count) text_add(&whole, "\n", 1);
     if (more) text_add(&whole, more->text, more->count);
     add_own_turn(d, c, USER, NULL, question->at, whole, true);
-    if (!d->tests || given(root, names.answer))
+    if (!d->asks || given(root, names.answer))
         add_text_turn(d, c, ASSISTANT, NULL, want(d->json, root, names.answer, JSON_STRING, "a string"), true);
 }
 
@@ -3556,7 +3557,7 @@ static Sample read_conversation(const DataReader *d, const Json *root, const Jso
     const Turn *last = &c.turns[c.n - 1];
     if (l->thinks && last->role == ASSISTANT && strncmp(last->text, "<think>", 7))
         note(d, NO_THOUGHTS, root, excerpt(last->text, last->n));
-    Row row = encode_sample(d, &c, d->tests && last->role != ASSISTANT);
+    Row row = encode_sample(d, &c, d->asks && last->role != ASSISTANT);
     if (d->o->official_mask && learns_last(d->o, l)) keep_last_turn(d->format, &row);
     drop_turns(&c, 0);
     free(c.turns);
@@ -3618,18 +3619,11 @@ static void dataset_add(Dataset *set, Sample s) {
     set->longest = max_size(set->longest, s.n);
 }
 
-static void print_unread(const Dataset *set) {
-    for (size_t i = 0; i < set->n_unread; i++)
-        fprintf(stderr, "%s%.*s (%zu of %zu samples)%s", i ? ", " : "warning: not read: ",
-                (int)strcspn(set->unread[i].key, "\n\r\t\x1B"), set->unread[i].key, set->unread[i].n,
-                set->n + set->n_dropped, i + 1 == set->n_unread ? "\n" : "");
-}
-
 // Reads a data file and notes what it finds. What cannot be read, or has no target where it must, is named and ends it.
 static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t V, bool need_targets) {
     JsonReader r = json_open_file(path), tools = {0};
     Dataset set = {0};
-    DataReader d = { &r, &tools, f, o, V, !need_targets, &set };
+    DataReader d = { &r, f, o, V, &set, &tools, !need_targets };
     for (const Json *root; (root = json_next(&r)); ) {
         Sample s = read_sample(&d, root);
         count_unread(&d, root);
@@ -3647,7 +3641,10 @@ static Dataset scan_data_file(const char *path, const ChatFormat *f, const Optio
         set.n_dropped++;
     }
     if (!set.n) fail("%s: holds no sample%s", path, set.n_dropped ? " that is short enough" : "");
-    print_unread(&set);
+    for (size_t i = 0; i < set.n_unread; i++)
+        fprintf(stderr, "%s%.*s (%zu of %zu samples)%s", i ? ", " : "warning: not read: ",
+                (int)strcspn(set.unread[i].key, "\n\r\t\x1B"), set.unread[i].key, set.unread[i].n,
+                set.n + set.n_dropped, i + 1 == set.n_unread ? "\n" : "");
     json_close(&r), json_close(&tools);
     return set;
 }
@@ -5290,9 +5287,8 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
 
 // ---- 11.3 Reading one --------------------------------------------------------------------------------------------
 
-// What a folder holds of ChatGLM's own prefix encoder; n 0: nothing. It lies alone there, as ChatGLM2's script saves
-// it, or with the whole model, as ChatGLM3's does (whole; may be NULL).
-static TensorSet official_prefix(const char *folder, bool *whole) {
+// What a folder holds of ChatGLM's own prefix encoder; n 0: nothing.
+static TensorSet official_prefix(const char *folder) {
     TensorSet set = {0};
     const char *path = weights_of(folder);
     if (path && (!ends_in(path, ".index.json") || file_contains(path, prefix_names[1][PREFIX_TABLE])))
@@ -5301,13 +5297,12 @@ static TensorSet official_prefix(const char *folder, bool *whole) {
     set.n = 0;
     for (const StoredTensor *s = set.tensors; s < set.tensors + n; s++)
         if (is_official_prefix(s->name)) set.tensors[set.n++] = *s;
-    if (whole) *whole = set.n < n;
     return set;
 }
 
 static bool is_adapter(const char *folder) {
     refuse_run(folder);
-    return exists(strf("%s/adapter_config.json", folder)) || (is_folder(folder) && official_prefix(folder, NULL).n);
+    return exists(strf("%s/adapter_config.json", folder)) || (is_folder(folder) && official_prefix(folder).n);
 }
 
 static const char *adapter_file(const char *folder) {
@@ -5327,11 +5322,12 @@ static const char *find_base(const char *path, const char *folder, const Json *n
     return base;
 }
 
-// Reads such a folder. It has the config.json of its base, with the length of the prefix and maybe the base's path.
+// Reads such a folder. The prefix lies alone there, as ChatGLM2's script saves it, or with the `whole` model, as
+// ChatGLM3's does. config.json is that of the base, with the length of the prefix and maybe the base's path.
 static const Method *read_official_config(const char *folder, Options *o, const char **base) {
     const char *path = strf("%s/config.json", folder), *problem = NULL;
-    bool whole;
-    TensorSet set = official_prefix(folder, &whole);
+    TensorSet set = official_prefix(folder);
+    bool whole = set.n < read_model_tensors(folder).n;
     const StoredTensor *table = find_tensor(&set, prefix_names[1][PREFIX_TABLE]);
     const StoredTensor *w1 = find_tensor(&set, prefix_names[1][PREFIX_W1]);
     if (!table) fail("%s: '%s' is missing", folder, prefix_names[1][PREFIX_TABLE]);
@@ -5356,14 +5352,16 @@ static const char *json_words(const Json *j) {
     if (j->type == JSON_BOOL) return j->number != 0 ? "true" : "false";
     if (j->type == JSON_NUMBER) return number_text(j->number);
     if (j->type == JSON_STRING) return strf("%s", j->text);
-    for (const Json *k = j->type == JSON_ARRAY ? j->first : NULL; json_is(k, JSON_STRING); k = k->next)
+    for (const Json *k = j->type == JSON_ARRAY ? j->first : NULL; k; k = k->next) {
+        if (k->type != JSON_STRING) return NULL;
         text_print(&names, "%s%s", names.n ? "," : "", k->text);
+    }
     return names.s;
 }
 
 // Refuses what PEFT can do to LoRA and glmtune cannot. Allowed: absent, null, false, empty, or a word that changes
-// nothing once training is over (pissa would: it changes the base too). `also`: more keys; what chooses
-// maps is none of an adapter's, whose tensors show the choice.
+// nothing once training is over (pissa would: it changes the base too). also: more keys; NULL for an adapter, where any
+// choice of maps is fine, because its tensors show it.
 static void check_peft_config(const char *path, const Json *root, const char *also) {
     static const char unwanted[] = "bias,init_lora_weights,use_dora,fan_in_fan_out,lora_bias,use_qalora,"
         "modules_to_save,rank_pattern,alpha_pattern,layer_replication,target_parameters,trainable_token_indices,"
@@ -5386,7 +5384,7 @@ static const char *lora_maps(const char *folder) {
     if (exists(file)) read_tensor_file(&set, file);
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         const char *lora = strstr(s->name, ".lora_");
-        if (!lora || !strncmp(lora, ".lora_A", 7)) continue;        // B is enough
+        if (!lora) continue;
         const char *map = strrchr(strf(".%.*s", (int)(lora - s->name), s->name), '.') + 1;
         if (!list_has(modules.s, map)) text_print(&modules, "%s%s", modules.n ? "," : "", map);
     }
@@ -5445,7 +5443,7 @@ static bool is_as_started(const Tensor *t) {
 static TensorSet read_adapter_file(const char *folder, const Method *method) {
     TensorSet set = {0};
     const char *own = strf("%s/prefix_projection.safetensors", folder);
-    if (!exists(strf("%s/adapter_config.json", folder))) return official_prefix(folder, NULL);
+    if (!exists(strf("%s/adapter_config.json", folder))) return official_prefix(folder);
     read_tensor_file(&set, method->projected && exists(own) ? own : adapter_file(folder));
     for (size_t i = 0; i < set.n; i++) {
         char *lora = strstr(set.tensors[i].name, ".lora_"), *name = lora ? strchr(lora + 1, '.') : NULL;
@@ -6614,8 +6612,9 @@ static const char *json_key(const Json *object, const char *key, const char *oth
 
 static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
 
-static void text_quoted(Text *t, const char *s, size_t n, char quote, bool repr) {
+static void text_string(Text *t, const char *s, size_t n, bool repr) {
     const char *from = repr ? "\\\n\r\t" : "\\\n\r\t\b\f", *to = "\\nrtbf";
+    char quote = repr && (!memchr(s, '\'', n) || memchr(s, '"', n)) ? '\'' : '"';
     text_add(t, &quote, 1);
     for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)s[i];
@@ -6627,11 +6626,7 @@ static void text_quoted(Text *t, const char *s, size_t n, char quote, bool repr)
     text_add(t, &quote, 1);
 }
 
-static void text_json(Text *t, const char *s, size_t n) { text_quoted(t, s, n, '"', false); }
-
-static void text_repr(Text *t, const char *s, size_t n) {
-    text_quoted(t, s, n, memchr(s, '\'', n) && !memchr(s, '"', n) ? '"' : '\'', true);
-}
+static void text_json(Text *t, const char *s, size_t n) { text_string(t, s, n, false); }
 
 // ---- 13.4 YAML ---------------------------------------------------------------------------------------------------
 // Of YAML what the official configs hold: "name: value" lines, nested by indentation; a value is a scalar, scalars in
@@ -7303,7 +7298,7 @@ static void read_sizes(Config *c, const Json *root) {
     for (size_t i = 0; i < COUNT(config_sizes); i++) {
         const char *first = c->remote ? config_sizes[i].remote : config_sizes[i].hf;
         const char *second = c->remote ? config_sizes[i].hf : config_sizes[i].remote;
-        const char *key = json_get(root, first) || !json_get(root, second) ? first : second;
+        const char *key = json_key(root, first, second);
         const Json *j = json_get(root, key);
         size_t value = c->remote ? config_sizes[i].remote_default : config_sizes[i].hf_default;
         if (!j && value == REQUIRED) fail("%s: \"%s\" is missing; is this the config.json of a GLM?", c->file, key);
@@ -7345,15 +7340,14 @@ static void check_remote_flags(const Config *c, const Json *root) {
 // Rotary positions may be described in either of two objects, with their type under either of two names. Of scaled ones
 // yarn and dynamic are for texts that are longer than those the model was trained on.
 static void check_rotary(const Config *c, const Json *root, const char *key) {
-    const Json *rope = json_get(root, key), *original = json_get(rope, "original_max_position_embeddings");
-    const Json *type = json_get(rope, "rope_type") ? json_get(rope, "rope_type") : json_get(rope, "type");
+    const Json *rope = json_get(root, key), *type = json_get(rope, json_key(rope, "rope_type", "type"));
     const char *name = json_is(type, JSON_STRING) ? type->text : "of an unknown type";
-    size_t n = c->max_positions;
-    if (!type || !strcmp(name, "default")) return;
-    if (original) json_size(original, &n);
-    fail("%s: scaled rotary positions (rope_scaling, %s) are not supported%s", c->file, name,
-         !list_has("yarn,dynamic", name) ? "" : strf("; for texts of up to %zu tokens plain ones are right: %s", n,
-         !strcmp(key, "rope_scaling") ? "remove the key" : "set rope_type in rope_parameters to \"default\""));
+    const char *plain = !strcmp(key, "rope_scaling") ? "remove the key" : "set rope_type to \"default\" there";
+    double n = config_number(c->file, rope, "original_max_position_embeddings", 1, 1e9, (double)c->max_positions);
+    if (type && strcmp(name, "default"))
+        fail("%s: scaled rotary positions (rope_scaling, %s) are not supported%s", c->file, name,
+             !list_has("yarn,dynamic", name) ? ""
+             : strf("; for texts of up to %.0f tokens plain ones are right: %s", n, plain));
 }
 
 // Whether positions are divided by rope_ratio, as ChatGLM2-6B-32k has it, where all others multiply the base: the
@@ -7405,7 +7399,7 @@ static Config parse_config(const char *path, const char *source) {
     c.tied = config_flag(root, "tie_word_embeddings", false);
     c.layout = config_text(root, "glmtune.layout");
     c.name_or_path = config_text(root, "_name_or_path");
-    c.torch_dtype = config_text(root, json_get(root, "torch_dtype") ? "torch_dtype" : "dtype");
+    c.torch_dtype = config_text(root, json_key(root, "torch_dtype", "dtype"));
     check_supported(&c, root);
     json_close(&r);
     return c;
@@ -9350,12 +9344,11 @@ __attribute__((noreturn)) static void unknown_key(const YamlRun *y, const Json *
 
 // Sets an option, with commas between the names of a list. Returns NULL, or what is wrong with the value.
 static const char *yaml_option(Options *o, const Option *x, const Json *j) {
-    Text list = {0};
     if ((x->type == INTEGER || x->type == REAL_NUMBER) && j->type != JSON_NUMBER) return "must be a number";
     if (x->type == FLAG && j->type == JSON_BOOL) return set_option(o, x, j->number != 0 ? "true" : "false");
     if (j->type < JSON_ARRAY) return set_option(o, x, j->text);
-    for (const Json *k = j->first; k; k = k->next) text_print(&list, "%s%s", list.n ? "," : "", k->text);
-    return x->type == LIST && j->type == JSON_ARRAY && list.n ? set_option(o, x, list.s) : "must be a single value";
+    const char *list = x->type == LIST ? json_words(j) : NULL;
+    return list ? set_option(o, x, list) : "must be a single value";
 }
 
 // Takes one key, in the pass that it belongs to. Returns NULL, or what is wrong with its value.
@@ -9377,8 +9370,7 @@ static const char *yaml_set(YamlRun *y, const Json *j, const char *path) {
     bool off = (j->type <= JSON_NUMBER && !(j->number != 0)) || (j->type >= JSON_ARRAY && !j->count);
     if (list_has(yaml_refused, j->key))
         return off ? NULL : strstr(j->key, "quantization_") || strstr(j->key, "load_in_")
-             ? "asks for quantised weights (QLoRA: LoRA beside a base in 4 or 8 bits); for now the base must be "
-               "unquantised, in fp16 or bf16: take the key out"
+             ? "asks for quantised weights (QLoRA); for now the base must be unquantised, in fp16 or bf16: take it out"
              : "would change what is learned, and glmtune does not have it; take it out";
     if (!list_has(yaml_ignored, path) && !list_has(yaml_ignored, j->key)) unknown_key(y, j);
     text_print(&y->ignored, "%s%s", y->ignored.n ? ", " : "", j->key);
