@@ -2055,8 +2055,7 @@ enum { LORA_A, LORA_B };
 static const char *lora_targets(const Model *m, const Options *o) {
     static const char *const ends[] = { "lm_head", "output_layer", "embed_tokens", "word_embeddings" };
     for (size_t i = 0; i < COUNT(ends); i++)
-        if (list_has(o->target_modules, ends[i]))
-            fail("LoRA on %s is not supported, only on linear maps of layers", ends[i]);
+        if (list_has(o->target_modules, ends[i])) fail("LoRA on %s is not supported, only on a layer's maps", ends[i]);
     if (o->yaml && !o->target_modules) return m->config.remote ? "query_key_value" : "q_proj,k_proj,v_proj";
     return modules_here(m, o->target_modules, GIVEN(o, target_modules));
 }
@@ -3109,11 +3108,10 @@ static Turn without_thoughts(Turn t) {
 // past: a turn follows or is asked for. The <think> of an answer is encoded with the line break before, as in prompts.
 static void row_add_turn(Row *row, const ChatFormat *f, Turn t, size_t most, bool past) {
     Text text = {0};
-    bool answers = t.role == ASSISTANT, thinks = f->layout->thinks;
-    if (f->joined && f->layout->drops_empty && !t.n && (past || !answers)) return;
-    if (thinks && t.role != SYSTEM && (past || !answers)) t = without_thoughts(t);
-    size_t n = shortened(&t, most);
-    size_t opening = thinks && answers && !past && n >= 7 && !memcmp(t.text, "<think>", 7) ? 7 : 0;
+    bool answers = t.role == ASSISTANT, last = answers && !past, thinks = f->layout->thinks;
+    if (f->joined && f->layout->drops_empty && !t.n && !last) return;
+    if (thinks && t.role != SYSTEM && !last) t = without_thoughts(t);
+    size_t n = shortened(&t, most), opening = thinks && last && n >= 7 && !memcmp(t.text, "<think>", 7) ? 7 : 0;
     size_t first = f->joined && !opening ? n : opening;         // bytes that are encoded with what stands before them
     text_add(&text, t.metadata, t.metadata_n);
     text_add(&text, "\n", 1);
@@ -3258,10 +3256,10 @@ static void note_text(const DataReader *d, int role, const Json *text) {
         if (memmem(text->text, text->count, *t, strlen(*t))) note(d, TYPED_ROLE, text, *t);
 }
 
+// A list of tools that stood in a text has no key, and its own reader.
 static const JsonReader *tools_reader(const DataReader *d, const Json *list) { return list->key ? d->json : d->tools; }
 
-// The list of tools that a message or sample brings along, or the text of such a list; an empty one is none. The reader
-// of a list is d->tools where it stands in a text, and so has no key.
+// The list of tools that a message or sample brings along, or the text of such a list; an empty one is none.
 static const Json *given_tools(const DataReader *d, const Json *object) {
     const Json *list = given(object, json_key(object, "tools", "functions"));
     if (json_is(list, JSON_STRING) && list->count) {
@@ -3314,8 +3312,7 @@ static void add_text_turn(const DataReader *d, Conversation *c, int role, const 
     const Layout *l = d->format->layout;
     bool official = d->o->official_mask, observes = official && l->observations;
     if (l->rounds && role != (c->n % 2 ? ASSISTANT : USER))
-        fail("%s: '%s' cannot stand here: in %s user and assistant take turns", where(d->json, text), role_names[role],
-             l->name);
+        fail("%s: no '%s' here: in %s user and assistant take turns", where(d->json, text), role_names[role], l->name);
     note_text(d, role, text);
     add_turn(c, (Turn){ .role = role, .text = text->text, .n = text->count,
                         .learns = (role == ASSISTANT && (wanted || official)) || (role == OBSERVATION && observes),
@@ -3377,8 +3374,8 @@ static void add_call(const DataReader *d, Conversation *c, const Json *message, 
     add_own_turn(d, c, OBSERVATION, NULL, message->at, result, false);
 }
 
-// Keys that carry content or change what is learned, and that nothing here reads. Their values say nothing where they
-// are empty or 0; flags, where they are 1 or a list of ones.
+// Keys that carry content or change what is learned, and that nothing here reads. A value says nothing where it is
+// empty or 0; a flag's, where it is 1 or a list of ones.
 static const struct { bool flags; const char *keys, *remedy; } refused[] = {
     { false, "tool_calls,function_call", CALLS },
     { false, "reasoning_content,reasoning,thinking", "write <think>thoughts</think> into \"content\"" },
@@ -3442,7 +3439,7 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
     const Json *metadata = typed(r, given(message, "metadata"), JSON_STRING, "a string");
     const Json *own = given_tools(d, message);
     const char *key = json_key(message, "content", "value");
-    if (!json_is(given(message, key), JSON_STRING)) count_unread(d, message);      // tool_calls have their own line
+    if (!json_is(given(message, key), JSON_STRING)) count_unread(d, message);      // it may have tool_calls instead
     const Json *content = want(r, message, key, JSON_STRING, "a string");
     if (own && role != SYSTEM) fail("%s: \"tools\" belong to a system message", where(tools_reader(d, own), own));
     if (own && tools) fail("%s: \"tools\" stand here and beside the messages; give them once", where(r, message));
@@ -3455,8 +3452,7 @@ static void read_message(const DataReader *d, const Json *message, const Json *t
 static const Json *read_beside(const DataReader *d, const Json *root, const Json *carrier, Conversation *c) {
     const Json *tools = given_tools(d, root), *system = typed(d->json, given(root, "system"), JSON_STRING, "a string");
     if (system && !system->count) system = NULL;
-    if (system && carrier)
-        fail("%s: \"system\" stands here and among the messages; give it once", where(d->json, system));
+    if (system && carrier) fail("%s: \"system\" is here and among the messages; give one", where(d->json, system));
     if (!carrier && (system || tools)) add_system(d, c, NULL, system, tools);
     return tools;
 }
@@ -3599,15 +3595,14 @@ static Sample read_sample(const DataReader *d, const Json *root) {
     const Options *o = d->o;
     const Json *messages = given(root, "messages"), *conversations = given(root, "conversations");
     const Json *second = messages && conversations ? conversations : json_get(root, "input_ids");
-    if (!messages) messages = conversations;
+    if (!messages) messages = conversations;        // the same under another name
     if (second && messages)
         fail("%s: \"%s\" beside \"%s\"; give one of them", where(d->json, second), second->key, messages->key);
     if (second) return read_ready(d, root);
     if (messages || columns_of(o, root).question) return read_conversation(d, root, messages);
-    fail("%s: a sample must be an object and must have \"messages\", \"conversations\", \"input_ids\" and \"labels\", "
-         "\"instruction\" and \"output\", or the columns \"%s\" and \"%s\" (other names: --prompt_column, "
-         "--response_column); here stands %s", where(d->json, root), o->prompt_column, o->response_column,
-         quoted(d->json, root));
+    fail("%s: a sample must be an object and must have \"messages\", \"input_ids\" and \"labels\", \"instruction\" and "
+         "\"output\", or what --prompt_column and --response_column name, \"%s\" and \"%s\"; here stands %s",
+         where(d->json, root), o->prompt_column, o->response_column, quoted(d->json, root));
 }
 
 static void dataset_add(Dataset *set, Sample s) {
@@ -4503,17 +4498,17 @@ static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char *
 
 // Before training: one answer, and by its pace the time of a validation's. pace: seconds for a token among many.
 static void answer_first(Trainer *t, double pace) {
-    double n = (double)t->answers.n_sequences, rounds = ceil((double)t->asked.n / n), start = seconds();
+    double start = seconds(), n = (double)t->answers.n_sequences, rounds = ceil((double)t->asked.n / n);
     Question q = { .sample = t->asked.samples };
     const char *example = NULL;
     if (!q.sample->prompt_n) return;
     answer_together(&t->answers, &t->format, t->o, &q, 1);
     double token = fmax(0, seconds() - start - pace * (double)q.sample->prompt_n) / (double)max_size(1, q.answer.n);
-    double all = pace * (double)(t->asked.n * t->asked.longest) +
-                 (token + pace * (n - 1)) * rounds * (double)t->o->max_new_tokens;
+    double prompts = pace * (double)(t->asked.n * t->asked.longest);
+    double answers = rounds * (double)t->o->max_new_tokens * (token + pace * (n - 1));
     score_answer(&(Scores){0}, &q, &t->format, NULL, &example);
     progress(true, "step 0/%lld  each validation will answer %zu samples, in up to about %s; the first:\n%s",
-             (long long)t->steps, t->asked.n, time_text(all), example);
+             (long long)t->steps, t->asked.n, time_text(prompts + answers), example);
     free(q.answer.ids);
 }
 
@@ -5384,7 +5379,7 @@ static const char *lora_maps(const char *folder) {
     if (exists(file)) read_tensor_file(&set, file);
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         const char *lora = strstr(s->name, ".lora_");
-        if (!lora) continue;
+        if (!lora || !strncmp(lora, ".lora_A", 7)) continue;        // each map has a B too
         const char *map = strrchr(strf(".%.*s", (int)(lora - s->name), s->name), '.') + 1;
         if (!list_has(modules.s, map)) text_print(&modules, "%s%s", modules.n ? "," : "", map);
     }
@@ -7367,8 +7362,7 @@ static void check_supported(const Config *c, const Json *root) {
         fail("%s: these weights are quantised%s", c->file, no_quantised);
     check_rotary(c, root, "rope_scaling"), check_rotary(c, root, "rope_parameters");
     if (c->remote && config_number(c->file, root, "rope_ratio", 1e-3, 1e8, 1) != 1 && divides_positions(c))
-        fail("%s: is ChatGLM2-6B-32k or its like, which divides positions by rope_ratio; glmtune does not compute "
-             "that, take ChatGLM3-6B-32k", c->file);
+        fail("%s: divides positions by rope_ratio, as ChatGLM2-6B-32k does; take ChatGLM3-6B-32k", c->file);
     if (json_is(act, JSON_STRING) && strcmp(act->text, "silu"))
         fail("%s: \"hidden_act\" is '%s', a GLM has silu", c->file, act->text);
     if (c->n_heads % c->n_kv_heads)
