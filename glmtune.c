@@ -6714,17 +6714,15 @@ static Json *yaml_only(JsonReader *r) {
 // numbers, little endian, without gaps. A model is one such file, or several with an index that says which tensor lies
 // where. Files are mapped: the system reads pages when they are used, and may drop and fetch them as it likes.
 
-static const struct { const char *name; size_t size; } dtypes[] = {     // first those of Dtype, then OTHER_DTYPE's
-    [F64] = { "F64", 8 }, [F32] = { "F32", 4 }, [F16] = { "F16", 2 }, [BF16] = { "BF16", 2 }, [I64] = { "I64", 8 },
-    [I32] = { "I32", 4 }, { "I16", 2 }, { "I8", 1 }, { "U8", 1 }, { "BOOL", 1 }, { "F8_E4M3", 1 }, { "F8_E5M2", 1 } };
+// First those of Dtype, then OTHER_DTYPE's; `storage`: torch's name of numbers like these.
+static const struct { const char *name; size_t size; const char *storage; } dtypes[] = {
+    [F64] = { "F64", 8, "torch.DoubleStorage" }, [F32] = { "F32", 4, "torch.FloatStorage" },
+    [F16] = { "F16", 2, "torch.HalfStorage" }, [BF16] = { "BF16", 2, "torch.BFloat16Storage" },
+    [I64] = { "I64", 8, "torch.LongStorage" }, [I32] = { "I32", 4, "torch.IntStorage" },
+    { "I16", 2, "torch.ShortStorage" }, { "I8", 1, "torch.CharStorage" }, { "U8", 1, "torch.ByteStorage" },
+    { "BOOL", 1, "torch.BoolStorage" }, { "F8_E4M3", 1, "" }, { "F8_E5M2", 1, "" } };
 
 static const char *dtype_name(Dtype d) { return dtypes[d].name; }
-
-static size_t find_dtype(const char *name) {        // its place in the table; behind its end: none
-    size_t i = 0;
-    while (i < COUNT(dtypes) && strcmp(dtypes[i].name, name)) i++;
-    return i;
-}
 
 #define MAX_HEADER ((size_t)100 << 20)      // in bytes, as the safetensors library limits it
 enum { MAX_TENSORS = 20000 };               // the largest GLM has 613, and an optimizer two for each
@@ -6760,10 +6758,10 @@ static bool json_size(const Json *j, size_t *out) {
 static StoredTensor read_tensor_entry(const char *file, const Json *j) {
     StoredTensor t = { .file = file, .name = strf("%s", j->key), .n = 1 };
     const Json *dtype = json_get(j, "dtype"), *shape = json_get(j, "shape"), *range = json_get(j, "data_offsets");
-    size_t end = 0;
+    size_t end = 0, known = 0;
     if (!json_is(dtype, JSON_STRING) || !json_is(shape, JSON_ARRAY) || !json_is(range, JSON_ARRAY) || range->count != 2)
         fail("%s: '%s' lacks dtype, shape or data_offsets: " DAMAGED, file, t.name);
-    size_t known = find_dtype(dtype->text);
+    while (known < COUNT(dtypes) && strcmp(dtypes[known].name, dtype->text)) known++;
     if (known == COUNT(dtypes)) fail("%s: '%s' has the unknown dtype '%s'", file, t.name, dtype->text);
     t.dtype = known < OTHER_DTYPE ? (Dtype)known : OTHER_DTYPE;
     t.dtype_name = dtypes[known].name;
@@ -6829,10 +6827,6 @@ static const uint8_t *map_file(const char *path, size_t *n) {
     return p;
 }
 
-static void align_tensor(StoredTensor *t) {         // old libraries did not align the numbers
-    if (t->n && (uintptr_t)t->data % (t->bytes / t->n)) t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);
-}
-
 // Adds the tensors of one file of safetensors.
 static void read_safetensors(TensorSet *set, const char *file, const uint8_t *bytes, size_t n) {
     size_t first = set->n;
@@ -6855,330 +6849,268 @@ static void read_safetensors(TensorSet *set, const char *file, const uint8_t *by
     }
     json_close(&r);
     check_layout(file, set->tensors + first, set->n - first, n - 8 - header);
-    for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
-        t->data = bytes + 8 + header + t->begin;
-        align_tensor(t);
-    }
+    for (size_t i = first; i < set->n; i++) set->tensors[i].data = bytes + 8 + header + set->tensors[i].begin;
 }
 
 // ---- 13.6 torch's files ------------------------------------------------------------------------------------------
-// What torch.save writes since torch 1.6: a zip whose entries lie there as they are, NAME/data.pkl, and NAME/data/KEY
-// for each storage of numbers. data.pkl is a program for Python's pickle machine, which can call anything by its name.
-// The machine here knows what a dict of tensors is made of, and makes dicts, tuples, texts, numbers and tensors alone.
-// (Sources: PKWARE's APPNOTE on zip; CPython's pickletools.py on the opcodes; torch/_utils.py on the three functions.)
+// What torch.save writes since torch 1.6: a zip archive, whose end lists the files in it. NAME/data/0 and the like hold
+// the numbers of one tensor or several; NAME/data.pkl says which tensors there are. It is a program for Python's pickle
+// machine, which can call anything by its name. The machine here calls nothing: all it can make is a dict of tensors.
+// (Sources: PKWARE's APPNOTE on zip; CPython's pickletools.py on the opcodes; torch/_utils.py on what a tensor is.)
 
-typedef struct { const char *name; size_t name_n, n; const uint8_t *data; } ZipEntry;
-typedef struct { const char *file; const uint8_t *bytes; size_t n, n_entries, next; ZipEntry *entries; } Zip;
+typedef struct { const char *file; const uint8_t *bytes; size_t n; } Bytes;      // of a file, all or a part
+#define CUT_OFF "%s: is cut off or damaged, download it again"
 
-#define BAD_ZIP "%s: is a zip archive, as torch.save writes them, but cut off or damaged; download it again"
-
-// The little-endian number of `size` bytes at a place, which must lie in the file.
-static uint64_t zip_number(const Zip *z, size_t at, size_t size) {
-    uint64_t value = 0;
-    if (at > z->n || z->n - at < size) fail(BAD_ZIP, z->file);
-    for (size_t i = size; i-- > 0; ) value = value << 8 | z->bytes[at + i];
-    return value;
+static Bytes part_of(Bytes whole, size_t at, size_t n) {
+    if (at > whole.n || whole.n - at < n) fail(CUT_OFF, whole.file);
+    return (Bytes){ whole.file, whole.bytes + at, n };
 }
 
-// The entry whose record in the central directory begins at *at, which moves on to the next.
-static ZipEntry zip_entry(const Zip *z, size_t *at) {
-    size_t p = *at, name_n = zip_number(z, p + 28, 2), extra = p + 46 + name_n, end = extra + zip_number(z, p + 30, 2);
-    uint64_t wide[] = { zip_number(z, p + 24, 4), zip_number(z, p + 20, 4), zip_number(z, p + 42, 4) };
-    bool sound = zip_number(z, p, 4) == 0x02014B50;         // wide: bytes, bytes in the zip, place of the local header
-    for (size_t field = extra, n; field + 4 <= end; field += 4 + n) {       // zip64: those that do not fit in 32 bits
-        n = zip_number(z, field + 2, 2);
-        for (size_t i = 0, from = field + 4; zip_number(z, field, 2) == 1 && i < COUNT(wide); i++)
-            if (wide[i] == UINT32_MAX && from + 8 <= field + 4 + n) wide[i] = zip_number(z, from, 8), from += 8;
+// Lowest byte first, in zip and pickle alike. A number of more than 8 bytes fits nothing here.
+static size_t number_at(Bytes whole, size_t at, size_t size) {
+    Bytes part = part_of(whole, at, size);
+    size_t value = 0;
+    for (size_t i = size; i-- > 0; ) value = value << 8 | part.bytes[i];
+    return size > sizeof value ? SIZE_MAX : value;
+}
+
+// What a record of the archive's list says where to find.
+static Bytes zip_entry(Bytes zip, size_t record) {
+    size_t extra = record + 46 + number_at(zip, record + 28, 2);
+    // length, length as packed, place; what does not fit into 32 bits stands in the extra field
+    size_t wide[] = { number_at(zip, record + 24, 4), number_at(zip, record + 20, 4), number_at(zip, record + 42, 4) };
+    for (size_t i = 0, next = extra + 4; i < COUNT(wide); i++) {
+        if (wide[i] < UINT32_MAX) continue;
+        wide[i] = number_at(zip, next, 8);
+        next += 8;
     }
-    *at = end + zip_number(z, p + 32, 2);
-    if (!sound || wide[2] > z->n || zip_number(z, wide[2], 4) != 0x04034B50) fail(BAD_ZIP, z->file);
-    if (zip_number(z, p + 8, 2) & 1 || zip_number(z, p + 10, 2) || zip_number(z, p + 34, 2) || wide[0] != wide[1])
-        fail("%s: is a compressed, encrypted or split zip; torch.save writes none, so save it again", z->file);
-    size_t data = wide[2] + 30 + zip_number(z, wide[2] + 26, 2) + zip_number(z, wide[2] + 28, 2);
-    if (data > z->n || z->n - data < wide[0] || extra > z->n) fail(BAD_ZIP, z->file);
-    return (ZipEntry){ (const char *)z->bytes + p + 46, name_n, wide[0], z->bytes + data };
+    if (number_at(zip, record + 10, 2) || wide[0] != wide[1])
+        fail("%s: is a compressed, encrypted or split zip; torch.save writes none, so save it again", zip.file);
+    Bytes header = part_of(zip, wide[2], 30);           // followed by a name and padding, then the bytes
+    if (number_at(header, 0, 4) != 0x04034B50) fail(CUT_OFF, zip.file);
+    return part_of(zip, wide[2] + 30 + number_at(header, 26, 2) + number_at(header, 28, 2), wide[0]);
 }
 
-static Zip open_zip(const char *file, const uint8_t *bytes, size_t n) {
-    Zip z = { .file = file, .bytes = bytes, .n = n };
-    size_t end = n < 22 ? 0 : n - 22;
-    while (end > 0 && n - end < 65557 && zip_number(&z, end, 4) != 0x06054B50) end--;
-    if (!end || zip_number(&z, end, 4) != 0x06054B50) fail(BAD_ZIP, file);
-    bool wide = end >= 20 && zip_number(&z, end - 20, 4) == 0x07064B50;
-    size_t record = wide ? zip_number(&z, end - 12, 8) : end, size = wide ? 8 : 4;
-    size_t count = zip_number(&z, record + (wide ? 32 : 10), size / 2 * (wide ? 2 : 1));
-    size_t at = zip_number(&z, record + (wide ? 48 : 16), size);
-    if (count > MAX_TENSORS) fail("%s: has %zu entries, at most %d", file, count, MAX_TENSORS);
-    z.entries = alloc(count, sizeof *z.entries);
-    for (; z.n_entries < count; z.n_entries++) z.entries[z.n_entries] = zip_entry(&z, &at);
-    return z;
-}
-
-// The entry NAME/part key; NULL: none. Most are asked for in the order in which they lie there.
-static const ZipEntry *find_entry(Zip *z, const char *part, const char *key, size_t key_n) {
-    size_t part_n = strlen(part);
-    for (size_t i = 0; i < z->n_entries; i++) {
-        size_t at = (z->next + i) % z->n_entries;
-        const ZipEntry *e = &z->entries[at];
-        const char *slash = memchr(e->name, '/', e->name_n), *end = e->name + e->name_n;
-        if (!slash || (size_t)(end - slash - 1) != part_n + key_n) continue;
-        if (memcmp(slash + 1, part, part_n) || memcmp(end - key_n, key, key_n)) continue;
-        z->next = at + 1;
-        return e;
+// The file in the archive whose name ends so; n 0: none.
+static Bytes find_entry(Bytes zip, const char *ending) {
+    size_t n = strlen(ending), end = zip.n - 22, record = number_at(zip, end + 16, 4), next;
+    if (number_at(zip, end, 4) != 0x06054B50) fail(CUT_OFF, zip.file);
+    if (record == UINT32_MAX) record = number_at(zip, number_at(zip, end - 12, 8) + 48, 8);     // of a large archive
+    for (size_t i = 0; i < MAX_TENSORS && number_at(zip, record, 4) == 0x02014B50; i++, record = next) {
+        Bytes name = part_of(zip, record + 46, number_at(zip, record + 28, 2));
+        next = record + 46 + name.n + number_at(zip, record + 30, 2) + number_at(zip, record + 32, 2);
+        if (name.n > n && !memcmp(name.bytes + name.n - n, ending, n)) return zip_entry(zip, record);
     }
-    return NULL;
+    return part_of(zip, 0, 0);
 }
 
-// A value of the machine. NUMBER: a; TEXT: text [a]; TUPLE: pool[a .. a+b-1]; DICT: its number a; NAME: known_names[a];
-// STORAGE: text [a] is its key, type b; TENSOR: tensors[a].
-typedef enum { P_NONE, P_NUMBER, P_TEXT, P_TUPLE, P_LIST, P_DICT, P_NAME, P_STORAGE, P_TENSOR } PickledKind;
-typedef struct { PickledKind kind; size_t a, b; const uint8_t *text; } Pickled;
-
+// A value of the machine. NUMBER: n; TEXT: n bytes of the program from `at` on; TYPE: dtypes[n]; FUNCTION: the kind of
+// what it makes of a tuple. TUPLE, TENSOR, PARAMETER: n values of `tuples` from `at` on. OTHER: nobody looks into it.
+typedef enum { P_OTHER, P_NUMBER, P_TEXT, P_TYPE, P_FUNCTION, P_TUPLE, P_TENSOR, P_PARAMETER, P_DICT } Kind;
+typedef struct { Kind kind; size_t n, at; } Pickled;
 typedef struct { Pickled *values; size_t n, capacity; } Pile;
 
-// memo: values by number; pairs: dict, key and value of each member of a dict; marks: how high the stack was
 typedef struct {
-    Zip *zip;
-    const uint8_t *code;
-    size_t n, at, n_dicts, n_tensors, tensors_capacity;
-    Pile stack, pool, memo, pairs, marks;
-    StoredTensor *tensors;
+    TensorSet *set;
+    Bytes zip, code;
+    size_t at;                          // the next opcode
+    Pile stack, marks, memo, tuples;    // marks: how high the stack was (n); memo: values to be used again
 } Pickle;
 
-enum { ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, STORAGES };
-static const struct { const char *name, *dtype; } known_names[] = {
-    { "collections.OrderedDict", NULL }, { "torch._utils._rebuild_tensor_v2", NULL },
-    { "torch._utils._rebuild_parameter", NULL }, { "torch.FloatStorage", "F32" }, { "torch.HalfStorage", "F16" },
-    { "torch.BFloat16Storage", "BF16" }, { "torch.DoubleStorage", "F64" }, { "torch.LongStorage", "I64" },
-    { "torch.IntStorage", "I32" }, { "torch.ShortStorage", "I16" }, { "torch.CharStorage", "I8" },
-    { "torch.ByteStorage", "U8" }, { "torch.BoolStorage", "BOOL" } };
+static const struct { const char *name; Kind kind; } functions[] = {
+    { "collections.OrderedDict", P_DICT }, { "torch._utils._rebuild_tensor_v2", P_TENSOR },
+    { "torch._utils._rebuild_parameter", P_PARAMETER } };
 
-__attribute__((noreturn)) static void pickle_fail(const Pickle *p, const char *problem) {
-    fail("%s: data.pkl, byte %zu: %s", p->zip->file, p->at, problem);
-}
-#define NO_STATE_DICT "this is no dict of tensors, or it is damaged"
-
-static void pile_add(Pile *pile, Pickled value) {
-    pile->values = grow(pile->values, &pile->capacity, pile->n + 1, sizeof *pile->values);
-    pile->values[pile->n++] = value;
-}
-
-static void push(Pickle *p, PickledKind kind, size_t a) { pile_add(&p->stack, (Pickled){ .kind = kind, .a = a }); }
-
-// The upmost value, taken off: those below the last mark are out of reach.
-static Pickled pop(Pickle *p) {
-    size_t lowest = p->marks.n ? p->marks.values[p->marks.n - 1].a : 0;
-    if (p->stack.n <= lowest) pickle_fail(p, NO_STATE_DICT);
-    return p->stack.values[--p->stack.n];
-}
-
-static const uint8_t *take_code(Pickle *p, size_t n) {
-    if (p->n - p->at < n) pickle_fail(p, "it is cut off: download the file again");
-    p->at += n;
-    return p->code + p->at - n;
+__attribute__((noreturn)) static void no_dict(const Pickle *p) {
+    fail("%s: holds no dict of tensors, or is damaged; save model.state_dict(), or download it again", p->zip.file);
 }
 
 static size_t take_number(Pickle *p, size_t size) {
-    const uint8_t *bytes = take_code(p, size);
-    size_t value = 0;
-    while (size-- > 0) value = value << 8 | bytes[size];
-    return value;
+    p->at += size;
+    return number_at(p->code, p->at - size, size);
 }
 
-// A tuple of the upmost n values.
-static void push_tuple(Pickle *p, size_t n) {
-    size_t first = p->pool.n;
-    for (size_t i = 0; i < n; i++) pile_add(&p->pool, (Pickled){0});
-    for (size_t i = n; i-- > 0; ) p->pool.values[first + i] = pop(p);
-    push(p, P_TUPLE, first);
-    p->stack.values[p->stack.n - 1].b = n;
+static void add_value(Pile *pile, Pickled value) {
+    pile->values = grow(pile->values, &pile->capacity, pile->n + 1, sizeof value);
+    pile->values[pile->n++] = value;
 }
 
-// How many values stand above the last mark, which is taken off.
-static size_t pop_mark(Pickle *p) {
-    if (!p->marks.n) pickle_fail(p, NO_STATE_DICT);
-    return p->stack.n - p->marks.values[--p->marks.n].a;
-}
+static void push(Pickle *p, Kind kind, size_t n, size_t at) { add_value(&p->stack, (Pickled){ kind, n, at }); }
 
-static void push_name(Pickle *p, Pickled module, Pickled name) {
-    if (module.kind != P_TEXT || name.kind != P_TEXT) pickle_fail(p, NO_STATE_DICT);
-    int module_n = (int)min_size(module.a, 99), name_n = (int)min_size(name.a, 99);
-    const char *full = strf("%.*s.%.*s", module_n, (const char *)module.text, name_n, (const char *)name.text);
-    for (size_t i = 0; i < COUNT(known_names); i++) if (!strcmp(full, known_names[i].name)) return push(p, P_NAME, i);
-    pickle_fail(p, strf("it asks for %s, which is none of a dict of tensors; nothing is called", full));
-}
-
-// n values: key, value, key, value, ... become members of the dict under them.
-static void set_items(Pickle *p, size_t n) {
-    if (n % 2 || p->stack.n <= n || p->stack.values[p->stack.n - n - 1].kind != P_DICT) pickle_fail(p, NO_STATE_DICT);
-    for (size_t i = p->stack.n - n; i < p->stack.n; i += 2) {
-        pile_add(&p->pairs, p->stack.values[p->stack.n - n - 1]);
-        pile_add(&p->pairs, p->stack.values[i]);
-        pile_add(&p->pairs, p->stack.values[i + 1]);
-    }
+// Takes off the n upmost values. The dict lies below all others, and the last mark below those that may be taken.
+static const Pickled *pop(Pickle *p, size_t n) {
+    size_t mark = p->marks.n ? p->marks.values[p->marks.n - 1].n : 0;
+    if (!p->stack.n || p->stack.n - mark < n) no_dict(p);
     p->stack.n -= n;
+    return p->stack.values + p->stack.n;
 }
 
-// The values of a tuple of at least so many.
-static const Pickled *tuple_values(const Pickle *p, Pickled tuple, size_t least) {
-    if (tuple.kind != P_TUPLE || tuple.b < least) pickle_fail(p, NO_STATE_DICT);
-    return p->pool.n ? p->pool.values + tuple.a : NULL;
+// Takes off the last mark; returns how many values stand above it.
+static size_t pop_mark(Pickle *p) {
+    if (!p->marks.n) no_dict(p);
+    return p->stack.n - p->marks.values[--p->marks.n].n;
 }
 
-// ('storage', type, key, location, number of elements): the numbers of one or more tensors.
-static void push_storage(Pickle *p, Pickled id) {
-    const Pickled *v = tuple_values(p, id, 5);
-    if (v[0].kind != P_TEXT || v[1].kind != P_NAME || v[1].a < STORAGES ||
-        v[2].kind != P_TEXT || v[4].kind != P_NUMBER) pickle_fail(p, NO_STATE_DICT);
-    pile_add(&p->stack, (Pickled){ P_STORAGE, v[2].a, v[1].a, v[2].text });
+static void push_tuple(Pickle *p, size_t n) {
+    const Pickled *v = pop(p, n);
+    for (size_t i = 0; i < n; i++) add_value(&p->tuples, v[i]);
+    push(p, P_TUPLE, n, p->tuples.n - n);
 }
 
-// _rebuild_tensor_v2(storage, first element, shape, strides, requires_grad, hooks)
-static void push_tensor(Pickle *p, const Pickled *v) {
-    StoredTensor t = { .file = p->zip->file, .n = 1 };
-    if (v[0].kind != P_STORAGE || v[1].kind != P_NUMBER || v[2].kind != P_TUPLE || v[3].kind != P_TUPLE ||
-        v[2].b != v[3].b) pickle_fail(p, NO_STATE_DICT);
-    size_t known = find_dtype(known_names[v[0].b].dtype), size = dtypes[known].size, run = 1;
-    const ZipEntry *e = find_entry(p->zip, "data/", (const char *)v[0].text, v[0].a);
-    if (v[2].b > MAX_DIMS) pickle_fail(p, strf("a tensor has %zu dimensions, at most %d", v[2].b, MAX_DIMS));
-    for (size_t i = v[2].b; i-- > 0; ) {
-        Pickled length = p->pool.values[v[2].a + i], stride = p->pool.values[v[3].a + i];
-        if (length.kind != P_NUMBER || stride.kind != P_NUMBER || __builtin_mul_overflow(run, length.a, &run))
-            pickle_fail(p, "a tensor has a shape that no tensor can have");
-        if (length.a > 1 && stride.a != run / length.a)
-            pickle_fail(p, "a tensor lies there transposed or in parts; save it again after .contiguous()");
-        t.shape[i] = length.a;
-    }
-    t.n_dims = v[2].b, t.n = run, t.dtype = known < OTHER_DTYPE ? (Dtype)known : OTHER_DTYPE;
-    t.dtype_name = dtypes[known].name;
-    bool sound = !__builtin_mul_overflow(t.n, size, &t.bytes) && !__builtin_mul_overflow(v[1].a, size, &t.begin);
-    if (!e || !sound || t.begin > e->n || e->n - t.begin < t.bytes)
-        pickle_fail(p, strf("the numbers of a tensor, data/%.*s, are not all there: download the file again",
-                            (int)min_size(v[0].a, 40), v[0].text));
-    if (p->n_tensors == MAX_TENSORS) pickle_fail(p, "it has too many tensors");
-    t.data = e->data + t.begin;
-    p->tensors = grow(p->tensors, &p->tensors_capacity, p->n_tensors + 1, sizeof *p->tensors);
-    p->tensors[p->n_tensors] = t;
-    push(p, P_TENSOR, p->n_tensors++);
-}
-
-// Calls one of the known names.
-static void call(Pickle *p) {
-    Pickled arguments = pop(p), name = pop(p);
-    static const size_t least[STORAGES] = { 0, 6, 1 };
-    if (name.kind != P_NAME || name.a >= STORAGES) pickle_fail(p, NO_STATE_DICT);
-    const Pickled *v = tuple_values(p, arguments, least[name.a]);
-    if (name.a == REBUILD_TENSOR) return push_tensor(p, v);
-    if (name.a == ORDERED_DICT && !arguments.b) return push(p, P_DICT, p->n_dicts++);
-    if (name.a == ORDERED_DICT || v->kind != P_TENSOR) pickle_fail(p, NO_STATE_DICT);
-    pile_add(&p->stack, *v);            // _rebuild_parameter(tensor, requires_grad, hooks)
-}
-
-static void put_memo(Pickle *p, size_t i) {
-    if (i >= p->n) pickle_fail(p, NO_STATE_DICT);          // each number takes a byte and more to write
-    while (p->memo.n <= i) pile_add(&p->memo, (Pickled){0});
-    Pickled top = pop(p);
-    pile_add(&p->stack, p->memo.values[i] = top);
-}
-
-// A text that ends where its line does.
-static Pickled take_line(Pickle *p) {
-    const uint8_t *text = p->code + p->at, *end = memchr(text, '\n', p->n - p->at);
-    take_code(p, end ? (size_t)(end + 1 - text) : p->n);
-    return (Pickled){ .kind = P_TEXT, .a = (size_t)(end - text), .text = text };
+// The value at a place of a tuple, which must be of that kind.
+static Pickled item(const Pickle *p, Pickled tuple, size_t i, Kind kind) {
+    if (i >= tuple.n || p->tuples.values[tuple.at + i].kind != kind) no_dict(p);
+    return p->tuples.values[tuple.at + i];
 }
 
 static void push_text(Pickle *p, size_t n) {
-    pile_add(&p->stack, (Pickled){ .kind = P_TEXT, .a = n, .text = take_code(p, n) });
+    push(p, P_TEXT, part_of(p->code, p->at, n).n, p->at);
+    p->at += n;
 }
 
-// One opcode; returns false after the last.
-static bool step_pickle(Pickle *p) {
-    uint8_t code = *take_code(p, 1);
-    Pickled name, module;
-    size_t n;
+static void push_line(Pickle *p) {
+    size_t n = 0;
+    while (number_at(p->code, p->at + n, 1) != '\n') n++;
+    push_text(p, n);
+    p->at++;
+}
+
+static char *pickled_text(const Pickle *p, Pickled v) {
+    if (v.kind != P_TEXT) no_dict(p);
+    return strf("%.*s", (int)min_size(v.n, 1000), (const char *)p->code.bytes + v.at);
+}
+
+// The upmost texts are a module and a name in it.
+static void push_name(Pickle *p) {
+    const Pickled *v = pop(p, 2);
+    const char *name = strf("%s.%s", pickled_text(p, v[0]), pickled_text(p, v[1]));
+    for (size_t i = 0; i < COUNT(functions); i++)
+        if (!strcmp(name, functions[i].name)) return push(p, P_FUNCTION, functions[i].kind, 0);
+    for (size_t i = 0; i < COUNT(dtypes); i++) if (!strcmp(name, dtypes[i].storage)) return push(p, P_TYPE, i, 0);
+    fail("%s: asks for %s, which no dict of tensors needs; nothing is called", p->zip.file, name);
+}
+
+// Nothing is called: a tensor is the tuple that it would be made of.
+static void call(Pickle *p) {
+    const Pickled *v = pop(p, 2);
+    if (v[0].kind != P_FUNCTION || v[1].kind != P_TUPLE || (v[0].n == P_DICT && v[1].n)) no_dict(p);
+    push(p, (Kind)v[0].n, v[1].n, v[1].at);
+}
+
+// PARAMETER: (tensor, ...). TENSOR: (storage, first number, shape, strides, ...). Storage: ('storage', type, key, ...).
+static void add_member(Pickle *p, char *name, Pickled v) {
+    const char *file = p->zip.file;
+    if (v.kind == P_PARAMETER) v = item(p, v, 0, P_TENSOR);
+    if (v.kind != P_TENSOR) fail("%s: '%s' is no tensor; a file of weights has nothing else", file, name);
+    Pickled storage = item(p, v, 0, P_TUPLE), shape = item(p, v, 2, P_TUPLE), strides = item(p, v, 3, P_TUPLE);
+    size_t type = item(p, storage, 1, P_TYPE).n;
+    StoredTensor t = { .name = name, .dtype_name = dtypes[type].name, .file = file, .n_dims = shape.n, .n = 1 };
+    t.dtype = type < OTHER_DTYPE ? (Dtype)type : OTHER_DTYPE;
+    if (shape.n > MAX_DIMS) fail("%s: '%s' has %zu dimensions, at most %d", file, name, shape.n, MAX_DIMS);
+    bool in_rows = true, countable = true;
+    for (size_t i = shape.n; i-- > 0; ) {
+        t.shape[i] = item(p, shape, i, P_NUMBER).n;
+        in_rows &= t.shape[i] < 2 || item(p, strides, i, P_NUMBER).n == t.n;
+        countable &= !__builtin_mul_overflow(t.n, t.shape[i], &t.n);
+    }
+    if (!in_rows && t.n)
+        fail("%s: '%s' is a tensor that lies transposed or in parts; save it again after .contiguous()", file, name);
+    const char *key = strf("/data/%s", pickled_text(p, item(p, storage, 2, P_TEXT)));
+    Bytes numbers = find_entry(p->zip, key);
+    size_t size = dtypes[type].size, first = item(p, v, 1, P_NUMBER).n, held = numbers.n / size;
+    if (!countable || first > held || held - first < t.n)
+        fail("%s: the numbers of '%s', %s, are not all there: download the file again", file, name, key + 1);
+    if (p->set->n >= MAX_TENSORS) fail("%s: has more than %d tensors", file, MAX_TENSORS);
+    t.data = numbers.bytes + first * size;
+    t.bytes = t.n * size;
+    p->set->tensors = grow(p->set->tensors, &p->set->capacity, p->set->n + 1, sizeof t);
+    p->set->tensors[p->set->n++] = t;
+}
+
+// Name, value, name, value, ... for the dict below them. The one at the bottom is the file's; others describe tensors.
+static void set_items(Pickle *p, size_t n) {
+    const Pickled *v = pop(p, n);
+    if (n % 2 || !p->stack.n || v[-1].kind != P_DICT) no_dict(p);
+    for (size_t i = 0; i < n && p->stack.n == 1; i += 2) add_member(p, pickled_text(p, v[i]), v[i + 1]);
+}
+
+// Programs count the values that they keep.
+static void keep(Pickle *p, size_t number) {
+    if (number != p->memo.n) no_dict(p);
+    add_value(&p->memo, *pop(p, 1));
+    p->stack.n++;
+}
+
+static bool run_opcode(Pickle *p) {         // false: that was the last
+    size_t code = take_number(p, 1), n;
     switch (code) {
-    case 0x80: take_code(p, 1); break;                                          // PROTO
-    case 0x95: take_code(p, 8); break;                                          // FRAME
-    case '}': push(p, P_DICT, p->n_dicts++); break;                             // EMPTY_DICT
-    case ']': push(p, P_LIST, 0); break;                                        // EMPTY_LIST
-    case '(': pile_add(&p->marks, (Pickled){ .a = p->stack.n }); break;         // MARK
-    case ')': push_tuple(p, 0); break;                                          // EMPTY_TUPLE
-    case 't': push_tuple(p, pop_mark(p)); break;                                // TUPLE
-    case 0x85: case 0x86: case 0x87: push_tuple(p, code - 0x84u); break;        // TUPLE1, TUPLE2, TUPLE3
+    case 0x80: take_number(p, 1); break;                                        // PROTO
+    case 0x95: take_number(p, 8); break;                                        // FRAME
+    case '}': push(p, P_DICT, 0, 0); break;                                     // EMPTY_DICT
+    case 'N': case 0x88: case 0x89: case ']': push(p, P_OTHER, 0, 0); break;    // NONE, NEWTRUE, NEWFALSE, EMPTY_LIST
+    case 'G': push(p, P_OTHER, take_number(p, 8), 0); break;                    // BINFLOAT
+    case 'J': push(p, P_NUMBER, (size_t)(int32_t)take_number(p, 4), 0); break;  // BININT
+    case 'K': push(p, P_NUMBER, take_number(p, 1), 0); break;                   // BININT1
+    case 'M': push(p, P_NUMBER, take_number(p, 2), 0); break;                   // BININT2
+    case 0x8A: push(p, P_NUMBER, take_number(p, take_number(p, 1)), 0); break;  // LONG1
     case 'X': push_text(p, take_number(p, 4)); break;                           // BINUNICODE
     case 0x8C: push_text(p, take_number(p, 1)); break;                          // SHORT_BINUNICODE
-    case 'J': push(p, P_NUMBER, (size_t)(int32_t)take_number(p, 4)); break;     // BININT
-    case 'K': push(p, P_NUMBER, take_number(p, 1)); break;                      // BININT1
-    case 'M': push(p, P_NUMBER, take_number(p, 2)); break;                      // BININT2
-    case 0x8A:                                                                  // LONG1
-        if ((n = take_number(p, 1)) > sizeof n) pickle_fail(p, "a number is too large");
-        push(p, P_NUMBER, take_number(p, n));
+    case '(': add_value(&p->marks, (Pickled){ .n = p->stack.n }); break;        // MARK
+    case ')': push_tuple(p, 0); break;                                          // EMPTY_TUPLE
+    case 't': push_tuple(p, pop_mark(p)); break;                                // TUPLE
+    case 0x85: case 0x86: case 0x87: push_tuple(p, code - 0x84); break;         // TUPLE1, TUPLE2, TUPLE3
+    case 'c':                                                                   // GLOBAL
+        push_line(p);
+        push_line(p);
+        push_name(p);
         break;
-    case 'G': take_code(p, 8); push(p, P_NONE, 0); break;                       // BINFLOAT
-    case 'N': case 0x88: case 0x89: push(p, P_NONE, 0); break;                  // NONE, NEWTRUE, NEWFALSE
-    case 'c': case 0x93:                                                        // GLOBAL, STACK_GLOBAL
-        name = code == 'c' ? (Pickled){0} : pop(p);
-        module = code == 'c' ? take_line(p) : pop(p);
-        push_name(p, module, code == 'c' ? take_line(p) : name);
-        break;
-    case 'Q': push_storage(p, pop(p)); break;                                   // BINPERSID
+    case 0x93: push_name(p); break;                                             // STACK_GLOBAL
     case 'R': call(p); break;                                                   // REDUCE
-    case 'b': pop(p); break;                                                    // BUILD: _metadata, which nobody needs
+    case 'Q': break;                                                            // BINPERSID: a storage is its tuple
+    case 'b': case 'a': pop(p, 1); break;                                       // BUILD, APPEND
+    case 'e': pop(p, pop_mark(p)); break;                                       // APPENDS
     case 's': set_items(p, 2); break;                                           // SETITEM
     case 'u': set_items(p, pop_mark(p)); break;                                 // SETITEMS
-    case 'a': pop(p); break;                                                    // APPEND
-    case 'e': for (n = pop_mark(p); n > 0; n--) pop(p); break;                  // APPENDS
-    case 'q': put_memo(p, take_number(p, 1)); break;                            // BINPUT
-    case 'r': put_memo(p, take_number(p, 4)); break;                            // LONG_BINPUT
-    case 0x94: put_memo(p, p->memo.n); break;                                   // MEMOIZE
+    case 'q': keep(p, take_number(p, 1)); break;                                // BINPUT
+    case 'r': keep(p, take_number(p, 4)); break;                                // LONG_BINPUT
+    case 0x94: keep(p, p->memo.n); break;                                       // MEMOIZE
     case 'h': case 'j':                                                         // BINGET, LONG_BINGET
-        if ((n = take_number(p, code == 'h' ? 1 : 4)) >= p->memo.n) pickle_fail(p, NO_STATE_DICT);
-        pile_add(&p->stack, p->memo.values[n]);
+        if ((n = take_number(p, code == 'h' ? 1 : 4)) >= p->memo.n) no_dict(p);
+        add_value(&p->stack, p->memo.values[n]);
         break;
     case '.': return false;                                                     // STOP
-    default: pickle_fail(p, strf("opcode 0x%02x, which no dict of tensors has", code));
+    default: fail("%s: data.pkl has opcode 0x%02zx, which no dict of tensors has", p->zip.file, code);
     }
     return true;
 }
 
 // Adds the tensors of one file of torch.
 static void read_torch_file(TensorSet *set, const char *file, const uint8_t *bytes, size_t n) {
-    Zip z = open_zip(file, bytes, n);
-    const ZipEntry *code = find_entry(&z, "data.pkl", "", 0), *order = find_entry(&z, "byteorder", "", 0);
-    if (!code) fail("%s: is a zip archive without data.pkl, so no file of torch.save", file);
-    if (code->n > MAX_HEADER) fail("%s: data.pkl has %zu bytes, at most %zu", file, code->n, MAX_HEADER);
-    if (order && order->n && *order->data == 'b') fail("%s: is big endian; save it again on a machine of today", file);
-    Pickle p = { .zip = &z, .code = code->data, .n = code->n };
-    size_t first = set->n;
-    while (step_pickle(&p)) { }
-    Pickled root = pop(&p);
-    if (root.kind != P_DICT) pickle_fail(&p, NO_STATE_DICT);
-    for (size_t i = 0; i < p.pairs.n; i += 3) {
-        const Pickled *v = p.pairs.values + i;
-        if (v[0].a != root.a) continue;
-        if (v[1].kind != P_TEXT) pickle_fail(&p, NO_STATE_DICT);
-        char *name = strf("%.*s", (int)min_size(v[1].a, 1000), v[1].text);
-        if (v[2].kind != P_TENSOR) fail("%s: '%s' is no tensor; a file of weights has nothing else", file, name);
-        if (set->n - first == MAX_TENSORS) fail("%s: has more than %d tensors", file, MAX_TENSORS);
-        set->tensors = grow(set->tensors, &set->capacity, set->n + 1, sizeof *set->tensors);
-        StoredTensor *t = &set->tensors[set->n++];
-        *t = p.tensors[v[2].a];
-        t->name = name;
-        align_tensor(t);
-    }
-    free(z.entries), free(p.stack.values), free(p.pool.values), free(p.memo.values), free(p.pairs.values);
-    free(p.marks.values), free(p.tensors);
+    Bytes zip = { file, bytes, n }, code = find_entry(zip, "/data.pkl"), order = find_entry(zip, "/byteorder");
+    if (!code.n || code.n > MAX_HEADER) fail("%s: is a zip archive without data.pkl, so no file of torch.save", file);
+    if (order.n && *order.bytes == 'b') fail("%s: is big endian; save it again on a machine of today", file);
+    Pickle p = { .set = set, .zip = zip, .code = code };
+    while (run_opcode(&p)) { }
+    if (p.stack.n != 1 || p.stack.values[0].kind != P_DICT) no_dict(&p);
+    free(p.stack.values);
+    free(p.marks.values);
+    free(p.memo.values);
+    free(p.tuples.values);
 }
 
 static void read_tensor_file(TensorSet *set, const char *path) {
-    size_t n;
+    size_t n, first = set->n, copied = 0;
     const char *file = strf("%s", path);
     const uint8_t *bytes = map_file(path, &n);
     if (n >= 14 && !memcmp(bytes, "\x80\2\x8A\x0Al\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19", 14))
         fail("%s: is of torch before 1.6; let Python save it again: torch.save(torch.load(FILE, 'cpu'), FILE)", file);
-    bool zipped = n >= 4 && !memcmp(bytes, "PK\3\4", 4);
-    (zipped ? read_torch_file : read_safetensors)(set, file, bytes, n);
+    if (n >= 4 && !memcmp(bytes, "PK\3\4", 4)) read_torch_file(set, file, bytes, n);
+    else read_safetensors(set, file, bytes, n);
+    for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
+        if (!t->n || (uintptr_t)t->data % (t->bytes / t->n) == 0) continue;
+        if ((copied += t->bytes) > n) fail(CUT_OFF, file);
+        t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);        // old libraries did not align the numbers
+    }
 }
 
 static void read_shards(TensorSet *set, const char *folder, const char *index) {
@@ -7199,11 +7131,10 @@ static void read_shards(TensorSet *set, const char *folder, const char *index) {
 }
 
 static const char *weights_of(const char *folder) {
-    static const char *const names[] = { "model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin" };
-    for (size_t i = 0; i < 2 * COUNT(names); i++) {
-        const char *path = strf("%s/%s%s", folder, names[i / 2], i % 2 ? "" : ".index.json");
-        if (exists(path)) return path;
-    }
+    static const char *const names[] = { "model.safetensors.index.json", "model.safetensors",
+        "pytorch_model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin" };
+    for (size_t i = 0; i < COUNT(names); i++)
+        if (exists(strf("%s/%s", folder, names[i]))) return strf("%s/%s", folder, names[i]);
     return NULL;
 }
 
