@@ -6860,17 +6860,17 @@ static void read_safetensors(TensorSet *set, const char *file, const uint8_t *by
 
 typedef struct { const char *file; const uint8_t *bytes; size_t n; } Bytes;      // of a file, all or a part
 #define CUT_OFF "%s: is cut off or damaged, download it again"
+#define NO_DICT "%s: holds no dict of tensors, or is damaged; save model.state_dict(), or download it again"
 
 static Bytes part_of(Bytes whole, size_t at, size_t n) {
     if (at > whole.n || whole.n - at < n) fail(CUT_OFF, whole.file);
     return (Bytes){ whole.file, whole.bytes + at, n };
 }
 
-// Lowest byte first, in zip and pickle alike. A number of more than 8 bytes fits nothing here.
+// A number, lowest byte first, in zip and pickle alike. One of more than 8 bytes fits nothing here.
 static size_t number_at(Bytes whole, size_t at, size_t size) {
-    Bytes part = part_of(whole, at, size);
     size_t value = 0;
-    for (size_t i = size; i-- > 0; ) value = value << 8 | part.bytes[i];
+    for (size_t i = size; i-- > 0; ) value = value << 8 | part_of(whole, at, size).bytes[i];
     return size > sizeof value ? SIZE_MAX : value;
 }
 
@@ -6904,26 +6904,18 @@ static Bytes find_entry(Bytes zip, const char *ending) {
     return part_of(zip, 0, 0);
 }
 
-// A value of the machine. NUMBER: n; TEXT: n bytes of the program from `at` on; TYPE: dtypes[n]; FUNCTION: the kind of
-// what it makes of a tuple. TUPLE, TENSOR, PARAMETER: n values of `tuples` from `at` on. OTHER: nobody looks into it.
+// NUMBER: n; TEXT: n bytes of the program from `at` on; TYPE: dtypes[n]; FUNCTION: the kind of what it would make of a
+// tuple; TUPLE, TENSOR, PARAMETER: n values of `tuples` from `at` on; OTHER: lists and what else nobody looks into.
 typedef enum { P_OTHER, P_NUMBER, P_TEXT, P_TYPE, P_FUNCTION, P_TUPLE, P_TENSOR, P_PARAMETER, P_DICT } Kind;
 typedef struct { Kind kind; size_t n, at; } Pickled;
 typedef struct { Pickled *values; size_t n, capacity; } Pile;
 
-typedef struct {
-    TensorSet *set;
-    Bytes zip, code;
-    size_t at;                          // the next opcode
-    Pile stack, marks, memo, tuples;    // marks: how high the stack was (n); memo: values to be used again
-} Pickle;
+// at: the next opcode; marks: how high the stack was (n); memo: values that are used again
+typedef struct { TensorSet *set; Bytes zip, code; size_t at; Pile stack, marks, memo, tuples; } Pickle;
 
 static const struct { const char *name; Kind kind; } functions[] = {
     { "collections.OrderedDict", P_DICT }, { "torch._utils._rebuild_tensor_v2", P_TENSOR },
     { "torch._utils._rebuild_parameter", P_PARAMETER } };
-
-__attribute__((noreturn)) static void no_dict(const Pickle *p) {
-    fail("%s: holds no dict of tensors, or is damaged; save model.state_dict(), or download it again", p->zip.file);
-}
 
 static size_t take_number(Pickle *p, size_t size) {
     p->at += size;
@@ -6940,14 +6932,14 @@ static void push(Pickle *p, Kind kind, size_t n, size_t at) { add_value(&p->stac
 // Takes off the n upmost values. The dict lies below all others, and the last mark below those that may be taken.
 static const Pickled *pop(Pickle *p, size_t n) {
     size_t mark = p->marks.n ? p->marks.values[p->marks.n - 1].n : 0;
-    if (!p->stack.n || p->stack.n - mark < n) no_dict(p);
+    if (!p->stack.n || p->stack.n - mark < n) fail(NO_DICT, p->zip.file);
     p->stack.n -= n;
     return p->stack.values + p->stack.n;
 }
 
 // Takes off the last mark; returns how many values stand above it.
 static size_t pop_mark(Pickle *p) {
-    if (!p->marks.n) no_dict(p);
+    if (!p->marks.n) fail(NO_DICT, p->zip.file);
     return p->stack.n - p->marks.values[--p->marks.n].n;
 }
 
@@ -6959,7 +6951,7 @@ static void push_tuple(Pickle *p, size_t n) {
 
 // The value at a place of a tuple, which must be of that kind.
 static Pickled item(const Pickle *p, Pickled tuple, size_t i, Kind kind) {
-    if (i >= tuple.n || p->tuples.values[tuple.at + i].kind != kind) no_dict(p);
+    if (i >= tuple.n || p->tuples.values[tuple.at + i].kind != kind) fail(NO_DICT, p->zip.file);
     return p->tuples.values[tuple.at + i];
 }
 
@@ -6976,7 +6968,7 @@ static void push_line(Pickle *p) {
 }
 
 static char *pickled_text(const Pickle *p, Pickled v) {
-    if (v.kind != P_TEXT) no_dict(p);
+    if (v.kind != P_TEXT) fail(NO_DICT, p->zip.file);
     return strf("%.*s", (int)min_size(v.n, 1000), (const char *)p->code.bytes + v.at);
 }
 
@@ -6993,7 +6985,7 @@ static void push_name(Pickle *p) {
 // Nothing is called: a tensor is the tuple that it would be made of.
 static void call(Pickle *p) {
     const Pickled *v = pop(p, 2);
-    if (v[0].kind != P_FUNCTION || v[1].kind != P_TUPLE || (v[0].n == P_DICT && v[1].n)) no_dict(p);
+    if (v[0].kind != P_FUNCTION || v[1].kind != P_TUPLE || (v[0].n == P_DICT && v[1].n)) fail(NO_DICT, p->zip.file);
     push(p, (Kind)v[0].n, v[1].n, v[1].at);
 }
 
@@ -7007,18 +6999,18 @@ static void add_member(Pickle *p, char *name, Pickled v) {
     StoredTensor t = { .name = name, .dtype_name = dtypes[type].name, .file = file, .n_dims = shape.n, .n = 1 };
     t.dtype = type < OTHER_DTYPE ? (Dtype)type : OTHER_DTYPE;
     if (shape.n > MAX_DIMS) fail("%s: '%s' has %zu dimensions, at most %d", file, name, shape.n, MAX_DIMS);
-    bool in_rows = true, countable = true;
+    bool in_rows = true;
     for (size_t i = shape.n; i-- > 0; ) {
         t.shape[i] = item(p, shape, i, P_NUMBER).n;
         in_rows &= t.shape[i] < 2 || item(p, strides, i, P_NUMBER).n == t.n;
-        countable &= !__builtin_mul_overflow(t.n, t.shape[i], &t.n);
+        if (__builtin_mul_overflow(t.n, t.shape[i], &t.n)) t.n = SIZE_MAX;
     }
     if (!in_rows && t.n)
         fail("%s: '%s' is a tensor that lies transposed or in parts; save it again after .contiguous()", file, name);
     const char *key = strf("/data/%s", pickled_text(p, item(p, storage, 2, P_TEXT)));
     Bytes numbers = find_entry(p->zip, key);
     size_t size = dtypes[type].size, first = item(p, v, 1, P_NUMBER).n, held = numbers.n / size;
-    if (!countable || first > held || held - first < t.n)
+    if (first > held || held - first < t.n)
         fail("%s: the numbers of '%s', %s, are not all there: download the file again", file, name, key + 1);
     if (p->set->n >= MAX_TENSORS) fail("%s: has more than %d tensors", file, MAX_TENSORS);
     t.data = numbers.bytes + first * size;
@@ -7030,31 +7022,27 @@ static void add_member(Pickle *p, char *name, Pickled v) {
 // Name, value, name, value, ... for the dict below them. The one at the bottom is the file's; others describe tensors.
 static void set_items(Pickle *p, size_t n) {
     const Pickled *v = pop(p, n);
-    if (n % 2 || !p->stack.n || v[-1].kind != P_DICT) no_dict(p);
+    if (n % 2 || !p->stack.n || v[-1].kind != P_DICT) fail(NO_DICT, p->zip.file);
     for (size_t i = 0; i < n && p->stack.n == 1; i += 2) add_member(p, pickled_text(p, v[i]), v[i + 1]);
 }
 
 // Programs count the values that they keep.
 static void keep(Pickle *p, size_t number) {
-    if (number != p->memo.n) no_dict(p);
+    if (number != p->memo.n) fail(NO_DICT, p->zip.file);
     add_value(&p->memo, *pop(p, 1));
     p->stack.n++;
 }
 
-static bool run_opcode(Pickle *p) {         // false: that was the last
-    size_t code = take_number(p, 1), n;
-    switch (code) {
-    case 0x80: take_number(p, 1); break;                                        // PROTO
-    case 0x95: take_number(p, 8); break;                                        // FRAME
+static void run_program(Pickle *p) {
+    for (size_t code, n; (code = take_number(p, 1)) != '.'; ) switch (code) {   // STOP
+    case 0x80: case 0x95: take_number(p, code == 0x80 ? 1 : 8); break;          // PROTO, FRAME
     case '}': push(p, P_DICT, 0, 0); break;                                     // EMPTY_DICT
     case 'N': case 0x88: case 0x89: case ']': push(p, P_OTHER, 0, 0); break;    // NONE, NEWTRUE, NEWFALSE, EMPTY_LIST
     case 'G': push(p, P_OTHER, take_number(p, 8), 0); break;                    // BINFLOAT
     case 'J': push(p, P_NUMBER, (size_t)(int32_t)take_number(p, 4), 0); break;  // BININT
-    case 'K': push(p, P_NUMBER, take_number(p, 1), 0); break;                   // BININT1
-    case 'M': push(p, P_NUMBER, take_number(p, 2), 0); break;                   // BININT2
+    case 'K': case 'M': push(p, P_NUMBER, take_number(p, code == 'K' ? 1 : 2), 0); break;   // BININT1, BININT2
     case 0x8A: push(p, P_NUMBER, take_number(p, take_number(p, 1)), 0); break;  // LONG1
-    case 'X': push_text(p, take_number(p, 4)); break;                           // BINUNICODE
-    case 0x8C: push_text(p, take_number(p, 1)); break;                          // SHORT_BINUNICODE
+    case 'X': case 0x8C: push_text(p, take_number(p, code == 'X' ? 4 : 1)); break;    // BINUNICODE, SHORT_BINUNICODE
     case '(': add_value(&p->marks, (Pickled){ .n = p->stack.n }); break;        // MARK
     case ')': push_tuple(p, 0); break;                                          // EMPTY_TUPLE
     case 't': push_tuple(p, pop_mark(p)); break;                                // TUPLE
@@ -7062,8 +7050,7 @@ static bool run_opcode(Pickle *p) {         // false: that was the last
     case 'c':                                                                   // GLOBAL
         push_line(p);
         push_line(p);
-        push_name(p);
-        break;
+        // fall through
     case 0x93: push_name(p); break;                                             // STACK_GLOBAL
     case 'R': call(p); break;                                                   // REDUCE
     case 'Q': break;                                                            // BINPERSID: a storage is its tuple
@@ -7071,17 +7058,15 @@ static bool run_opcode(Pickle *p) {         // false: that was the last
     case 'e': pop(p, pop_mark(p)); break;                                       // APPENDS
     case 's': set_items(p, 2); break;                                           // SETITEM
     case 'u': set_items(p, pop_mark(p)); break;                                 // SETITEMS
-    case 'q': keep(p, take_number(p, 1)); break;                                // BINPUT
-    case 'r': keep(p, take_number(p, 4)); break;                                // LONG_BINPUT
+    case 'q': case 'r': keep(p, take_number(p, code == 'q' ? 1 : 4)); break;    // BINPUT, LONG_BINPUT
     case 0x94: keep(p, p->memo.n); break;                                       // MEMOIZE
     case 'h': case 'j':                                                         // BINGET, LONG_BINGET
-        if ((n = take_number(p, code == 'h' ? 1 : 4)) >= p->memo.n) no_dict(p);
+        if ((n = take_number(p, code == 'h' ? 1 : 4)) >= p->memo.n) fail(NO_DICT, p->zip.file);
         add_value(&p->stack, p->memo.values[n]);
         break;
-    case '.': return false;                                                     // STOP
     default: fail("%s: data.pkl has opcode 0x%02zx, which no dict of tensors has", p->zip.file, code);
     }
-    return true;
+    if (p->stack.n != 1 || p->stack.values[0].kind != P_DICT) fail(NO_DICT, p->zip.file);
 }
 
 // Adds the tensors of one file of torch.
@@ -7090,8 +7075,7 @@ static void read_torch_file(TensorSet *set, const char *file, const uint8_t *byt
     if (!code.n || code.n > MAX_HEADER) fail("%s: is a zip archive without data.pkl, so no file of torch.save", file);
     if (order.n && *order.bytes == 'b') fail("%s: is big endian; save it again on a machine of today", file);
     Pickle p = { .set = set, .zip = zip, .code = code };
-    while (run_opcode(&p)) { }
-    if (p.stack.n != 1 || p.stack.values[0].kind != P_DICT) no_dict(&p);
+    run_program(&p);
     free(p.stack.values);
     free(p.marks.values);
     free(p.memo.values);
@@ -7106,7 +7090,8 @@ static void read_tensor_file(TensorSet *set, const char *path) {
         fail("%s: is of torch before 1.6; let Python save it again: torch.save(torch.load(FILE, 'cpu'), FILE)", file);
     if (n >= 4 && !memcmp(bytes, "PK\3\4", 4)) read_torch_file(set, file, bytes, n);
     else read_safetensors(set, file, bytes, n);
-    for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
+    for (size_t i = first; i < set->n; i++) {
+        StoredTensor *t = &set->tensors[i];
         if (!t->n || (uintptr_t)t->data % (t->bytes / t->n) == 0) continue;
         if ((copied += t->bytes) > n) fail(CUT_OFF, file);
         t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);        // old libraries did not align the numbers

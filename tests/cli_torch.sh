@@ -72,7 +72,7 @@ list no dict of tensors
 itself 'w' is no tensor
 END
 check 'no file called a program' test ! -e called
-for file in plain protocol_4 odd_key types old_plain old_linear; do    # sound, but of another model
+for file in plain protocol_4 odd_key types old_plain old_linear zip64 empty empty_shapes; do    # sound, but of another model
     cp "$seeds/$file" both/pytorch_model.bin
     refuse "both: 'model.embed_tokens.weight' is in none of its files" eval torch_ids.jsonl both
 done

@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 
 import torch
 
@@ -99,6 +100,21 @@ def zipped(entries, method=zipfile.ZIP_STORED):
     return out.getvalue()
 
 
+def zip64(entries):
+    """As an archive of more than 4 GiB is written: every length and place in 64 bits."""
+    full, files, listing = 0xFFFFFFFF, b"", b""
+    for name, data in entries.items():
+        name = b"x/" + name.encode()
+        listing += (struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 45, 45, 0x808, 0, 0, 0, zlib.crc32(data), full, full,
+                                len(name), 28, 0, 0, 0, 0, full) + name +
+                    struct.pack("<HHQQQ", 1, 24, len(data), len(data), len(files)))
+        files += struct.pack("<IHHHHHIIIHH", 0x04034B50, 45, 0x808, 0, 0, 0, 0, 0, 0, len(name), 0) + name + data
+    n, record = len(entries), len(files) + len(listing)
+    return (files + listing + struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, n, n, len(listing), len(files)) +
+            struct.pack("<IIQI", 0x07064B50, 0, record, 1) +
+            struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, full, full, 0))
+
+
 def program(body):
     return b"\x80\x02" + body + b"."
 
@@ -152,6 +168,8 @@ def write_files(top):
         "opcode": with_numbers(program(b"}\x81")), "no_dict": with_numbers(program(b"K\x07")),
         "empty_stack": with_numbers(program(b"")), "number": saved({"w": two["w"], "epoch": 3}),
         "big_endian": with_numbers(state(tensor()), byteorder=b"big"),
+        "empty": saved({}), "empty_shapes": saved({"w": torch.zeros(3, 0, 2), "b": torch.zeros(0)}),
+        "zip64": zip64({"data.pkl": state(tensor()), "data/0": numbers}),
         "list": saved([two["w"]]), "itself": with_numbers(program(b"}q\x00X\x01\x00\x00\x00wh\x00s")),
     }
     for name, data in files.items():
