@@ -6929,17 +6929,16 @@ static void add_value(Pile *pile, Pickled value) {
 
 static void push(Pickle *p, Kind kind, size_t n, size_t at) { add_value(&p->stack, (Pickled){ kind, n, at }); }
 
-// Takes off the n upmost values. The dict lies below all others, and the last mark below those that may be taken.
+// Takes off the n upmost values. The dict is there before all others.
 static const Pickled *pop(Pickle *p, size_t n) {
-    size_t mark = p->marks.n ? p->marks.values[p->marks.n - 1].n : 0;
-    if (!p->stack.n || p->stack.n - mark < n) fail(NO_DICT, p->zip.file);
+    if (!p->stack.n || p->stack.n < n) fail(NO_DICT, p->zip.file);
     p->stack.n -= n;
     return p->stack.values + p->stack.n;
 }
 
 // Takes off the last mark; returns how many values stand above it.
 static size_t pop_mark(Pickle *p) {
-    if (!p->marks.n) fail(NO_DICT, p->zip.file);
+    if (!p->marks.n || p->marks.values[p->marks.n - 1].n > p->stack.n) fail(NO_DICT, p->zip.file);
     return p->stack.n - p->marks.values[--p->marks.n].n;
 }
 
@@ -7075,6 +7074,7 @@ static void read_torch_file(TensorSet *set, const char *file, const uint8_t *byt
     if (!code.n || code.n > MAX_HEADER) fail("%s: is a zip archive without data.pkl, so no file of torch.save", file);
     if (order.n && *order.bytes == 'b') fail("%s: is big endian; save it again on a machine of today", file);
     Pickle p = { .set = set, .zip = zip, .code = code };
+    set->tensors = grow(set->tensors, &set->capacity, set->n + 1, sizeof *set->tensors);    // a dict may be empty
     run_program(&p);
     free(p.stack.values);
     free(p.marks.values);
@@ -7090,8 +7090,7 @@ static void read_tensor_file(TensorSet *set, const char *path) {
         fail("%s: is of torch before 1.6; let Python save it again: torch.save(torch.load(FILE, 'cpu'), FILE)", file);
     if (n >= 4 && !memcmp(bytes, "PK\3\4", 4)) read_torch_file(set, file, bytes, n);
     else read_safetensors(set, file, bytes, n);
-    for (size_t i = first; i < set->n; i++) {
-        StoredTensor *t = &set->tensors[i];
+    for (StoredTensor *t = set->tensors + first; t < set->tensors + set->n; t++) {
         if (!t->n || (uintptr_t)t->data % (t->bytes / t->n) == 0) continue;
         if ((copied += t->bytes) > n) fail(CUT_OFF, file);
         t->data = memcpy(alloc(t->bytes, 1), t->data, t->bytes);        // old libraries did not align the numbers
