@@ -391,8 +391,8 @@ refuse 'bad.json:1:23: |JSON' info bad.json
 
 broken; rm bad/model.safetensors
 refuse 'bad|model.safetensors' train data.jsonl bad --output_dir out
-broken; mv bad/model.safetensors bad/pytorch_model.bin
-refuse 'bad|safetensors|pytorch_model.bin' chat bad --prompt hi
+broken; rm bad/model.safetensors; echo 'weights, some day' >bad/pytorch_model.bin
+refuse 'bad/pytorch_model.bin: |safetensors' chat bad --prompt hi
 
 index=model.safetensors.index.json
 second=$(sed -n 's/.*"\(model-00002-of-[0-9]*.safetensors\)".*/\1/p' shards/$index | head -n 1)
