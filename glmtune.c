@@ -6859,7 +6859,7 @@ static void read_safetensors(TensorSet *set, const char *file, const uint8_t *by
 // (Sources: PKWARE's APPNOTE on zip; CPython's pickletools.py on the opcodes; torch/_utils.py on what a tensor is.)
 
 typedef struct { const char *file; const uint8_t *bytes; size_t n; } Bytes;      // of a file, all or a part
-#define CUT_OFF "%s: is cut off or damaged, download it again"
+#define CUT_OFF "%s: is a zip archive, but cut off or damaged; download it again"
 #define NO_DICT "%s: holds no dict of tensors, or is damaged; save model.state_dict(), or download it again"
 
 static Bytes part_of(Bytes whole, size_t at, size_t n) {
