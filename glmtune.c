@@ -3188,12 +3188,11 @@ typedef struct {
 
 // tools: reads tools that are given as a text; asks: a sample may end in a question, which the model shall answer
 typedef struct {
-    JsonReader *json;
+    JsonReader *json, *tools;
     const ChatFormat *format;
     const Options *o;
     size_t V;
     Dataset *set;
-    JsonReader *tools;
     bool asks;
 } DataReader;
 
@@ -3618,7 +3617,7 @@ static void dataset_add(Dataset *set, Sample s) {
 static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t V, bool need_targets) {
     JsonReader r = json_open_file(path), tools = {0};
     Dataset set = {0};
-    DataReader d = { &r, f, o, V, &set, &tools, !need_targets };
+    DataReader d = { &r, &tools, f, o, V, &set, !need_targets };
     for (const Json *root; (root = json_next(&r)); ) {
         Sample s = read_sample(&d, root);
         count_unread(&d, root);

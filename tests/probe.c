@@ -74,9 +74,9 @@ static void ask(Probe *p, const Json *sample) {
 static void ask_all(Probe *p, const char *path, const ChatFormat *f, const Options *o, const Model *m) {
     size_t n;
     char *source = read_file(path, &n);
-    JsonReader r = json_open(path, source, n);
+    JsonReader r = json_open(path, source, n), tools = {0};
     Dataset notes = {0};
-    DataReader d = { &r, f, o, m->config.vocab_size, &notes };
+    DataReader d = { .json = &r, .tools = &tools, .format = f, .o = o, .V = m->config.vocab_size, .set = &notes };
     p->data = &d;
     for (const Json *j; (j = json_next(&r)); ) ask(p, j);
 }
