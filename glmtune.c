@@ -9094,7 +9094,7 @@ __attribute__((noreturn)) static void unknown_option(const char *given, const Co
 }
 
 static void option_help(const Option *x) {
-    static const char *const types[] = { "a whole number", "a number", "true or false", "a text" };
+    static const char *const types[] = { "a whole number", "a number", "true or false", "a text", "names" };
     const char *choices = choices_of(x);
     printf("--%s: %s\n    %s%s", x->name, x->help, choices ? "one of " : types[x->type], choices ? choices : "");
     if (x->least < x->most) printf(" from %g to %g", x->least, x->most);
