@@ -27,7 +27,7 @@
 //     11  Adapters               as PEFT and ChatGLM write them, fingerprints, merging
 //   Part Three: the machine room
 //     12  Fast CPU kernels       the matrix product on vectors, attention in blocks, one row of decoding
-//     13  Files                  JSON, YAML, safetensors, config.json
+//     13  Files                  JSON, YAML, safetensors, torch's .bin, config.json
 //     14  Tokenizer files        tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json, Unicode
 //     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison, cost of a step
 //     16  Commands               one table of commands, one of options, the official yaml files, main
