@@ -3242,7 +3242,7 @@ static void note_placeholders(const DataReader *d, const Json *text) {
         for (; n && *inner == ' '; inner++) n--;
         while (n && inner[n-1] == ' ') n--;
         bool is_name = strspn(inner, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == n ||
-                       (n == 4 && !memcmp(inner, "name", 4)) || (n == 6 && !memcmp(inner, "author", 6));
+                       (n == 4 && !strncasecmp(inner, "name", 4)) || (n == 6 && !strncasecmp(inner, "author", 6));
         note(d, *p == '{' && n && is_name ? LEFT_NAME : LEFT_BRACES, text, excerpt(p, (size_t)(closing + 2 - p)));
         p = closing + 1;
     }
@@ -3380,8 +3380,9 @@ static const struct { bool flags; const char *keys, *remedy; } refused[] = {
     { false, "reasoning_content,reasoning,thinking", "write <think>thoughts</think> into \"content\"" },
     { false, "image,images,video,videos,audio,audios", "text alone is read" },
     { false, "chosen,rejected,rejected_response", "write the wanted answer as the last message" },
-    { true, "attention_mask,loss_mask", "leave padding out; the label of what is not learned is -100" },
-    { true, "weight,train,loss,label", "write it into the messages that it is meant for, or leave the sample out" },
+    { true, "attention_mask,loss_mask,loss_weights", "leave padding out; the label of what is not learned is -100" },
+    { true, "weight,train,loss,label,kto_tag,loss_scale,sample_weight,mask",
+      "write \"loss\" into the messages that it is meant for, or leave the sample out" },
 };
 
 static bool says_nothing(const Json *j, bool flags) {

@@ -34,6 +34,10 @@ done <<END
 "reasoning_content"|<think> {"messages": [$ask, "reasoning_content": @"hm"}]}
 "images" {"messages": [$ask}], "images": @["a.png"]}
 "label" {"messages": [$ask}], "label": @false}
+"kto_tag" {"messages": [$ask}], "kto_tag": @false}
+"mask" {"messages": [$ask, "mask": @0}]}
+"loss_weights" {"input_ids": [0, 1], "labels": [0, 1], "loss_weights": @[1, 0.5]}
+{{ {"prompt": "a", "response": @"I am {{ Name }}."}
 "label" {"prompt": "a", "response": "b", "label": @0}
 "train" {"messages": [$ask}], "train": @false}
 "weight" {"messages": [$ask}], "weight": @0}
