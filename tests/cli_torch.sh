@@ -51,6 +51,7 @@ old_format torch before 1.6|torch.save
 cut cut off or damaged
 no_end cut off or damaged
 deflated compressed, encrypted or split|save it again
+two_lengths compressed, encrypted or split
 no_program without data.pkl
 short_storage data/0, are not all there
 no_storage data/7, are not all there

@@ -172,6 +172,10 @@ def write_files(top):
         "zip64": zip64({"data.pkl": state(tensor()), "data/0": numbers}),
         "list": saved([two["w"]]), "itself": with_numbers(program(b"}q\x00X\x01\x00\x00\x00wh\x00s")),
     }
+    lying = bytearray(files["odd_key"])             # the second entry's length as packed is not its length
+    at = lying.rindex(b"PK\1\2") + 20
+    lying[at:at + 4] = struct.pack("<I", 28)
+    files["two_lengths"] = bytes(lying)
     for name, data in files.items():
         with open(os.path.join(top, name), "wb") as f:
             f.write(data)
