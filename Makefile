@@ -80,7 +80,9 @@ test-fuzz: tests/fuzz/fuzz.c glmtune.c      # the fuzz targets without a fuzzer:
 
 # Offline, no Python. With GLM_REAL=FOLDER also against the tokenizers and golden tensors of the real models.
 test: glmtune glmtune64 test-float test-double test-fuzz
-	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double "bash tests/test_cli.sh ./glmtune" \
+	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double \
+	    "env GLM_PRECISION=bf16 ./test-float kernels golden saved merge" \
+	    "env GLM_PRECISION=pairs ./test-float kernels golden" "bash tests/test_cli.sh ./glmtune" \
 	    "./test-fuzz tests/fuzz/seeds tests/fuzz/crashes" "bash tests/report.sh --short"
 
 # glmtune.cu on an emulated device, on the CPU (tests/cuda): index by index, slow, and where no GPU is to be had.

@@ -1025,7 +1025,9 @@ KERNEL const void *memory_mapped(const void *host, size_t bytes) { (void)bytes; 
 KERNEL void memory_unmap(const void *mapped) { (void)mapped; }
 KERNEL size_t memory_left(void) { return SIZE_MAX; }
 KERNEL void finish_kernels(void) {}
+#if !FAST
 KERNEL void set_precision(int bf16) { (void)bf16; }
+#endif
 
 KERNEL void zero(real *x, size_t n) {
     enum { PART = 1 << 15 };        // on all cores
@@ -1309,7 +1311,7 @@ typedef struct Options {
     int64_t max_output_length;
     double val_size;
     // the run
-    const char *output_dir, *base, *resume_from_checkpoint, *precision;     // precision: glmtune-cuda's
+    const char *output_dir, *base, *resume_from_checkpoint, *precision;
     bool force, predict_with_generate, load_best_model_at_end;
     int64_t seed, threads, logging_steps, save_steps, save_total_limit, eval_steps, early_stopping_patience;
     int64_t stop_at_step;
@@ -4169,6 +4171,7 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
 static void draw_losses(const char *folder);                                // loss.svg, of the log there
 static const char *settings_of(const Options *o);                           // all of a run as "name=value" lines
 static void restore_settings(Options *o, const char *lines, const char *folder);        // those that were not given
+static void use_precision(const Options *o);                                // of products, for all that follows
 #define NOT_SET "(none)"                                                    // the value of an option that has none
 static const char *option_text(const Options *o, const char *option);       // its value, as it can be given
 // sets it unless the user gave another value (with `free` that stays); returns what is wrong, or NULL
@@ -4729,7 +4732,8 @@ static void compare_settings(const Trainer *t) {
         const char *was = line_value(t->stored.metadata.s, line);
         if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
         const char *differs = strf("%s was %s, now it is %s", line, was, value);
-        if (!t->o->force) fail("%s: %s; a run goes on as it began, --force overrides", t->from, differs);
+        if (!t->o->force && strcmp(line, "precision"))
+            fail("%s: %s; a run goes on as it began, --force overrides", t->from, differs);
         fprintf(stderr, "warning: %s\n", differs);
     }
     free(lines.s);
@@ -5093,6 +5097,7 @@ static void train(const char *data, const char *model, Options *o) {
     Trainer t = { .o = o, .from = choose_checkpoint(o) };
     if (t.from) read_tensor_file(&t.stored, strf("%s/optimizer.safetensors", t.from));
     if (t.from) restore_settings(o, t.stored.metadata.s, t.from);
+    use_precision(o);
     t.base = open_model(model, o);
     prepare(&t, data, o);
     begin_run(&t);
@@ -5623,6 +5628,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
 
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));    // or pairs of 16 bits
+typedef uint16_t half_vec __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }
@@ -5640,12 +5646,46 @@ static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LAN
 //      (BLOCK_K x BLOCK_N) and what of A meets it stay in the second.
 //   4. A is packed once, for all; each task then packs its own columns of B and goes over all rows, or over TASK_ROWS
 //      of them where there are too few columns for many cores.
+// With --precision bf16 the numbers of A and B are rounded to bf16, to nearest even, as they are packed; sums stay
+// float. How they are multiplied depends on the machine that is compiled for:
+//   - AVX512_BF16: a lane holds a pair, the numbers of k and k + 1, and one instruction takes all pairs of a vector;
+//   - AMX: the same pairs, in registers of 16 rows;
+//   - neither: rounded numbers go through the tile of fp32, no faster.
 
 // A tile takes 15 of 16 vector registers: 12 sums, 2 of B, 1 of A. Where there are 32 (AVX-512), tiles of 8x2, 12x2,
 // 9x3 and 6x4 were no faster. With MOST_K four times as large the packed A falls out of the third-level cache: dX of
 // 512 rows at 2048 x 12288 then reaches 67 % of the peak instead of 85.
 enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 16 * TILE_M,
-       MOST_M = 128 * TILE_M, MOST_K = 8 * BLOCK_K };   // the last two: of A that is packed at once
+       SQUARE = 32,      // rows of a tile in AMX
+       MOST_M = 128 * TILE_M, MOST_K = 8 * BLOCK_K };   // of A that is packed at once
+
+// What the precision changes of that: rows of A in a panel and columns of B in a block, numbers of k in a lane, and
+// lanes that a tile takes at once (a panel's last ones are filled with zeros). A line of a panel has BLOCK_K lanes.
+typedef struct { bool rounded; size_t rows, columns, pair, step; } Packing;
+static const Packing unrounded = { false, TILE_M, BLOCK_N, 1, 1 };
+static Packing packing = { false, TILE_M, BLOCK_N, 1, 1 };
+
+static size_t block_depth(void) { return packing.pair * BLOCK_K; }    // numbers of k
+
+static size_t lanes_of(size_t n_k) {
+    size_t at_once = packing.pair * packing.step;
+    return (n_k + at_once - 1) / at_once * packing.step;
+}
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+static const Packing in_vectors = { true, TILE_M, BLOCK_N, 2, 1 };
+
+// sum + high(a) high(b) + low(a) low(b) in each lane, a pair of bf16 in each lane of a and b. Each of the two products
+// is added with one rounding to nearest even, the high one first; denormal numbers count as 0 (Intel's manual of
+// instructions, VDPBF16PS).
+static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+}
+#else
+static const Packing in_vectors = { true, TILE_M, BLOCK_N, 1, 1 };
+static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) { (void)a, (void)b; return sum; }       // never called
+#endif
 
 typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
 
@@ -5694,12 +5734,43 @@ static void transpose_block(real *out, size_t out_stride, const real *in, size_t
         for (size_t j = 0; j < N; j++) out[j*out_stride + i] = in[i*in_stride + j];
 }
 
+// The bits of numbers rounded to bf16, in the upper half of each lane. (A NaN that the hardware makes stays one.)
+static inline bit_vec round_lanes(vec x) {
+    bit_vec bits = (bit_vec)x;
+    return (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
+}
+
+// out: n numbers [n] rounded to bf16, as pairs or still `real`
+static void round_run(real *out, const real *in, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        bit_vec bits = round_lanes(*(const vec *)(in + i));
+        if (packing.pair == 2) *(half_vec *)((uint16_t *)out + i) = __builtin_convertvector(bits >> 16, half_vec);
+        else *(vec *)(out + i) = (vec)bits;
+    }
+    for (; i < n; i++) {
+        uint32_t bits = round_lanes((vec){ in[i] })[0];
+        if (packing.pair == 2) ((uint16_t *)out)[i] = (uint16_t)(bits >> 16);
+        else memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
 static void pack_a(real *panel, View a, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
-    // panel [n_lines, BLOCK_K], of which n_k columns are used; A is always `real`
+    // panel [n_lines, BLOCK_K], of which lanes_of(n_k) are used; A is always `real`
     const real *from = view_at(a, line0, k0);
-    if (a.k_stride == 1)
-        for (size_t i = 0; i < n_lines; i++) memcpy(panel + i*BLOCK_K, from + i*a.line_stride, n_k * sizeof *panel);
-    else transpose_block(panel, BLOCK_K, from, a.k_stride, n_k, n_lines);
+    size_t stride = a.line_stride, used = n_k / packing.pair, lanes = lanes_of(n_k);
+    real turned[SQUARE * 2 * BLOCK_K];
+    if (a.k_stride != 1) {
+        stride = block_depth();
+        transpose_block(packing.rounded ? turned : panel, stride, from, a.k_stride, n_k, n_lines);
+        if (!packing.rounded) return;
+        from = turned;
+    }
+    for (size_t i = 0; i < n_lines; i++, panel += BLOCK_K, from += stride) {
+        memset(panel + used, 0, (lanes - used) * sizeof *panel);
+        if (packing.rounded) round_run(panel, from, n_k);
+        else memcpy(panel, from, n_k * sizeof *panel);
+    }
 }
 
 // Numbers of two bytes, one in the low half of each lane; the same arithmetic as f16_to_float and bf16's shift.
@@ -5739,9 +5810,28 @@ static void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t 
         }
 }
 
+// panel [n_k/2,TILE_N] of pairs of whole vectors of bf16, as they lie: where lines run along k, two neighbours are a
+// pair already; else two rows are interleaved.
+static void pack_pairs(real *panel, View b, size_t line0, size_t k0, size_t n_k) {
+    vec rows[LANES];
+    for (size_t k = 0; b.k_stride != 1 && k < n_k; k += 2, panel += TILE_N)
+        for (size_t j = 0; j < TILE_N; j += LANES) {
+            half_vec low = *(const half_vec *)view_at(b, line0 + j, k0 + k);
+            half_vec high = *(const half_vec *)view_at(b, line0 + j, k0 + k + 1);
+            *(bit_vec *)(panel + j) = __builtin_convertvector(low, bit_vec) |
+                                      __builtin_convertvector(high, bit_vec) << 16;
+        }
+    for (size_t k = 0; b.k_stride == 1 && k < n_k; k += 2 * LANES, panel += LANES * TILE_N)
+        for (size_t j = 0; j < TILE_N; j += LANES) {
+            for (size_t i = 0; i < LANES; i++) rows[i] = (vec)*(const bit_vec *)view_at(b, line0 + j + i, k0 + k);
+            transpose(rows);
+            for (size_t i = 0; i < LANES; i++) *(vec *)(panel + i*TILE_N + j) = rows[i];
+        }
+}
+
 static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
     // panel [n_k, TILE_N]; columns past n_lines become zero
-    real lines[TILE_N * BLOCK_K];
+    real lines[TILE_N * 2 * BLOCK_K];
     if (dtype_size(b.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
         return pack_two_bytes(panel, b, line0, k0, n_k);
     if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
@@ -5750,16 +5840,39 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
     } else if (b.dtype == REAL) {
         transpose_block(panel, TILE_N, view_at(b, line0, k0), b.line_stride, n_lines, n_k);
     } else {
-        for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*BLOCK_K, view_at(b, line0 + j, k0), n_k);
-        transpose_block(panel, TILE_N, lines, BLOCK_K, n_lines, n_k);
+        for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*block_depth(), view_at(b, line0 + j, k0), n_k);
+        transpose_block(panel, TILE_N, lines, block_depth(), n_lines, n_k);
     }
 }
 
-// c [m,n] = from (NULL: 0) + scale a b, panels a [TILE_M,BLOCK_K], b [n_k,TILE_N]; rows of c and from c_stride apart
+// The same in bf16, panel [lanes_of(n_k),TILE_N].
+static void pack_b_rounded(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
+    real numbers[2 * BLOCK_K * TILE_N] __attribute__((aligned(64)));
+    if (packing.pair == 2 && b.dtype == BF16 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
+        return pack_pairs(panel, b, line0, k0, n_k);
+    size_t lanes = lanes_of(n_k);
+    pack_b(numbers, b, line0, n_lines, k0, n_k);
+    memset(numbers + n_k*TILE_N, 0, (lanes * packing.pair - n_k) * TILE_N * sizeof *numbers);
+    for (size_t i = 0; i < lanes * TILE_N; i += LANES) {
+        const real *low = numbers + i + i / TILE_N * (packing.pair - 1) * TILE_N;       // row i / TILE_N * pair
+        bit_vec bits = round_lanes(*(const vec *)low);
+        if (packing.pair == 2) bits = bits >> 16 | round_lanes(*(const vec *)(low + TILE_N));
+        *(bit_vec *)(panel + i) = bits;
+    }
+}
+
+// c [m,n] = from (NULL: 0) + scale sum; rows of c and from are c_stride apart, of sum TILE_N
+static void add_edge(real *c, const real *from, size_t c_stride, const real *sum, real scale, size_t m, size_t n) {
+    for (size_t i = 0; i < m; i++, sum += TILE_N)
+        for (size_t j = 0; j < n; j++) c[i*c_stride + j] = (from ? from[i*c_stride + j] : 0) + scale * sum[j];
+}
+
+// c [m,n] = from (NULL: 0) + scale a b, panels a [TILE_M,BLOCK_K], b [depth,TILE_N]; rows of c and from c_stride apart
 static void tile(real *c, const real *from, size_t c_stride, const real *a, const real *b, real scale, size_t m,
-                 size_t n, size_t n_k) {
+                 size_t n, size_t depth) {
     vec sum[TILE_M][2] = {{{0}}};
-    for (size_t k = 0; k < n_k; k++, a++, b += TILE_N) {
+    size_t k = 0;
+    for (; k < depth && packing.pair == 1; k++, a++, b += TILE_N) {
         vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
         #pragma GCC unroll 6
         for (int i = 0; i < TILE_M; i++) {
@@ -5767,24 +5880,92 @@ static void tile(real *c, const real *from, size_t c_stride, const real *a, cons
             sum[i][1] += a[i*BLOCK_K] * b1;
         }
     }
-    if (m == TILE_M && n == TILE_N) {
+    const uint32_t *pairs = (const void *)a;
+    for (; k < depth; k++, pairs++, b += TILE_N) {
+        bit_vec b0 = *(const bit_vec *)b, b1 = *(const bit_vec *)(b + LANES);
         #pragma GCC unroll 6
-        for (int i = 0; i < TILE_M; i++, c += c_stride, from += from ? c_stride : 0) {
-            *(vec *)c = (from ? *(const vec *)from : (vec){0}) + scale * sum[i][0];
-            *(vec *)(c + LANES) = (from ? *(const vec *)(from + LANES) : (vec){0}) + scale * sum[i][1];
+        for (int i = 0; i < TILE_M; i++) {
+            sum[i][0] = dot_pairs(sum[i][0], pairs[i*BLOCK_K], b0);
+            sum[i][1] = dot_pairs(sum[i][1], pairs[i*BLOCK_K], b1);
         }
-        return;
     }
-    real edge[TILE_M][TILE_N];
-    memcpy(edge, sum, sizeof edge);
-    for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j++) c[i*c_stride + j] = (from ? from[i*c_stride + j] : 0) + scale * edge[i][j];
+    if (m < TILE_M || n < TILE_N) return add_edge(c, from, c_stride, (const real *)sum, scale, m, n);
+    #pragma GCC unroll 6
+    for (int i = 0; i < TILE_M; i++, c += c_stride, from += from ? c_stride : 0) {
+        *(vec *)c = (from ? *(const vec *)from : (vec){0}) + scale * sum[i][0];
+        *(vec *)(c + LANES) = (from ? *(const vec *)(from + LANES) : (vec){0}) + scale * sum[i][1];
+    }
+}
+
+#if (defined __AMX_BF16__ || defined __AMXBF16__) && defined __AVX512BF16__ && defined __linux__     // gcc, old clang
+#define AMX
+#include <sys/syscall.h>
+// Tile registers 0 to 3 hold C, 2 x 2 tiles of 16 rows of 64 bytes; 4 and 5 rows of A, 6 and 7 of B. B is read as it is
+// packed for AVX512_BF16. One core of a Sapphire Rapids Xeon does 640 GFLOP/s so, of 140 in fp32.
+static const Packing in_squares = { true, SQUARE, 4 * BLOCK_N, 2, 16 };
+
+static bool may_use_squares(void) { return !syscall(SYS_arch_prctl, 0x1023, 18); }     // the kernel grants registers
+
+static void begin_squares(void) {
+    static const struct { uint8_t palette, first_row, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } tiles =
+        { 1, 0, {0}, { 64, 64, 64, 64, 64, 64, 64, 64 }, { 16, 16, 16, 16, 16, 16, 16, 16 } };
+    _tile_loadconfig(&tiles);
+}
+
+// c [SQUARE,SQUARE] = from (NULL: 0) + a b, panels a [SQUARE,BLOCK_K], b [depth,TILE_N]. One instruction takes 16 pairs,
+// sums their low products and their high ones apart, and adds the sum of both to C (Intel's manual, TDPBF16PS).
+static void square(real *c, const real *from, size_t stride, const real *a, const real *b, size_t depth) {
+    size_t row = stride * sizeof *c, a_row = BLOCK_K * sizeof *a, b_row = TILE_N * sizeof *b;
+    if (from) {
+        _tile_loadd(0, from, row);
+        _tile_loadd(1, from + 16, row);
+        _tile_loadd(2, from + 16*stride, row);
+        _tile_loadd(3, from + 16*stride + 16, row);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (size_t k = 0; k < depth; k += 16) {
+        _tile_loadd(4, a + k, a_row);
+        _tile_loadd(6, b + k*TILE_N, b_row);
+        _tile_loadd(5, a + 16*BLOCK_K + k, a_row);
+        _tile_loadd(7, b + k*TILE_N + 16, b_row);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, row);
+    _tile_stored(1, c + 16, row);
+    _tile_stored(2, c + 16*stride, row);
+    _tile_stored(3, c + 16*stride + 16, row);
+}
+
+// The same as `tile` with panels a [SQUARE,BLOCK_K].
+static void square_tile(real *c, const real *from, size_t c_stride, const real *a, const real *b, real scale, size_t m,
+                        size_t n, size_t depth) {
+    real sum[SQUARE * TILE_N] __attribute__((aligned(64)));
+    if (m == SQUARE && n == TILE_N && scale == 1) return square(c, from, c_stride, a, b, depth);
+    square(sum, NULL, TILE_N, a, b, depth);
+    add_edge(c, from, c_stride, sum, scale, m, n);
+}
+#else
+static const Packing in_squares = { 0 };
+static bool may_use_squares(void) { return false; }
+static void begin_squares(void) {}
+#define square_tile tile        // never called
+#endif
+
+void set_precision(int bf16) {
+    packing = !bf16 ? unrounded : may_use_squares() ? in_squares : in_vectors;
 }
 
 // Panels of A for `rows` lines: first those of the first BLOCK_K, then of the next.
 static real *panel_of_a(real *packed, size_t rows, size_t i, size_t k) {
-    size_t panels = (rows + TILE_M - 1) / TILE_M;
-    return packed + (k / BLOCK_K * panels + i / TILE_M) * TILE_M * BLOCK_K;
+    size_t panels = (rows + packing.rows - 1) / packing.rows;
+    return packed + (k / block_depth() * panels + i / packing.rows) * packing.rows * BLOCK_K;
 }
 
 // Part of a product: rows i0 .. i0 + M, k from k0 to k0 + K, A in `packed`. At k = 0 a sum starts from `from`, then C.
@@ -5803,22 +5984,30 @@ static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k
     }
 }
 
+// Rows row0 .. row0 + rows of the block, columns j0 .. j0 + columns of C. Tiles follow each other down the columns, so
+// that a panel of B stays; squares along the rows, where the machine foresees which lines of C come next (642 GFLOP/s
+// against 534).
 static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t columns) {
-    // rows row0 .. row0 + rows of the block, columns j0 .. j0 + columns of C
-    real packed_b[BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
-    for (size_t k = 0; k < p.K; k += BLOCK_K) {
-        size_t n_k = min_size(BLOCK_K, p.K - k), next = min_size(BLOCK_K, p.K - k - n_k);
-        size_t tiles = (rows + TILE_M - 1) / TILE_M;
+    real packed_b[4 * BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
+    bool along = packing.rows == in_squares.rows;
+    size_t down = (rows + packing.rows - 1) / packing.rows, across = (columns + TILE_N - 1) / TILE_N;
+    if (along) begin_squares();
+    for (size_t k = 0; k < p.K; k += block_depth()) {
+        size_t n_k = min_size(block_depth(), p.K - k), next = min_size(block_depth(), p.K - k - n_k);
+        size_t depth = lanes_of(n_k);
         const real *from = p.k0 + k ? p.c : p.from;
         for (size_t j = 0; j < columns; j += TILE_N)
-            pack_b(packed_b + j*n_k, p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k, n_k);
-        for (size_t j = 0; j < columns; j += TILE_N)
-            for (size_t i = row0; i < row0 + rows; i += TILE_M) {
-                size_t at = (p.i0 + i) * p.stride + j0 + j;
-                tile(p.c + at, from ? from + at : NULL, p.stride, panel_of_a(p.packed, p.M, i, k), packed_b + j * n_k,
-                     p.scale, min_size(TILE_M, p.M - i), min_size(TILE_N, columns - j), n_k);
-                prefetch(p.b, j0 + j, min_size(TILE_N, columns - j), p.k0 + k + n_k, next, (i - row0) / TILE_M, tiles);
-            }
+            (packing.rounded ? pack_b_rounded : pack_b)(packed_b + j*depth, p.b, j0 + j, min_size(TILE_N, columns - j),
+                                                     p.k0 + k, n_k);
+        for (size_t t = 0; t < down * across; t++) {
+            size_t i = row0 + (along ? t / across : t % down) * packing.rows;
+            size_t j = (along ? t % across : t / down) * TILE_N;
+            size_t m = min_size(packing.rows, p.M - i), n = min_size(TILE_N, columns - j);
+            size_t at = (p.i0 + i) * p.stride + j0 + j;
+            (along ? square_tile : tile)(p.c + at, from ? from + at : NULL, p.stride, panel_of_a(p.packed, p.M, i, k),
+                                         packed_b + j*depth, p.scale, m, n, depth);
+            if (!along) prefetch(p.b, j0 + j, n, p.k0 + k + n_k, next, t % down, down);
+        }
     }
 }
 
@@ -5827,14 +6016,14 @@ static void product_block(Block p, size_t N) {
     #pragma omp parallel if (p.M * N * p.K > WORTH_THREADS)
     {
         #pragma omp for collapse(2) schedule(static)
-        for (size_t k = 0; k < p.K; k += BLOCK_K)
-            for (size_t i = 0; i < p.M; i += TILE_M)
-                pack_a(panel_of_a(p.packed, p.M, i, k), p.a, p.i0 + i, min_size(TILE_M, p.M - i), p.k0 + k,
-                       min_size(BLOCK_K, p.K - k));
+        for (size_t k = 0; k < p.K; k += block_depth())
+            for (size_t i = 0; i < p.M; i += packing.rows)
+                pack_a(panel_of_a(p.packed, p.M, i, k), p.a, p.i0 + i, min_size(packing.rows, p.M - i), p.k0 + k,
+                       min_size(block_depth(), p.K - k));
         #pragma omp for collapse(2) schedule(dynamic)
         for (size_t i = 0; i < p.M; i += rows)
-            for (size_t j = 0; j < N; j += BLOCK_N)
-                block_columns(p, i, min_size(rows, p.M - i), j, min_size(BLOCK_N, N - j));
+            for (size_t j = 0; j < N; j += packing.columns)
+                block_columns(p, i, min_size(rows, p.M - i), j, min_size(packing.columns, N - j));
     }
 }
 
@@ -5852,12 +6041,12 @@ enum { SMALL_M = 16 * TILE_M };     // attention of 2048 tokens: 60 % of the pea
 
 static void small_product(real *c, const real *from, size_t c_stride, View a, View b, real scale, size_t M, size_t N,
                           size_t K) {
-    real packed[(SMALL_M + TILE_M) * BLOCK_K] __attribute__((aligned(64)));     // a tile reads whole panels
-    for (size_t k = 0; k < K; k += BLOCK_K) {
-        Block p = { c, packed, from, c_stride, a, b, scale, 0, M, k, min_size(BLOCK_K, K - k) };
-        for (size_t i = 0; i < M; i += TILE_M)
-            pack_a(panel_of_a(packed, M, i, 0), a, i, min_size(TILE_M, M - i), k, p.K);
-        for (size_t j = 0; j < N; j += BLOCK_N) block_columns(p, 0, M, j, min_size(BLOCK_N, N - j));
+    real packed[(SMALL_M + SQUARE) * BLOCK_K] __attribute__((aligned(64)));     // a tile reads whole panels
+    for (size_t k = 0; k < K; k += block_depth()) {
+        Block p = { c, packed, from, c_stride, a, b, scale, 0, M, k, min_size(block_depth(), K - k) };
+        for (size_t i = 0; i < M; i += packing.rows)
+            pack_a(panel_of_a(packed, M, i, 0), a, i, min_size(packing.rows, M - i), k, p.K);
+        for (size_t j = 0; j < N; j += packing.columns) block_columns(p, 0, M, j, min_size(packing.columns, N - j));
     }
 }
 
@@ -7893,12 +8082,24 @@ static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, 
     free(r.layers);
 }
 
+// Bytes of the base's file that every step reads: where they do not stay in memory, it waits for the disk.
+static size_t bytes_read(const Model *m) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < m->n_tensors && memory_left() == SIZE_MAX; i++) {
+        const Tensor *t = m->tensors[i];
+        bool of_few_rows = t == m->embedding && t != m->head;
+        bytes += t->trained || of_few_rows ? 0 : t->n * dtype_size(t->file_dtype);
+    }
+    return bytes;
+}
+
 // Prints what batches of T tokens take, and returns how the run shall work: it recomputes where that was asked for or
 // where memory is short. Where even this is too much, the error names a size of batch that fits.
 static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_t T) {
     size_t trainables = trainable_bytes(m, true), available = available_bytes(), fits = T;
     size_t keeps = run_bytes(m, method, KEEPS_ALL, T), recomputes = run_bytes(m, method, RECOMPUTES, T);
-    RunKind kind = recompute || (trainables + keeps > available && recomputes < keeps) ? RECOMPUTES : KEEPS_ALL;
+    bool is_short = trainables + keeps + bytes_read(m) > available;
+    RunKind kind = recompute || (is_short && recomputes < keeps) ? RECOMPUTES : KEEPS_ALL;
     size_t own = trainables + (kind == RECOMPUTES ? recomputes : keeps);
     print_plan(stderr, m, method, kind, T);
     if (own <= available) return kind;
@@ -8119,7 +8320,8 @@ static void dump(const char *model, const char *batch, const char *out, Options 
 //
 // In single precision, so on a GPU too, a slope is too coarse. There all gradients are compared with the truth, which
 // glmtune64 has checked and written: |g - truth| / max(|truth|, 0.001 of the largest |truth|) must be at most 1e-4,
-// with 2-norms of a tensor. (The largest, for a bias of one number may be a sum of which next to nothing is left.)
+// with 2-norms of a tensor. (The largest, for a bias of one number may be a sum of which next to nothing is left, and a
+// key's bias is nothing but that.) With --precision bf16 the floor is 0.05 and the bar 3e-2; measured 1.4e-2.
 
 // Small models of each kind: grouped heads, tied, post norms, odd sizes.
 static const char *const gradcheck_configs[] = {
@@ -8219,8 +8421,9 @@ static bool compare_tensor(const Gradcheck *check, const char *listed, const Ten
     if (!s || !has_shape(s, t))
         fail("%s: has no gradient '%s' of shape %s; write it with the same options: glmtune64 gradcheck --out FILE",
              check->o->truth, listed, shape_text(t->shape, t->n_dims));
-    double error = distance(s, g) / fmax(distance(s, NULL), 1e-3 * check->largest);
-    return print_check(t, error, error <= 1e-4, "");
+    bool bf16 = !strcmp(check->o->precision, "bf16");
+    double error = distance(s, g) / fmax(distance(s, NULL), (bf16 ? 0.05 : 1e-3) * check->largest);
+    return print_check(t, error, error <= (bf16 ? 3e-2 : 1e-4), "");
 }
 
 // Checks a method on a model, after what the method adds was made random too; returns how many tensors failed.
@@ -8259,7 +8462,6 @@ static int gradcheck(const char *folder, const Options *o) {
         fail("gradcheck takes slopes in double: glmtune64 gradcheck [--out FILE] (make glmtune64); in single precision "
              "it compares with what that wrote: --truth FILE");
     if (o->truth) read_truth(&check);
-    set_precision(false);       // what is checked are the kernels, not the rounding of their operands
     if (folder) failed = gradcheck_method(&check, load_model(folder), method);
     for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
         Model *m = describe_model(parse_config(strf("small model %zu", i + 1), gradcheck_configs[i]));
@@ -8939,9 +9141,7 @@ static const Option options[] = {
     { FIELD(elements), INTEGER, GRADCHECK, "200", "numbers to check in each tensor", 1, 1e9 },
     { FIELD(seed), INTEGER, ANSWERS | INIT | GRADCHECK, "42", "decides every random number", 0, 9e15 },
     { FIELD(threads), INTEGER, ALL, "0", "cores to use; 0: all. The result is the same bits", 0, 4096 },
-#ifdef GLMTUNE_CUDA
-    { FIELD(precision), CHOICE, ALL, "fp32", "of factors; bf16: rounded, for tensor cores", .choices = "fp32,bf16" },
-#endif
+    { FIELD(precision), CHOICE, ALL, "fp32", "of factors in products; bf16: they are rounded", .choices = "fp32,bf16" },
 };
 
 // The defaults under a yaml that are not ours: the Trainer's and, with a peft_config, PEFT's.
@@ -9021,7 +9221,7 @@ static void add_options(Text *list, int commands_of) {
 }
 
 // Options that may differ when a run goes on, so its settings do not hold them.
-static const char not_kept[] = "output_dir,stop_at_step,resume_from_checkpoint,force,threads,precision,base";
+static const char not_kept[] = "output_dir,stop_at_step,resume_from_checkpoint,force,threads,base";
 
 static const char *value_text(const Options *o, const Option *x) {
     const void *field = (const char *)o + x->offset;
@@ -9062,6 +9262,19 @@ static void restore_settings(Options *o, const char *lines, const char *folder) 
         if (problem) fail("%s: its settings are damaged: %s %s", folder, x->name, problem);
         o->given[x->offset] = true;
     }
+}
+
+static void use_precision(const Options *o) {
+    bool bf16 = !strcmp(o->precision, "bf16");
+#if FAST
+    static bool told;
+    if (bf16 && in_vectors.pair == 1 && !told)
+        fprintf(stderr, "note: built for a machine without products of bf16: --precision bf16 rounds, no more\n");
+    told = true;
+#elif !defined GLMTUNE_CUDA && !defined GLMTUNE_PORT
+    if (bf16) fail_usage("this program computes with plain loops, which round nothing; --precision bf16 is glmtune's");
+#endif
+    set_precision(bf16);
 }
 
 static Options default_options(void) {
@@ -9415,7 +9628,7 @@ int main(int argc, char **argv) {
     check_out(c->bit == DUMP ? call.words[2] : o.out, call.words, c->bit == DUMP ? 2 : call.n, o.force);
     check_out(o.out, &o.truth, 1, o.force);
     use_threads(o.threads);
-    set_precision(o.precision && !strcmp(o.precision, "bf16"));
+    use_precision(&o);
     int status = c->run(&call);
     if (fflush(stdout) || ferror(stdout)) fail("standard output: writing failed: %s", strerror(errno));
     return status;

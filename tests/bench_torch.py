@@ -71,8 +71,6 @@ def parse_arguments():
     p.add_argument("--child", help=argparse.SUPPRESS)
     a = p.parse_args()
     a.glmtune = a.glmtune or str(HERE.parent.parent / ("glmtune" if a.device == "cpu" else "glmtune-cuda"))
-    if a.device == "cpu" and a.precision != "fp32":
-        p.error("--precision bf16 is for --device cuda")
     for key, value in (SMALL if a.small else LARGE).items():
         if getattr(a, key) is None:
             setattr(a, key, value)
@@ -114,11 +112,9 @@ def run_glmtune(a, folder):
     out = folder / "run"
     command = [a.glmtune, "train", folder / "data.jsonl", folder / "model", "--method", a.method, "--max_steps",
                a.steps, "--per_device_train_batch_size", a.samples, "--gradient_accumulation_steps", 1, "--val_size", 0,
-               "--logging_steps", 1, "--max_input_length", a.tokens, "--output_dir", out, "--force", "--threads",
+               "--logging_steps", 1, "--save_steps", a.steps, "--max_input_length", a.tokens, "--output_dir", out, "--force", "--threads",
                a.threads, "--lora_dropout", a.lora_dropout, "--r", a.r, "--lora_alpha", a.lora_alpha,
-               "--target_modules", "q_proj,k_proj,v_proj"]
-    if a.device == "cuda":
-        command += ["--precision", a.precision]
+               "--target_modules", "q_proj,k_proj,v_proj", "--precision", a.precision]
     _, peak = run_child([str(word) for word in command], os.environ)
     log = [json.loads(line) for line in open(out / "log.jsonl")]
     return {"speed": [line["tokens_per_s"] for line in log], "loss": [line["loss"] for line in log], "peak": peak}

@@ -13,14 +13,21 @@
 #define TOLERANCE(in_float, in_double) (in_float)
 #endif
 
-// A port may round the operands of products to bf16; GLM_PRECISION=bf16 asks for it, and what products bear on has then
-// a tolerance of its own.
+// GLM_PRECISION=bf16 asks for operands of products that are rounded, and what products bear on has then a tolerance of
+// its own; GLM_PRECISION=pairs for the same by the instruction on pairs, where there is a faster one.
 static bool in_bf16(void) {
-#ifdef GLMTUNE_CUDA
+#if defined GLMTUNE_CUDA || FAST
     const char *precision = getenv("GLM_PRECISION");
-    return precision && !strcmp(precision, "bf16");
+    return precision && strcmp(precision, "fp32");
 #else
     return false;
+#endif
+}
+
+static void choose_precision(void) {
+    set_precision(in_bf16());
+#if FAST
+    if (in_bf16() && !strcmp(getenv("GLM_PRECISION"), "pairs")) packing = in_vectors;
 #endif
 }
 #define PRODUCTS(in_float, in_double, bf16) (in_bf16() ? (bf16) : TOLERANCE(in_float, in_double))

@@ -309,7 +309,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     make_scratch();
-    set_precision(in_bf16());
+    choose_precision();
     for (int a = 1; a < argc; a++) {
         size_t i = 0;
         while (i < COUNT(groups) && strcmp(groups[i].name, argv[a])) i++;

@@ -711,6 +711,15 @@ static void test_linear_parts(Dtype dtype, size_t T, int mode, double tolerance)
     finish_arrays("linear_parts");
 }
 
+// The CPU's instructions on pairs of bf16 take subnormal numbers as 0.
+static bool drops_subnormals(void) {
+#if FAST
+    return packing.pair == 2;
+#else
+    return false;
+#endif
+}
+
 // A weight of every finite pattern, times ones and zeros: each must come out exactly as it went in, subnormals too.
 static void test_linear_exact(Dtype dtype) {
     enum { IN = 32, WIDE = 64 };
@@ -731,7 +740,8 @@ static void test_linear_exact(Dtype dtype) {
                        WIDE);
     linear_backward_input(dx->device, NULL, rows->device, weight, 1, IN, IN, n_out);
     for (size_t i = 0; i < finite; i++) {
-        y->host[i % IN * n_out + i / IN] = dx->host[i] = w->host[i];
+        bool dropped = drops_subnormals() && fabs(w->host[i]) < 0x1p-126;
+        y->host[i % IN * n_out + i / IN] = dx->host[i] = dropped ? 0 : w->host[i];
         y1->host[i % WIDE * n_wide + i / WIDE] = w->host[i];
     }
     double tolerance = dtype == BF16 ? 0 : PRODUCTS(0, 0, 4e-3);

@@ -347,7 +347,7 @@ static void test_merge(void) {
         o.max_shard_size = 3e-6, GIVEN(&o, max_shard_size) = true;        // in GB: several shards even of this model
         int kept = silence();
         merge(adapter, out, &o);
-        set_precision(in_bf16());
+        choose_precision();
         unsilence(kept);
         check_true(label("%s is in shards", out), exists(strf("%s/model.safetensors.index.json", out)));
         Model *merged = load_model(out);
