@@ -46,8 +46,10 @@ typedef double real;
 typedef float real;
 #endif
 
-// The types of numbers a weight file may hold. REAL is whichever of the first two `real` is.
-typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, REAL = sizeof(real) == 8 ? F64 : F32 } Dtype;
+// The types of numbers a weight file may hold. REAL is whichever of the first two `real` is. The last four are codes,
+// which have scales: integers of 8 and 4 bits, and bitsandbytes' two kinds of 4-bit numbers.
+typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, Q8, Q4, NF4, FP4,
+               REAL = sizeof(real) == 8 ? F64 : F32 } Dtype;
 
 #ifndef GLMTUNE_KERNELS_ONLY    // closed before section 2: a port sees the types above and 2.1
 
@@ -317,12 +319,45 @@ void finish_kernels(void);
 // 1: products and attention may round operands to bf16, sums stay `real`; 0, at the start: no. A port may ignore it.
 void set_precision(int bf16);
 
+// -- Weights
+
+// What codes are multiplied with: number i of a matrix is code i times scale k = i / per, rounded to float. A scale is
+// each[k] or, where each is NULL, a code too: map[code[k]] * nested[k / 256] + offset, rounded to float twice. `per` is
+// a row, or a block that may run across rows. The arrays lie in model memory.
+typedef struct {
+    size_t per;
+    const float *each, *map, *nested;
+    const uint8_t *code;
+    float offset;
+} Scales;
+
+// A matrix [n_out,n_in] of type F64, F32, F16 or BF16, or of codes, as it lies in a file. Two codes of 4 bits share a
+// byte, the first one in its high half.
+typedef struct {
+    const void *data;       // numbers of `dtype`
+    Dtype dtype;
+    size_t first;           // index in data of its first element: q, k, v are parts of a fused one
+    const Scales *scales;   // on the host; NULL: not quantised
+} Weight;
+
+// What codes of 4 bits stand for, from Q4 on: integers, the quantiles of a normal distribution (Dettmers et al. 2023,
+// arXiv:2305.14314, appendix E), and floats of 4 bits as bitsandbytes has them, divided by 12.
+static const float code_values[][16] = {
+    { 0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1 },
+    { -1, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+      -0.18477343022823334f, -0.09105003625154495f, 0, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f,
+      0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1 },
+    { 0, 0.0625f / 12, 8.0f / 12, 1, 4.0f / 12, 6.0f / 12, 2.0f / 12, 3.0f / 12,
+      -0.0f, -0.0625f / 12, -8.0f / 12, -1, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12 } };
+
 // -- Arrays of one type
 
 // x [n] = 0
 void zero(real *x, size_t n);
 // out [n] = in [n] of a type F64, F32, F16 or BF16, exactly; in a float build F64 is rounded once. With REAL: a copy.
 void widen(real *out, const void *in, Dtype dtype, size_t n);
+// out [n] = the first n numbers of a matrix of any type, of codes too, exactly
+void widen_weight(real *out, Weight w, size_t n);
 // out [n] of such a type = in [n], rounded once to nearest, ties to even, also where `real` is double; too large: inf.
 void narrow(void *out, Dtype dtype, const real *in, size_t n);
 // out [n] uniform on [center - spread, center + spread). In float:
@@ -334,13 +369,6 @@ void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n)
 void fill_normal(real *out, uint64_t key, float center, float spread, size_t n);
 
 // -- Matrix products
-
-// A matrix [n_out,n_in] of type F64, F32, F16 or BF16, as it lies in a file.
-typedef struct {
-    const void *data;       // numbers of `dtype`
-    Dtype dtype;
-    size_t first;           // index in data of its first element: q, k, v are parts of a fused one
-} Weight;
 
 // y [T,n_out] = from + scale x w^T, x [T,n_in]
 void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
@@ -478,7 +506,10 @@ void kernel_failed(const char *what) { fail("%s", what); }
 #define KERNEL
 #endif
 
-static size_t dtype_size(Dtype d) { return (const size_t[]){ 8, 4, 2, 2, 8, 4, 1 }[d]; }      // in bytes
+// In bytes; 0: half of one.
+static size_t dtype_size(Dtype d) { return (const size_t[]){ 8, 4, 2, 2, 8, 4, 1, 1, 0, 0, 0 }[d]; }
+
+static size_t dtype_bytes(Dtype d, size_t n) { return dtype_size(d) ? dtype_size(d) * n : (n + 1) / 2; }
 
 // Folded into keys, these keep the random numbers of one use apart from those of another.
 enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
@@ -505,9 +536,23 @@ static inline void axpy(real *y, real a, const real *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+static inline float scale_at(const Scales *s, size_t i) {
+    size_t k = i / s->per;
+    if (s->each) return s->each[k];
+    volatile float product = s->map[s->code[k]] * s->nested[k / 256];       // volatile: rounded, never fused with the sum
+    return product + s->offset;
+}
+
+static inline float code_at(const void *data, Dtype dtype, size_t i) {
+    if (dtype == Q8) return ((const int8_t *)data)[i];
+    uint8_t byte = ((const uint8_t *)data)[i / 2];
+    return code_values[dtype - Q4][i % 2 ? byte & 15 : byte >> 4];
+}
+
 // Number i of a matrix, as `real`.
 static inline real weight_at(Weight w, size_t i) {
     i += w.first;
+    if (w.scales) return (real)(code_at(w.data, w.dtype, i) * scale_at(w.scales, i));
     switch (w.dtype) {
         case F64: return (real)((const double *)w.data)[i];
         case F32: return (real)((const float *)w.data)[i];
@@ -1076,6 +1121,12 @@ static void (*const wideners[])(real *, const void *, size_t) = { widen_f64, wid
 static void (*const narrowers[])(void *, const real *, size_t) = { narrow_f64, narrow_f32, narrow_f16, narrow_bf16 };
 
 KERNEL void widen(real *out, const void *in, Dtype dtype, size_t n) { wideners[dtype](out, in, n); }
+
+KERNEL void widen_weight(real *out, Weight w, size_t n) {
+    #pragma omp parallel for if (n > WORTH_THREADS)
+    for (size_t i = 0; i < n; i++) out[i] = weight_at(w, i);
+}
+
 KERNEL void narrow(void *out, Dtype dtype, const real *in, size_t n) { narrowers[dtype](out, in, n); }
 
 KERNEL void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n) {
@@ -1138,6 +1189,7 @@ typedef struct {
     Start start;                    // of a tensor that a method adds
     const void *data;               // what kernels read, numbers of `dtype`
     Dtype dtype, file_dtype;
+    const Scales *scales;           // of a quantised matrix, else NULL
     const void *file_data;          // in the mapped file; NULL where there is none
     const char *file;               // the name of that file in its folder
     real *value, *grad, *moments[2];    // NULL unless it trains (4.2); data is value then
@@ -1685,7 +1737,7 @@ static Pass prefix_pass(const Run *r) {
                    .prefix_rows = r->prefix_rows };
 }
 
-static Weight weight_of(const Tensor *t) { return (Weight){ t->data, t->dtype, 0 }; }
+static Weight weight_of(const Tensor *t) { return (Weight){ t->data, t->dtype, 0, t->scales }; }
 
 // y[part] [n,rows of the part] = from[part] + W x + b, and what the method adds; from NULL: 0; k: of the map's layer
 static void map_forward(const Run *r, const LayerState *k, const Linear *w, real *const *y, real *const *from,
@@ -1993,6 +2045,9 @@ static double forward_backward(Run *r, const Batch *b, size_t n_targets, double 
 
 // Marks a tensor as trained; its memory is taken when all are known.
 static void train_tensor(Model *m, Tensor *t) {
+    if (t->scales)
+        fail("'%s' is quantised, and codes cannot be trained: take --method lora, ptuning or adapter, or the base in "
+             "fp16 or bf16", t->name);
     t->trained = true;
     m->lowest = min_size(m->lowest, t->depth);
     m->trained = grow(m->trained, &m->trained_capacity, m->n_trained + 1, sizeof *m->trained);
@@ -4205,12 +4260,12 @@ static double accumulate_samples(Run *r, const Dataset *set, const size_t *chose
 static size_t bad_number(const Tensor *t, bool in_file) {
     enum { CHUNK = 1 << 16 };
     Dtype dtype = in_file ? t->file_dtype : t->dtype;
-    const char *data = in_file ? memory_mapped(t->file_data, t->n * dtype_size(dtype)) : t->data;
+    const char *data = in_file ? memory_mapped(t->file_data, dtype_bytes(dtype, t->n)) : t->data;
     real *numbers = device_take(CHUNK, sizeof *numbers, "a check");
     size_t at = 0;
     while (at < t->n) {
         size_t n = min_size(CHUNK, t->n - at), good;
-        widen(numbers, data + at * dtype_size(dtype), dtype, n);
+        widen_weight(numbers, (Weight){ data, dtype, at, t->scales }, n);
         at += good = first_not_finite(numbers, n);
         if (good < n) break;
     }
@@ -5274,7 +5329,7 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
     uint64_t base = 0, tokenizer = 0, layout = f && f->layout ? hash_name(f->layout->name) : 0;
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
-        size_t n = t->n * dtype_size(t->file_dtype), part = min_size(n, 4096), at[] = { 0, (n - part) / 2, n - part };
+        size_t n = dtype_bytes(t->file_dtype, t->n), part = min_size(n, 4096), at[] = { 0, (n - part) / 2, n - part };
         base = rng_key(rng_key(base, hash_name(t->name)), t->file_dtype);
         for (size_t k = 0; k < t->n_dims; k++) base = rng_key(base, t->shape[k]);
         for (size_t k = 0; k < COUNT(at); k++)
@@ -5535,7 +5590,7 @@ static void check_fingerprint(const Opened *m, const ChatFormat *f, const Option
 // The numbers of a base tensor with what was tuned: its own when it trained, W + s B A beside LoRA.
 static void merged_tensor(real *out, const Tensor *t, const void *context) {
     const Opened *o = context;
-    widen(out, t->data, t->dtype, t->n);
+    widen_weight(out, weight_of(t), t->n);
     for (size_t l = 0; o->method->merge && l < o->model->config.n_layers; l++)
         for (const Linear *w = o->model->layers[l].maps, *end = w + o->model->layers[l].n_maps; w < end; w++)
             if (w->weight == t) o->method->merge(out, w);
@@ -5613,6 +5668,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
 // GCC's and Clang's vector types, as wide as the machine that is compiled for. For __builtin_shufflevector: LOW_LANES
 // takes the lanes of two vectors' lower halves in turn, HIGH_LANES those of the upper.
 #if defined __AVX512F__
+#include <immintrin.h>      // for three places: dot_pairs, AMX's tiles and values_of
 #define VECTOR_BYTES 64
 #define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -5629,6 +5685,8 @@ static void merge(const char *adapter, const char *out, Options *o) {
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));    // or pairs of 16 bits
 typedef uint16_t half_vec __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint8_t byte_vec __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
+typedef int8_t signed_bytes __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }
@@ -5673,7 +5731,6 @@ static size_t lanes_of(size_t n_k) {
 }
 
 #ifdef __AVX512BF16__
-#include <immintrin.h>
 static const Packing in_vectors = { true, TILE_M, BLOCK_N, 2, 1 };
 
 // sum + high(a) high(b) + low(a) low(b) in each lane, a pair of bf16 in each lane of a and b. Each of the two products
@@ -5687,19 +5744,21 @@ static const Packing in_vectors = { true, TILE_M, BLOCK_N, 1, 1 };
 static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) { (void)a, (void)b; return sum; }       // never called
 #endif
 
-typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride; } View;
+typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride, first; const Scales *scales; } View;
+
+static size_t view_index(View v, size_t line, size_t k) { return v.first + line * v.line_stride + k * v.k_stride; }
 
 static const void *view_at(View v, size_t line, size_t k) {
-    return (const char *)v.data + (line * v.line_stride + k * v.k_stride) * dtype_size(v.dtype);
+    return (const char *)v.data + dtype_bytes(v.dtype, view_index(v, line, k));
 }
 
 // Views of a matrix, whose lines are its rows or its columns: of weights, and of numbers in memory.
 static View view_of(Weight w, size_t line_stride, size_t k_stride) {
-    return (View){ (const char *)w.data + w.first * dtype_size(w.dtype), w.dtype, line_stride, k_stride };
+    return (View){ w.data, w.dtype, line_stride, k_stride, w.first, w.scales };
 }
 
-static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1 }; }
-static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride }; }
+static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1, 0, NULL }; }
+static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride, 0, NULL }; }
 
 // Interleaves halves of the rows log2(LANES) times, which transposes them: rows i and i + LANES/2 become 2i and 2i + 1.
 static inline void transpose(vec *rows) {
@@ -5829,6 +5888,49 @@ static void pack_pairs(real *panel, View b, size_t line0, size_t k0, size_t n_k)
         }
 }
 
+// The value of each lane's code, 0 to 15. There is no portable vector form of a table; what the compiler makes of the
+// loop reads half as fast.
+static inline vec values_of(bit_vec codes, const float *values) {
+#ifdef __AVX512F__
+    return (vec)_mm512_permutexvar_ps((__m512i)codes, _mm512_loadu_ps(values));
+#else
+    vec out;
+    for (size_t i = 0; i < LANES; i++) out[i] = values[codes[i]];
+    return out;
+#endif
+}
+
+// 2 LANES codes of 4 bits, times their scale: those of high halves, and of low ones.
+static inline void widen_codes(vec *high, vec *low, const void *codes, const float *values, float scale) {
+    bit_vec bytes = __builtin_convertvector(*(const byte_vec *)codes, bit_vec);
+    *high = values_of(bytes >> 4, values) * scale;
+    *low = values_of(bytes & 15, values) * scale;
+}
+
+// out: n codes from index i on, which have one scale
+static void widen_block(real *out, const void *data, Dtype dtype, float scale, size_t i, size_t n) {
+    size_t k = 0;
+    vec high, low;
+    for (; dtype == Q8 && k + LANES <= n; k += LANES)
+        *(vec *)(out + k) = __builtin_convertvector(*(const signed_bytes *)((const int8_t *)data + i + k), vec) * scale;
+    if (dtype != Q8 && i % 2 && n) out[k++] = code_at(data, dtype, i) * scale;
+    for (; dtype != Q8 && k + 2*LANES <= n; k += 2*LANES) {
+        widen_codes(&high, &low, (const uint8_t *)data + (i + k) / 2, code_values[dtype - Q4], scale);
+        *(vec *)(out + k) = __builtin_shufflevector(high, low, LOW_LANES);
+        *(vec *)(out + k + LANES) = __builtin_shufflevector(high, low, HIGH_LANES);
+    }
+    for (; k < n; k++) out[k] = code_at(data, dtype, i + k) * scale;
+}
+
+// out: n numbers from index i of a view's data on
+static void load_run(real *out, View v, size_t i, size_t n) {
+    if (!v.scales) return wideners[v.dtype](out, (const char *)v.data + i * dtype_size(v.dtype), n);
+    for (size_t part; n; i += part, out += part, n -= part) {
+        part = min_size(n, v.scales->per - i % v.scales->per);
+        widen_block(out, v.data, v.dtype, scale_at(v.scales, i), i, part);
+    }
+}
+
 static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
     // panel [n_k, TILE_N]; columns past n_lines become zero
     real lines[TILE_N * 2 * BLOCK_K];
@@ -5836,11 +5938,11 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
         return pack_two_bytes(panel, b, line0, k0, n_k);
     if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
     if (b.k_stride != 1) {
-        for (size_t k = 0; k < n_k; k++) wideners[b.dtype](panel + k*TILE_N, view_at(b, line0, k0 + k), n_lines);
+        for (size_t k = 0; k < n_k; k++) load_run(panel + k*TILE_N, b, view_index(b, line0, k0 + k), n_lines);
     } else if (b.dtype == REAL) {
         transpose_block(panel, TILE_N, view_at(b, line0, k0), b.line_stride, n_lines, n_k);
     } else {
-        for (size_t j = 0; j < n_lines; j++) wideners[b.dtype](lines + j*block_depth(), view_at(b, line0 + j, k0), n_k);
+        for (size_t j = 0; j < n_lines; j++) load_run(lines + j*block_depth(), b, view_index(b, line0 + j, k0), n_k);
         transpose_block(panel, TILE_N, lines, block_depth(), n_lines, n_k);
     }
 }
@@ -5912,7 +6014,7 @@ static void begin_squares(void) {
     _tile_loadconfig(&tiles);
 }
 
-// c [SQUARE,SQUARE] = from (NULL: 0) + a b, panels a [SQUARE,BLOCK_K], b [depth,TILE_N]. One instruction takes 16 pairs,
+// c [SQUARE,SQUARE] = from (NULL: 0) + a b, panels a [SQUARE,BLOCK_K], b [depth,TILE_N]. An instruction takes 16 pairs,
 // sums their low products and their high ones apart, and adds the sum of both to C (Intel's manual, TDPBF16PS).
 static void square(real *c, const real *from, size_t stride, const real *a, const real *b, size_t depth) {
     size_t row = stride * sizeof *c, a_row = BLOCK_K * sizeof *a, b_row = TILE_N * sizeof *b;
@@ -5975,7 +6077,7 @@ typedef struct { real *c, *packed; const real *from; size_t stride; View a, b; r
 // for it lies in many short pieces: n_lines of n_k numbers, or the other way round.
 static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k, size_t part, size_t parts) {
     bool along = b.k_stride == 1;       // lines run along k
-    size_t pieces = along ? n_lines : n_k, bytes = (along ? n_k : n_lines) * dtype_size(b.dtype);
+    size_t pieces = along ? n_lines : n_k, bytes = dtype_bytes(b.dtype, along ? n_k : n_lines);
     for (size_t i = pieces * part / parts; i < pieces * (part + 1) / parts; i++) {
         const char *piece = view_at(b, line0 + (along ? i : 0), k0 + (along ? 0 : i));
         for (size_t at = 0; at < bytes; at += 64)
@@ -6050,6 +6152,27 @@ static void small_product(real *c, const real *from, size_t c_stride, View a, Vi
     }
 }
 
+// The same for codes of 4 bits, of which a scale is for whole 2 LANES.
+static real dot_codes(View w, size_t i, const real *x, const real *x_pairs, size_t n) {
+    real run[512], sum;
+    size_t k = 0;
+    vec sums[2] = {{0}}, high, low;
+    for (; x_pairs && k + 2*LANES <= n; k += 2*LANES) {
+        const uint8_t *codes = (const uint8_t *)w.data + (i + k) / 2;
+        __builtin_prefetch(codes + 2048);
+        widen_codes(&high, &low, codes, code_values[w.dtype - Q4], scale_at(w.scales, i + k));
+        sums[0] += high * *(const vec *)(x_pairs + k);
+        sums[1] += low * *(const vec *)(x_pairs + k + LANES);
+    }
+    sum = sum_of_lanes(sums[0] + sums[1]);
+    for (size_t part; k < n; k += part) {
+        part = min_size(COUNT(run), n - k);
+        load_run(run, w, i + k, part);
+        sum += dot(run, x + k, part);
+    }
+    return sum;
+}
+
 // w [n] of any dtype times x [n]. x_pairs (two-byte weights, else NULL): x with the even ones of each 2 LANES first.
 static real dot_row(const void *w, Dtype dtype, const real *x, const real *x_pairs, size_t n) {
     real run[512], sum;
@@ -6080,14 +6203,18 @@ static real dot_row(const void *w, Dtype dtype, const real *x, const real *x_pai
 static void one_row(real *y, const real *from, const real *x, Weight w, real scale, size_t n_out, size_t n_in) {
     static real x_pairs[1 << 16] __attribute__((aligned(64)));
     size_t size = dtype_size(w.dtype);
-    bool pairs = size == 2 && n_in <= COUNT(x_pairs);
+    bool whole = w.scales && w.scales->per % (2*LANES) == 0 && w.first % (2*LANES) == 0 && n_in % (2*LANES) == 0;
+    bool pairs = (size == 2 || (whole && !size)) && n_in <= COUNT(x_pairs);
     for (size_t k = 0; pairs && k + 2*LANES <= n_in; k += 2*LANES)
         for (size_t lane = 0; lane < LANES; lane++)
             x_pairs[k + lane] = x[k + 2*lane], x_pairs[k + LANES + lane] = x[k + 2*lane + 1];
     #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
     for (size_t j = 0; j < n_out; j++) {
+        const real *in_pairs = pairs ? x_pairs : NULL;
         const char *w_j = (const char *)w.data + (w.first + j * n_in) * size;
-        y[j] = (from ? from[j] : 0) + scale * dot_row(w_j, w.dtype, x, pairs ? x_pairs : NULL, n_in);
+        real sum = w.scales ? dot_codes(view_of(w, n_in, 1), w.first + j * n_in, x, in_pairs, n_in)
+                            : dot_row(w_j, w.dtype, x, in_pairs, n_in);
+        y[j] = (from ? from[j] : 0) + scale * sum;
     }
 }
 
@@ -7458,12 +7585,17 @@ static bool divides_positions(const Config *c) {
     return file_contains(code, "/ self.rope_ratio") || file_contains(code, "/ rope_ratio");
 }
 
-static const char no_quantised[] = ", which cannot be tuned yet; download the release in fp16 or bf16";
+// Ways to quantise that are not read. What bitsandbytes and ChatGLM write is (13.9).
+static void check_quantisation(const Config *c, const Json *root) {
+    const Json *method = json_get(json_get(root, "quantization_config"), "quant_method");
+    if (json_is(method, JSON_STRING) && strcmp(method->text, "bitsandbytes"))
+        fail("%s: these weights are quantised by %s, which is not read; take the release in fp16 or bf16 (and, to save "
+             "memory, glmtune quantize)", c->file, method->text);
+}
 
 static void check_supported(const Config *c, const Json *root) {
-    const Json *bit = json_get(root, "quantization_bit"), *act = json_get(root, "hidden_act");
-    if ((json_is(bit, JSON_NUMBER) && bit->number != 0) || json_is(json_get(root, "quantization_config"), JSON_OBJECT))
-        fail("%s: these weights are quantised%s", c->file, no_quantised);
+    const Json *act = json_get(root, "hidden_act");
+    check_quantisation(c, root);
     check_rotary(c, root, "rope_scaling"), check_rotary(c, root, "rope_parameters");
     if (c->remote && config_number(c->file, root, "rope_ratio", 1e-3, 1e8, 1) != 1 && divides_positions(c))
         fail("%s: divides positions by rope_ratio, as ChatGLM2-6B-32k does; take ChatGLM3-6B-32k", c->file);
@@ -7511,7 +7643,128 @@ static Config read_config(const char *path) {
     return parse_config(path, source);
 }
 
-// ---- 13.9 From files to the model --------------------------------------------------------------------------------
+// ---- 13.9 Quantised weights --------------------------------------------------------------------------------------
+// Matrices of codes, with scales in tensors beside them. Which ones are is told by the tensors, whatever config.json
+// says. Codes and scales are used as they lie, and never rounded further. Three kinds are read, for a map X:
+//     bitsandbytes, 4 bit   X.weight, two codes in a byte; X.weight.absmax, a scale for 64 or 128 numbers; .quant_map;
+//                           .quant_state.bitsandbytes__nf4 (or __fp4), a JSON text. Double quantised: absmax of U8,
+//                           .nested_absmax and .nested_quant_map, and an offset in the text
+//     bitsandbytes, 8 bit   X.weight [n_out,n_in], X.SCB [n_out], 127 times the scales; X.weight_format: 0
+//     ChatGLM's own         X.weight [n_out,n_in], or [n_out,n_in/2] of 4 bits; X.weight_scale [n_out]
+
+// The tensor beside X.weight with another end: of X.weight (".absmax", "_scale") or of X ("SCB"); NULL: none.
+static const StoredTensor *beside(const TensorSet *set, const Tensor *t, const char *end) {
+    size_t kept = strlen(t->name) - (isupper((unsigned char)*end) ? strlen("weight") : 0);
+    return find_tensor(set, strf("%.*s%s", (int)kept, t->name, end));
+}
+
+static void need_scales(bool right, const Tensor *t, const StoredTensor *s, const char *why) {
+    if (!right)
+        fail("%s: '%s' is quantised, but %s: download the folder again, or take the base and glmtune quantize", s->file,
+             t->name, why);
+}
+
+// n numbers as floats in model memory, times a factor: where they lie if they can be read there.
+static const float *floats_of(const Tensor *t, const StoredTensor *weight, const StoredTensor *s, size_t n,
+                              float factor, const char *what) {
+    bool lies_right = s && s->dtype == F32 && factor == 1 && (uintptr_t)s->data % sizeof(float) == 0;
+    need_scales(s && s->dtype <= BF16 && s->n == n, t, weight, strf("'%s' has not %zu numbers", what, n));
+    if (lies_right) return memory_mapped(s->data, s->bytes);
+    void *copy = device_take(s->bytes, 1, s->name);
+    real *numbers = device_take(n, sizeof *numbers, s->name);
+    float *floats = device_take(n, sizeof *floats, s->name);
+    memory_copy_in(copy, s->data, s->bytes);
+    widen(numbers, copy, s->dtype, n);
+    scale_by(numbers, factor, n);
+    narrow(floats, F32, numbers, n);
+    memory_give(copy), memory_give(numbers);
+    return floats;
+}
+
+// bitsandbytes' table of what codes stand for must be the one that is computed with.
+static bool is_own_map(const StoredTensor *map, Dtype dtype) {
+    float values[16];
+    if (!map || map->dtype != F32 || map->n != COUNT(values)) return false;
+    memcpy(values, map->data, sizeof values);
+    for (size_t i = 0; i < COUNT(values); i++) if (!(values[i] == code_values[dtype - Q4][i])) return false;
+    return true;
+}
+
+static void read_4bit_scales(Scales *scales, const Tensor *t, const TensorSet *set, const StoredTensor *s,
+                             const StoredTensor *state) {
+    const char *where = strf("%s: '%s'", state->file, state->name);
+    JsonReader r = json_open(where, state->data, state->bytes);
+    const Json *root = json_only(&r), *shape = json_get(root, "shape");
+    const Json *rows = json_is(shape, JSON_ARRAY) ? shape->first : NULL;
+    const StoredTensor *absmax = beside(set, t, ".absmax");
+    size_t sizes[2] = {0}, block = (size_t)config_number(where, root, "blocksize", 32, 4096, 0);
+    need_scales(block == 64 || block == 128, t, s, strf("in blocks of %zu: of 64 and 128 are read", block));
+    need_scales(rows && shape->count == 2 && json_size(rows, sizes) && json_size(rows->next, sizes + 1) &&
+                sizes[0] == t->shape[0] && sizes[1] == t->shape[1], t, s, "of another shape than config.json wants");
+    size_t blocks = (t->n + block - 1) / block, groups = (blocks + 255) / 256;
+    scales->per = block;
+    need_scales(absmax, t, s, "'absmax' is missing");
+    if (absmax->dtype <= BF16) {
+        scales->each = floats_of(t, s, absmax, blocks, 1, "absmax");
+    } else {
+        double offset = config_number(where, root, "nested_offset", -1e30, 1e30, NAN);
+        need_scales(!strcmp(absmax->dtype_name, "U8") && absmax->n == blocks, t, s, "'absmax' has another length");
+        need_scales(config_number(where, root, "nested_blocksize", 1, 1e9, 0) == 256 && isfinite(offset), t, s,
+                    "its scales are not in blocks of 256, with an offset");
+        scales->code = memory_mapped(absmax->data, absmax->bytes);
+        scales->nested = floats_of(t, s, beside(set, t, ".nested_absmax"), groups, 1, "nested_absmax");
+        scales->map = floats_of(t, s, beside(set, t, ".nested_quant_map"), 256, 1, "nested_quant_map");
+        scales->offset = (float)offset;
+    }
+    json_close(&r);
+}
+
+// Binds a matrix of codes, s; false: it is none.
+static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *s) {
+    static const char *const states[] = { [NF4] = ".quant_state.bitsandbytes__nf4",
+                                          [FP4] = ".quant_state.bitsandbytes__fp4" };
+    const StoredTensor *scb = beside(set, t, "SCB"), *scale = beside(set, t, "_scale");
+    const StoredTensor *format = beside(set, t, "_format"), *state = NULL;
+    Scales scales = { .per = t->shape[1] };
+    size_t bytes = t->n;
+    Dtype dtype = Q8;
+    for (Dtype kind = NF4; kind <= FP4 && !state; kind++) if ((state = beside(set, t, states[kind]))) dtype = kind;
+    if (t->n_dims != 2 || (!state && !scb && !scale)) return false;
+    if (state) {
+        need_scales(is_own_map(beside(set, t, ".quant_map"), dtype), t, s, "its 'quant_map' is not bitsandbytes' own");
+        read_4bit_scales(&scales, t, set, s, state);
+    } else if (scb) {
+        bool by_row = !format || (format->bytes == 1 && !*(const char *)format->data);
+        need_scales(by_row, t, s, "its numbers are in another order");
+        scales.each = floats_of(t, s, scb, t->shape[0], 1 / 127.0f, "SCB");
+    } else {
+        if (s->n_dims == 2 && s->shape[1] * 2 == t->shape[1]) dtype = Q4;
+        scales.each = floats_of(t, s, scale, t->shape[0], 1, "weight_scale");
+    }
+    if (dtype != Q8) bytes = (t->n + 1) / 2;
+    need_scales(s->bytes == bytes && (state || (s->n_dims == 2 && s->shape[0] == t->shape[0])), t, s,
+                strf("it is %s of %s, which does not fit %s", shape_text(s->shape, s->n_dims), s->dtype_name,
+                     shape_text(t->shape, 2)));
+    Scales *kept = alloc(1, sizeof *kept);
+    *kept = scales;
+    t->scales = kept;
+    t->data = memory_mapped(s->data, s->bytes);
+    t->dtype = t->file_dtype = dtype;
+    return true;
+}
+
+// Whether a tensor of this name stands beside a quantised one.
+static bool is_beside(const Model *m, const char *tensor_name) {
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = m->tensors[i];
+        size_t n = strlen(t->name), path = n - (n > 6 ? 6 : n);
+        if (t->scales && (!strncmp(tensor_name, t->name, n) ||
+                          (!strncmp(tensor_name, t->name, path) && !strcmp(tensor_name + path, "SCB")))) return true;
+    }
+    return false;
+}
+
+// ---- 13.10 From files to the model -------------------------------------------------------------------------------
 
 // Points a tensor at its numbers, in model memory; a vector's are widened, into memory of their own.
 static void bind_tensor(Tensor *t, const void *data, Dtype dtype) {
@@ -7547,19 +7800,22 @@ static void bind_files(Model *m, const char *folder) {
         Tensor *t = m->tensors[i];
         const StoredTensor *s = find_tensor(&set, t->name);
         if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, t->name);
-        if (s->dtype > BF16) fail("%s: '%s' is quantised, %s%s", s->file, t->name, s->dtype_name, no_quantised);
+        t->file_data = s->data;
+        t->file = strrchr(s->file, '/') + 1;
+        if (bind_quantised(t, &set, s)) continue;
+        if (s->dtype > BF16)
+            fail("%s: '%s' is %s without scales, so quantised in a way that is not read; take the release in fp16 or "
+                 "bf16", s->file, t->name, s->dtype_name);
         if (!has_shape(s, t))
             fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
                  t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
         bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
-        t->file_data = s->data;
-        t->file = strrchr(s->file, '/') + 1;
     }
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         size_t k = 0;
         while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
         if (is_official_prefix(s->name)) m->prefix_in_files = true;
-        else if (k == m->n_tensors && !may_be_ignored(m, s->name))
+        else if (k == m->n_tensors && !may_be_ignored(m, s->name) && !is_beside(m, s->name))
             fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
     }
     free(set.tensors);
@@ -8070,10 +8326,17 @@ static size_t run_bytes(Model *m, const Method *method, RunKind kind, size_t T) 
     return bytes_of(&r);
 }
 
+// Of a tensor in its file, with its scales.
+static size_t stored_bytes(const Tensor *t) {
+    const Scales *s = t->scales;
+    size_t scales = s ? (t->n + s->per - 1) / s->per * (s->each ? sizeof *s->each : sizeof *s->code) : 0;
+    return dtype_bytes(t->file_dtype, t->n) + scales;
+}
+
 static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, size_t T) {
     Run r = describe_run(m, method, kind, T, T);
     size_t mapped = 0, trainables = trainable_bytes(m, true);
-    for (size_t i = 0; i < m->n_tensors; i++) mapped += m->tensors[i]->n * dtype_size(m->tensors[i]->file_dtype);
+    for (size_t i = 0; i < m->n_tensors; i++) mapped += stored_bytes(m->tensors[i]);
     fprintf(out, "memory: %s %s (base), %s own: %s for what trains, %s activations and %s scratch for %zu tokens%s\n",
             size_text(mapped), memory_left() < SIZE_MAX ? "uploaded" : "mapped",
             size_text(trainables + bytes_of(&r)), size_text(trainables),
@@ -8088,7 +8351,7 @@ static size_t bytes_read(const Model *m) {
     for (size_t i = 0; i < m->n_tensors && memory_left() == SIZE_MAX; i++) {
         const Tensor *t = m->tensors[i];
         bool of_few_rows = t == m->embedding && t != m->head;
-        bytes += t->trained || of_few_rows ? 0 : t->n * dtype_size(t->file_dtype);
+        bytes += t->trained || of_few_rows ? 0 : stored_bytes(t);
     }
     return bytes;
 }

@@ -68,7 +68,7 @@ static double peak_rate(void) {         // operations a second
     double rate[BENCH_RUNS];
     for (int i = -1; i < BENCH_RUNS; i++) {
         double began = seconds_when_done();
-        linear_forward(y, NULL, x, (Weight){ rounded, BF16, 0 }, 1, PEAK_SIZE, PEAK_SIZE, PEAK_SIZE);
+        linear_forward(y, NULL, x, (Weight){ rounded, BF16, 0, NULL }, 1, PEAK_SIZE, PEAK_SIZE, PEAK_SIZE);
         if (i >= 0) rate[i] = 2.0 * (double)n * PEAK_SIZE / (seconds_when_done() - began);
     }
     memory_give(x), memory_give(w), memory_give(y), memory_give(rounded);

@@ -292,7 +292,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     { "accumulation", test_accumulation },
     { "dropout", test_dropout_masks }, { "recomputing", test_recomputing },
     { "threads", test_threads }, { "slopes", test_slopes }, { "frozen", test_frozen }, { "schedules", test_schedules },
-    { "generation", test_generation }, { "released", test_released },
+    { "generation", test_generation }, { "released", test_released }, { "quantised", test_quantised },
     { "json", test_json }, { "tensorfiles", test_tensor_files }, { "init", test_init },
     { "chunks", test_chunks }, { "tokenizers", test_tokenizers }, { "vectors", test_vectors },
     { "masks", test_masks }, { "data", test_data_sets }, { "configs", test_configs },

@@ -658,7 +658,7 @@ static void test_linear_shape(Dtype dtype, size_t T, size_t n_out, size_t n_in, 
     TestArray *x = random_array(T*n_in, 1), *dy = random_array(T*n_out, 1), *w = random_of(dtype, (n_out + 2)*n_in, 1);
     TestArray *y_from, *dx_from, *y = output_from(T*n_out, mode, &y_from), *dx = output_from(T*n_in, mode, &dx_from);
     TestArray *dw = random_array((n_out + 2)*n_in, 1);
-    Weight view = { w->device, dtype, n_in };
+    Weight view = { w->device, dtype, n_in, NULL };
     real s = (real)scale;
     linear_forward(y->device, device_of(y_from), x->device, view, s, T, n_out, n_in);
     linear_backward_input(dx->device, device_of(dx_from), dy->device, view, s, T, n_out, n_in);
@@ -685,7 +685,7 @@ static void test_linear_parts(Dtype dtype, size_t T, int mode, double tolerance)
         y_at[p] = y[p]->device, from_at[p] = from ? from->device : NULL, dy_at[p] = dy[p]->device;
     }
     real s = (real)0.7;
-    Weight view = { w->device, dtype, IN };
+    Weight view = { w->device, dtype, IN, NULL };
     const real *from = device_of(dx_from);
     for (size_t p = 0; p < PARTS_OF_W; p++) {
         linear_backward_input(dx2->device, from, dy_at[p], view, s, T, n_out[p], IN);
@@ -730,7 +730,7 @@ static void test_linear_exact(Dtype dtype) {
     for (size_t i = 0; i < IN; i++) eye[i*IN + i] = 1;
     TestArray *rows = array_from(REAL, eye, IN*IN), *y = unset_array(finite), *y1 = unset_array(finite);
     TestArray *dx = unset_array(finite);
-    Weight weight = { w->device, dtype, 0 };
+    Weight weight = { w->device, dtype, 0, NULL };
     memset(eye, 0, WIDE*WIDE * sizeof *eye);
     for (size_t i = 0; i < WIDE; i++) eye[i*WIDE + i] = 1;
     TestArray *ones = array_from(REAL, eye, WIDE*WIDE);
@@ -761,7 +761,7 @@ static void test_linear_infinite(Dtype dtype, uint16_t infinity) {
     memory_copy_in(w, weights, sizeof weights);
     fill_uniform(x, 1, 1, 0, T*N);
     for (size_t rows = 1; rows <= T; rows += T - 1) {
-        linear_forward(y, NULL, x, (Weight){ w, dtype, 0 }, 1, rows, N, N);
+        linear_forward(y, NULL, x, (Weight){ w, dtype, 0, NULL }, 1, rows, N, N);
         memory_copy_out(host, y, sizeof host);
         check_true(label("dtype %d, %zu rows: an infinite weight stays infinite, and alone", dtype, rows),
                    isinf(host[3]) && host[3] > 0 && host[2] == 0 && host[4] == 0);
@@ -800,7 +800,7 @@ static const double row_tolerance = TOLERANCE(1e-6, 2e-15);     // sums of up to
 static void test_embedding(Dtype dtype, size_t T, size_t V, size_t H) {
     TestArray *ids = random_ids(T, V), *table = random_of(dtype, V*H, 1), *x = unset_array(T*H);
     TestArray *dx = random_array(T*H, 1), *dtable = random_array(V*H, 1);
-    embedding_forward(x->device, ids->device, (Weight){ table->device, dtype, 0 }, T, H);
+    embedding_forward(x->device, ids->device, (Weight){ table->device, dtype, 0, NULL }, T, H);
     embedding_backward(dtable->device, dx->device, ids->device, T, H);
     for (size_t t = 0; t < T; t++)
         for (size_t i = 0; i < H; i++) {

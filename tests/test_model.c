@@ -178,6 +178,37 @@ static void check_same_layer(const Layer *hf, const Layer *remote) {
     }
 }
 
+// Folders of codes, as bitsandbytes and ChatGLM's releases write them: what codes stand for to the bit, then outputs and
+// gradients of LoRA beside them.
+static void test_quantised(void) {
+    static const char *const kinds[] = { "nf4", "fp4", "double", "half", "int8", "release8", "release4" };
+    Options o = options_of("lora");
+    for (size_t k = 0; k < COUNT(kinds); k++) {
+        const char *folder = strf("tests/golden/quant_%s", kinds[k]);
+        TensorSet g = open_golden(folder);
+        Dataset data = golden_samples(&g, "");
+        Subject s = open_subject(folder, &data, &o);
+        check_outputs(&s, &g);
+        check_gradients(&s, &g);
+        size_t n_full = 0;
+        for (size_t i = 0; i < s.model->n_tensors; i++) {
+            const Tensor *t = s.model->tensors[i];
+            const StoredTensor *full = find_tensor(&g, strf("full.%s", t->name));
+            if (!full) continue;
+            real *numbers = device_take(t->n, sizeof *numbers, "numbers"), *host;
+            widen_weight(numbers, weight_of(t), t->n);
+            host = host_copy(numbers, t->n);
+            float *floats = alloc(t->n, sizeof *floats);
+            for (size_t j = 0; j < t->n; j++) floats[j] = (float)host[j];
+            check_true(label("%s: '%s' is quantised", folder, t->name), t->scales);
+            check_equal_bits(label("%s: numbers of '%s'", folder, t->name), floats, full->data, t->n, sizeof *floats);
+            memory_give(numbers), free(host), free(floats), n_full++;
+        }
+        check_true(label("%s: matrices that were compared", folder), n_full >= 4);
+        give_run(&s.run);
+    }
+}
+
 static void test_saved(void) {
     TensorSet g = open_golden("tests/golden/saved_hf"), peft_g = open_golden("tests/golden/saved_peft");
     Dataset data = golden_samples(&g, ""), peft_data = golden_samples(&peft_g, "");
@@ -919,7 +950,7 @@ static void check_released_parts(void) {
     for (size_t rows = ROWS; rows > 0; rows--) {
         real *out = device_take(rows*OUT, sizeof *out, "a test");
         in = next_reals(&f, rows*IN);
-        linear_forward(out, NULL, in, (Weight){ w, REAL, 0 }, 1, rows, OUT, IN);
+        linear_forward(out, NULL, in, (Weight){ w, REAL, 0, NULL }, 1, rows, OUT, IN);
         bias_forward(out, bias, rows, OUT);
         check_close(label("linear.data, %zu rows", rows), host_copy(out, rows*OUT), next_truth(&f, rows*OUT), rows*OUT,
                     1e-6);
