@@ -81,7 +81,7 @@ test-fuzz: tests/fuzz/fuzz.c glmtune.c      # the fuzz targets without a fuzzer:
 # Offline, no Python. With GLM_REAL=FOLDER also against the tokenizers and golden tensors of the real models.
 test: glmtune glmtune64 test-float test-double test-fuzz
 	@OMP_WAIT_POLICY=passive sh tests/run.sh ./test-float ./test-double \
-	    "env GLM_PRECISION=bf16 ./test-float kernels golden saved merge" \
+	    "env GLM_PRECISION=bf16 ./test-float kernels golden quantised saved merge" \
 	    "env GLM_PRECISION=pairs ./test-float kernels golden" "bash tests/test_cli.sh ./glmtune" \
 	    "./test-fuzz tests/fuzz/seeds tests/fuzz/crashes" "bash tests/report.sh --short"
 
@@ -107,7 +107,7 @@ test-emulator: tests/cuda/test_emulator.cpp $(EMULATOR)
 	$(CXX) $(EMULATED) tests/cuda/test_emulator.cpp -o $@
 
 # The groups of tests that compute, in two orders of blocks and threads and both precisions; then whole runs.
-COMPUTING = kernels golden training saved adapters merge accumulation dropout recomputing frozen methods init \
+COMPUTING = kernels golden quantised training saved adapters merge accumulation dropout recomputing frozen methods init \
             generation answers
 LONG      = generation answers
 test-cuda-emulated: glmtune glmtune64 glmtune-emulated test-emulated test-emulator

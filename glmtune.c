@@ -342,13 +342,13 @@ typedef struct {
 
 // What codes of 4 bits stand for, from Q4 on: integers, the quantiles of a normal distribution (Dettmers et al. 2023,
 // arXiv:2305.14314, appendix E), and floats of 4 bits as bitsandbytes has them, divided by 12.
-static const float code_values[][16] = {
-    { 0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1 },
-    { -1, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-      -0.18477343022823334f, -0.09105003625154495f, 0, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f,
-      0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1 },
-    { 0, 0.0625f / 12, 8.0f / 12, 1, 4.0f / 12, 6.0f / 12, 2.0f / 12, 3.0f / 12,
-      -0.0f, -0.0625f / 12, -8.0f / 12, -1, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12 } };
+#define CODE_VALUES { \
+    { 0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1 }, \
+    { -1, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, \
+      -0.18477343022823334f, -0.09105003625154495f, 0, 0.07958029955625534f, 0.16093020141124725f, \
+      0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1 }, \
+    { 0, 0.0625f / 12, 8.0f / 12, 1, 4.0f / 12, 6.0f / 12, 2.0f / 12, 3.0f / 12, \
+      -0.0f, -0.0625f / 12, -8.0f / 12, -1, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12 } }
 
 // -- Arrays of one type
 
@@ -536,10 +536,12 @@ static inline void axpy(real *y, real a, const real *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+static const float code_values[][16] = CODE_VALUES;
+
 static inline float scale_at(const Scales *s, size_t i) {
     size_t k = i / s->per;
     if (s->each) return s->each[k];
-    volatile float product = s->map[s->code[k]] * s->nested[k / 256];       // volatile: rounded, never fused with the sum
+    volatile float product = s->map[s->code[k]] * s->nested[k / 256];       // volatile: never fused with the sum
     return product + s->offset;
 }
 
@@ -7683,10 +7685,11 @@ static const float *floats_of(const Tensor *t, const StoredTensor *weight, const
 
 // bitsandbytes' table of what codes stand for must be the one that is computed with.
 static bool is_own_map(const StoredTensor *map, Dtype dtype) {
+    static const float own[][16] = CODE_VALUES;
     float values[16];
     if (!map || map->dtype != F32 || map->n != COUNT(values)) return false;
     memcpy(values, map->data, sizeof values);
-    for (size_t i = 0; i < COUNT(values); i++) if (!(values[i] == code_values[dtype - Q4][i])) return false;
+    for (size_t i = 0; i < COUNT(values); i++) if (!(values[i] == own[dtype - Q4][i])) return false;
     return true;
 }
 

@@ -292,6 +292,35 @@ static void convert(void *out, Dtype to, const void *in, Dtype from, size_t n) {
 }
 
 void widen(real *out, const void *in, Dtype dtype, size_t n) { convert(out, F32, in, dtype, n); }
+
+static __device__ const float code_values[][16] = CODE_VALUES;
+
+// Number i of a matrix of codes; each rounding as 2.1 says, none fused. Half a byte is read, or a whole one.
+static __device__ float code_number(const void *codes, Dtype dtype, Scales s, size_t i) {
+    size_t k = i / s.per;
+    float scale = s.each ? s.each[k] : __fadd_rn(__fmul_rn(s.map[s.code[k]], s.nested[k / 256]), s.offset);
+    if (dtype == Q8) return __fmul_rn((float)((const int8_t *)codes)[i], scale);
+    unsigned byte = ((const uint8_t *)codes)[i / 2];
+    return __fmul_rn(code_values[dtype - Q4][i % 2 ? byte & 15 : byte >> 4], scale);
+}
+
+// out [n] of type float or bf16 = numbers first .. first + n of a matrix of codes; an element each
+static __global__ void decode_kernel(void *out, Dtype to, const void *codes, Dtype dtype, Scales s, size_t first,
+                                     size_t n) {
+    size_t i = element();
+    if (i >= n) return;
+    float x = code_number(codes, dtype, s, first + i);
+    if (to == F32) ((float *)out)[i] = x;
+    else ((__nv_bfloat16 *)out)[i] = __float2bfloat16_rn(x);
+}
+
+// out [n] = n numbers of a weight from number `first` on
+static void load(void *out, Dtype to, Weight w, size_t first, size_t n) {
+    if (!w.scales) return convert(out, to, (const char *)w.data + (w.first + first) * size_of(w.dtype), w.dtype, n);
+    LAUNCH(decode_kernel, blocks_for(n, THREADS), THREADS, 0, out, to, w.data, w.dtype, *w.scales, w.first + first, n);
+}
+
+void widen_weight(real *out, Weight w, size_t n) { load(out, F32, w, 0, n); }
 void narrow(void *out, Dtype dtype, const real *in, size_t n) { convert(out, dtype, in, F32, n); }
 
 // out [n], an element each
@@ -449,6 +478,14 @@ static const char *operand(int area, const void *matrix, Dtype dtype, size_t row
     return (const char *)gpu.area[area];
 }
 
+// The same of a weight, of codes too.
+static const char *operand(int area, Weight w, size_t row, size_t rows, size_t columns) {
+    const char *lies = (const char *)w.data + (w.first + row * columns) * size_of(w.dtype);
+    if (w.dtype == operand_type()) return lies;
+    load(gpu.area[area], operand_type(), w, row * columns, rows * columns);
+    return (const char *)gpu.area[area];
+}
+
 // The sum of eight weights w times x, two-byte weights lying as four pairs, the first in the lower half.
 static __device__ float dot_of_eight(uint4 w, const float4 *x, Dtype dtype) {
     const unsigned pairs[4] = { w.x, w.y, w.z, w.w };
@@ -481,10 +518,26 @@ static __global__ void one_row_kernel(real *y, const real *from, const real *x, 
     if (j < n_out && lane == 0) y[j] = (from ? from[j] : 0) + scale * sum;
 }
 
+// The same of codes, which have no wider form yet.
+static __global__ void one_row_codes_kernel(real *y, const real *from, const real *x, const void *codes, Dtype dtype,
+                                            Scales s, size_t first, real scale, size_t n_out, size_t n_in) {
+    size_t j = (size_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    float sum = 0;
+    for (size_t k = lane; j < n_out && k < n_in; k += WARP)
+        sum += code_number(codes, dtype, s, first + j * n_in + k) * x[k];
+    for (unsigned half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, half);
+    if (j < n_out && lane == 0) y[j] = (from ? from[j] : 0) + scale * sum;
+}
+
 // Where the numbers of a weight begin.
 static const void *data_of(Weight w) { return (const char *)w.data + w.first * size_of(w.dtype); }
 
 static void one_row(real *y, const real *from, const real *x, Weight w, real scale, size_t n_out, size_t n_in) {
+    if (w.scales) {
+        LAUNCH(one_row_codes_kernel, blocks_for(n_out, THREADS / WARP), THREADS, 0, y, from, x, w.data, w.dtype,
+               *w.scales, w.first, scale, n_out, n_in);
+        return;
+    }
     const void *data = data_of(w);
     bool eights = size_of(w.dtype) == 2 && n_in % 8 == 0 && is_aligned(data, 16) && is_aligned(x, 16);
     LAUNCH(one_row_kernel, blocks_for(n_out, THREADS / WARP), THREADS, 0, y, from, x, data, w.dtype, scale, n_out, n_in,
@@ -502,7 +555,7 @@ void linear_forward(real *y, const real *from, const real *x, Weight w, real sca
         const char *x_t = operand(0, x, F32, t, n_t, n_in);
         for (size_t j = 0; j < n_out; j += j_step) {
             size_t n_j = least(j_step, n_out - j), at = t*n_out + j;
-            const char *w_j = operand(1, data_of(w), w.dtype, j, n_j, n_in);
+            const char *w_j = operand(1, w, j, n_j, n_in);
             product(y + at, from ? from + at : NULL, n_out, { w_j, n_in, CUBLAS_OP_T }, { x_t, n_in, CUBLAS_OP_N }, n_j,
                     n_t, n_in, scale);
         }
@@ -520,7 +573,7 @@ void linear_backward_input(real *dx, const real *from, const real *dy, Weight w,
         const real *from_t = from ? from + t*n_in : NULL;
         for (size_t j = 0; j < n_out; j += j_step) {
             size_t n_j = least(j_step, n_out - j);
-            const char *w_j = operand(1, data_of(w), w.dtype, j, n_j, n_in);
+            const char *w_j = operand(1, w, j, n_j, n_in);
             const char *dy_tj = dy_t + j * size_of(operand_type());
             product(dx + t*n_in, j ? dx + t*n_in : from_t, n_in, { w_j, n_in, CUBLAS_OP_N },
                     { dy_tj, n_out, CUBLAS_OP_N }, n_in, n_t, n_j, scale);
@@ -586,7 +639,7 @@ void embedding_backward(real *dtable, const real *dx, const int32_t *ids, size_t
 }
 
 void gather_forward(real *out, const real *x, const int32_t *rows, size_t R, size_t H) {
-    embedding_forward(out, rows, { x, F32, 0 }, R, H);
+    embedding_forward(out, rows, { x, F32, 0, NULL }, R, H);
 }
 
 void gather_backward(real *dx, const real *dout, const int32_t *rows, size_t R, size_t H) {

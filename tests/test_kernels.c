@@ -720,6 +720,84 @@ static bool drops_subnormals(void) {
 #endif
 }
 
+// ---- Codes
+
+static const char *const code_names[] = { [Q8] = "Q8", [Q4] = "Q4", [NF4] = "NF4", [FP4] = "FP4" };
+static const double nf4_values[] = {
+    -1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1 };
+static const double fp4_twelfths[] = { 0, 0.0625, 8, 12, 4, 6, 2, 3 };     // then the same below zero
+
+static double naive_code(const uint8_t *codes, Dtype dtype, size_t i) {
+    if (dtype == Q8) return codes[i] < 128 ? codes[i] : codes[i] - 256.0;
+    int nibble = i % 2 ? codes[i / 2] % 16 : codes[i / 2] / 16;
+    if (dtype == Q4) return nibble < 8 ? nibble : nibble - 16;
+    if (dtype == NF4) return nf4_values[nibble];
+    return (nibble < 8 ? 1 : -1) * (double)(float)(fp4_twelfths[nibble % 8] / 12);
+}
+
+static void *bytes_on_device(const void *host, size_t bytes) {
+    void *device = memory_take(bytes);
+    memory_copy_in(device, host, bytes);
+    return device;
+}
+
+// A matrix of random codes, of which all rows but the first and last are the weight; per: numbers of a scale.
+static void test_linear_codes(Dtype dtype, bool nested, size_t T, size_t n_out, size_t n_in, size_t per) {
+    size_t n = (n_out + 2) * n_in, blocks = (n + per - 1) / per, groups = (blocks + 255) / 256;
+    uint8_t *codes = alloc(n, 1), *of_scales = alloc(blocks, 1);
+    float *each = alloc(blocks, sizeof *each), *of_groups = alloc(groups, sizeof *each), map[256];
+    double *full = alloc(n, sizeof *full);
+    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)(128 + 127 * test_random());
+    for (size_t i = 0; i < 256; i++) map[i] = (float)test_random();
+    for (size_t i = 0; i < groups; i++) of_groups[i] = (float)(0.01 * test_random());
+    Scales s = { .per = per, .offset = (float)test_random() };
+    for (size_t i = 0; i < blocks; i++) {
+        volatile float product = map[of_scales[i] = (uint8_t)(128 + 127 * test_random())] * of_groups[i / 256];
+        each[i] = nested ? product + s.offset : (float)test_random();
+        if (dtype == Q8) each[i] /= 64;
+    }
+    if (nested && dtype == Q8) fail("tests: scales of whole bytes are floats");
+    for (size_t i = 0; i < n; i++) full[i] = (double)(float)(naive_code(codes, dtype, i) * (double)each[i / per]);
+    void *on_device[] = { bytes_on_device(codes, n), bytes_on_device(each, blocks * sizeof *each),
+                          bytes_on_device(of_scales, blocks), bytes_on_device(map, sizeof map),
+                          bytes_on_device(of_groups, groups * sizeof *each) };
+    if (nested) s.code = on_device[2], s.map = on_device[3], s.nested = on_device[4];
+    else s.each = on_device[1];
+    Weight w = { on_device[0], dtype, n_in, &s };
+    TestArray *x = random_array(T*n_in, 1), *dy = random_array(T*n_out, 1), *y = unset_array(T*n_out);
+    TestArray *dx = unset_array(T*n_in), *numbers = unset_array(n_out*n_in);
+    linear_forward(y->device, NULL, x->device, w, 1, T, n_out, n_in);
+    linear_backward_input(dx->device, NULL, dy->device, w, 1, T, n_out, n_in);
+    widen_weight(numbers->device, w, n_out*n_in);
+    memset(y->host, 0, T*n_out * sizeof *y->host), memset(dx->host, 0, T*n_in * sizeof *dx->host);
+    double *unused = alloc(n_out*n_in, sizeof *unused);
+    naive_linear(y->host, dx->host, unused, dy->host, x->host, full + n_in, 1, T, n_out, n_in);
+    memcpy(numbers->host, full + n_in, n_out*n_in * sizeof *full);
+    const char *shape = label("%s%s T=%zu out=%zu in=%zu per=%zu", code_names[dtype], nested ? " nested" : "", T, n_out,
+                              n_in, per);
+    expect(y, PRODUCTS(3e-6, 6e-15, 1e-2), "linear_forward of codes, %s", shape);
+    expect(dx, PRODUCTS(3e-6, 6e-15, 1e-2), "linear_backward_input of codes, %s", shape);
+    expect(numbers, 0, "widen_weight, %s", shape);
+    for (size_t i = 0; i < COUNT(on_device); i++) memory_give(on_device[i]);
+    free(codes), free(of_scales), free(each), free(of_groups), free(full), free(unused);
+    finish_arrays("linear of codes");
+}
+
+static void test_codes(void) {
+    static const struct { size_t T, n_out, n_in, per; bool nested; } shapes[] = {       // per 0: a row
+        { 1, 5, 7, 0, false }, { 1, 33, 128, 64, false }, { 1, 19, 192, 64, true }, { 1, 9, 100, 64, true },
+        { 3, 4, 9, 64, false }, { 7, 35, 52, 64, true }, { 13, 32, 128, 128, false }, { 50, 70, 600, 64, true },
+        { 6, 300, 64, 0, false },
+    };
+    for (size_t k = 0; k < COUNT(shapes); k++)
+        for (Dtype dtype = Q8; dtype <= FP4; dtype++)
+            if (dtype != Q8 || !shapes[k].nested)
+                test_linear_codes(dtype, shapes[k].nested, shapes[k].T, shapes[k].n_out, shapes[k].n_in,
+                                  shapes[k].per ? shapes[k].per : shapes[k].n_in);
+}
+
 // A weight of every finite pattern, times ones and zeros: each must come out exactly as it went in, subnormals too.
 static void test_linear_exact(Dtype dtype) {
     enum { IN = 32, WIDE = 64 };
@@ -1425,8 +1503,9 @@ static void test_widen(void) {
 // Each begins its random numbers anew, so that what one draws does not change what the next is tested with.
 static void test_all_kernels(void) {
     static void (*const tests[])(void) = {
-        test_memory, test_widen, test_narrow, test_fill_uniform, test_fill_normal, test_linear, test_rows, test_rmsnorm,
-        test_rope, test_attention, test_swiglu, test_method_pieces, test_dropout, test_cross_entropy, test_optimizer };
+        test_memory, test_widen, test_narrow, test_fill_uniform, test_fill_normal, test_linear, test_codes, test_rows,
+        test_rmsnorm, test_rope, test_attention, test_swiglu, test_method_pieces, test_dropout, test_cross_entropy,
+        test_optimizer };
     for (size_t i = 0; i < COUNT(tests); i++) test_drawn = 0, tests[i]();
     if (test_pass == 0) test_cross_entropy_payloads();
 }

@@ -434,6 +434,10 @@ static inline __half __ushort_as_half(unsigned short bits) { return { bits }; }
 
 static inline float __bfloat162float(__nv_bfloat16 b) { return __uint_as_float((unsigned)b.bits << 16); }
 
+// Rounded, and never fused with what follows.
+static inline float __fmul_rn(float a, float b) { volatile float c = a * b; return c; }
+static inline float __fadd_rn(float a, float b) { volatile float c = a + b; return c; }
+
 static inline __nv_bfloat16 __float2bfloat16_rn(float f) {      // to nearest, ties to even; any NaN becomes 0x7FFF
     unsigned u;
     memcpy(&u, &f, sizeof u);
