@@ -1366,7 +1366,8 @@ typedef struct Options {
     double val_size;
     // the run
     const char *output_dir, *base, *resume_from_checkpoint, *precision;
-    bool force, predict_with_generate, load_best_model_at_end;
+    bool force, predict_with_generate, load_best_model_at_end, double_quant;
+    int64_t bits;
     int64_t seed, threads, logging_steps, save_steps, save_total_limit, eval_steps, early_stopping_patience;
     int64_t stop_at_step;
     // answers
@@ -5204,20 +5205,35 @@ static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
 }
 
 // Writes the tensors of a model that belong into one file.
-static void write_shard(const char *folder, const Model *m, const char *file, TensorSource source,
-                        const void *context) {
-    StoredTensor *s = alloc(m->n_tensors, sizeof *s);
+// How a folder is quantised (11.5); bits 0: it is not.
+typedef struct { int bits; bool twice; } Coding;
+enum { MAX_CODE_PARTS = 6 };
+static bool is_coded(const Model *m, const Tensor *t, Coding c);
+static size_t code_parts(StoredTensor *parts, const Tensor *t, Coding c);       // how the codes of one are stored
+static void write_codes(TensorWriter *w, const Tensor *t, real *numbers, Coding c);
+
+static size_t stored_parts(StoredTensor *parts, const Model *m, const Tensor *t, Coding c) {
+    if (is_coded(m, t, c)) return code_parts(parts, t, c);
+    *parts = stored_as(t, t->file_dtype);
+    return 1;
+}
+
+static void write_shard(const char *folder, const Model *m, const char *file, TensorSource source, const void *context,
+                        Coding coding) {
+    StoredTensor *s = alloc(MAX_CODE_PARTS * m->n_tensors, sizeof *s);
     size_t n = 0;
     for (size_t i = 0; i < m->n_tensors; i++)
-        if (!strcmp(m->tensors[i]->file, file)) s[n++] = stored_as(m->tensors[i], m->tensors[i]->file_dtype);
+        if (!strcmp(m->tensors[i]->file, file)) n += stored_parts(s + n, m, m->tensors[i], coding);
     TensorWriter w = begin_tensor_file(strf("%s/%s", folder, file), s, n, "\"format\":\"pt\"");
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
         if (strcmp(t->file, file)) continue;
         real *numbers = device_take(t->n, sizeof *numbers, t->name);
         source(numbers, t, context);
-        write_numbers(&w, t->name, numbers, t->n, t->file_dtype);
+        if (is_coded(m, t, coding)) write_codes(&w, t, numbers, coding);
+        else write_numbers(&w, t->name, numbers, t->n, t->file_dtype);
         memory_give(numbers);
+        if (coding.bits) progress(false, "%s: %zu of %zu tensors", folder, i + 1, m->n_tensors);
     }
     finish_tensor_file(&w);
     free(s);
@@ -5238,16 +5254,20 @@ static void choose_files(Model *m, double max_shard) {
 }
 
 // Writes the weights of a model, each in its file and file_dtype, and the index of more than one file.
-static void write_weights(const char *folder, const Model *m, TensorSource source, const void *context) {
+static void write_weights(const char *folder, const Model *m, TensorSource source, const void *context,
+                          Coding coding) {
+    StoredTensor parts[MAX_CODE_PARTS];
     size_t total = 0;
     Text index = {0}, map = {0};
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
         size_t k = 0;
         while (strcmp(m->tensors[k]->file, t->file)) k++;
-        if (k == i) write_shard(folder, m, t->file, source, context);
-        text_print(&map, "%s\n\"%s\": \"%s\"", i ? "," : "", t->name, t->file);
-        total += t->n * dtype_size(t->file_dtype);
+        if (k == i) write_shard(folder, m, t->file, source, context, coding);
+        for (size_t n = stored_parts(parts, m, t, coding), p = 0; p < n; p++) {
+            text_print(&map, "%s\n\"%s\": \"%s\"", map.n ? "," : "", parts[p].name, t->file);
+            total += parts[p].n * dtype_size(parts[p].dtype);
+        }
     }
     text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {%s}}\n", total, map.s);
     if (strcmp(m->tensors[0]->file, "model.safetensors"))
@@ -5627,12 +5647,41 @@ static void verify_merge(const Opened *o, const char *folder, bool force) {
     free(want), free(got);
 }
 
-// Writes base and adapter as one model folder, each tensor in the base's type; a folder that exists is refused.
-static void merge(const char *adapter, const char *out, Options *o) {
+// config.json of a model whose weights are stored another way: without what it says of quantisation, and of the type
+// where one is given; `more`: what it says instead.
+static void write_config(const char *folder, const Config *c, bool typed, const char *more) {
+    Text text = {0};
+    JsonReader r = json_open(c->file, c->source, strlen(c->source));
+    for (const Json *j = json_only(&r)->first; j; j = j->next) {
+        if (list_has("quantization_config,quantization_bit", j->key)) continue;
+        if (typed && list_has("torch_dtype,dtype", j->key)) continue;
+        text_print(&text, "%s\n  ", text.n ? "," : "{");
+        text_json(&text, j->key, strlen(j->key));
+        text_print(&text, ": ");
+        text_python(&text, &r, j, NULL, IN_ONE_LINE);
+    }
+    text_print(&text, "%s\n}\n", more);
+    write_file(strf("%s/config.json", folder), text.s, text.n);
+    json_close(&r);
+    free(text.s);
+}
+
+// What a model folder holds beside its weights and config.json goes with it, and its tokenizer from wherever it is.
+static void copy_beside(const Model *m, const char *from, const char *to) {
     static const char *const others[] = {
-        "config.json", "generation_config.json", "tokenizer.bin", "tokenizer.model", "tokenizer.json",
-        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-        "configuration_chatglm.py", "modeling_chatglm.py", "tokenization_chatglm.py", "quantization.py" };
+        "generation_config.json", "tokenizer.bin", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+        "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "configuration_chatglm.py",
+        "modeling_chatglm.py", "tokenization_chatglm.py", "quantization.py" };
+    for (size_t i = 0; i < COUNT(others); i++) copy_if_there(from, to, others[i]);
+    const char *none;
+    Tokenizer *t = model_tokenizer(&m->config, from, &none);
+    if (t && strncmp(t->file, from, strlen(from)))      // the one beside the program
+        write_file(strf("%s/tokenizer.bin", to), t->image, t->image_bytes);
+}
+
+// Writes base and adapter as one model folder, each tensor in the base's type, bf16 where that is codes; a folder that
+// exists is refused.
+static void merge(const char *adapter, const char *out, Options *o) {
     if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Opened m = open_model(adapter, o);
@@ -5642,17 +5691,215 @@ static void merge(const char *adapter, const char *out, Options *o) {
     set_precision(false);       // a merged number is rounded once, as it is written
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
-    bool torch = ends_in(m.model->tensors[0]->file, ".bin");
+    bool torch = ends_in(m.model->tensors[0]->file, ".bin"), coded = false;
+    for (size_t i = 0; i < m.model->n_tensors; i++)
+        if (m.model->tensors[i]->scales) m.model->tensors[i]->file_dtype = BF16, coded = true;
     if (GIVEN(o, max_shard_size) || torch) choose_files(m.model, o->max_shard_size * 1e9);
-    write_weights(temporary, m.model, merged_tensor, &m);
-    for (size_t i = 0; i < COUNT(others); i++) copy_if_there(m.folder, temporary, others[i]);
-    const char *none;
-    Tokenizer *t = model_tokenizer(&m.model->config, m.folder, &none);
-    if (t && strncmp(t->file, m.folder, strlen(m.folder)))      // the one beside the program
-        write_file(strf("%s/tokenizer.bin", temporary), t->image, t->image_bytes);
+    write_weights(temporary, m.model, merged_tensor, &m, (Coding){0});
+    if (coded) write_config(temporary, &m.model->config, false, "");
+    else copy_if_there(m.folder, temporary, "config.json");
+    copy_beside(m.model, m.folder, temporary);
     verify_merge(&m, temporary, o->force);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
+}
+
+// ---- 11.5 Quantising ---------------------------------------------------------------------------------------------
+// The same model with the matrices of its layers as codes, in a folder that transformers and bitsandbytes read too: a
+// third or half of the size. One matrix is in memory at a time. With x the numbers of a block, or of a row:
+//     4 bits (nf4)  scale = max |x| of 64 numbers; the code whose value is nearest to x / scale, the lower of two
+//     twice         and then the scales, less their mean, in the same way: 256 at a time, by an 8-bit table
+//     8 bits        x is rounded to fp16 first; SCB = max |x| of a row, code = x 127/SCB, rounded to even
+// (Dettmers et al. 2023, arXiv:2305.14314; 2022, arXiv:2208.07339; codes and scales are those that bitsandbytes 0.50.2
+// makes, but for the last bit of the mean, whose order of sums is not defined.)
+
+enum { BLOCK = 64, GROUP = 256, STATE_BYTES = 256 };
+
+static bool is_coded(const Model *m, const Tensor *t, Coding c) {
+    return c.bits && t->n_dims == 2 && t->depth > 0 && t->depth < depth_of(m->config.n_layers, 0);
+}
+
+static StoredTensor code_part(const Tensor *t, const char *end, const char *type, size_t rows, size_t columns) {
+    size_t kept = strlen(t->name) - (isupper((unsigned char)*end) ? strlen("weight") : 0);
+    return (StoredTensor){ .name = (char *)strf("%.*s%s", (int)kept, t->name, end), .dtype = type ? OTHER_DTYPE : F32,
+                           .dtype_name = type, .shape = { rows, columns }, .n_dims = !!rows + (size_t)!!columns,
+                           .n = max_size(rows, 1) * max_size(columns, 1) };
+}
+
+static size_t code_parts(StoredTensor *parts, const Tensor *t, Coding c) {
+    size_t blocks = (t->n + BLOCK - 1) / BLOCK, n = 0;
+    if (c.bits == 8) {
+        parts[n++] = code_part(t, "SCB", NULL, t->shape[0], 0);
+        parts[n++] = code_part(t, "", "I8", t->shape[0], t->shape[1]);
+        parts[n++] = code_part(t, "_format", "U8", 0, 0);
+        return n;
+    }
+    if (c.twice) parts[n++] = code_part(t, ".nested_absmax", NULL, (blocks + GROUP - 1) / GROUP, 0);
+    if (c.twice) parts[n++] = code_part(t, ".nested_quant_map", NULL, 256, 0);
+    parts[n++] = code_part(t, ".quant_map", NULL, 16, 0);
+    parts[n++] = code_part(t, ".absmax", c.twice ? "U8" : NULL, blocks, 0);
+    parts[n++] = code_part(t, "", "U8", (t->n + 1) / 2, 1);
+    parts[n++] = code_part(t, ".quant_state.bitsandbytes__nf4", "U8", STATE_BYTES, 0);
+    return n;
+}
+
+static int by_float(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+// map [256]: bitsandbytes' dynamic 8-bit numbers, sorted. For each power of ten below 1 the middles of twice as many
+// intervals of [0.1, 1], both signs; and 0 and 1.
+static void dynamic_map(float *map) {
+    static const float powers[] = { 1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1 };
+    size_t n = 0;
+    for (size_t p = 0; p < COUNT(powers); p++) {
+        size_t items = (size_t)1 << p;
+        float step = (1.0f - 0.1f) / (float)items, ends[129];
+        for (size_t i = 0; i <= items; i++)         // from both ends, as torch.linspace does
+            ends[i] = i < (items + 1) / 2 ? (float)((double)0.1f + (double)step * (double)i)
+                                          : (float)(1 - (double)step * (double)(items - i));
+        for (size_t i = 0; i < items; i++) {
+            map[n++] = powers[p] * ((ends[i] + ends[i+1]) / 2);
+            map[n] = -map[n-1], n++;
+        }
+    }
+    map[n++] = 0, map[n++] = 1;
+    qsort(map, n, sizeof *map, by_float);
+}
+
+static float largest_magnitude(const float *x, size_t n) {
+    float largest = 0;
+    for (size_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(x[i]));
+    return largest;
+}
+
+// Of sorted values [n] the lowest that is as near to x as any.
+static uint8_t nearest_code(const float *values, size_t n, float x) {
+    size_t low = 0, high = n - 1;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (x <= (values[middle] + values[middle + 1]) / 2) high = middle;
+        else low = middle + 1;
+    }
+    return (uint8_t)low;
+}
+
+// codes [n], a byte each, and scales [n/per] of x [n]
+static void code_blocks(uint8_t *codes, float *scales, const float *x, size_t n, size_t per, const float *values,
+                        size_t n_values) {
+    #pragma omp parallel for
+    for (size_t b = 0; b < (n + per - 1) / per; b++) {
+        size_t first = b * per, size = min_size(per, n - first);
+        float scale = scales[b] = largest_magnitude(x + first, size), least = fmaxf(scale, 1e-38f);
+        for (size_t i = first; i < first + size; i++) {
+            float part = size == per ? x[i] * (1 / least) : x[i] / least;
+            codes[i] = nearest_code(values, n_values, fminf(fmaxf(part, -1), 1));
+        }
+    }
+}
+
+static void write_4bit(TensorWriter *w, const Tensor *t, const float *x, bool twice) {
+    static const float values[][16] = CODE_VALUES;
+    const float *nf4 = values[NF4 - Q4];
+    size_t blocks = (t->n + BLOCK - 1) / BLOCK, groups = (blocks + GROUP - 1) / GROUP;
+    uint8_t *codes = alloc(t->n + 1, 1), *scale_codes = alloc(blocks, 1);
+    float *scales = alloc(blocks, sizeof *scales), *nested = alloc(groups, sizeof *nested), map[256];
+    double mean = 0;
+    Text state = {0};
+    code_blocks(codes, scales, x, t->n, BLOCK, nf4, 16);
+    codes[t->n] = 7;        // 0, where the last byte has one code
+    for (size_t i = 0; i < (t->n + 1) / 2; i++) codes[i] = (uint8_t)(codes[2*i] << 4 | codes[2*i + 1]);
+    text_print(&state, "{\"quant_type\": \"nf4\", \"blocksize\": %d, \"dtype\": \"float32\", \"shape\": [%zu, %zu]",
+               BLOCK, t->shape[0], t->shape[1]);
+    if (twice) {
+        for (size_t i = 0; i < blocks; i++) mean += (double)scales[i] / (double)blocks;
+        for (size_t i = 0; i < blocks; i++) scales[i] -= (float)mean;
+        dynamic_map(map);
+        code_blocks(scale_codes, nested, scales, blocks, GROUP, map, 256);
+        text_print(&state, ", \"nested_blocksize\": %d, \"nested_dtype\": \"float32\", \"nested_offset\": %.17g", GROUP,
+                   (double)(float)mean);
+        write_tensor_bytes(w, nested, groups * sizeof *nested);
+        write_tensor_bytes(w, map, sizeof map);
+    }
+    text_print(&state, "}%*s", STATE_BYTES - 1 - (int)state.n, "");     // always as long, for the header comes first
+    write_tensor_bytes(w, nf4, 16 * sizeof *nf4);
+    if (twice) write_tensor_bytes(w, scale_codes, blocks);
+    else write_tensor_bytes(w, scales, blocks * sizeof *scales);
+    write_tensor_bytes(w, codes, (t->n + 1) / 2);
+    write_tensor_bytes(w, state.s, STATE_BYTES);
+    free(codes), free(scale_codes), free(scales), free(nested), free(state.s);
+}
+
+static void write_8bit(TensorWriter *w, const Tensor *t, const float *x) {
+    int8_t *codes = alloc(t->n, 1);
+    float *scb = alloc(t->shape[0], sizeof *scb);
+    #pragma omp parallel for
+    for (size_t row = 0; row < t->shape[0]; row++) {
+        const float *of_row = x + row * t->shape[1];
+        float factor = (scb[row] = largest_magnitude(of_row, t->shape[1])) > 0 ? 127 / scb[row] : 0;
+        for (size_t i = 0; i < t->shape[1]; i++) codes[row * t->shape[1] + i] = (int8_t)rintf(of_row[i] * factor);
+    }
+    write_tensor_bytes(w, scb, t->shape[0] * sizeof *scb);
+    write_tensor_bytes(w, codes, t->n);
+    write_tensor_bytes(w, "", 1);           // weight_format 0: by row
+    free(codes), free(scb);
+}
+
+// `numbers` [t->n] are rounded to fp16 for 8 bits.
+static void write_codes(TensorWriter *w, const Tensor *t, real *numbers, Coding c) {
+    float *floats = device_take(t->n, sizeof *floats, t->name), *x = alloc(t->n, sizeof *x);
+    if (c.bits == 8) narrow(floats, F16, numbers, t->n), widen(numbers, floats, F16, t->n);
+    size_t good = first_not_finite(numbers, t->n);
+    if (good < t->n)
+        fail("%s: '%s' has a number that is not finite%s, at %zu; nothing is written", w->path, t->name,
+             c.bits == 8 ? " in fp16" : "", good);
+    narrow(floats, F32, numbers, t->n);
+    memory_copy_out(x, floats, t->n * sizeof *x);
+    memory_give(floats);
+    if (c.bits == 8) write_8bit(w, t, x);
+    else write_4bit(w, t, x, c.twice);
+    free(x);
+}
+
+static void base_tensor(real *out, const Tensor *t, const void *context) {
+    (void)context;
+    widen_weight(out, weight_of(t), t->n);
+}
+
+static void quantise(const char *folder, const char *out, const Options *o) {
+    static const char *const words[] = { "false", "true" };
+    Coding coding = { (int)o->bits, o->double_quant };
+    if (coding.bits != 4 && coding.bits != 8) fail_usage("--bits is 4 or 8");
+    if (coding.bits == 8 && coding.twice) fail_usage("--double_quant true is for --bits 4");
+    if (is_adapter(folder)) fail("%s: is an adapter; merge it first, or quantise its base", folder);
+    if (exists(out)) fail("%s: exists already; name a new folder", out);
+    Opened m = { .folder = folder, .model = load_model(folder) };
+    for (size_t i = 0; i < m.model->n_tensors; i++)
+        if (m.model->tensors[i]->scales) fail("%s: is quantised already", folder);
+    if (m.model->prefix_in_files) fail("%s: holds a prefix with the model; quantise the model alone", folder);
+    const char *temporary = begin_folder(out);
+    double before, after, change = 0, largest = 0;
+    size_t n = FIXED_TOKENS * m.model->config.vocab_size;
+    choose_files(m.model, o->max_shard_size * 1e9);
+    write_weights(temporary, m.model, base_tensor, NULL, coding);
+    write_config(temporary, &m.model->config, true, strf(
+        ",\n  \"dtype\": \"float32\",\n  \"quantization_config\": {\"quant_method\": \"bitsandbytes\", "
+        "\"load_in_4bit\": %s, \"load_in_8bit\": %s, \"bnb_4bit_quant_type\": \"nf4\", "
+        "\"bnb_4bit_use_double_quant\": %s, \"bnb_4bit_compute_dtype\": \"float32\", "
+        "\"bnb_4bit_quant_storage\": \"uint8\", \"llm_int8_threshold\": 6.0, \"llm_int8_skip_modules\": null}",
+        words[coding.bits == 4], words[coding.bits == 8], words[coding.twice]));
+    copy_beside(m.model, folder, temporary);
+    real *want = fixed_logits(&m, FORWARD_ONLY, FIXED_TOKENS, &before);
+    real *got = fixed_logits(&(Opened){ .model = load_model(temporary) }, FORWARD_ONLY, FIXED_TOKENS, &after);
+    for (size_t i = 0; i < n; i++) {
+        change += (double)(got[i] - want[i]) * (double)(got[i] - want[i]);
+        largest += (double)want[i] * (double)want[i];
+    }
+    finish_output(temporary);
+    printf("%s: %d bits; read back: logits of random tokens move by %.2g of their size, the loss from %.4f to %.4f\n",
+           out, coding.bits, sqrt(change / largest), before, after);
+    free(want), free(got);
 }
 
 // ================================================================================================================
@@ -7460,11 +7707,13 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
     TensorWriter w = { .path = path, .temporary = begin_output(path) };
     text_print(&h, "{\"__metadata__\":{%s}", metadata);
     for (size_t i = 0; i < n; i++) {
+        bool other = t[i].dtype == OTHER_DTYPE;         // of a byte each, with a name of their own
         size_t bytes = times(t[i].n, dtype_size(t[i].dtype));
         text_print(&h, ",");
         text_json(&h, t[i].name, strlen(t[i].name));
-        text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", dtype_name(t[i].dtype),
-                   shape_text(t[i].shape, t[i].n_dims), w.expected, w.expected + bytes);
+        text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}",
+                   other ? t[i].dtype_name : dtype_name(t[i].dtype), shape_text(t[i].shape, t[i].n_dims), w.expected,
+                   w.expected + bytes);
         w.expected += bytes;
     }
     text_print(&h, "}");
@@ -8987,6 +9236,7 @@ typedef struct { Options *o; size_t n; const char **words; } Call;
 static int train_command(const Call *c) { return train(c->words[0], c->words[1], c->o), 0; }
 static int eval_command(const Call *c) { return eval(c->words[0], c->words[1], c->o), 0; }
 static int dump_command(const Call *c) { return dump(c->words[0], c->words[1], c->words[2], c->o), 0; }
+static int quantise_command(const Call *c) { return quantise(c->words[0], c->words[1], c->o), 0; }
 static int merge_command(const Call *c) { return merge(c->words[0], c->words[1], c->o), 0; }
 static int compare_command(const Call *c) { return compare(c->words, c->n, c->o->out), 0; }
 static int gradcheck_command(const Call *c) { return gradcheck(c->words[0], c->o); }
@@ -9022,7 +9272,7 @@ static int init_command(const Call *c) {
     text_print(&text, "\n}\n");
     const char *temporary = begin_folder(out);
     choose_files(m, c->o->max_shard_size * 1e9);
-    write_weights(temporary, m, initial_tensor, c->o);
+    write_weights(temporary, m, initial_tensor, c->o, (Coding){0});
     write_file(strf("%s/config.json", temporary), text.s, text.n);
     finish_output(temporary);
     printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
@@ -9270,7 +9520,7 @@ static int check_command(const Call *c) {
 // ---- 16.4 The tables ---------------------------------------------------------------------------------------------
 
 enum { TRAIN = 1, CHAT = 2, MERGE = 4, TOKENIZE = 8, DUMP = 16, GRADCHECK = 32, INFO = 64, INIT = 128, EVAL = 256,
-       CHECK = 512, COMPARE = 1024, ALL = 2047,
+       CHECK = 512, COMPARE = 1024, QUANTISE = 2048, ALL = 4095,
        LEARNS = TRAIN | GRADCHECK, TUNES = LEARNS | INFO, READS = TRAIN | EVAL | CHECK, ANSWERS = TRAIN | EVAL | CHAT };
 
 typedef struct {
@@ -9283,6 +9533,7 @@ static const Command commands[] = {
     { "chat", CHAT, 1, 1, chat_command, "MODEL", "talk to a model or an adapter" },
     { "check", CHECK, 2, 2, check_command, "DATA MODEL", "show what would be learned, token by token, and oddities" },
     { "merge", MERGE, 2, 2, merge_command, "ADAPTER OUT", "base and adapter as one model, in the base's type" },
+    { "quantize", QUANTISE, 2, 2, quantise_command, "MODEL OUT", "a model with its layers' matrices in 4 or 8 bits" },
     { "tokenize", TOKENIZE, 1, 1, tokenize_command, "MODEL|FILE", "text on stdin to token ids, or back with --decode" },
     { "dump", DUMP, 3, 3, dump_command, "MODEL BATCH OUT", "logits, loss, hidden states and gradients of one batch" },
     { "gradcheck", GRADCHECK, 0, 1, gradcheck_command, "[MODEL]", "gradients against finite differences (or --truth)" },
@@ -9403,7 +9654,9 @@ static const Option options[] = {
     { FIELD(dtype), CHOICE, INIT | INFO, NULL, "type of the weights", .choices = "f64,f32,f16,bf16",
       .rule = "as config.json says, else bf16" },
     { FIELD(std), REAL_NUMBER, INIT | GRADCHECK, NULL, "std of random weights", 0, 10, .rule = "0.02, gradcheck: 0.1" },
-    { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE, "5", "largest file of weights in GB", 1e-6, 1e6 },
+    { FIELD(bits), INTEGER, QUANTISE, "4", "of a number, 4 (nf4) or 8", 4, 8 },
+    { FIELD(double_quant), FLAG, QUANTISE, "false", "4 bits: scales in 8 bits too" },
+    { FIELD(max_shard_size), REAL_NUMBER, INIT | MERGE | QUANTISE, "5", "largest file of weights in GB", 1e-6, 1e6 },
     { FIELD(elements), INTEGER, GRADCHECK, "200", "numbers to check in each tensor", 1, 1e9 },
     { FIELD(seed), INTEGER, ANSWERS | INIT | GRADCHECK, "42", "decides every random number", 0, 9e15 },
     { FIELD(threads), INTEGER, ALL, "0", "cores to use; 0: all. The result is the same bits", 0, 4096 },
