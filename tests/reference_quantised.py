@@ -9,6 +9,7 @@ ChatGLM's releases are, each with LoRA and the numbers of transformers, PEFT and
                                     training on; f64.* by the plain float64 model with the dequantised weights;
                                     full.NAME: these weights, for some maps
 
+quant_plain/ is the model that nf4, fp4, double and int8 are made of; `glmtune quantize` must make the same codes of it.
 hf.* of the releases' kind come from transformers in float32 with the dequantised weights: nothing else reads them.
 """
 import copy
@@ -55,6 +56,10 @@ def quantise_folder(case, folder, config, dtype):
     model.save_pretrained(plain)
     loaded = AutoModelForCausalLM.from_pretrained(plain, quantization_config=copy.deepcopy(config), dtype=dtype)
     loaded.save_pretrained(folder / "base")
+    if dtype == torch.float32 and case.name == "quant_nf4":
+        kept = R.clean(R.GOLDEN / "quant_plain")
+        for file in ("config.json", "model.safetensors"):
+            R.shutil.copy(plain / file, kept / file)
     R.shutil.rmtree(plain)
     (folder / "base" / "generation_config.json").unlink(missing_ok=True)
 

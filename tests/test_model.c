@@ -178,6 +178,27 @@ static void check_same_layer(const Layer *hf, const Layer *remote) {
     }
 }
 
+// What `quantize` writes is what bitsandbytes made of the same model: every code and scale. The mean of scales may have
+// another last bit, and scales that are codes may follow it.
+static void test_quantising(const char *kind, int64_t bits, bool twice) {
+    const char *out = scratch(strf("quantised_%s", kind));
+    Options o = default_options();
+    TensorSet ours = {0}, theirs = {0};
+    o.bits = bits, o.double_quant = twice;
+    int kept = silence();
+    quantise("tests/golden/quant_plain", out, &o);
+    unsilence(kept);
+    read_tensor_file(&ours, strf("%s/model.safetensors", out));
+    read_tensor_file(&theirs, strf("tests/golden/quant_%s/base/model.safetensors", kind));
+    check_equal(label("quantize, %s: tensors", kind), ours.n, theirs.n);
+    for (size_t i = 0; i < theirs.n; i++) {
+        const StoredTensor *b = &theirs.tensors[i], *a = find_tensor(&ours, b->name);
+        if (strstr(b->name, "quant_state") || (twice && strstr(b->name, "absmax"))) continue;
+        check_true(label("quantize, %s: '%s' is there, as large", kind, b->name), a && a->bytes == b->bytes);
+        check_equal_bits(label("quantize, %s: '%s'", kind, b->name), a->data, b->data, b->bytes, 1);
+    }
+}
+
 // Folders of codes, as bitsandbytes and ChatGLM's releases write them: what codes stand for to the bit, then outputs and
 // gradients of LoRA beside them.
 static void test_quantised(void) {
@@ -207,6 +228,9 @@ static void test_quantised(void) {
         check_true(label("%s: matrices that were compared", folder), n_full >= 4);
         give_run(&s.run);
     }
+    test_quantising("nf4", 4, false);
+    test_quantising("double", 4, true);
+    test_quantising("int8", 8, false);
 }
 
 static void test_saved(void) {
