@@ -129,6 +129,7 @@ golden:
 	$(PYTHON) tests/reference.py
 	$(PYTHON) tests/reference_labels.py
 	$(PYTHON) tests/reference_methods.py
+	$(PYTHON) tests/reference_quantised.py
 
 # The bundled vocabulary and model, from nothing: text, tokenizer, training (about seven minutes on two cores).
 tiny: glmtune

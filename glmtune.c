@@ -1164,6 +1164,7 @@ typedef struct {
     double rope_theta, rms_norm_eps;
     bool remote;                    // the layout of ChatGLM's own code (trust_remote_code); else Hugging Face's
     bool post_norms, qkv_bias, tied;        // two more norms a layer; biases on q, k, v; the head is the embedding
+    size_t quantization_bit;        // ChatGLM's: the weights are codes; 0: they are not
     const char *file, *source;      // the path of config.json, for messages, and its text
     const char *model_type, *layout, *name_or_path, *torch_dtype;   // as config.json has them; NULL: it has none
 } Config;
@@ -7839,10 +7840,11 @@ static bool divides_positions(const Config *c) {
 
 // Ways to quantise that are not read. What bitsandbytes and ChatGLM write is (13.9).
 static void check_quantisation(const Config *c, const Json *root) {
-    const Json *method = json_get(json_get(root, "quantization_config"), "quant_method");
-    if (json_is(method, JSON_STRING) && strcmp(method->text, "bitsandbytes"))
+    const Json *config = json_get(root, "quantization_config"), *method = json_get(config, "quant_method");
+    const char *by = json_is(method, JSON_STRING) ? method->text : "a method that is not named";
+    if (json_is(config, JSON_OBJECT) && strcmp(by, "bitsandbytes"))
         fail("%s: these weights are quantised by %s, which is not read; take the release in fp16 or bf16 (and, to save "
-             "memory, glmtune quantize)", c->file, method->text);
+             "memory, glmtune quantize)", c->file, by);
 }
 
 static void check_supported(const Config *c, const Json *root) {
@@ -7879,6 +7881,7 @@ static Config parse_config(const char *path, const char *source) {
                                    c.remote ? 1e-5 : 1.5625e-7);
     c.qkv_bias = config_flag(root, c.remote ? "add_qkv_bias" : "attention_bias", !c.remote);
     c.tied = config_flag(root, "tie_word_embeddings", false);
+    c.quantization_bit = (size_t)config_number(path, root, "quantization_bit", 0, 8, 0);
     c.layout = config_text(root, "glmtune.layout");
     c.name_or_path = config_text(root, "_name_or_path");
     c.torch_dtype = config_text(root, json_key(root, "torch_dtype", "dtype"));
@@ -8064,6 +8067,11 @@ static void bind_files(Model *m, const char *folder) {
                  t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
         bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
     }
+    size_t bits = m->config.quantization_bit, n_coded = 0;
+    for (size_t i = 0; i < m->n_tensors; i++) n_coded += m->tensors[i]->scales != NULL;
+    if (bits && !n_coded)
+        fail("%s: \"quantization_bit\": %zu, but the weights are not: it means when they are loaded. Take it out, or: "
+             "glmtune quantize %s OUT --bits %zu, once it is", m->config.file, bits, folder, bits);
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         size_t k = 0;
         while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
@@ -8805,7 +8813,9 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     Model *m = opened.model;
     check_out(out, &opened.folder, 1, o->force);
     check_fingerprint(&opened, NULL, o);
-    if (!opened.method) opened.method = find_method("full"), opened.method->setup(m, o);
+    for (size_t i = 0; !opened.method && i < m->n_tensors; i++)        // codes have no gradient
+        if (!m->tensors[i]->scales) train_tensor(m, m->tensors[i]);
+    if (!opened.method) opened.method = find_method("full");
     size_t n_targets;
     Batch b = read_batch(batch, &m->config, &n_targets);
     m->n_moments = 0;
@@ -9819,6 +9829,9 @@ static const char *nearest(const char *given, const char *dashes, const char *li
 __attribute__((noreturn)) static void unknown_option(const char *given, const Command *c) {
     const Option *elsewhere = find_option(given, ALL);
     Text known = {0};
+    if (!strncmp(given, "quantization_", 13) || !strncmp(given, "load_in_", 8))
+        fail_usage("--%s: a base is quantised once, into a folder of its own: glmtune quantize MODEL OUT --bits 4; then "
+                   "name OUT", given);
     for (size_t k = 0; elsewhere && k < COUNT(commands); k++)
         if (elsewhere->commands & commands[k].bit)
             fail_usage("--%s is no option of '%s', it is one of '%s'", given, c->name, commands[k].name);
@@ -10012,7 +10025,8 @@ static const char *yaml_set(YamlRun *y, const Json *j, const char *path) {
     bool off = (j->type <= JSON_NUMBER && !(j->number != 0)) || (j->type >= JSON_ARRAY && !j->count);
     if (list_has(yaml_refused, j->key))
         return off ? NULL : strstr(j->key, "quantization_") || strstr(j->key, "load_in_")
-             ? "asks for quantised weights (QLoRA); for now the base must be unquantised, in fp16 or bf16: take it out"
+             ? "asks for a base that is quantised as it is loaded; glmtune quantize MODEL OUT does that once: name OUT as "
+               "the model, and take this out"
              : "would change what is learned, and glmtune does not have it; take it out";
     if (!list_has(yaml_ignored, path) && !list_has(yaml_ignored, j->key)) unknown_key(y, j);
     text_print(&y->ignored, "%s%s", y->ignored.n ? ", " : "", j->key);

@@ -4,6 +4,8 @@
     VENV/bin/python tests/bench_torch.py --targets 0.4                  # the last 40 % are targets
     VENV/bin/python tests/bench_torch.py --method full
     VENV/bin/python tests/bench_torch.py --small                        # hidden 512, 8 layers, 4 x 256 tokens
+    VENV/bin/python tests/bench_torch.py --precision bf16               # products of bf16 on both sides
+    VENV/bin/python tests/bench_torch.py --bits 4                       # a base in nf4, PEFT with bitsandbytes
     VENV/bin/python tests/bench_torch.py --tune                         # PyTorch alone, under each of SETTINGS
     VENV/bin/python tests/bench_torch.py --device cuda --precision bf16 # glmtune-cuda and PyTorch on the same GPU
 
@@ -13,8 +15,9 @@ of the first step must agree, and that is checked. A round is one process of eac
 out, the others give the median. Tokens/s are those of a whole step: data, forward, backward, clipping, optimizer. Peak
 memory: of glmtune the process's largest resident size, mapped weights included; of PyTorch that of the steps alone
 (VmHWM, set back after loading), with the size of the libraries it was before loading beside it.
-On a GPU `fp32` is without TF32 on both sides; in `bf16` PyTorch has the frozen weights in bf16 and autocast, and the
-first losses must agree to 1e-2. Peak memory is then PyTorch's own count of the GPU's; glmtune prints its in its plan.
+In `bf16` PyTorch has the frozen weights in bf16 and autocast, LoRA's numbers stay float32, and the first losses must
+agree to 1e-2. On a GPU `fp32` is without TF32 on both sides. Peak memory is then PyTorch's own count of the GPU's;
+glmtune prints its in its plan.
 Needs tests/requirements.txt, and nothing else running.
 """
 import argparse
@@ -53,7 +56,8 @@ def parse_arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--glmtune", help="the program; default: glmtune, or glmtune-cuda, of this folder")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of products, on a GPU")
+    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of products")
+    p.add_argument("--bits", type=int, choices=[4, 8, 16], default=16, help="of the base; below 16 by glmtune quantize")
     p.add_argument("--small", action="store_true", help="the small shape as default instead of the large one")
     for key, value in LARGE.items():
         p.add_argument(f"--{key}", type=int, help=f"{value}, small {SMALL[key]}")
@@ -89,6 +93,9 @@ def prepare(a, folder):
     if not (folder / "model").exists():
         subprocess.run([a.glmtune, "init", folder / "config.json", folder / "model"], check=True,
                        stdout=subprocess.DEVNULL)
+    if a.bits < 16 and not (folder / "quantised").exists():
+        subprocess.run([a.glmtune, "quantize", folder / "model", folder / "quantised", "--bits", str(a.bits)],
+                       check=True, stdout=subprocess.DEVNULL)
     draw = random.Random(1)
     with open(folder / "data.jsonl", "w") as f:
         for _ in range(a.samples):
@@ -108,13 +115,17 @@ def run_child(command, environment):
         return out.read(), usage.ru_maxrss * 1024
 
 
+def base_of(a, folder):
+    return folder / ("model" if a.bits == 16 else "quantised")
+
+
 def run_glmtune(a, folder):
     out = folder / "run"
-    command = [a.glmtune, "train", folder / "data.jsonl", folder / "model", "--method", a.method, "--max_steps",
+    command = [a.glmtune, "train", folder / "data.jsonl", base_of(a, folder), "--method", a.method, "--max_steps",
                a.steps, "--per_device_train_batch_size", a.samples, "--gradient_accumulation_steps", 1, "--val_size", 0,
-               "--logging_steps", 1, "--save_steps", a.steps, "--max_input_length", a.tokens, "--output_dir", out, "--force", "--threads",
-               a.threads, "--lora_dropout", a.lora_dropout, "--r", a.r, "--lora_alpha", a.lora_alpha,
-               "--target_modules", "q_proj,k_proj,v_proj", "--precision", a.precision]
+               "--logging_steps", 1, "--save_steps", a.steps, "--max_input_length", a.tokens, "--output_dir", out,
+               "--force", "--threads", a.threads, "--lora_dropout", a.lora_dropout, "--r", a.r, "--lora_alpha",
+               a.lora_alpha, "--target_modules", "q_proj,k_proj,v_proj", "--precision", a.precision]
     _, peak = run_child([str(word) for word in command], os.environ)
     log = [json.loads(line) for line in open(out / "log.jsonl")]
     return {"speed": [line["tokens_per_s"] for line in log], "loss": [line["loss"] for line in log], "peak": peak}
@@ -146,8 +157,11 @@ def child(a):
     folder = Path(a.child)
     rounds = a.precision == "bf16"
     dtype = torch.bfloat16 if rounds and a.method == "lora" else torch.float32      # what trains stays float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype,
+    model = transformers.AutoModelForCausalLM.from_pretrained(base_of(a, folder), dtype=dtype,
                                                               attn_implementation="sdpa").to(a.device)
+    for p in model.parameters():        # transformers leaves what is not quantised in the file's type
+        if a.bits < 16 and p.is_floating_point():
+            p.data = p.data.to(dtype)
     if a.method == "lora":
         model = peft.get_peft_model(model, peft.LoraConfig(
             r=a.r, lora_alpha=a.lora_alpha, lora_dropout=a.lora_dropout, target_modules=["q_proj", "k_proj", "v_proj"]))

@@ -147,7 +147,7 @@ bad_yaml 's/learning_rate/learningrate/' "bad.yaml:16:17: |'learningrate'|learni
 bad_yaml 's/  lora_alpha/  lora_alfa/' "'lora_alfa'|nearest: lora_alpha"
 for key in 'quantization_config: {load_in_4bit: true}' 'quantization_bit: 4' 'load_in_8bit: true' \
     'quantization_method: bitsandbytes'; do
-    bad_yaml "s/  r: 8/  $key/" "${key%%:*} asks for quantised weights (QLoRA|for now the base must be unquantised|bf16"
+    bad_yaml "s/  r: 8/  $key/" "${key%%:*} asks for a base that is quantised|glmtune quantize|take this out"
 done
 bad_yaml 's/use_cpu|log_level: info/adafactor: true/' 'adafactor would change what is learned'
 bad_yaml 's/use_cpu|log_level: info/train_sampling_strategy: group_by_length/' 'train_sampling_strategy is one of random'

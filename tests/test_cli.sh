@@ -334,8 +334,8 @@ bad_config "model_type|llama|chatglm" 's/"glm"/"llama"/'
 bad_config 'model_type' '/model_type/d'
 bad_config 'ChatGLM-6B|ChatGLM2-6B' 's/"hidden_size"/"inner_hidden_size": 64, &/' chatglm.json
 bad_config 'ChatGLM-6B|ChatGLM2-6B' '/multi|ffn|"kv/d; s/"hidden_size"/"position_encoding_2d": true, &/' chatglm.json
-bad_config 'quantis|download' 's/"hidden_size"/"quantization_bit": 4, &/' chatglm.json
-bad_config 'quantis|download' 's/"hidden_size"/"quantization_config": {"bits": 4}, &/'
+bad_config 'quantised by awq|fp16 or bf16|glmtune quantize' 's/"hidden_size"/"quantization_config": {"quant_method": "awq"}, &/'
+bad_config 'quantised by a method|fp16 or bf16' 's/"hidden_size"/"quantization_config": {"bits": 4}, &/'
 bad_config 'rope_scaling' 's/"hidden_size"/"rope_scaling": {"type": "yarn", "factor": 4}, &/'
 bad_config 'rope_scaling, yarn|up to 32768 tokens|remove the key' \
     's/"hidden_size"/"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 32768}, &/'
