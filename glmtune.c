@@ -24,10 +24,10 @@
 //      8  Data                   samples, splits, batches
 //      9  Generation and scores  key/value cache, sampling, several answers together; ROUGE, BLEU
 //     10  Training               the loop, evaluation, checkpoints, resume
-//     11  Adapters               as PEFT and ChatGLM write them, fingerprints, merging
+//     11  Adapters               as PEFT and ChatGLM write them, fingerprints, merging; a base of 4 or 8 bits
 //   Part Three: the machine room
 //     12  Fast CPU kernels       the matrix product on vectors, attention in blocks, one row of decoding
-//     13  Files                  JSON, YAML, safetensors, torch's .bin, config.json
+//     13  Files                  JSON, YAML, safetensors, torch's .bin, config.json, quantised weights
 //     14  Tokenizer files        tokenizer.bin, SentencePiece BPE, tiktoken ranks, tokenizer.json, Unicode
 //     15  Instruments            memory, time and disk, dump, gradient check, curves, comparison, cost of a step
 //     16  Commands               one table of commands, one of options, the official yaml files, main
@@ -1164,7 +1164,8 @@ typedef struct {
     double rope_theta, rms_norm_eps;
     bool remote;                    // the layout of ChatGLM's own code (trust_remote_code); else Hugging Face's
     bool post_norms, qkv_bias, tied;        // two more norms a layer; biases on q, k, v; the head is the embedding
-    size_t quantization_bit;        // ChatGLM's: the weights are codes; 0: they are not
+    bool quantised;                 // it says so in one way or another
+    size_t quantization_bit;        // ChatGLM's way: the weights are codes; 0: they are not
     const char *file, *source;      // the path of config.json, for messages, and its text
     const char *model_type, *layout, *name_or_path, *torch_dtype;   // as config.json has them; NULL: it has none
 } Config;
@@ -1194,6 +1195,8 @@ typedef struct {
     Dtype dtype, file_dtype;
     const Scales *scales;           // of a quantised matrix, else NULL
     const void *file_data;          // in the mapped file; NULL where there is none
+    const void *file_scales;        // the same of what its scales are read from, scale_bytes
+    size_t scale_bytes;
     const char *file;               // the name of that file in its folder
     real *value, *grad, *moments[2];    // NULL unless it trains (4.2); data is value then
 } Tensor;
@@ -2662,7 +2665,7 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
 static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n);
 static void finish_tensor_file(TensorWriter *w);
 
-// models (13.9)
+// models (13.10)
 static Config read_config(const char *path);                // of a config.json
 // a number, a flag, a text of a config; a missing key gives `missing`; a text NULL
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
@@ -5346,17 +5349,23 @@ static void save_adapter(const char *folder, const Model *m, const Method *metho
     free(config.s);
 }
 
+// Of n bytes 4 KiB from start, middle and end.
+static uint64_t hash_parts(uint64_t key, const char *bytes, size_t n) {
+    size_t part = min_size(n, 4096), at[] = { 0, (n - part) / 2, n - part };
+    for (size_t k = 0; k < COUNT(at); k++) key = rng_key(key, hash_bytes(bytes + at[k], part));
+    return key;
+}
+
 // The fingerprint of what an adapter is trained on: three hashes, so that a message can say which part differs. The
-// base's is over name, type, shape and 4 KiB from start, middle and end of every tensor; 0 is what is not known.
+// base's is over name, type, shape and parts of the bytes of every tensor and its scales; 0 is what is not known.
 static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
     uint64_t base = 0, tokenizer = 0, layout = f && f->layout ? hash_name(f->layout->name) : 0;
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
-        size_t n = dtype_bytes(t->file_dtype, t->n), part = min_size(n, 4096), at[] = { 0, (n - part) / 2, n - part };
         base = rng_key(rng_key(base, hash_name(t->name)), t->file_dtype);
         for (size_t k = 0; k < t->n_dims; k++) base = rng_key(base, t->shape[k]);
-        for (size_t k = 0; k < COUNT(at); k++)
-            base = rng_key(base, hash_bytes((const char *)t->file_data + at[k], part));
+        base = hash_parts(base, t->file_data, dtype_bytes(t->file_dtype, t->n));
+        if (t->scales) base = hash_parts(base, t->file_scales, t->scale_bytes);
     }
     if (f && f->tokenizer) tokenizer = hash_bytes(f->tokenizer->image, f->tokenizer->image_bytes);
     return strf("%016llx-%016llx-%016llx", (unsigned long long)base, (unsigned long long)tokenizer,
@@ -7882,6 +7891,7 @@ static Config parse_config(const char *path, const char *source) {
     c.qkv_bias = config_flag(root, c.remote ? "add_qkv_bias" : "attention_bias", !c.remote);
     c.tied = config_flag(root, "tie_word_embeddings", false);
     c.quantization_bit = (size_t)config_number(path, root, "quantization_bit", 0, 8, 0);
+    c.quantised = c.quantization_bit || json_is(json_get(root, "quantization_config"), JSON_OBJECT);
     c.layout = config_text(root, "glmtune.layout");
     c.name_or_path = config_text(root, "_name_or_path");
     c.torch_dtype = config_text(root, json_key(root, "torch_dtype", "dtype"));
@@ -8002,8 +8012,10 @@ static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *
                 strf("it is %s of %s, which does not fit %s", shape_text(s->shape, s->n_dims), s->dtype_name,
                      shape_text(t->shape, 2)));
     Scales *kept = alloc(1, sizeof *kept);
+    const StoredTensor *from = state ? beside(set, t, ".absmax") : scb ? scb : scale;
     *kept = scales;
     t->scales = kept;
+    t->file_scales = from->data, t->scale_bytes = from->bytes;
     t->data = memory_mapped(s->data, s->bytes);
     t->dtype = t->file_dtype = dtype;
     return true;
@@ -9305,15 +9317,25 @@ static int check_numbers(const char *path, Options *o) {
     return damaged > 0;
 }
 
+// ", 4-bit codes (nf4) in 160 of them"
+static const char *codes_text(const Model *m) {
+    static const char *const kinds[] = { [Q8] = "8-bit codes", [Q4] = "4-bit codes", [NF4] = "4-bit codes (nf4)",
+                                         [FP4] = "4-bit codes (fp4)" };
+    size_t n = 0, last = 0;
+    for (size_t i = 0; i < m->n_tensors; i++) if (m->tensors[i]->scales) n++, last = i;
+    return n ? strf(", %s in %zu of them", kinds[m->tensors[last]->dtype], n) : "";
+}
+
 static int info_command(const Call *c) {
     const char *path = c->words[0], *base = path;
     Options *o = c->o, fresh = *o;
     const Method *method = is_adapter(path) ? read_adapter_config(path, o, &base) : find_method(o->method);
     Config config = read_config(is_folder(base) ? strf("%s/config.json", base) : base);
-    Model *m = describe_model(config);
+    bool coded = config.quantised && is_folder(base);       // then its files say which tensors are codes
+    Model *m = coded ? load_model(base) : describe_model(config);
     const char *slash = strrchr(base, '/'), *beside = slash ? strf("%.*s", (int)(slash - base), base) : ".";
     const char *layout = layout_name(o, &config, is_folder(base) ? base : beside);
-    set_dtype(m, o);
+    if (!coded) set_dtype(m, o);
     method->setup(m, o);
     m->n_moments = find_optimizer(o->optim)->n_moments;
     printf("config: %s, %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu%s\n",
@@ -9324,7 +9346,7 @@ static int info_command(const Call *c) {
            config.qkv_bias ? "yes" : "no", config.post_norms ? "yes" : "no");
     printf("chat layout: %s\n", layout ? layout : "cannot be told; set --layout");
     size_t all = count_parameters(m->tensors, m->n_tensors);
-    printf("parameters: %zu in %zu tensors\n", all, m->n_tensors);
+    printf("parameters: %zu in %zu tensors%s\n", all, m->n_tensors, coded ? codes_text(m) : "");
     for (size_t i = 0; i < m->n_trained; i++) all += m->trained[i]->of_base ? 0 : m->trained[i]->n;
     printf("method %s trains %zu of %zu\n", method->name, count_parameters(m->trained, m->n_trained), all);
     print_plan(stdout, m, method, o->gradient_checkpointing ? RECOMPUTES : KEEPS_ALL,
@@ -9830,8 +9852,8 @@ __attribute__((noreturn)) static void unknown_option(const char *given, const Co
     const Option *elsewhere = find_option(given, ALL);
     Text known = {0};
     if (!strncmp(given, "quantization_", 13) || !strncmp(given, "load_in_", 8))
-        fail_usage("--%s: a base is quantised once, into a folder of its own: glmtune quantize MODEL OUT --bits 4; then "
-                   "name OUT", given);
+        fail_usage("--%s: a base is quantised once, into a folder of its own: glmtune quantize MODEL OUT --bits 4; "
+                   "then name OUT", given);
     for (size_t k = 0; elsewhere && k < COUNT(commands); k++)
         if (elsewhere->commands & commands[k].bit)
             fail_usage("--%s is no option of '%s', it is one of '%s'", given, c->name, commands[k].name);
@@ -10025,8 +10047,8 @@ static const char *yaml_set(YamlRun *y, const Json *j, const char *path) {
     bool off = (j->type <= JSON_NUMBER && !(j->number != 0)) || (j->type >= JSON_ARRAY && !j->count);
     if (list_has(yaml_refused, j->key))
         return off ? NULL : strstr(j->key, "quantization_") || strstr(j->key, "load_in_")
-             ? "asks for a base that is quantised as it is loaded; glmtune quantize MODEL OUT does that once: name OUT as "
-               "the model, and take this out"
+             ? "asks for a base that is quantised as it is loaded; glmtune quantize MODEL OUT does that once: name OUT "
+               "as the model, and take this out"
              : "would change what is learned, and glmtune does not have it; take it out";
     if (!list_has(yaml_ignored, path) && !list_has(yaml_ignored, j->key)) unknown_key(y, j);
     text_print(&y->ignored, "%s%s", y->ignored.n ? ", " : "", j->key);

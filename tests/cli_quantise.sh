@@ -25,6 +25,10 @@ check 'shards give the same bits' cmp coded/tuned-4false/$model coded/tuned-shar
 for method in ptuning adapter; do
     works 'done' train data.jsonl coded/4true --output_dir coded/$method $quick --method $method
 done
+cp -R coded/4false coded/other
+printf 'x' | dd of=coded/other/model.safetensors bs=1 conv=notrunc 2>dd.log \
+    seek="$(numbers_at coded/other/model.safetensors 'model.layers.1.mlp.down_proj.weight.absmax')"
+refuse 'another base model|fingerprint' eval data.jsonl coded/tuned-4false/checkpoint-4 --base coded/other
 for method in full freeze; do
     refuse 'quantised|cannot be trained|--method lora' train data.jsonl coded/8false --output_dir out --method $method
 done
@@ -33,6 +37,8 @@ check 'a merged folder is not quantised' test -z "$(grep quantization_config cod
 check 'and is in bf16' [ "$(header_of coded/merged/model.safetensors | grep -c 'q_proj.weight":{"dtype":"BF16"')" = 1 ]
 works 'loss' eval data.jsonl coded/merged
 works '0 tensors hold numbers that are not finite' info coded/4true --check
+works '4-bit codes (nf4) in 12 of them|mapped' info coded/4false
+works '8-bit codes in 12 of them' info coded/tuned-8false/checkpoint-4
 echo '{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}' >coded/ids.jsonl
 works 'loss' dump coded/4false coded/ids.jsonl coded/dump.safetensors
 refuse 'is quantised already' quantize coded/4false out --bits 4
