@@ -538,8 +538,7 @@ static inline void axpy(real *y, real a, const real *x, size_t n) {
 
 static const float code_values[][16] = CODE_VALUES;
 
-static inline float scale_at(const Scales *s, size_t i) {
-    size_t k = i / s->per;
+static inline float scale_of(const Scales *s, size_t k) {
     if (s->each) return s->each[k];
     volatile float product = s->map[s->code[k]] * s->nested[k / 256];       // volatile: never fused with the sum
     return product + s->offset;
@@ -554,7 +553,7 @@ static inline float code_at(const void *data, Dtype dtype, size_t i) {
 // Number i of a matrix, as `real`.
 static inline real weight_at(Weight w, size_t i) {
     i += w.first;
-    if (w.scales) return (real)(code_at(w.data, w.dtype, i) * scale_at(w.scales, i));
+    if (w.scales) return (real)(code_at(w.data, w.dtype, i) * scale_of(w.scales, i / w.scales->per));
     switch (w.dtype) {
         case F64: return (real)((const double *)w.data)[i];
         case F32: return (real)((const float *)w.data)[i];
@@ -5946,7 +5945,7 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))
 typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));    // or pairs of 16 bits
 typedef uint16_t half_vec __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef uint8_t byte_vec __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
-typedef int8_t signed_bytes __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
+typedef int32_t int_vec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }
@@ -6148,21 +6147,31 @@ static void pack_pairs(real *panel, View b, size_t line0, size_t k0, size_t n_k)
         }
 }
 
-// The value of each lane's code, 0 to 15. There is no portable vector form of a table; what the compiler makes of the
-// loop reads half as fast.
-static inline vec values_of(bit_vec codes, const float *values) {
+// LANES bytes, one in each lane; and the value of each lane's code, 0 to 15. A table has no portable vector form, and
+// gcc 12 widens bytes one by one: without these two instructions decoding is half as fast.
 #ifdef __AVX512F__
+static inline bit_vec lanes_of_bytes(const void *bytes) {
+    return (bit_vec)_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes));
+}
+
+static inline vec values_of(bit_vec codes, const float *values) {
     return (vec)_mm512_permutexvar_ps((__m512i)codes, _mm512_loadu_ps(values));
+}
 #else
+static inline bit_vec lanes_of_bytes(const void *bytes) {
+    return __builtin_convertvector(*(const byte_vec *)bytes, bit_vec);
+}
+
+static inline vec values_of(bit_vec codes, const float *values) {
     vec out;
     for (size_t i = 0; i < LANES; i++) out[i] = values[codes[i]];
     return out;
-#endif
 }
+#endif
 
 // 2 LANES codes of 4 bits, times their scale: those of high halves, and of low ones.
 static inline void widen_codes(vec *high, vec *low, const void *codes, const float *values, float scale) {
-    bit_vec bytes = __builtin_convertvector(*(const byte_vec *)codes, bit_vec);
+    bit_vec bytes = lanes_of_bytes(codes);
     *high = values_of(bytes >> 4, values) * scale;
     *low = values_of(bytes & 15, values) * scale;
 }
@@ -6171,8 +6180,10 @@ static inline void widen_codes(vec *high, vec *low, const void *codes, const flo
 static void widen_block(real *out, const void *data, Dtype dtype, float scale, size_t i, size_t n) {
     size_t k = 0;
     vec high, low;
-    for (; dtype == Q8 && k + LANES <= n; k += LANES)
-        *(vec *)(out + k) = __builtin_convertvector(*(const signed_bytes *)((const int8_t *)data + i + k), vec) * scale;
+    for (; dtype == Q8 && k + LANES <= n; k += LANES) {
+        bit_vec bytes = lanes_of_bytes((const uint8_t *)data + i + k);
+        *(vec *)(out + k) = __builtin_convertvector((int_vec)(bytes << 24) >> 24, vec) * scale;
+    }
     if (dtype != Q8 && i % 2 && n) out[k++] = code_at(data, dtype, i) * scale;
     for (; dtype != Q8 && k + 2*LANES <= n; k += 2*LANES) {
         widen_codes(&high, &low, (const uint8_t *)data + (i + k) / 2, code_values[dtype - Q4], scale);
@@ -6185,10 +6196,9 @@ static void widen_block(real *out, const void *data, Dtype dtype, float scale, s
 // out: n numbers from index i of a view's data on
 static void load_run(real *out, View v, size_t i, size_t n) {
     if (!v.scales) return wideners[v.dtype](out, (const char *)v.data + i * dtype_size(v.dtype), n);
-    for (size_t part; n; i += part, out += part, n -= part) {
-        part = min_size(n, v.scales->per - i % v.scales->per);
-        widen_block(out, v.data, v.dtype, scale_at(v.scales, i), i, part);
-    }
+    size_t per = v.scales->per, block = i / per, part = min_size(n, (block + 1) * per - i);
+    for (; n; i += part, out += part, n -= part, part = min_size(n, per))
+        widen_block(out, v.data, v.dtype, scale_of(v.scales, block++), i, part);
 }
 
 static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
@@ -6415,14 +6425,17 @@ static void small_product(real *c, const real *from, size_t c_stride, View a, Vi
 // The same for codes of 4 bits, of which a scale is for whole 2 LANES.
 static real dot_codes(View w, size_t i, const real *x, const real *x_pairs, size_t n) {
     real run[512], sum;
-    size_t k = 0;
+    size_t per = w.scales->per, block = i / per, k = 0;
     vec sums[2] = {{0}}, high, low;
-    for (; x_pairs && k + 2*LANES <= n; k += 2*LANES) {
-        const uint8_t *codes = (const uint8_t *)w.data + (i + k) / 2;
-        __builtin_prefetch(codes + 2048);
-        widen_codes(&high, &low, codes, code_values[w.dtype - Q4], scale_at(w.scales, i + k));
-        sums[0] += high * *(const vec *)(x_pairs + k);
-        sums[1] += low * *(const vec *)(x_pairs + k + LANES);
+    for (size_t end = min_size(n, (block + 1) * per - i); x_pairs && k < n; end = min_size(n, end + per)) {
+        float scale = scale_of(w.scales, block++);
+        for (; k < end; k += 2*LANES) {
+            const uint8_t *codes = (const uint8_t *)w.data + (i + k) / 2;
+            __builtin_prefetch(codes + 2048);
+            widen_codes(&high, &low, codes, code_values[w.dtype - Q4], scale);
+            sums[0] += high * *(const vec *)(x_pairs + k);
+            sums[1] += low * *(const vec *)(x_pairs + k + LANES);
+        }
     }
     sum = sum_of_lanes(sums[0] + sums[1]);
     for (size_t part; k < n; k += part) {
@@ -7376,7 +7389,7 @@ static void check_layout(const char *file, StoredTensor *t, size_t n, size_t dat
     if (at < data_bytes) fail("%s: %zu bytes follow the last tensor: the header is damaged", file, data_bytes - at);
 }
 
-typedef struct { const char *path; const uint8_t *begin; size_t n; } MappedFile;
+typedef struct { const char *path; const uint8_t *begin; size_t n; struct stat file; } MappedFile;
 static MappedFile mapped_files[1024];       // until the program ends
 static size_t n_mapped;
 
@@ -7390,16 +7403,25 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
     signal(signal_number, SIG_DFL);
 }
 
+// Whether nothing was written since: the same file, of the same size and time.
+static bool is_same_file(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+// A file that is mapped already is not mapped again: its pages would count, and be looked up, twice.
 static const uint8_t *map_file(const char *path, size_t *n) {
     struct stat s;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &s)) fail("%s: cannot be opened: %s", path, strerror(errno));
     if (S_ISDIR(s.st_mode)) fail("%s: is a folder, a file was expected", path);
     *n = (size_t)s.st_size;
+    for (size_t i = 0; i < n_mapped; i++)
+        if (*n && is_same_file(&mapped_files[i].file, &s)) return close(fd), mapped_files[i].begin;
     void *p = *n ? mmap(NULL, *n, PROT_READ, MAP_SHARED, fd, 0) : NULL;
     if (p == MAP_FAILED) fail("%s: cannot be mapped: %s", path, strerror(errno));
     close(fd);
-    if (n_mapped < COUNT(mapped_files)) mapped_files[n_mapped++] = (MappedFile){ strf("%s", path), p, *n };
+    if (n_mapped < COUNT(mapped_files)) mapped_files[n_mapped++] = (MappedFile){ strf("%s", path), p, *n, s };
     return p;
 }
 

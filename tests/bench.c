@@ -238,7 +238,7 @@ static void one_product(const void *product) {
 // The products Y, dX and dW of a map with bf16 weights w [n_out,n_in].
 static void bench_products(const void *w, size_t rows, size_t n_in, size_t n_out, double peak) {
     real *out = random_reals(max_size(max_size(rows * n_in, rows * n_out), n_in * n_out), 3);
-    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), { w, BF16, 0 }, rows, n_in,
+    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), { w, BF16, 0, NULL }, rows, n_in,
                   n_out };
     for (const char *kind = "YXW"; *kind; kind++) {
         p.kind = *kind;
