@@ -8094,8 +8094,8 @@ static void bind_files(Model *m, const char *folder) {
         t->file = strrchr(s->file, '/') + 1;
         if (bind_quantised(t, &set, s)) continue;
         if (s->dtype > BF16)
-            fail("%s: '%s' is %s without scales, so quantised in a way that is not read; take the release in fp16 or "
-                 "bf16", s->file, t->name, s->dtype_name);
+            fail("%s: '%s' is %s without scales, so quantised in a way that is not read; download the release in fp16 "
+                 "or bf16", s->file, t->name, s->dtype_name);
         if (!has_shape(s, t))
             fail("%s: '%s' is %s, config.json wants %s: they are from different models, download both again", s->file,
                  t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));

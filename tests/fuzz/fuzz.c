@@ -81,7 +81,10 @@ static void *fuzz_mmap(void *at, size_t n, int protection, int flags, int fd, of
     return p;
 }
 
+static size_t n_mapped;         // glmtune.c's own list, of files that it need not map again
+
 static void end_input(void) {
+    n_mapped = 0;
     while (taken) fuzz_free(taken + 1);
     while (n_maps) n_maps--, munmap(maps[n_maps].at, maps[n_maps].n);
 }
