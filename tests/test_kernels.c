@@ -789,7 +789,7 @@ static void test_codes(void) {
     static const struct { size_t T, n_out, n_in, per; bool nested; } shapes[] = {       // per 0: a row
         { 1, 5, 7, 0, false }, { 1, 33, 128, 64, false }, { 1, 19, 192, 64, true }, { 1, 9, 100, 64, true },
         { 3, 4, 9, 64, false }, { 7, 35, 52, 64, true }, { 13, 32, 128, 128, false }, { 50, 70, 600, 64, true },
-        { 6, 300, 64, 0, false },
+        { 6, 300, 64, 0, false }, { 13, 32, 75, 64, true }, { 6, 40, 75, 0, false },
     };
     for (size_t k = 0; k < COUNT(shapes); k++)
         for (Dtype dtype = Q8; dtype <= FP4; dtype++)
@@ -830,6 +830,22 @@ static void test_linear_exact(Dtype dtype) {
     finish_arrays("linear");
 }
 
+#if FAST
+// In bf16 a number half way between two is rounded to the one whose last bit is 0.
+static void test_linear_halves(void) {
+    enum { N = 32 };
+    static const real halves[] = { 1 + 0x1p-8f, 1 + 3 * 0x1p-8f }, rounded[] = { 1, 1 + 4 * 0x1p-8f };
+    real x[N*N], w[N*N], y[N*N];
+    for (size_t i = 0; i < N*N; i++) x[i] = halves[i % 2], w[i] = i / N == i % N;
+    for (int swapped = 0; swapped < 2 && in_bf16(); swapped++) {
+        size_t wrong = 0;
+        linear_forward(y, NULL, swapped ? w : x, (Weight){ swapped ? x : w, REAL, 0, NULL }, 1, N, N, N);
+        for (size_t i = 0; i < N*N; i++) wrong += y[i] != rounded[(swapped ? i / N : i) % 2];
+        check_equal(label("halves are rounded to even, as %s", swapped ? "weights" : "inputs"), wrong, 0);
+    }
+}
+#endif
+
 // An infinity among the weights reaches the output, by way of the panels and by way of one row.
 static void test_linear_infinite(Dtype dtype, uint16_t infinity) {
     enum { N = 64, T = 8 };
@@ -868,6 +884,9 @@ static void test_linear(void) {
     test_linear_exact(F16);
     test_linear_exact(BF16);
     test_linear_infinite(F16, 0x7C00), test_linear_infinite(BF16, 0x7F80);
+#if FAST
+    test_linear_halves();
+#endif
 }
 
 // ---- 2.3 Rows ----------------------------------------------------------------------------------------------------

@@ -228,6 +228,9 @@ static void test_quantised(void) {
         check_true(label("%s: matrices that were compared", folder), n_full >= 4);
         give_run(&s.run);
     }
+    static const float values[] = { -1, -0.5f, 0.25f, 2 };
+    check_equal("half way between two values the lower code counts", nearest_code(values, 4, -0.75f), 0);
+    check_equal("and above it the higher", nearest_code(values, 4, nextafterf(-0.75f, 0)), 1);
     test_quantising("nf4", 4, false);
     test_quantising("double", 4, true);
     test_quantising("int8", 8, false);
