@@ -514,6 +514,8 @@ static size_t dtype_bytes(Dtype d, size_t n) { return dtype_size(d) ? dtype_size
 // Folded into keys, these keep the random numbers of one use apart from those of another.
 enum { KEY_SHUFFLE = 1, KEY_ANSWER = 2, KEY_STEP = 3, KEY_PREFIX = 4, KEY_REPLAY = 5 };
 
+static const float code_values[][16] = CODE_VALUES;     // from Q4 on
+
 #ifndef GLMTUNE_CUDA            // the end of section 2 closes this
 
 // ---- 2.2 Matrix product ------------------------------------------------------------------------------------------
@@ -535,8 +537,6 @@ static inline float f16_to_float(uint16_t h) {
 static inline void axpy(real *y, real a, const real *x, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] += a * x[i];
 }
-
-static const float code_values[][16] = CODE_VALUES;
 
 static inline float scale_of(const Scales *s, size_t k) {
     if (s->each) return s->each[k];
@@ -4793,7 +4793,7 @@ static void compare_settings(const Trainer *t) {
         const char *was = line_value(t->stored.metadata.s, line);
         if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
         const char *differs = strf("%s was %s, now it is %s", line, was, value);
-        if (!t->o->force && strcmp(line, "precision"))
+        if (!t->o->force && strcmp(line, "precision"))      // which is named, no more
             fail("%s: %s; a run goes on as it began, --force overrides", t->from, differs);
         fprintf(stderr, "warning: %s\n", differs);
     }
@@ -5207,7 +5207,6 @@ static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
     return s;
 }
 
-// Writes the tensors of a model that belong into one file.
 // How a folder is quantised (11.5); bits 0: it is not.
 typedef struct { int bits; bool twice; } Coding;
 enum { MAX_CODE_PARTS = 6 };
@@ -5215,12 +5214,14 @@ static bool is_coded(const Model *m, const Tensor *t, Coding c);
 static size_t code_parts(StoredTensor *parts, const Tensor *t, Coding c);       // how the codes of one are stored
 static void write_codes(TensorWriter *w, const Tensor *t, real *numbers, Coding c);
 
+// What a tensor of the model is in its file: itself, or codes and what stands beside them.
 static size_t stored_parts(StoredTensor *parts, const Model *m, const Tensor *t, Coding c) {
     if (is_coded(m, t, c)) return code_parts(parts, t, c);
     *parts = stored_as(t, t->file_dtype);
     return 1;
 }
 
+// Writes the tensors of a model that belong into one file.
 static void write_shard(const char *folder, const Model *m, const char *file, TensorSource source, const void *context,
                         Coding coding) {
     StoredTensor *s = alloc(MAX_CODE_PARTS * m->n_tensors, sizeof *s);
@@ -5725,13 +5726,15 @@ static void merge(const char *adapter, const char *out, Options *o) {
 
 enum { BLOCK = 64, GROUP = 256, STATE_BYTES = 256 };
 
+static const char *name_beside(const Tensor *t, const char *end);       // X.weight.absmax, X.SCB (13.9)
+
 static bool is_coded(const Model *m, const Tensor *t, Coding c) {
     return c.bits && t->n_dims == 2 && t->depth > 0 && t->depth < depth_of(m->config.n_layers, 0);
 }
 
+// A tensor of bytes of a type, NULL: of floats, beside t; rows 0: one number, columns 0: a vector.
 static StoredTensor code_part(const Tensor *t, const char *end, const char *type, size_t rows, size_t columns) {
-    size_t kept = strlen(t->name) - (isupper((unsigned char)*end) ? strlen("weight") : 0);
-    return (StoredTensor){ .name = (char *)strf("%.*s%s", (int)kept, t->name, end), .dtype = type ? OTHER_DTYPE : F32,
+    return (StoredTensor){ .name = (char *)name_beside(t, end), .dtype = type ? OTHER_DTYPE : F32,
                            .dtype_name = type, .shape = { rows, columns }, .n_dims = !!rows + (size_t)!!columns,
                            .n = max_size(rows, 1) * max_size(columns, 1) };
 }
@@ -5810,8 +5813,7 @@ static void code_blocks(uint8_t *codes, float *scales, const float *x, size_t n,
 }
 
 static void write_4bit(TensorWriter *w, const Tensor *t, const float *x, bool twice) {
-    static const float values[][16] = CODE_VALUES;
-    const float *nf4 = values[NF4 - Q4];
+    const float *nf4 = code_values[NF4 - Q4];
     size_t blocks = (t->n + BLOCK - 1) / BLOCK, groups = (blocks + GROUP - 1) / GROUP;
     uint8_t *codes = alloc(t->n + 1, 1), *scale_codes = alloc(blocks, 1);
     float *scales = alloc(blocks, sizeof *scales), *nested = alloc(groups, sizeof *nested), map[256];
@@ -6276,7 +6278,8 @@ static void tile(real *c, const real *from, size_t c_stride, const real *a, cons
 // packed for AVX512_BF16. One core of a Sapphire Rapids Xeon does 640 GFLOP/s so, of 140 in fp32.
 static const Packing in_squares = { true, SQUARE, 4 * BLOCK_N, 2, 16 };
 
-static bool may_use_squares(void) { return !syscall(SYS_arch_prctl, 0x1023, 18); }     // the kernel grants registers
+// Linux grants the registers on request: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA.
+static bool may_use_squares(void) { return !syscall(SYS_arch_prctl, 0x1023, 18); }
 
 static void begin_squares(void) {
     static const struct { uint8_t palette, first_row, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } tiles =
@@ -7939,10 +7942,14 @@ static Config read_config(const char *path) {
 //     bitsandbytes, 8 bit   X.weight [n_out,n_in], X.SCB [n_out], 127 times the scales; X.weight_format: 0
 //     ChatGLM's own         X.weight [n_out,n_in], or [n_out,n_in/2] of 4 bits; X.weight_scale [n_out]
 
-// The tensor beside X.weight with another end: of X.weight (".absmax", "_scale") or of X ("SCB"); NULL: none.
+// The name of what stands beside X.weight, by its end: behind that name (".absmax", "_scale") or behind X. ("SCB").
+static const char *name_beside(const Tensor *t, const char *end) {
+    size_t kept = strlen(t->name) - (strcmp(end, "SCB") ? 0 : strlen("weight"));
+    return strf("%.*s%s", (int)kept, t->name, end);
+}
+
 static const StoredTensor *beside(const TensorSet *set, const Tensor *t, const char *end) {
-    size_t kept = strlen(t->name) - (isupper((unsigned char)*end) ? strlen("weight") : 0);
-    return find_tensor(set, strf("%.*s%s", (int)kept, t->name, end));
+    return find_tensor(set, name_beside(t, end));       // NULL: none
 }
 
 static void need_scales(bool right, const Tensor *t, const StoredTensor *s, const char *why) {
@@ -7970,11 +7977,10 @@ static const float *floats_of(const Tensor *t, const StoredTensor *weight, const
 
 // bitsandbytes' table of what codes stand for must be the one that is computed with.
 static bool is_own_map(const StoredTensor *map, Dtype dtype) {
-    static const float own[][16] = CODE_VALUES;
     float values[16];
     if (!map || map->dtype != F32 || map->n != COUNT(values)) return false;
     memcpy(values, map->data, sizeof values);
-    for (size_t i = 0; i < COUNT(values); i++) if (!(values[i] == own[dtype - Q4][i])) return false;
+    for (size_t i = 0; i < COUNT(values); i++) if (!(values[i] == code_values[dtype - Q4][i])) return false;
     return true;
 }
 
@@ -8007,36 +8013,38 @@ static void read_4bit_scales(Scales *scales, const Tensor *t, const TensorSet *s
     json_close(&r);
 }
 
+// Scales and type of a matrix, s, by what stands beside it; returns the tensor of its scales, NULL: it is no codes.
+static const StoredTensor *read_scales(Scales *scales, Dtype *dtype, const Tensor *t, const TensorSet *set,
+                                       const StoredTensor *s) {
+    const StoredTensor *nf4 = beside(set, t, ".quant_state.bitsandbytes__nf4");
+    const StoredTensor *fp4 = beside(set, t, ".quant_state.bitsandbytes__fp4"), *scb = beside(set, t, "SCB");
+    const StoredTensor *format = beside(set, t, "_format"), *scale = beside(set, t, "_scale");
+    *scales = (Scales){ .per = t->shape[1] };
+    if (nf4 || fp4) {
+        *dtype = nf4 ? NF4 : FP4;
+        need_scales(is_own_map(beside(set, t, ".quant_map"), *dtype), t, s, "its 'quant_map' is not bitsandbytes' own");
+        read_4bit_scales(scales, t, set, s, nf4 ? nf4 : fp4);
+        return beside(set, t, ".absmax");
+    }
+    *dtype = !scb && scale && s->n_dims == 2 && s->shape[1] * 2 == t->shape[1] ? Q4 : Q8;
+    bool by_row = !scb || !format || (format->bytes == 1 && !*(const char *)format->data);
+    need_scales(by_row, t, s, "its numbers are in another order");
+    if (scb) scales->each = floats_of(t, s, scb, t->shape[0], 1 / 127.0f, "SCB");
+    else if (scale) scales->each = floats_of(t, s, scale, t->shape[0], 1, "weight_scale");
+    return scb ? scb : scale;
+}
+
 // Binds a matrix of codes, s; false: it is none.
 static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *s) {
-    static const char *const states[] = { [NF4] = ".quant_state.bitsandbytes__nf4",
-                                          [FP4] = ".quant_state.bitsandbytes__fp4" };
-    const StoredTensor *scb = beside(set, t, "SCB"), *scale = beside(set, t, "_scale");
-    const StoredTensor *format = beside(set, t, "_format"), *state = NULL;
-    Scales scales = { .per = t->shape[1] };
-    size_t bytes = t->n;
-    Dtype dtype = Q8;
-    for (Dtype kind = NF4; kind <= FP4 && !state; kind++) if ((state = beside(set, t, states[kind]))) dtype = kind;
-    if (t->n_dims != 2 || (!state && !scb && !scale)) return false;
-    if (state) {
-        need_scales(is_own_map(beside(set, t, ".quant_map"), dtype), t, s, "its 'quant_map' is not bitsandbytes' own");
-        read_4bit_scales(&scales, t, set, s, state);
-    } else if (scb) {
-        bool by_row = !format || (format->bytes == 1 && !*(const char *)format->data);
-        need_scales(by_row, t, s, "its numbers are in another order");
-        scales.each = floats_of(t, s, scb, t->shape[0], 1 / 127.0f, "SCB");
-    } else {
-        if (s->n_dims == 2 && s->shape[1] * 2 == t->shape[1]) dtype = Q4;
-        scales.each = floats_of(t, s, scale, t->shape[0], 1, "weight_scale");
-    }
-    if (dtype != Q8) bytes = (t->n + 1) / 2;
-    need_scales(s->bytes == bytes && (state || (s->n_dims == 2 && s->shape[0] == t->shape[0])), t, s,
+    Scales *scales = alloc(1, sizeof *scales);
+    Dtype dtype;
+    const StoredTensor *from = t->n_dims == 2 ? read_scales(scales, &dtype, t, set, s) : NULL;
+    if (!from) return free(scales), false;
+    bool by_rows = s->n_dims == 2 && s->shape[0] == t->shape[0];        // bitsandbytes' 4 bits are one column
+    need_scales(s->bytes == dtype_bytes(dtype, t->n) && (by_rows || dtype >= NF4), t, s,
                 strf("it is %s of %s, which does not fit %s", shape_text(s->shape, s->n_dims), s->dtype_name,
                      shape_text(t->shape, 2)));
-    Scales *kept = alloc(1, sizeof *kept);
-    const StoredTensor *from = state ? beside(set, t, ".absmax") : scb ? scb : scale;
-    *kept = scales;
-    t->scales = kept;
+    t->scales = scales;
     t->file_scales = from->data, t->scale_bytes = from->bytes;
     t->data = memory_mapped(s->data, s->bytes);
     t->dtype = t->file_dtype = dtype;
@@ -8047,9 +8055,10 @@ static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *
 static bool is_beside(const Model *m, const char *tensor_name) {
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
-        size_t n = strlen(t->name), path = n - (n > 6 ? 6 : n);
-        if (t->scales && (!strncmp(tensor_name, t->name, n) ||
-                          (!strncmp(tensor_name, t->name, path) && !strcmp(tensor_name + path, "SCB")))) return true;
+        size_t path = strlen(t->name) - (t->scales ? strlen("weight") : 0);
+        if (!t->scales || strncmp(tensor_name, t->name, path)) continue;
+        const char *end = tensor_name + path;
+        if (!strcmp(end, "SCB") || !strncmp(end, "weight", strlen("weight"))) return true;
     }
     return false;
 }
