@@ -8044,6 +8044,7 @@ static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *
     need_scales(s->bytes == dtype_bytes(dtype, t->n) && (by_rows || dtype >= NF4), t, s,
                 strf("it is %s of %s, which does not fit %s", shape_text(s->shape, s->n_dims), s->dtype_name,
                      shape_text(t->shape, 2)));
+    need_scales(t->depth > 0, t, s, "embeddings of codes are not read");
     t->scales = scales;
     t->file_scales = from->data, t->scale_bytes = from->bytes;
     t->data = memory_mapped(s->data, s->bytes);

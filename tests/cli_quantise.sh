@@ -64,6 +64,15 @@ bad_header_of "'$q' is quantised|nested_absmax" coded/4true "s/($q).nested_absma
 bad_header_of "'$q' is quantised|nested_quant_map" coded/4true "s/($q).nested_quant_map/\1.nested_quant_mop/"
 bad_header_of "without scales" coded/8false 's/q_proj.SCB/q_proj.SCC/'
 bad_header_of "does not fit|I8" coded/8false "s/(\"${q/self_attn.q/mlp.down}\":[{]\"dtype\":\"I8\",\"shape\":\[)([0-9]+), ([0-9]+)/\1\3, \2/"
+# An embedding as large as another matrix takes its place, codes and all.
+sed 's/"vocab_size": [0-9]*/"vocab_size": 192/; s/"intermediate_size": [0-9]*/"intermediate_size": 96/' coded/config.json >coded/even.json
+works 'parameters' init coded/even.json coded/even
+works '8 bits' quantize coded/even coded/even8 --bits 8
+echo '{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}' >coded/ids.jsonl
+up=model.layers.0.mlp.gate_up_proj embed=model.embed_tokens
+broken coded/even8
+edit_header $file "s/\"$embed.weight\"/\"x\"/; s/\"$up.weight\"/\"$embed.weight\"/; s/\"x\"/\"$up.weight\"/; s/$up.(SCB|weight_format)/$embed.\1/g"
+refuse "$file|'$embed.weight' is quantised|embeddings of codes are not read" eval coded/ids.jsonl bad
 for edit in 's/"blocksize": 64/"blocksize": 32/|blocks of 32' 's/"blocksize": 64/"blocksize": xx/|' \
     's/"shape": \[/"shape": {/|' 's/"shape": \[[0-9]/"shape": [9/|another shape' 's/"quant_type"/"quant_type/|' \
     's/"shape": \[\([0-9]*\), \([0-9]*\)\]/"shape": [\1  \2]/|'; do
