@@ -231,6 +231,13 @@ static void test_quantised(void) {
     static const float values[] = { -1, -0.5f, 0.25f, 2 };
     check_equal("half way between two values the lower code counts", nearest_code(values, 4, -0.75f), 0);
     check_equal("and above it the higher", nearest_code(values, 4, nextafterf(-0.75f, 0)), 1);
+    // a whole block is multiplied by 1 / scale, the last one divided by it: here they end on two sides of a middle
+    float block[BLOCK] = { 0x1.228eaep+0f, -0x1.10aae8p-2f }, scale;
+    uint8_t codes[BLOCK];
+    code_blocks(codes, &scale, block, 2, BLOCK, code_values[NF4 - Q4], 16);
+    check_equal("a block that is cut off is divided by its scale", codes[1], 4);
+    code_blocks(codes, &scale, block, BLOCK, BLOCK, code_values[NF4 - Q4], 16);
+    check_equal("a whole one multiplied by its inverse", codes[1], 5);
     test_quantising("nf4", 4, false);
     test_quantising("double", 4, true);
     test_quantising("int8", 8, false);
