@@ -11,6 +11,7 @@ done
 check 'config.json says what transformers reads' grep -q '"quant_method": "bitsandbytes", "load_in_4bit": true' coded/4false/config.json
 check 'and that all else is float32' grep -q '"dtype": "float32"' coded/4false/config.json
 works 'shard' quantize coded/plain coded/shards --bits 4 --max_shard_size 0.00002
+touch -d 2020-01-01 coded/shards/*.safetensors      # those of one size are still files of their own
 check 'in shards' test -f coded/shards/model.safetensors.index.json
 quick='--max_steps 4 --val_size 0 --learning_rate 0.01'
 for base in coded/4false coded/4true coded/8false coded/shards; do
@@ -64,6 +65,9 @@ bad_header_of "'$q' is quantised|nested_absmax" coded/4true "s/($q).nested_absma
 bad_header_of "'$q' is quantised|nested_quant_map" coded/4true "s/($q).nested_quant_map/\1.nested_quant_mop/"
 bad_header_of "without scales" coded/8false 's/q_proj.SCB/q_proj.SCC/'
 bad_header_of "does not fit|I8" coded/8false "s/(\"${q/self_attn.q/mlp.down}\":[{]\"dtype\":\"I8\",\"shape\":\[)([0-9]+), ([0-9]+)/\1\3, \2/"
+broken coded/8false
+printf '\001' | dd of=$file bs=1 seek="$(numbers_at $file "${q}_format")" conv=notrunc 2>dd.log
+refuse "$file|'$q' is quantised|another order" eval data.jsonl bad
 # An embedding as large as another matrix takes its place, codes and all.
 sed 's/"vocab_size": [0-9]*/"vocab_size": 192/; s/"intermediate_size": [0-9]*/"intermediate_size": 96/' coded/config.json >coded/even.json
 works 'parameters' init coded/even.json coded/even
