@@ -1479,7 +1479,8 @@ typedef struct {
 } LayerState;
 
 // FORWARD_ONLY: layers share all but keys and values, the cache. KEEPS_ALL: each keeps what its backward needs.
-// RECOMPUTES: the backward computes first norm and MLP once more, the same bits (Chen et al. 2016, arXiv:1604.06174).
+// RECOMPUTES: each keeps its input alone; before its backward it is computed once more, to the same bits, in arrays
+// that all layers share (Chen et al. 2016, arXiv:1604.06174).
 typedef enum { FORWARD_ONLY, KEEPS_ALL, RECOMPUTES } RunKind;
 
 // What a sequence has in the cache of keys and values: n rows from `first` on.
@@ -1546,22 +1547,22 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
     const Layer *L = &r->model->layers[l];
     size_t T = r->max_T, H = c->hidden_size, F = c->ffn_dim;
     LayerState *k = &r->layers[l], *s = &r->shared;
-    bool own = r->kind != FORWARD_ONLY, all = r->kind == KEEPS_ALL, qkv = false;
+    bool own = r->kind == KEEPS_ALL, qkv = false;
     for (size_t i = 0; i < L->n_qkv; i++) qkv = qkv || needs_input(&L->maps[i]);
-    k->x = own_or_shared(a, own, &s->x, T, H), k->inv_rms1 = own_or_shared(a, own, &s->inv_rms1, T, 1);
-    k->a = own_or_shared(a, all && qkv, &s->a, T, H);
+    k->x = own_or_shared(a, r->kind != FORWARD_ONLY, &s->x, T, H);
+    k->inv_rms1 = own_or_shared(a, own, &s->inv_rms1, T, 1), k->a = own_or_shared(a, own && qkv, &s->a, T, H);
     k->q = own_or_shared(a, own, &s->q, T, q_width(c)), k->att = own_or_shared(a, own, &s->att, T, q_width(c));
-    k->k = reals(a, r->max_kv, kv_width(c)), k->v = reals(a, r->max_kv, kv_width(c));
+    k->k = own_or_shared(a, r->kind != RECOMPUTES, &s->k, r->max_kv, kv_width(c));
+    k->v = own_or_shared(a, r->kind != RECOMPUTES, &s->v, r->max_kv, kv_width(c));
     k->lse = own_or_shared(a, own, &s->lse, T, c->n_heads);
     k->mid = own_or_shared(a, own, &s->mid, T, H), k->inv_rms2 = own_or_shared(a, own, &s->inv_rms2, T, 1);
-    k->m = own_or_shared(a, all && needs_input(L->gate_up), &s->m, T, H);
-    k->gate_up = own_or_shared(a, all, &s->gate_up, T, 2 * F);
-    k->h = own_or_shared(a, all && needs_input(L->down), &s->h, T, F);
+    k->m = own_or_shared(a, own && needs_input(L->gate_up), &s->m, T, H);
+    k->gate_up = own_or_shared(a, own, &s->gate_up, T, 2 * F);
+    k->h = own_or_shared(a, own && needs_input(L->down), &s->h, T, F);
     for (size_t i = 0; i < L->n_maps; i++)
         k->beside[i] = own_or_shared(a, own, &s->beside[i], T, map_keeps(r, &L->maps[i]));
     for (size_t i = 0; i < HALVES; i++) {
-        bool needed = L->post_norm[i] && (i == MLP ? all : own);        // by the post norm's backward
-        k->half[i] = own_or_shared(a, needed, &s->half[i], T, H);
+        k->half[i] = own_or_shared(a, own && L->post_norm[i], &s->half[i], T, H);
         k->half_inv_rms[i] = own_or_shared(a, own, &s->half_inv_rms[i], T, 1);
         k->branch[i] = own_or_shared(a, own, &s->branch[i], T, branch_keeps(r, &L->branch[i]));
     }
@@ -1798,15 +1799,22 @@ static real *prefix_at(const Run *r, real *prefix, size_t l, size_t kv) {
     return r->model->n_prefix ? prefix + (2*l + kv) * r->model->n_prefix * kv_width(&r->model->config) : NULL;
 }
 
+static const Linear *map_at_end(const Layer *L, size_t half) { return half == MLP ? L->down : L->o; }
+
+// Whether nothing stands beside the map that ends a half of a layer, or after the half: nobody needs W y alone.
+static bool ends_plainly(const Run *r, const Layer *L, size_t half) {
+    return !L->post_norm[half] && !map_at_end(L, half)->added.t[0] && !r->method->branch_forward;
+}
+
 // Ends a half of layer l: out [n,H] = x + s; s = W y, normalized if there is a post norm; then what the method does. If
-// nothing stands beside the map or after the half, nobody needs W y alone: the product starts from x (`direct`).
-static void half_forward(const Run *r, size_t l, size_t half, const Linear *w, real *out, real *x, const real *y) {
+// it ends plainly, the product starts from x.
+static void half_forward(const Run *r, size_t l, size_t half, real *out, real *x, const real *y) {
     const Layer *L = &r->model->layers[l];
     const LayerState *k = &r->layers[l];
     size_t H = r->model->config.hidden_size;
-    bool direct = !L->post_norm[half] && !w->added.t[0] && !r->method->branch_forward;
-    map_forward(r, k, w, direct ? &out : &k->half[half], direct ? &x : NULL, y);
-    if (direct) return;
+    bool plain = ends_plainly(r, L, half);
+    map_forward(r, k, map_at_end(L, half), plain ? &out : &k->half[half], plain ? &x : NULL, y);
+    if (plain) return;
     const real *s = L->post_norm[half] ? r->normed : k->half[half];
     if (L->post_norm[half]) norm_forward(r, r->normed, k->half_inv_rms[half], k->half[half], L->post_norm[half]);
     add(out, x, s, r->n_rows * H);
@@ -1842,7 +1850,7 @@ static void self_attention_forward(Run *r, size_t l) {
         x = r->x_rows, att = r->att_rows, r->n_rows = r->R;
     }
     // 5. mid = x + [norm] (Wo att)
-    half_forward(r, l, ATTENTION, L->o, k->mid, x, att);
+    half_forward(r, l, ATTENTION, k->mid, x, att);
 }
 
 static void mlp_inside(const Run *r, size_t l) {
@@ -1860,7 +1868,16 @@ static void mlp_forward(const Run *r, size_t l) {
     LayerState *k = &r->layers[l];
     mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
-    half_forward(r, l, MLP, r->model->layers[l].down, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
+    half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
+}
+
+// Fills the arrays that layers share with what layer l has in them, but for the plain end of its MLP. Those of the last
+// layer the forward has left there.
+static void recompute_layer(Run *r, size_t l) {
+    if (is_last(r, l)) return;
+    self_attention_forward(r, l);
+    if (ends_plainly(r, &r->model->layers[l], MLP)) mlp_inside(r, l);
+    else mlp_forward(r, l);         // writes the next layer's input as it is
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -1892,10 +1909,6 @@ static bool mlp_backward(const Run *r, size_t l) {
     // r->dx holds the gradient of the layer's output and becomes that of mid; false: nothing further down trains
     const Layer *L = &r->model->layers[l];
     LayerState *k = &r->layers[l];
-    if (r->kind == RECOMPUTES) {
-        mlp_inside(r, l);
-        if (L->post_norm[MLP]) map_forward(r, k, L->down, &k->half[MLP], NULL, k->h);
-    }
     // 9. out = mid + [norm] (W h)
     real *dhalf = half_backward(r, l, MLP);
     if (!dhalf) return false;
@@ -1939,7 +1952,6 @@ static bool self_attention_backward(Run *r, size_t l) {
     rope_backward(r->dq, r->positions, r->rope, T, c->n_heads, c->head_dim, c->n_rotated);
     rope_backward(r->dk, r->positions, r->rope, T, c->n_kv_heads, c->head_dim, c->n_rotated);
     // 2. q, k, v = W a + b
-    if (r->kind == RECOMPUTES) norm_forward(r, k->a, k->inv_rms1, k->x, L->input_norm);
     real *da = if_flows(r, r->dnorm, l, AT_QKV), *dqkv[] = { r->dq, r->dk, r->dv };
     for (size_t i = 0; i < L->n_qkv; i++) map_backward(r, k, &L->maps[i], da, !i, dqkv + i, k->a);
     if (!da) return false;
@@ -2024,7 +2036,10 @@ static double forward_loss(Run *r, const Batch *b) {
 static void backward(Run *r) {
     size_t l = r->model->config.n_layers, P = r->model->n_prefix;
     bool more = flows_below(r, l, AT_FINAL_NORM);
-    while (more && l-- > 0) more = mlp_backward(r, l) && self_attention_backward(r, l);
+    while (more && l-- > 0) {
+        if (r->kind == RECOMPUTES) recompute_layer(r, l);
+        more = mlp_backward(r, l) && self_attention_backward(r, l);
+    }
     if (P) r->method->prefix_backward(r->model, r->dprefix, r->prefix_kept, prefix_pass(r));
     const Tensor *e = r->model->embedding;
     if (more && e->grad) embedding_backward(e->grad, r->dx, r->ids, r->T, e->shape[1]);
@@ -8646,7 +8661,7 @@ static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, 
             size_text(mapped), memory_left() < SIZE_MAX ? "uploaded" : "mapped",
             size_text(trainables + bytes_of(&r)), size_text(trainables),
             size_text(r.kept_arena.used), size_text(r.scratch_arena.used), T,
-            kind == RECOMPUTES ? "; first norm and inside of the MLP are computed twice" : "");
+            kind == RECOMPUTES ? "; every layer is computed twice" : "");
     free(r.layers);
 }
 
