@@ -5412,13 +5412,15 @@ static const char *adapter_file(const char *folder) {
     return !exists(file) && exists(bin) ? bin : file;
 }
 
-// The base folder that an adapter names, as it stands or seen from the adapter's folder.
+// The base folder that an adapter names, as it stands or seen from the adapter's folder; NULL: none.
+static const char *named_base(const char *folder, const Json *named) {
+    if (!json_is(named, JSON_STRING)) return NULL;
+    const char *beside = strf("%s/%s", folder, named->text);
+    return named->text[0] != '/' && is_folder(beside) ? beside : strf("%s", named->text);
+}
+
 static const char *find_base(const char *path, const char *folder, const Json *named, const Options *o) {
-    const char *base = o->base;
-    if (!base && json_is(named, JSON_STRING)) {
-        const char *beside = strf("%s/%s", folder, named->text);
-        base = named->text[0] != '/' && is_folder(beside) ? beside : strf("%s", named->text);
-    }
+    const char *base = o->base ? o->base : named_base(folder, named);
     if (!base || !is_folder(base))
         fail("%s: its base model '%s' is no folder here; name it with --base DIR", path, base ? base : "");
     return base;
@@ -5653,23 +5655,35 @@ static double merge_bound(const Model *m) {
     return 16 * largest;
 }
 
-// Base with adapter and the merged folder, read back, must agree on a probe.
-static void verify_merge(const Opened *o, const char *folder, bool force) {
-    double loss, merged_loss, change = 0, largest = 0, bound = merge_bound(o->model);
-    size_t n = FIXED_TOKENS * o->model->config.vocab_size, bad = 0;
-    real *want = fixed_logits(o, FORWARD_ONLY, FIXED_TOKENS, &loss);
-    real *got = fixed_logits(&(Opened){ .model = load_model(folder) }, FORWARD_ONLY, FIXED_TOKENS, &merged_loss);
-    for (size_t i = 0; i < n; i++) {
-        change = fmax(change, fabs((double)got[i] - (double)want[i])), largest = fmax(largest, fabs((double)want[i]));
-        bad += !isfinite(got[i]) || !isfinite(want[i]);
+// How the logits of two models differ on random tokens: by the most, beside the largest; by their size, sqrt(sum of
+// squares); how many are not finite; the two losses.
+typedef struct { double most, largest, moved, loss[2]; size_t bad; } Difference;
+
+static Difference compare_logits(const Opened *a, const Opened *b) {
+    Difference d = {0};
+    double changed = 0, size = 0;
+    real *want = fixed_logits(a, FORWARD_ONLY, FIXED_TOKENS, &d.loss[0]);
+    real *got = fixed_logits(b, FORWARD_ONLY, FIXED_TOKENS, &d.loss[1]);
+    for (size_t i = 0; i < FIXED_TOKENS * a->model->config.vocab_size; i++) {
+        double x = (double)want[i], change = (double)got[i] - x;
+        d.most = fmax(d.most, fabs(change)), d.largest = fmax(d.largest, fabs(x));
+        changed += change * change, size += x * x, d.bad += isfinite(change) ? 0 : 1;
     }
-    if (bad) fail("%s: gives %zu logits that are not finite; nothing is written", o->adapter, bad);
-    if (!(change <= bound * largest) && !force)
-        fail("%s: the merged model gives other logits: they change by up to %.3g, and rounding may by %.3g; nothing is "
-             "written (--force: it is)", o->adapter, change, bound * largest);
-    fprintf(stderr, "read back: logits change by up to %.3g (%.2g of the largest; bound %.2g), the loss from %.6f to "
-            "%.6f\n", change, change / largest, bound, loss, merged_loss);
+    d.moved = sqrt(changed / size);
     free(want), free(got);
+    return d;
+}
+
+// Base with adapter and the merged folder, read back, must agree on a probe.
+static void verify_merge(const Opened *o, const Opened *merged, bool force) {
+    Difference d = compare_logits(o, merged);
+    double bound = merge_bound(o->model);
+    if (d.bad) fail("%s: gives %zu logits that are not finite; nothing is written", o->adapter, d.bad);
+    if (!(d.most <= bound * d.largest) && !force)
+        fail("%s: the merged model gives other logits: they change by up to %.3g, and rounding may by %.3g; nothing is "
+             "written (--force: it is)", o->adapter, d.most, bound * d.largest);
+    fprintf(stderr, "read back: logits change by up to %.3g (%.2g of the largest; bound %.2g), the loss from %.6f to "
+            "%.6f\n", d.most, d.most / d.largest, bound, d.loss[0], d.loss[1]);
 }
 
 // config.json of a model whose weights are stored another way: without what it says of quantisation, and of the type
@@ -5704,29 +5718,62 @@ static void copy_beside(const Model *m, const char *from, const char *to) {
         write_file(strf("%s/tokenizer.bin", to), t->image, t->image_bytes);
 }
 
+static const char *no_source_of(const Model *coded, const Model *m);     // 11.5
+
+static bool is_quantised(const Model *m) {
+    for (size_t i = 0; i < m->n_tensors; i++) if (m->tensors[i]->scales) return true;
+    return false;
+}
+
+// An adapter that was trained on codes may go onto the model that they were made from, as is common: onto m, by --base,
+// if that gives the same codes, or by --force. Then opens what it was trained on; false: it was trained on m.
+static bool open_coded_base(Opened *coded, const Opened *m, const Options *o) {
+    JsonReader r = json_open_file(strf("%s/adapter_config.json", m->adapter));
+    Options own = *o;
+    own.base = named_base(m->adapter, json_get(json_only(&r), "base_model_name_or_path"));
+    json_close(&r);
+    if (is_quantised(m->model) || !own.base || !is_folder(own.base)) return false;
+    *coded = open_model(m->adapter, &own);
+    if (!is_quantised(coded->model)) return false;
+    check_fingerprint(coded, NULL, o);
+    const char *other = no_source_of(coded->model, m->model);
+    if (other && !o->force)
+        fail("%s: is not what %s was made from: '%s', quantised again, has other codes; name the right one, leave out "
+             "--base, or --force", m->folder, coded->folder, other);
+    if (other) fprintf(stderr, "warning: %s: '%s', quantised again, has other codes\n", m->folder, other);
+    return true;
+}
+
 // Writes base and adapter as one model folder, each tensor in the base's type, bf16 where that is codes; a folder that
 // exists is refused.
 static void merge(const char *adapter, const char *out, Options *o) {
     if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
-    Opened m = open_model(adapter, o);
+    Opened m = open_model(adapter, o), coded;
     const char *why = m.method->no_merge;
     if (why) fail("%s: cannot be merged: %s; name this folder where a model is asked for", adapter, why);
-    check_fingerprint(&m, NULL, o);
     set_precision(false);       // a merged number is rounded once, as it is written
+    bool moves = open_coded_base(&coded, &m, o);
+    if (!moves) check_fingerprint(&m, NULL, o);
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
-    bool torch = ends_in(m.model->tensors[0]->file, ".bin"), coded = false;
+    bool torch = ends_in(m.model->tensors[0]->file, ".bin");
     for (size_t i = 0; i < m.model->n_tensors; i++)
-        if (m.model->tensors[i]->scales) m.model->tensors[i]->file_dtype = BF16, coded = true;
+        if (m.model->tensors[i]->scales) m.model->tensors[i]->file_dtype = BF16;
     if (GIVEN(o, max_shard_size) || torch) choose_files(m.model, o->max_shard_size * 1e9);
     write_weights(temporary, m.model, merged_tensor, &m, (Coding){0});
-    if (coded) write_config(temporary, &m.model->config, false, "");
+    if (is_quantised(m.model)) write_config(temporary, &m.model->config, false, "");
     else copy_if_there(m.folder, temporary, "config.json");
     copy_beside(m.model, m.folder, temporary);
-    verify_merge(&m, temporary, o->force);
+    Opened merged = { .model = load_model(temporary) };
+    verify_merge(&m, &merged, o->force);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
+    if (!moves) return;
+    start_method(&coded, 0, false);
+    Difference d = compare_logits(&coded, &merged);
+    printf("it was trained on the codes of %s: from there logits of random tokens move by %.2g of their size, the loss "
+           "from %.4f to %.4f\n", coded.folder, d.moved, d.loss[0], d.loss[1]);
 }
 
 // ---- 11.5 Quantising ---------------------------------------------------------------------------------------------
@@ -5827,16 +5874,33 @@ static void code_blocks(uint8_t *codes, float *scales, const float *x, size_t n,
     }
 }
 
+// codes [(n+1)/2], two in a byte, and scales [n/per] of x [n]
+static void code_4bit(uint8_t *codes, float *scales, const float *x, size_t n, size_t per) {
+    uint8_t *bytes = alloc(n + 1, 1);
+    code_blocks(bytes, scales, x, n, per, code_values[NF4 - Q4], 16);
+    bytes[n] = 7;           // 0, where the last byte has one code
+    for (size_t i = 0; i < (n + 1) / 2; i++) codes[i] = (uint8_t)(bytes[2*i] << 4 | bytes[2*i + 1]);
+    free(bytes);
+}
+
+// codes [rows,columns], scb [rows] of x [rows,columns]
+static void code_8bit(uint8_t *codes, float *scb, const float *x, size_t rows, size_t columns) {
+    #pragma omp parallel for
+    for (size_t row = 0; row < rows; row++) {
+        const float *x_row = x + row * columns;
+        float factor = (scb[row] = largest_magnitude(x_row, columns)) > 0 ? 1 / scb[row] * 127 : 0;
+        for (size_t i = 0; i < columns; i++) codes[row * columns + i] = (uint8_t)(int8_t)rintf(x_row[i] * factor);
+    }
+}
+
 static void write_4bit(TensorWriter *w, const Tensor *t, const float *x, bool twice) {
     const float *nf4 = code_values[NF4 - Q4];
     size_t blocks = (t->n + BLOCK - 1) / BLOCK, groups = (blocks + GROUP - 1) / GROUP;
-    uint8_t *codes = alloc(t->n + 1, 1), *scale_codes = alloc(blocks, 1);
+    uint8_t *codes = alloc((t->n + 1) / 2, 1), *scale_codes = alloc(blocks, 1);
     float *scales = alloc(blocks, sizeof *scales), *nested = alloc(groups, sizeof *nested), map[256];
     double mean = 0;
     Text state = {0};
-    code_blocks(codes, scales, x, t->n, BLOCK, nf4, 16);
-    codes[t->n] = 7;        // 0, where the last byte has one code
-    for (size_t i = 0; i < (t->n + 1) / 2; i++) codes[i] = (uint8_t)(codes[2*i] << 4 | codes[2*i + 1]);
+    code_4bit(codes, scales, x, t->n, BLOCK);
     text_print(&state, "{\"quant_type\": \"nf4\", \"blocksize\": %d, \"dtype\": \"float32\", \"shape\": [%zu, %zu]",
                BLOCK, t->shape[0], t->shape[1]);
     if (twice) {
@@ -5859,31 +5923,31 @@ static void write_4bit(TensorWriter *w, const Tensor *t, const float *x, bool tw
 }
 
 static void write_8bit(TensorWriter *w, const Tensor *t, const float *x) {
-    int8_t *codes = alloc(t->n, 1);
+    uint8_t *codes = alloc(t->n, 1);
     float *scb = alloc(t->shape[0], sizeof *scb);
-    #pragma omp parallel for
-    for (size_t row = 0; row < t->shape[0]; row++) {
-        const float *of_row = x + row * t->shape[1];
-        float factor = (scb[row] = largest_magnitude(of_row, t->shape[1])) > 0 ? 1 / scb[row] * 127 : 0;
-        for (size_t i = 0; i < t->shape[1]; i++) codes[row * t->shape[1] + i] = (int8_t)rintf(of_row[i] * factor);
-    }
+    code_8bit(codes, scb, x, t->shape[0], t->shape[1]);
     write_tensor_bytes(w, scb, t->shape[0] * sizeof *scb);
     write_tensor_bytes(w, codes, t->n);
     write_tensor_bytes(w, "", 1);           // weight_format 0: by row
     free(codes), free(scb);
 }
 
-// `numbers` [t->n] are rounded to fp16 for 8 bits.
-static void write_codes(TensorWriter *w, const Tensor *t, real *numbers, Coding c) {
+// The numbers of a matrix, in model memory, as they are quantised: floats on the host, for 8 bits rounded to fp16.
+static float *floats_to_code(const Tensor *t, real *numbers, int bits) {
     float *floats = device_take(t->n, sizeof *floats, t->name), *x = alloc(t->n, sizeof *x);
-    if (c.bits == 8) narrow(floats, F16, numbers, t->n), widen(numbers, floats, F16, t->n);
+    if (bits == 8) narrow(floats, F16, numbers, t->n), widen(numbers, floats, F16, t->n);
+    narrow(floats, F32, numbers, t->n);
+    memory_copy_out(x, floats, t->n * sizeof *x);
+    memory_give(floats);
+    return x;
+}
+
+static void write_codes(TensorWriter *w, const Tensor *t, real *numbers, Coding c) {
+    float *x = floats_to_code(t, numbers, c.bits);
     size_t good = first_not_finite(numbers, t->n);
     if (good < t->n)
         fail("%s: '%s' has a number that is not finite%s, at %zu; nothing is written", w->path, t->name,
              c.bits == 8 ? " in fp16" : "", good);
-    narrow(floats, F32, numbers, t->n);
-    memory_copy_out(x, floats, t->n * sizeof *x);
-    memory_give(floats);
     if (c.bits == 8) write_8bit(w, t, x);
     else write_4bit(w, t, x, c.twice);
     free(x);
@@ -5894,6 +5958,32 @@ static void base_tensor(real *out, const Tensor *t, const void *context) {
     widen_weight(out, weight_of(t), t->n);
 }
 
+// Whether a matrix, quantised, gives these codes: nf4 or bitsandbytes' 8 bits, the kinds that are written here.
+static bool gives_codes(const Tensor *t, const Tensor *coded) {
+    bool is_nf4 = coded->dtype == NF4;
+    real *numbers = device_take(t->n, sizeof *numbers, t->name);
+    widen_weight(numbers, weight_of(t), t->n);
+    float *x = floats_to_code(t, numbers, is_nf4 ? 4 : 8), *scales = alloc(t->n, sizeof *scales);
+    uint8_t *codes = alloc(t->n, 1);
+    if (is_nf4) code_4bit(codes, scales, x, t->n, coded->scales->per);
+    else code_8bit(codes, scales, x, t->shape[0], t->shape[1]);
+    size_t bytes = dtype_bytes(coded->dtype, t->n);
+    bool same = (is_nf4 || coded->dtype == Q8) && !memcmp(codes, coded->file_data, bytes);
+    memory_give(numbers), free(x), free(scales), free(codes);
+    return same;
+}
+
+// The first tensor of a quantised model that was made from another one than m; NULL: none.
+static const char *no_source_of(const Model *coded, const Model *m) {
+    for (size_t i = 0; i < coded->n_tensors; i++) {
+        const Tensor *t = coded->tensors[i], *from = i < m->n_tensors ? m->tensors[i] : NULL;
+        if (!from || strcmp(t->name, from->name) || memcmp(t->shape, from->shape, sizeof t->shape)) return t->name;
+        if (t->scales) progress(false, "quantised again: %zu of %zu tensors", i + 1, coded->n_tensors);
+        if (t->scales && !gives_codes(from, t)) return t->name;
+    }
+    return NULL;
+}
+
 static void quantise(const char *folder, const char *out, const Options *o) {
     static const char *const words[] = { "false", "true" };
     Coding coding = { (int)o->bits, o->double_quant };
@@ -5902,12 +5992,9 @@ static void quantise(const char *folder, const char *out, const Options *o) {
     if (is_adapter(folder)) fail("%s: is an adapter; merge it first, or quantise its base", folder);
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Opened m = { .folder = folder, .model = load_model(folder) };
-    for (size_t i = 0; i < m.model->n_tensors; i++)
-        if (m.model->tensors[i]->scales) fail("%s: is quantised already", folder);
+    if (is_quantised(m.model)) fail("%s: is quantised already", folder);
     if (m.model->prefix_in_files) fail("%s: holds a prefix with the model; quantise the model alone", folder);
     const char *temporary = begin_folder(out);
-    double before, after, change = 0, largest = 0;
-    size_t n = FIXED_TOKENS * m.model->config.vocab_size;
     choose_files(m.model, o->max_shard_size * 1e9);
     write_weights(temporary, m.model, base_tensor, NULL, coding);
     write_config(temporary, &m.model->config, true, strf(
@@ -5917,16 +6004,10 @@ static void quantise(const char *folder, const char *out, const Options *o) {
         "\"bnb_4bit_quant_storage\": \"uint8\", \"llm_int8_threshold\": 6.0, \"llm_int8_skip_modules\": null}",
         words[coding.bits == 4], words[coding.bits == 8], words[coding.twice]));
     copy_beside(m.model, folder, temporary);
-    real *want = fixed_logits(&m, FORWARD_ONLY, FIXED_TOKENS, &before);
-    real *got = fixed_logits(&(Opened){ .model = load_model(temporary) }, FORWARD_ONLY, FIXED_TOKENS, &after);
-    for (size_t i = 0; i < n; i++) {
-        change += (double)(got[i] - want[i]) * (double)(got[i] - want[i]);
-        largest += (double)want[i] * (double)want[i];
-    }
+    Difference d = compare_logits(&m, &(Opened){ .model = load_model(temporary) });
     finish_output(temporary);
     printf("%s: %d bits; read back: logits of random tokens move by %.2g of their size, the loss from %.4f to %.4f\n",
-           out, coding.bits, sqrt(change / largest), before, after);
-    free(want), free(got);
+           out, coding.bits, d.moved, d.loss[0], d.loss[1]);
 }
 
 // ================================================================================================================

@@ -37,6 +37,16 @@ works 'tensors' merge coded/tuned-4false/checkpoint-4 coded/merged
 check 'a merged folder is not quantised' test -z "$(grep quantization_config coded/merged/config.json)"
 check 'and is in bf16' [ "$(header_of coded/merged/model.safetensors | grep -c 'q_proj.weight":{"dtype":"BF16"')" = 1 ]
 works 'loss' eval data.jsonl coded/merged
+# Onto the model that the codes were made from, which quantised again gives them; onto another only by --force.
+for base in 4true 8false; do
+    works "trained on the codes of|coded/$base|move by" merge coded/tuned-$base/checkpoint-4 coded/onto$base --base coded/plain
+done
+check 'the type is that of the model' [ "$(header_of coded/onto8false/model.safetensors | grep -c 'q_proj.weight":{"dtype":"BF16"')" = 1 ]
+check 'and nothing is quantised there' cmp coded/onto8false/config.json coded/plain/config.json
+works 'parameters' init coded/config.json coded/stranger --layout glm4-chat --seed 7
+refuse "coded/stranger: is not what|coded/4true|'model.layers.0.self_attn.q_proj.weight'" merge coded/tuned-4true/checkpoint-4 out --base coded/stranger
+works 'warning|has other codes|move by' merge coded/tuned-4true/checkpoint-4 coded/forced --base coded/stranger --force
+works 'loss' eval data.jsonl coded/onto4true
 works '0 tensors hold numbers that are not finite' info coded/4true --check
 works '4-bit codes (nf4) in 12 of them|mapped' info coded/4false
 works '8-bit codes in 12 of them' info coded/tuned-8false/checkpoint-4
