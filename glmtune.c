@@ -6070,7 +6070,7 @@ static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LAN
 // A tile takes 15 of 16 vector registers: 12 sums, 2 of B, 1 of A. Where there are 32 (AVX-512), tiles of 8x2, 12x2,
 // 9x3 and 6x4 were no faster. With MOST_K four times as large the packed A falls out of the third-level cache: dX of
 // 512 rows at 2048 x 12288 then reaches 67 % of the peak instead of 85.
-enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 2 * TILE_N, TASK_ROWS = 16 * TILE_M,
+enum { TILE_M = 6, TILE_N = 2 * LANES, BLOCK_K = 256, BLOCK_N = 4 * TILE_N, TASK_ROWS = 16 * TILE_M,
        SQUARE = 32,      // rows of a tile in AMX
        MOST_M = 128 * TILE_M, MOST_K = 8 * BLOCK_K };   // of A that is packed at once
 
@@ -6342,6 +6342,8 @@ static void tile(real *c, const real *from, size_t c_stride, const real *a, cons
                  size_t n, size_t depth) {
     vec sum[TILE_M][2] = {{{0}}};
     size_t k = 0;
+    for (size_t i = 0; from && i < m; i++)      // C is long out of the caches; by the end of the sums it is back
+        __builtin_prefetch(from + i*c_stride), __builtin_prefetch(from + i*c_stride + LANES);
     for (; k < depth && packing.pair == 1; k++, a++, b += TILE_N) {
         vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
         #pragma GCC unroll 6
@@ -6372,7 +6374,7 @@ static void tile(real *c, const real *from, size_t c_stride, const real *a, cons
 #include <sys/syscall.h>
 // Tile registers 0 to 3 hold C, 2 x 2 tiles of 16 rows of 64 bytes; 4 and 5 rows of A, 6 and 7 of B. B is read as it is
 // packed for AVX512_BF16. One core of a Sapphire Rapids Xeon does 640 GFLOP/s so, of 140 in fp32.
-static const Packing in_squares = { true, SQUARE, 4 * BLOCK_N, 2, 16 };
+static const Packing in_squares = { true, SQUARE, 2 * BLOCK_N, 2, 16 };
 
 // Linux grants the registers on request: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA.
 static bool may_use_squares(void) { return !syscall(SYS_arch_prctl, 0x1023, 18); }
@@ -6459,7 +6461,7 @@ static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k
 // that a panel of B stays; squares along the rows, where the machine foresees which lines of C come next (642 GFLOP/s
 // against 534).
 static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t columns) {
-    real packed_b[4 * BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
+    real packed_b[2 * BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
     bool along = packing.rows == in_squares.rows;
     size_t down = (rows + packing.rows - 1) / packing.rows, across = (columns + TILE_N - 1) / TILE_N;
     if (along) begin_squares();
@@ -6483,7 +6485,7 @@ static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t c
 }
 
 static void product_block(Block p, size_t N) {
-    size_t rows = N < 16 * BLOCK_N ? TASK_ROWS : p.M;
+    size_t rows = N < 8 * BLOCK_N ? TASK_ROWS : p.M;
     #pragma omp parallel if (p.M * N * p.K > WORTH_THREADS)
     {
         #pragma omp for collapse(2) schedule(static)
@@ -9754,7 +9756,7 @@ static const Option options[] = {
     { FIELD(label_smoothing_factor), REAL_NUMBER, LEARNS, "0", "share of a target spread over all tokens", 0, 0.99 },
     { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", "samples at once; activations grow with it",
       1, 1e6, .rule = "by their length: up to 4 that are 1024 tokens at most" },
-    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false", "compute a part twice: more time, less memory" },
+    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false", "compute layers twice: a third more time, little memory" },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", "batches that make one step; costs no memory",
       1, 1e6, .rule = "as many as make a step of 4 samples" },
     { FIELD(max_input_length), INTEGER, READS | INFO, "512",

@@ -110,6 +110,23 @@ function alone(    m, i, k, n, task, names, column, g, chosen) {
            sprintf("%.1f (%d)", mean("lora.identity-alone.0", "ten", 1), worst)
 }
 
+# LoRA on the base in 4 bits beside the same on the base as it is: with the chosen settings and replay, and alone.
+function on_codes(    i, k, n, task, column, form, plain, coded) {
+    n = split("known turn_8 ad_rouge sentiment country", column, " ")
+    split("identity identity ads sentiment facts", task, " ")
+    print "| task | what | settings | replay | base | base in 4 bits | kept: base | base in 4 bits |\n|---|---|---|---|---|---|---|---|"
+    for (k = 0; k < 2; k++)
+        for (i = 1; i <= n; i++) {
+            form = k ? "-alone.0" : ".1"
+            plain = "lora." task[i] form
+            coded = "lora." task[i] "-nf4" form
+            printf "| %s | %s | %s | %s | %s | %s | %s | %s |\n", task[i], column[i], k ? "none" : "chosen", k ? "none" : "yes",
+                   percent(plain, column[i], 1), percent(coded, column[i], 1), kept(plain), kept(coded)
+        }
+    printf "\nBefore it is tuned, the base in 4 bits answers %.1f %% of the 300 old tasks; `kept` counts from the base as it is.\n\n",
+           100 * value("base.nf4", "kept")
+}
+
 function swapped(    m, clean, dirty) {
     print "| method | 40 samples | 4 of them wrong | change |\n|---|---|---|---|"
     for (m = 1; m <= n_methods; m++) {
@@ -156,6 +173,8 @@ END {
     table("facts", "country", "right")
     print "### The command alone: `glmtune train DATA tests/tiny --output_dir out [--method M]`\n"
     alone()
+    print "### LoRA on the base in 4 bits: `glmtune quantize tests/tiny nf4 --bits 4`\n"
+    on_codes()
     print "### Four of the 40 answers are wrong\n"
     swapped()
     print "### 300 epochs\n"

@@ -56,6 +56,8 @@ setting() {     # METHOD TASK: rate, steps, ratio of replay and what else
 
 number() { sed -nE "s/$1/\1/p" "$2" | tail -n 1; }
 
+base_of() { case $1 in *-nf4*) echo "$work/nf4" ;; *) echo "$base" ;; esac; }     # RUN: what is tuned
+
 result_of() { sed -n 's/.*the result is \([^;]*\);.*/\1/p' "$1.err"; }
 
 # The command as it is typed, with no option but the method, the seed and what is replayed, judged in the same way.
@@ -63,7 +65,7 @@ tune_alone() {  # RUN METHOD TASK RATIO SEED
     local run=$work/$1 method=$2 task=$3 ratio=$4 seed=$5 more=() tuned
     [ "$method" = lora ] || more=(--method "$method")
     [ "$ratio" = 0 ] || more+=(--replay "$work/replay.jsonl:$ratio")
-    "$program" train "$work/$task.jsonl" "$base" --output_dir "$run" --seed "$seed" "${more[@]}" >"$run.out" 2>"$run.err" ||
+    "$program" train "$work/$task.jsonl" "$(base_of "$1")" --output_dir "$run" --seed "$seed" "${more[@]}" >"$run.out" 2>"$run.err" ||
         { tail -n 1 "$run.err" >&2; return 1; }
     tuned=$(result_of "$run")
     judge "$tuned" "$task" "$run"
@@ -95,10 +97,11 @@ END
 
 # Tunes and judges; writes "name value" lines to RUN.facts. DATA: a file in $work; TASK: what it is judged by.
 tune() {        # RUN METHOD TASK DATA RATIO SEED [OPTION ...]
-    local run=$work/$1 method=$2 task=$3 data=$4 ratio=$5 seed=$6 tuned more=()
+    local run=$work/$1 method=$2 task=$3 data=$4 ratio=$5 seed=$6 from tuned more=()
+    from=$(base_of "$1")
     shift 6
     [ "$ratio" = 0 ] || more=(--replay "$work/replay.jsonl:$ratio")
-    "$program" train "$work/$data.jsonl" "$base" --method "$method" $(shape "$method") "${more[@]}" --seed "$seed" \
+    "$program" train "$work/$data.jsonl" "$from" --method "$method" $(shape "$method") "${more[@]}" --seed "$seed" \
         --adam_beta2 0.98 --lr_scheduler_type linear --warmup_steps 10 --per_device_train_batch_size 8 \
         --gradient_accumulation_steps 1 --logging_steps 10 --eval_file "$work/dev-$task.jsonl" --eval_steps 20 --save_steps 100000 \
         --load_best_model_at_end false --early_stopping_threshold 0 \
@@ -166,6 +169,10 @@ all_jobs() {
             for method in $methods; do echo "$method.$task-alone.0.$seed $method $task 0 $seed"; done
         done
         echo "lora.identity-alone.1.$seed lora identity 1 $seed"
+        for task in $tasks; do
+            jobs_of lora "$task" 1 "$seed" "$task-nf4" "$task"
+            echo "lora.$task-nf4-alone.0.$seed lora $task 0 $seed"
+        done
     done
     for method in $methods; do
         read -r rate more <<<"$(setting "$method" identity)"
@@ -200,6 +207,8 @@ make_data() {
 
 base_facts() {
     for task in $tasks; do judge "$base" "$task" "$work/base.$task"; done
+    "$program" quantize "$base" "$work/nf4" --bits 4 >"$work/nf4.out" 2>&1
+    judge "$work/nf4" identity "$work/base.nf4"
 }
 
 curves() {      # one picture a task: the runs with replay, first seed
