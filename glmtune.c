@@ -9756,7 +9756,7 @@ static const Option options[] = {
     { FIELD(label_smoothing_factor), REAL_NUMBER, LEARNS, "0", "share of a target spread over all tokens", 0, 0.99 },
     { FIELD(per_device_train_batch_size), INTEGER, TRAIN | INFO, "1", "samples at once; activations grow with it",
       1, 1e6, .rule = "by their length: up to 4 that are 1024 tokens at most" },
-    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false", "compute layers twice: a third more time, little memory" },
+    { FIELD(gradient_checkpointing), FLAG, TRAIN | INFO, "false", "layers are computed twice: more time, less memory" },
     { FIELD(gradient_accumulation_steps), INTEGER, TRAIN, "8", "batches that make one step; costs no memory",
       1, 1e6, .rule = "as many as make a step of 4 samples" },
     { FIELD(max_input_length), INTEGER, READS | INFO, "512",
