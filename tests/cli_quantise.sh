@@ -182,8 +182,7 @@ broken coded/4false; at=$(numbers_at $file "$q.quant_map")
 put $file "$at" '\377\377\377\177'
 refuse_bad "$file|'$q' is quantised|quant_map|$remedy"
 broken coded/4false         # the right values and one more
-{ tail -c +$((at + 1)) $file | head -c 64; zeros 4; } >map
-instead $q.quant_map F32 17 <map
+{ tail -c +$((at + 1)) $file | head -c 64; zeros 4; } | instead $q.quant_map F32 17
 refuse_bad "$file|'$q' is quantised|quant_map|$remedy"
 finds() {                       # WHAT TENSOR: the check of a folder finds it
     run info bad --check
