@@ -7277,7 +7277,7 @@ static Json *json_next(JsonReader *r) {
 
 static Json *json_only(JsonReader *r) {
     json_skip_space(r);
-    if (r->at >= r->n) json_fail(r, "the file is empty");
+    if (r->at >= r->n) json_fail(r, "it is empty");
     Json *j = json_value(r, 0);
     json_skip_space(r);
     if (r->at < r->n) json_fail(r, "something follows the end of the value");
@@ -7977,6 +7977,9 @@ static void check_quantisation(const Config *c, const Json *root) {
     if (json_is(config, JSON_OBJECT) && strcmp(by, "bitsandbytes"))
         fail("%s: these weights are quantised by %s, which is not read; take the release in fp16 or bf16 (and, to save "
              "memory, glmtune quantize)", c->file, by);
+    if (c->quantization_bit && c->quantization_bit != 4 && c->quantization_bit != 8)
+        fail("%s: \"quantization_bit\" is %zu, ChatGLM has 4 and 8; take it out if the weights are no codes", c->file,
+             c->quantization_bit);
 }
 
 static void check_supported(const Config *c, const Json *root) {
@@ -8060,7 +8063,9 @@ static void need_scales(bool right, const Tensor *t, const StoredTensor *s, cons
 static const float *floats_of(const Tensor *t, const StoredTensor *weight, const StoredTensor *s, size_t n,
                               float factor, const char *what) {
     bool lies_right = s && s->dtype == F32 && factor == 1 && (uintptr_t)s->data % sizeof(float) == 0;
-    need_scales(s && s->dtype <= BF16 && s->n == n, t, weight, strf("'%s' has not %zu numbers", what, n));
+    need_scales(s, t, weight, strf("'%s' is missing", what));
+    need_scales(s->dtype <= BF16 && s->n == n, t, weight,
+                strf("'%s' is %s of %s, not %zu floats", what, shape_text(s->shape, s->n_dims), s->dtype_name, n));
     if (lies_right) return memory_mapped(s->data, s->bytes);
     void *copy = device_take(s->bytes, 1, s->name);
     real *numbers = device_take(n, sizeof *numbers, s->name);
@@ -8089,18 +8094,18 @@ static void read_4bit_scales(Scales *scales, const Tensor *t, const TensorSet *s
     const Json *root = json_only(&r), *shape = json_get(root, "shape");
     const Json *rows = json_is(shape, JSON_ARRAY) ? shape->first : NULL;
     const StoredTensor *absmax = beside(set, t, ".absmax");
-    size_t sizes[2] = {0}, block = (size_t)config_number(where, root, "blocksize", 32, 4096, 0);
-    need_scales(block == 64 || block == 128, t, s, strf("in blocks of %zu: of 64 and 128 are read", block));
+    size_t sizes[2] = {0}, block = 0;
+    bool counted = json_size(json_get(root, "blocksize"), &block);
+    need_scales(counted && (block == 64 || block == 128), t, s, "\"blocksize\" in its state is not 64 or 128");
     need_scales(rows && shape->count == 2 && json_size(rows, sizes) && json_size(rows->next, sizes + 1) &&
                 sizes[0] == t->shape[0] && sizes[1] == t->shape[1], t, s, "of another shape than config.json wants");
     size_t blocks = (t->n + block - 1) / block, groups = (blocks + 255) / 256;
     scales->per = block;
-    need_scales(absmax, t, s, "'absmax' is missing");
-    if (absmax->dtype <= BF16) {
+    if (!absmax || strcmp(absmax->dtype_name, "U8")) {
         scales->each = floats_of(t, s, absmax, blocks, 1, "absmax");
     } else {
         double offset = config_number(where, root, "nested_offset", -1e30, 1e30, NAN);
-        need_scales(!strcmp(absmax->dtype_name, "U8") && absmax->n == blocks, t, s, "'absmax' has another length");
+        need_scales(absmax->n == blocks, t, s, strf("'absmax' is %zu codes, not %zu", absmax->n, blocks));
         need_scales(config_number(where, root, "nested_blocksize", 1, 1e9, 0) == 256 && isfinite(offset), t, s,
                     "its scales are not in blocks of 256, with an offset");
         scales->code = memory_mapped(absmax->data, absmax->bytes);
@@ -8118,6 +8123,7 @@ static const StoredTensor *read_scales(Scales *scales, Dtype *dtype, const Tenso
     const StoredTensor *fp4 = beside(set, t, ".quant_state.bitsandbytes__fp4"), *scb = beside(set, t, "SCB");
     const StoredTensor *format = beside(set, t, "_format"), *scale = beside(set, t, "_scale");
     *scales = (Scales){ .per = t->shape[1] };
+    need_scales(!!nf4 + !!fp4 + !!scb + !!scale < 2, t, s, "scales of two kinds stand beside it");
     if (nf4 || fp4) {
         *dtype = nf4 ? NF4 : FP4;
         need_scales(is_own_map(beside(set, t, ".quant_map"), *dtype), t, s, "its 'quant_map' is not bitsandbytes' own");
@@ -8138,10 +8144,11 @@ static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *
     Dtype dtype;
     const StoredTensor *from = t->n_dims == 2 ? read_scales(scales, &dtype, t, set, s) : NULL;
     if (!from) return free(scales), false;
-    bool by_rows = s->n_dims == 2 && s->shape[0] == t->shape[0];        // bitsandbytes' 4 bits are one column
+    // bitsandbytes' 4 bits are one column, of any type
+    bool by_rows = s->n_dims == 2 && s->shape[0] == t->shape[0] && !strcmp(s->dtype_name, "I8");
     need_scales(s->bytes == dtype_bytes(dtype, t->n) && (by_rows || dtype >= NF4), t, s,
-                strf("it is %s of %s, which does not fit %s", shape_text(s->shape, s->n_dims), s->dtype_name,
-                     shape_text(t->shape, 2)));
+                strf("it is %s of %s, not %s of %d-bit codes%s", shape_text(s->shape, s->n_dims), s->dtype_name,
+                     shape_text(t->shape, 2), dtype == Q8 ? 8 : 4, dtype >= NF4 ? "" : " in I8"));
     need_scales(t->depth > 0, t, s, "embeddings of codes are not read");
     t->scales = scales;
     t->file_scales = from->data, t->scale_bytes = from->bytes;
@@ -8210,7 +8217,13 @@ static void bind_files(Model *m, const char *folder) {
         bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
     }
     size_t bits = m->config.quantization_bit, n_coded = 0;
-    for (size_t i = 0; i < m->n_tensors; i++) n_coded += m->tensors[i]->scales != NULL;
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = m->tensors[i];
+        n_coded += t->scales != NULL;
+        if (bits && t->scales && (t->dtype == Q8) != (bits == 8))
+            fail("%s: \"quantization_bit\" is %zu, but '%s' has codes of %d bits: they are from different models, "
+                 "download both again", m->config.file, bits, t->name, t->dtype == Q8 ? 8 : 4);
+    }
     if (bits && !n_coded)
         fail("%s: \"quantization_bit\": %zu, but the weights are not: it means when they are loaded. Take it out, or: "
              "glmtune quantize %s OUT --bits %zu, once it is", m->config.file, bits, folder, bits);

@@ -63,44 +63,177 @@ refuse 'quantization_bit|glmtune quantize bad OUT --bits 4' eval data.jsonl bad
 
 # ---- Damaged ------------------------------------------------------------------------------------------------------
 
-# WORDS BASE SED: names, types and shapes in the header are changed; or what stands in the file (SED on its bytes).
-file=bad/model.safetensors q=model.layers.0.self_attn.q_proj.weight
-bad_header_of() { broken "$2"; edit_header $file "$3"; refuse "$file|$1" eval data.jsonl bad; }
-bad_bytes_of() { broken "$2"; LC_ALL=C sed -i "$3" $file; refuse "$file|$1" eval data.jsonl bad; }
-bad_header_of "'$q' is quantised|absmax" coded/4false "s/($q).absmax/\1.absmix/"
-bad_header_of "'$q' is quantised|quant_map" coded/4false "s/($q).quant_map/\1.quant_mop/"
-bad_header_of "'$q'|U8 without scales" coded/4false "s/($q).quant_state/\1.quent_state/"
-bad_header_of "'$q' is quantised|quant_map" coded/4false "s/($q).quant_state.bitsandbytes__nf4/\1.quant_state.bitsandbytes__fp4/"
-bad_header_of "'$q' is quantised|nested_absmax" coded/4true "s/($q).nested_absmax/\1.nested_absmix/"
-bad_header_of "'$q' is quantised|nested_quant_map" coded/4true "s/($q).nested_quant_map/\1.nested_quant_mop/"
-bad_header_of "without scales" coded/8false 's/q_proj.SCB/q_proj.SCC/'
-bad_header_of "does not fit|I8" coded/8false "s/(\"${q/self_attn.q/mlp.down}\":[{]\"dtype\":\"I8\",\"shape\":\[)([0-9]+), ([0-9]+)/\1\3, \2/"
-broken coded/8false
-printf '\001' | dd of=$file bs=1 seek="$(numbers_at $file "${q}_format")" conv=notrunc 2>dd.log
-refuse "$file|'$q' is quantised|another order" eval data.jsonl bad
+file=bad/model.safetensors q=model.layers.0.self_attn.q_proj.weight nf4=quant_state.bitsandbytes__nf4
+remedy='download the folder again, or take the base and glmtune quantize'
+echo '{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}' >coded/ids.jsonl
+refuse_bad() { refuse "$1" eval coded/ids.jsonl bad; }
+
+# WORDS BASE SED: names, types and shapes in the header are changed.
+bad_header_of() { broken "$2"; edit_header $file "$3"; refuse_bad "$file|$1"; }
+bad_header_of "'$q' is quantised|'absmax' is missing|$remedy" coded/4false "s/($q).absmax/\1.absmix/"
+bad_header_of "'$q' is quantised|quant_map|$remedy" coded/4false "s/($q).quant_map/\1.quant_mop/"
+bad_header_of "'$q'|U8 without scales|fp16 or bf16" coded/4false "s/($q).quant_state/\1.quent_state/"
+bad_header_of "'$q' is quantised|quant_map|$remedy" coded/4false "s/($q).$nf4/\1.${nf4/nf4/fp4}/"
+for part in nested_absmax nested_quant_map; do
+    bad_header_of "'$q' is quantised|'$part' is missing|$remedy" coded/4true "s/$q.$part/$q.gone/"
+done
+bad_header_of "'$q'|I8 without scales|fp16 or bf16" coded/8false 's/0.self_attn.q_proj.SCB/0.self_attn.q_proj.SCC/'
+bad_header_of "is [24, 16] of I8, not [16, 24] of 8-bit codes in I8|$remedy" coded/8false \
+    "s/(\"${q/self_attn.q/mlp.down}\":[{]\"dtype\":\"I8\",\"shape\":\[)([0-9]+), ([0-9]+)/\1\3, \2/"
+broken coded/8false; put $file "$(numbers_at $file "${q}_format")" '\1'
+refuse_bad "$file|'$q' is quantised|another order|$remedy"
 # An embedding as large as another matrix takes its place, codes and all.
-sed 's/"vocab_size": [0-9]*/"vocab_size": 192/; s/"intermediate_size": [0-9]*/"intermediate_size": 96/' coded/config.json >coded/even.json
+sed 's/"vocab_size": [0-9]*/"vocab_size": 192/; s/"intermediate_size": [0-9]*/"intermediate_size": 96/' \
+    coded/config.json >coded/even.json
 works 'parameters' init coded/even.json coded/even
 works '8 bits' quantize coded/even coded/even8 --bits 8
-echo '{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}' >coded/ids.jsonl
 up=model.layers.0.mlp.gate_up_proj embed=model.embed_tokens
-broken coded/even8
-edit_header $file "s/\"$embed.weight\"/\"x\"/; s/\"$up.weight\"/\"$embed.weight\"/; s/\"x\"/\"$up.weight\"/; s/$up.(SCB|weight_format)/$embed.\1/g"
-refuse "$file|'$embed.weight' is quantised|embeddings of codes are not read" eval coded/ids.jsonl bad
-for edit in 's/"blocksize": 64/"blocksize": 32/|blocks of 32' 's/"blocksize": 64/"blocksize": xx/|' \
-    's/"shape": \[/"shape": {/|' 's/"shape": \[[0-9]/"shape": [9/|another shape' 's/"quant_type"/"quant_type/|' \
-    's/"shape": \[\([0-9]*\), \([0-9]*\)\]/"shape": [\1  \2]/|'; do
-    bad_bytes_of "${edit##*|}" coded/4false "${edit%|*}"
+swap="s/\"$embed.weight\"/\"x\"/; s/\"$up.weight\"/\"$embed.weight\"/; s/\"x\"/\"$up.weight\"/"
+bad_header_of "'$embed.weight' is quantised|embeddings of codes are not read|$remedy" coded/even8 \
+    "$swap; s/$up.(SCB|weight_format)/$embed.\1/g"
+
+# TENSOR TYPE [SHAPE] <BYTES: takes the place of a tensor, which gets another name, or stands beside all others.
+instead() {
+    cat >instead.bytes
+    local begin=$(($(wc -c <$file) - $(header_length $file) - 8)) n=$(wc -c <instead.bytes)
+    local entry="\"$1\":{\"dtype\":\"$2\",\"shape\":[${3:-$n}],\"data_offsets\":[$begin,$((begin + n))]}"
+    edit_header $file "s/\"$1\":/\"$1.before\":/; s/\}\} *$/},$entry}/"
+    cat instead.bytes >>$file
+    rm instead.bytes
+}
+
+# BASE, TENSOR, TYPE, SHAPE, bytes (zeros), and what is said of it. The matrix is [16,16].
+while read -r base tensor type shape bytes words <&3; do
+    broken coded/$base
+    zeros $bytes | instead $tensor $type $shape
+    refuse_bad "$file: '$q' is quantised, but |$words|$remedy"
+done 3<<END
+4false $q.absmax F32 3 12 'absmax' is [3] of F32, not 4 floats
+4false $q.absmax F32 5 20 'absmax' is [5] of F32, not 4 floats
+4false $q.absmax F32 0 0 'absmax' is [0] of F32, not 4 floats
+4false $q.absmax I64 4 32 'absmax' is [4] of I64, not 4 floats
+4false $q.absmax BOOL 4 4 'absmax' is [4] of BOOL, not 4 floats
+4false $q.absmax F16 8 16 'absmax' is [8] of F16, not 4 floats
+4false $q.absmax U8 4 4 its scales are not in blocks of 256, with an offset
+4false $q.quant_map F32 16 64 its 'quant_map' is not bitsandbytes' own
+4false $q.quant_map F16 16 32 its 'quant_map' is not bitsandbytes' own
+4false $q U8 127,1 127 it is [127, 1] of U8, not [16, 16] of 4-bit codes
+4false $q U8 129,1 129 it is [129, 1] of U8, not [16, 16] of 4-bit codes
+4false $q U8 0,1 0 it is [0, 1] of U8, not [16, 16] of 4-bit codes
+4false $q F32 128,1 512 it is [128, 1] of F32, not [16, 16] of 4-bit codes
+4false ${q/weight/SCB} F32 16 64 scales of two kinds stand beside it
+4false ${q}_scale F32 16 64 scales of two kinds stand beside it
+4false $q.${nf4/nf4/fp4} U8 9 9 scales of two kinds stand beside it
+4true $q.absmax U8 3 3 'absmax' is 3 codes, not 4
+4true $q.absmax U8 0 0 'absmax' is 0 codes, not 4
+4true $q.nested_absmax F32 0 0 'nested_absmax' is [0] of F32, not 1 floats
+4true $q.nested_absmax I32 1 4 'nested_absmax' is [1] of I32, not 1 floats
+4true $q.nested_quant_map F32 255 1020 'nested_quant_map' is [255] of F32, not 256 floats
+8false ${q/weight/SCB} F32 15 60 'SCB' is [15] of F32, not 16 floats
+8false ${q/weight/SCB} F32 17 68 'SCB' is [17] of F32, not 16 floats
+8false ${q/weight/SCB} I32 16 64 'SCB' is [16] of I32, not 16 floats
+8false $q I8 16,15 240 it is [16, 15] of I8, not [16, 16] of 8-bit codes in I8
+8false $q U8 16,16 256 it is [16, 16] of U8, not [16, 16] of 8-bit codes in I8
+8false $q F32 16,4 256 it is [16, 4] of F32, not [16, 16] of 8-bit codes in I8
+8false ${q}_format U8 0 0 its numbers are in another order
+8false ${q}_format U8 2 2 its numbers are in another order
+END
+
+sound='{"blocksize": 64, "shape": [16, 16]'
+# BASE~what is said of it~the state of 4-bit codes, as printf takes it.
+while IFS='~' read -r base words json <&3; do
+    broken coded/$base
+    printf "$json" | instead $q.$nf4 U8
+    refuse_bad "$file: '$q|$words"
+done 3<<END
+4false~$nf4':1:1: this is no JSON: it is empty~
+4false~$nf4':1:1: this is no JSON: a value was expected~\377\376
+4false~$nf4':1:13: this is no JSON: a colon~{"blocksize"
+4false~$nf4':1:15: this is no JSON: a value was expected~{"blocksize": xx}
+4false~$nf4':1:17: this is no JSON: a comma or }~{"blocksize": 64\0}
+4false~this is no JSON: the text is not UTF-8~{"blocksize": 64, "quant_type": "\377"}
+4false~this is no JSON: the file ends inside a string~{"blocksize": 64, "shape": [16, 16], "quant_type
+4false~this is no JSON: a comma or ]~{"blocksize": 64, "shape": [16  16]}
+4false~this is no JSON: nested deeper than 100 levels~$(repeated '[' 10000)
+4false~"blocksize" in its state is not 64 or 128|$remedy~[]
+4false~"blocksize" in its state is not 64 or 128|$remedy~7
+4false~"blocksize" in its state is not 64 or 128|$remedy~null
+4false~"blocksize" in its state is not 64 or 128|$remedy~{"shape": [16, 16]}
+4false~"blocksize" in its state is not 64 or 128|$remedy~{"blocksize": 0, "shape": [16, 16]}
+4false~"blocksize" in its state is not 64 or 128|$remedy~{"blocksize": 32, "shape": [16, 16]}
+4false~"blocksize" in its state is not 64 or 128|$remedy~{"blocksize": 64.5, "shape": [16, 16]}
+4false~"blocksize" in its state is not 64 or 128|$remedy~{"blocksize": -64, "shape": [16, 16]}
+4false~"blocksize" in its state is not 64 or 128|$remedy~{"blocksize": 1e308, "shape": [16, 16]}
+4false~"blocksize" in its state is not 64 or 128|$remedy~{"blocksize": "64", "shape": [16, 16]}
+4false~'absmax' is [4] of F32, not 2 floats|$remedy~{"blocksize": 128, "shape": [16, 16]}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": [16]}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": [16, 16, 1]}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": []}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": [8, 32]}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": [16, 1e300]}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": [-16, 16]}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": "[16, 16]"}
+4false~another shape than config.json wants|$remedy~{"blocksize": 64, "shape": {"16": 16}}
+4true~not in blocks of 256, with an offset|$remedy~$sound, "nested_blocksize": 128, "nested_offset": 1}
+4true~not in blocks of 256, with an offset|$remedy~$sound, "nested_offset": 1}
+4true~not in blocks of 256, with an offset|$remedy~$sound, "nested_blocksize": 256}
+4true~"nested_offset" must be a number from~$sound, "nested_blocksize": 256, "nested_offset": NaN}
+4true~"nested_blocksize" must be a number from~$sound, "nested_blocksize": "256", "nested_offset": 1}
+END
+
+for bytes in 0 7 100 -1; do
+    broken coded/4true; truncate -s $bytes $file
+    refuse_bad "$file: is |download it again"
 done
-for edit in 's/"nested_offset": [0-9.]*/"nested_offset": NaN/|' 's/"nested_blocksize": 256/"nested_blocksize": 128/|blocks of 256' \
-    's/"nested_offset"/"nested_offsat"/|offset'; do
-    bad_bytes_of "${edit##*|}" coded/4true "${edit%|*}"
+
+# Scales, and what codes stand for, that are not finite.
+broken coded/4false; at=$(numbers_at $file "$q.quant_map")
+put $file "$at" '\377\377\377\177'
+refuse_bad "$file|'$q' is quantised|quant_map|$remedy"
+broken coded/4false         # the right values and one more
+{ tail -c +$((at + 1)) $file | head -c 64; zeros 4; } | instead $q.quant_map F32 17
+refuse_bad "$file|'$q' is quantised|quant_map|$remedy"
+finds() {                       # WHAT TENSOR: the check of a folder finds it
+    run info bad --check
+    [ "$status" = 1 ] && grep -q "'$2' has a number that is not finite, at 0" stdout || want 'the first bad number'
+    told="info --check finds $1"
+    judge
+}
+while read -r base tensor <&3; do
+    broken coded/$base; put $file "$(numbers_at $file "$tensor")" '\377\377\377\177'
+    finds "$tensor, not finite" $q
+done 3<<END
+4false $q.absmax
+4true $q.nested_absmax
+8false ${q/weight/SCB}
+END
+
+# ChatGLM's own releases: SED on the bytes of their file, where K and a byte are a size. The matrix is [60,52].
+torch=bad/pytorch_model.bin p=transformer.encoder.layers.0.self_attention.query_key_value.weight
+while IFS='~' read -r bits words edit <&3; do
+    broken "$tests/golden/quant_release$bits/base"; sed -i -E "$edit" $torch
+    refuse_bad "$torch: '$p' is |$words"
+done 3<<END
+8~I8 without scales|fp16 or bf16~s/(0.self_attention.query_key_value.weight_scal)e/\1a/
+4~I8 without scales|fp16 or bf16~s/(0.self_attention.query_key_value.weight_scal)e/\1a/
+8~quantised, but 'weight_scale' is [59] of F16, not 60 floats|$remedy~s/K<(\x85q"K\x01)/K;\1/
+4~quantised, but 'weight_scale' is [59] of F16, not 60 floats|$remedy~s/K<(\x85q"K\x01)/K;\1/
+8~quantised, but 'weight_scale' is [60] of I8, not 60 floats|$remedy~s/h\x04(X\x01\x00+3q )/h\x17\1/
+8~quantised, but it is [60, 51] of I8, not [60, 52] of 8-bit codes in I8|$remedy~s/K<K4(\x86q\x1a)K4/K<K3\1K3/
+4~quantised, but it is [60, 25] of I8, not [60, 52] of 8-bit codes|$remedy~s/K<K\x1A(\x86q\x1A)K\x1A/K<K\x19\1K\x19/
+8~quantised, but it is [59, 52] of I8, not [60, 52] of 8-bit codes in I8|$remedy~s/K<(K4\x86q\x1a)/K;\1/
+END
+for bits in 8 4; do
+    broken "$tests/golden/quant_release$bits/base"
+    at=$(grep -abo -m 1 'data/3FB' $torch | head -n 1 | cut -d : -f 1)        # numbers follow a field of that length
+    put $torch $((at + 10 + $(od -An -tu1 -j $((at + 8)) -N 1 $torch))) '\377\177'
+    finds "a scale of $bits bits that is not finite" $p
+    broken "$tests/golden/quant_release$bits/base"; truncate -s 20000 $torch
+    refuse_bad "$torch: is a zip archive, but cut off or damaged; download it again"
+    broken "$tests/golden/quant_release$bits/base"; sed -i 's/\("quantization_bit": \)[48]/\13/' bad/config.json
+    refuse_bad 'bad/config.json: "quantization_bit" is 3, ChatGLM has 4 and 8'
+    sed -i "s/\(\"quantization_bit\": \)3/\1$((12 - bits))/" bad/config.json
+    refuse_bad "config.json: \"quantization_bit\" is $((12 - bits)), but '$p' has codes of $bits bits|download both"
 done
-broken coded/4false
-printf '\377\377\377\177' | dd of=$file bs=1 seek="$(numbers_at $file "$q.quant_map")" conv=notrunc 2>dd.log
-refuse "$file|quant_map" eval data.jsonl bad
-broken coded/4false
-printf '\377\377\377\177' | dd of=$file bs=1 seek="$(numbers_at $file "$q.absmax")" conv=notrunc 2>dd.log
-run info bad --check
-check 'info --check finds a scale that is not finite' [ "$status $(grep -c "'$q' has a number that is not finite, at 0" stdout)" = '1 1' ]
 rm -rf coded bad

@@ -26,8 +26,6 @@
 
 typedef struct Taken { struct Taken *next, **link; } Taken;     // 16 bytes in front of what a run takes
 static Taken *taken;
-static struct { void *at; size_t n; } maps[64];
-static size_t n_maps;
 static jmp_buf fuzz_ending;
 
 static void *fuzz_link(Taken *b) {
@@ -61,6 +59,8 @@ static void *fuzz_realloc(void *p, size_t n) {
     return fuzz_link(realloc((Taken *)p - 1, sizeof(Taken) + n));
 }
 
+static int fuzz_memalign(void **p, size_t n) { return !(*p = fuzz_calloc(1, n)); }     // 16 bytes are aligned enough
+
 static char *fuzz_strndup(const char *s, size_t n) {
     char *copy = fuzz_calloc(1, strnlen(s, n) + 1);
     return copy ? memcpy(copy, s, strnlen(s, n)) : NULL;
@@ -75,10 +75,10 @@ static int fuzz_vasprintf(char **s, const char *format, va_list args) {
     return vsnprintf(*s, (size_t)n + 1, format, args);
 }
 
-static void *fuzz_mmap(void *at, size_t n, int protection, int flags, int fd, off_t offset) {
-    void *p = mmap(at, n, protection, flags, fd, offset);
-    if (p != MAP_FAILED) maps[n_maps].at = p, maps[n_maps++].n = n;
-    return p;
+// A file that is mapped is copied instead: a map ends with a page, a copy where the file does.
+static void *fuzz_mmap(size_t n, int fd) {
+    void *p = fuzz_calloc(1, n);
+    return p && pread(fd, p, n, 0) == (ssize_t)n ? p : MAP_FAILED;
 }
 
 static size_t n_mapped;         // glmtune.c's own list, of files that it need not map again
@@ -86,17 +86,17 @@ static size_t n_mapped;         // glmtune.c's own list, of files that it need n
 static void end_input(void) {
     n_mapped = 0;
     while (taken) fuzz_free(taken + 1);
-    while (n_maps) n_maps--, munmap(maps[n_maps].at, maps[n_maps].n);
 }
 
 #define calloc(n, size) fuzz_calloc(n, size)
 #define malloc(n) fuzz_calloc(1, n)
 #define realloc(p, n) fuzz_realloc(p, n)
 #define free(p) fuzz_free(p)
+#define posix_memalign(p, alignment, n) fuzz_memalign(p, n)
 #define strndup(s, n) fuzz_strndup(s, n)
 #define strdup(s) fuzz_strndup(s, strlen(s))
 #define vasprintf(s, format, args) fuzz_vasprintf(s, format, args)
-#define mmap(at, n, protection, flags, fd, offset) fuzz_mmap(at, n, protection, flags, fd, offset)
+#define mmap(at, n, protection, flags, fd, offset) fuzz_mmap(n, fd)
 #define exit(status) longjmp(fuzz_ending, 1 + (status))
 #define GLMTUNE_NO_MAIN
 #include "../../glmtune.c"
@@ -160,30 +160,99 @@ static void to_file(int fd, const char *bytes, size_t n) {
     if (ftruncate(fd, 0) || pwrite(fd, bytes, n, 0) != (ssize_t)n) abort();
 }
 
-static char adapter_folder[] = "/tmp/glmtune-fuzz-XXXXXX";
-static void remove_adapter(void) { remove_tree(adapter_folder); }
+static char fuzz_folder[] = "/tmp/glmtune-fuzz-XXXXXX";
+static void remove_folder(void) { remove_tree(fuzz_folder); }
+
+// The file of that place in the folder, which lies in memory; the first call makes the folder.
+static int file_in_folder(size_t i) {
+    static const char *const names[] = { "adapter_config.json", "adapter_model.safetensors", "model.safetensors" };
+    static int files[COUNT(names)];
+    for (size_t k = 0; k < COUNT(names) && !files[COUNT(names) - 1]; k++) {
+        char from[32], to[64];
+        if (k == 0 && (!mkdtemp(fuzz_folder) || atexit(remove_folder))) abort();
+        files[k] = memfd_create(names[k], MFD_CLOEXEC);
+        snprintf(from, sizeof from, "/proc/self/fd/%d", files[k]);
+        snprintf(to, sizeof to, "%s/%s", fuzz_folder, names[k]);
+        if (symlink(from, to)) abort();
+    }
+    return files[i];
+}
 
 // An adapter's folder on a small base: its adapter_config.json, a NUL, its file of tensors.
 static void fuzz_adapter(const char *bytes, size_t n) {
-    static const char *const names[] = { "adapter_config.json", "adapter_model.safetensors" };
-    static int files[COUNT(names)];
-    for (size_t i = 0; i < COUNT(names) && !files[COUNT(names) - 1]; i++) {
-        char from[32], to[64];
-        if (i == 0 && (!mkdtemp(adapter_folder) || atexit(remove_adapter))) abort();
-        files[i] = memfd_create(names[i], MFD_CLOEXEC);
-        snprintf(from, sizeof from, "/proc/self/fd/%d", files[i]);
-        snprintf(to, sizeof to, "%s/%s", adapter_folder, names[i]);
-        if (symlink(from, to)) abort();
-    }
     size_t config = strnlen(bytes, n), rest = min_size(config + 1, n);
     Options o = default_options();
     o.base = "tests/golden/saved_hf";
-    to_file(files[0], bytes, config);
-    to_file(files[1], bytes + rest, n - rest);
-    Opened m = open_model(adapter_folder, &o);
+    to_file(file_in_folder(0), bytes, config);
+    to_file(file_in_folder(1), bytes + rest, n - rest);
+    Opened m = open_model(fuzz_folder, &o);
     if (count_parameters(m.model->trained, m.model->n_trained) > 1 << 20) return;
     check_fingerprint(&m, NULL, &o);
     start_method(&m, 0, false);
+}
+
+enum { MOST_BYTES = 1 << 16 };      // of the numbers of a file: no fuzzer shall wait for more
+
+// Adds a tensor to a header, behind the others.
+static void add_entry(Text *header, const char *name, const char *type, const size_t *shape, size_t n_dims,
+                      size_t *end) {
+    size_t begin = *end, bytes = 1;
+    for (size_t i = 0; i < COUNT(dtypes); i++) if (!strcmp(dtypes[i].name, type)) bytes = dtypes[i].size;
+    for (size_t i = 0; i < n_dims; i++) bytes = min_size(bytes, MOST_BYTES + 1) * min_size(shape[i], MOST_BYTES + 1);
+    *end += bytes;
+    text_print(header, "%s", header->n ? "," : "{");
+    text_json(header, name, strlen(name));
+    text_print(header, ":{\"dtype\":");
+    text_json(header, type, strlen(type));
+    text_print(header, ",\"shape\":%s,\"data_offsets\":[%zu,%zu]}", shape_text(shape, n_dims), begin, *end);
+}
+
+// A base with quantised matrices. The input: lines "TENSOR TYPE SIZES...", an empty one, then the bytes of the tensors
+// one after another, and blanks where they end. The header is made of the lines, so that what follows a size that
+// changes still has its place. Tensors of the model that no line names come first.
+static void fuzz_quantised(const char *bytes, size_t n) {
+    static const char config[] = "{\"model_type\": \"glm\", \"vocab_size\": 3, \"hidden_size\": 16, "
+        "\"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"num_key_value_heads\": 1, \"head_dim\": 8, "
+        "\"intermediate_size\": 6, \"attention_bias\": false}";
+    Model *m = describe_model(parse_config("config.json", config));
+    const char *gap = memmem(bytes, n, "\n\n", 2), *data = gap ? gap + 2 : bytes + n;
+    Text lines = {0}, header = {0}, file = {0};
+    size_t end = 0;
+    text_print(&lines, "%.*s", (int)(gap ? gap - bytes : (ptrdiff_t)n), bytes);
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = m->tensors[i];
+        if (!strstr(lines.s, strf("%s ", t->name))) add_entry(&header, t->name, "F32", t->shape, t->n_dims, &end);
+    }
+    size_t first = end;
+    for (char *line = lines.s; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+        char name[100], type[16];
+        size_t shape[6], n_dims = 0;
+        int at = 0;
+        if (sscanf(line, "%99[^ \n] %15[^ \n]%n", name, type, &at) != 2) continue;
+        for (char *p = line + at; n_dims < COUNT(shape) && *p == ' ' && isdigit((unsigned char)p[1]); )
+            shape[n_dims++] = strtoull(p, &p, 10);
+        add_entry(&header, name, type, shape, n_dims, &end);
+        if (end > MOST_BYTES) return;
+    }
+    text_print(&header, "}");
+    uint64_t length = header.n;
+    text_add(&file, (const char *)&length, sizeof length);
+    text_add(&file, header.s, header.n);
+    text_print(&file, "%*s", (int)first, "");
+    text_add(&file, data, min_size((size_t)(bytes + n - data), end - first));
+    text_print(&file, "%*s", (int)(sizeof length + header.n + end - file.n), "");
+    to_file(file_in_folder(2), file.s, file.n);
+    bind_files(m, fuzz_folder);
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = m->tensors[i];
+        if (!t->scales) continue;
+        real *numbers = alloc(t->n, sizeof *numbers), *x = alloc(2 * t->shape[1], sizeof *x);
+        real *y = alloc(2 * t->shape[0], sizeof *y);
+        widen_weight(numbers, weight_of(t), t->n);
+        widen_weight(numbers, (Weight){ t->data, t->dtype, t->n - 3, t->scales }, 3);
+        for (size_t T = 1; T <= 2; T++)
+            linear_forward(y, NULL, x, weight_of(t), 1, T, t->shape[0], t->shape[1]);
+    }
 }
 
 // The reader, and what a config does to the options.
@@ -198,7 +267,7 @@ static void fuzz_yaml(const char *bytes, size_t n) {
 static const struct { const char *name; void (*run)(const char *, size_t); } targets[] = {
     { "json", fuzz_json }, { "tokenizer", fuzz_tokenizer }, { "tokenizer_json", fuzz_tokenizer },
     { "safetensors", fuzz_safetensors }, { "torch", fuzz_safetensors }, { "data", fuzz_data }, { "yaml", fuzz_yaml },
-    { "adapter", fuzz_adapter },
+    { "adapter", fuzz_adapter }, { "quantised", fuzz_quantised },
 };
 
 static void run_target(size_t target, const char *bytes, size_t n) {

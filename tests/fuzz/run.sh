@@ -8,7 +8,7 @@ set -u
 cd "$(dirname "$0")/../.."
 seconds=$1 bad=0
 shift
-[ $# -gt 0 ] || set -- json tokenizer tokenizer_json safetensors torch data yaml adapter
+[ $# -gt 0 ] || set -- json tokenizer tokenizer_json safetensors torch data yaml adapter quantised
 for target in "$@"; do
     mkdir -p "build/fuzz/$target" "tests/fuzz/crashes/$target"
     clang -std=gnu11 -O1 -g -DTARGET="\"$target\"" -Wno-unused-function -fsanitize=fuzzer,address,undefined \
