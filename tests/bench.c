@@ -235,11 +235,10 @@ static void one_product(const void *product) {
     if (p->kind == 'W') linear_backward_weight(p->out, p->dy, p->x, 1, p->rows, p->n_out, p->n_in);
 }
 
-// The products Y, dX and dW of a map with bf16 weights w [n_out,n_in].
-static void bench_products(const void *w, size_t rows, size_t n_in, size_t n_out, double peak) {
+// The products Y, dX and dW of a map with weights w [n_out,n_in].
+static void bench_products(Weight w, size_t rows, size_t n_in, size_t n_out, double peak) {
     real *out = random_reals(max_size(max_size(rows * n_in, rows * n_out), n_in * n_out), 3);
-    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), { w, BF16, 0, NULL }, rows, n_in,
-                  n_out };
+    Product p = { 0, out, random_reals(rows * n_in, 1), random_reals(rows * n_out, 2), w, rows, n_in, n_out };
     for (const char *kind = "YXW"; *kind; kind++) {
         p.kind = *kind;
         const char *what = strf("%s%c %5zu rows, %5zu x %5zu", *kind == 'Y' ? "" : "d", *kind, rows, n_in, n_out);
@@ -289,7 +288,7 @@ static void bench_tables(double peak) {
     static const size_t tokens[] = { 256, 512, 2048 };
     for (size_t i = 0; i < COUNT(maps); i++) {
         void *w = random_bf16(maps[i][0] * maps[i][1], i, 0.02);
-        for (size_t k = 0; k < COUNT(rows); k++) bench_products(w, rows[k], maps[i][1], maps[i][0], peak);
+        for (size_t k = 0; k < COUNT(rows); k++) bench_products((Weight){ w, BF16, 0, NULL }, rows[k], maps[i][1], maps[i][0], peak);
         memory_give(w);
     }
     for (size_t k = 0; k < COUNT(tokens); k++) bench_attention(tokens[k], 32, 2, 128, peak);
@@ -401,10 +400,10 @@ static void feed_one(const void *generator) {
 
 // Decoding reads every weight but the embedding's once for each token, so memory is what limits it.
 static void bench_decoding(Model *m) {
-    double bytes = (double)(m->head->n * dtype_size(m->head->dtype));
+    double bytes = (double)stored_bytes(m->head);
     for (size_t l = 0; l < m->config.n_layers; l++)
         for (const Linear *w = m->layers[l].maps; w < m->layers[l].maps + m->layers[l].n_maps; w++)
-            bytes += (double)(w->weight->n * dtype_size(w->weight->dtype));
+            bytes += (double)stored_bytes(w->weight);
     Generator g = make_generator(m, NULL, 64, 1);
     double time = time_of(feed_one, &g), reading = bandwidth();
     printf("  %-38s %10.2f ms %9.1f tokens/s %6.1f %% of reading %.1f GB/s\n", "decoding, a token", time * 1e3,
@@ -440,7 +439,7 @@ static void bench_all(const char *model, const Options *o, size_t tokens, double
     printf("model: %zu layers, hidden %zu, %zu heads of %zu on %zu, ffn %zu, vocabulary %zu; %zu parameters\n",
            c->n_layers, c->hidden_size, c->n_heads, c->head_dim, c->n_kv_heads, c->ffn_dim, c->vocab_size,
            count_parameters(m->tensors, m->n_tensors));
-    bench_products(m->layers[0].gate_up->weight->data, tokens * (size_t)o->per_device_train_batch_size,
+    bench_products(weight_of(m->layers[0].gate_up->weight), tokens * (size_t)o->per_device_train_batch_size,
                    c->hidden_size, 2 * c->ffn_dim, peak);
     bench_attention(tokens, c->n_heads, c->n_kv_heads, c->head_dim, peak);
     bench_decoding(m);
