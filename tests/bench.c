@@ -288,7 +288,8 @@ static void bench_tables(double peak) {
     static const size_t tokens[] = { 256, 512, 2048 };
     for (size_t i = 0; i < COUNT(maps); i++) {
         void *w = random_bf16(maps[i][0] * maps[i][1], i, 0.02);
-        for (size_t k = 0; k < COUNT(rows); k++) bench_products((Weight){ w, BF16, 0, NULL }, rows[k], maps[i][1], maps[i][0], peak);
+        for (size_t k = 0; k < COUNT(rows); k++)
+            bench_products((Weight){ w, BF16, 0, NULL }, rows[k], maps[i][1], maps[i][0], peak);
         memory_give(w);
     }
     for (size_t k = 0; k < COUNT(tokens); k++) bench_attention(tokens[k], 32, 2, 128, peak);
