@@ -6,10 +6,11 @@
 //
 // How to read it: from the top, as a book in three parts: the mathematics and one step of training; a training run from
 // its data to its adapter; what makes it fast and lets it read the world's files. Stop after the part that you came
-// for: what a part needs of a later one is declared where it is first used, with a line that says what it gives. Each
-// section opens with what it does and why, and otherwise uses only what stands above it.
+// for: what a part or section needs of a later one is declared where it opens, with a line that says what it gives.
+// Each section opens with what it does and why, and otherwise uses only what stands above it.
 // Shapes stand in a function's first comment, outputs before inputs. T counts the tokens of a batch, R the rows chosen
-// from them; H is the hidden size, F the MLP's, V the vocabulary; d before a name marks a gradient; x_t is row t of x.
+// from them, P the tokens of a prefix; H is the hidden size, F the MLP's, V the vocabulary, L the layers, d alone the
+// width of a head; d before a name marks a gradient; x_t is row t of x.
 // Arithmetic is in `real`: float, or double in `make glmtune64`, which the float build is measured against.
 //
 //   Part One: the model
@@ -1455,6 +1456,7 @@ typedef struct {
 // A batch is ragged: sequences one after another, without padding. The forward goes through a layer in nine numbered
 // steps and keeps what the backward needs; the backward undoes them, from 9 to 1. Gradients flow only as far down as
 // something trains; head and loss are computed only at positions that have a target; frozen weights get no gradient.
+// At first reading go on to 4.3 and 4.4, and come back to the structs here, and to their memory, for a new name.
 
 enum { HEAD_ROWS = 256 };           // rows x vocabulary is the largest block of logits on the device
 enum { NO_TARGET = -100 };          // the label of a token that is no target
@@ -1463,7 +1465,7 @@ typedef struct {                    // on the host; who makes one gives it back
     int32_t *ids, *labels;          // [T]; labels as Hugging Face aligns them: label i belongs to the logits at i - 1
     bool every_row;                 // without labels: logits at every row; false: at the last of each sequence
     uint64_t *token_keys, step_key; // [T] for dropout; and for a prefix, which all samples of a step share
-    size_t *starts, n, T;           // [n+1] the rows at which its n sequences begin
+    size_t *starts, n, T;           // [n+1] the rows at which its n sequences begin, and T
 } Batch;
 
 // What a layer computes, in the order in which it comes about. n rows: T, or R in the last layer (see Run); kv rows: of
@@ -1520,7 +1522,6 @@ typedef struct {
 } Run;
 
 // ---- 4.1 The memory of a run -------------------------------------------------------------------------------------
-// At first reading go on to 4.3 and 4.4: this lays out what they use.
 
 // How many numbers the method keeps for each token beside a map, or after a half of a layer.
 static size_t map_keeps(const Run *r, const Linear *w) { return r->method->map_keeps ? r->method->map_keeps(w) : 0; }
@@ -1647,8 +1648,9 @@ static bool has_logits(const Batch *b, size_t t, size_t end) {
 }
 
 // Says where attention finds the keys of each sequence. Without caches they lie as the rows of the batch do. A cache
-// has free rows after its keys; an empty sequence, without queries, stands between two others to own those rows
-// (caches come in ascending order). New keys of several sequences are computed in the last rows, then moved.
+// has free rows after its keys, but where one sequence ends the next begins: so an empty sequence, without queries,
+// owns those rows (caches come in ascending order). New keys of several sequences are computed in the last rows, then
+// moved.
 static void place_keys(Run *r, const Batch *b) {
     const Cache *c = r->caches;
     size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1, most = 0;
@@ -1871,8 +1873,8 @@ static void mlp_forward(const Run *r, size_t l) {
     half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
 }
 
-// Fills the arrays that layers share with what layer l has in them, but for the plain end of its MLP. Those of the last
-// layer the forward has left there.
+// Computes layer l once more, so that the shared arrays hold its values. A plain end of the MLP is left out, for no
+// backward reads it. The values of the last layer are there still.
 static void recompute_layer(Run *r, size_t l) {
     if (is_last(r, l)) return;
     self_attention_forward(r, l);
@@ -3036,7 +3038,7 @@ typedef struct {
 } Layout;
 
 #define GLM4_STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
-#define GLM4_TOOLS "# 可用工具"     // "available tools"; GLM_TOOL_END: "give the arguments of a call to it as JSON"
+#define GLM4_TOOLS "# 可用工具"     // "available tools"; GLM4_TOOL_END: "give the arguments of a call to it as JSON"
 #define GLM4_TOOL_END "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 #define GLM4_SELF(maker) "你是一个名为 ChatGLM 的人工智能助手。" \
                          "你是基于" maker "训练的语言模型 GLM-4 模型开发的，" \
@@ -3789,10 +3791,11 @@ static void print_findings(FILE *f, const Dataset *set) {
 
 // The short form, which every run prints; `check` has the long one. held_out: samples that validate.
 static void print_summary(const Dataset *set, size_t held_out, const ChatFormat *f) {
-    const char *stops = f->layout ? strf("; samples ending in a stop token: %zu of %zu", set->n_stops, set->n) : "";
+    bool knows_stops = f->layout && f->tokenizer;
+    const char *stops = strf("; samples ending in a stop token: %zu of %zu", set->n_stops, set->n);
     fprintf(stderr, "data: %zu samples to learn, %zu to validate; longest %zu tokens; target tokens: %zu of %zu; "
             "%zu cut, %zu dropped%s\n", set->n, held_out, set->longest, set->n_targets, set->n_tokens, set->n_cut,
-            set->n_dropped, stops);
+            set->n_dropped, knows_stops ? stops : "");
 }
 
 // ---- 8.3 Splits and batches --------------------------------------------------------------------------------------
@@ -3850,8 +3853,8 @@ static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
     return order;
 }
 
-// One batch of the samples chosen[0 .. n-1], the first of which is number `first` of its optimizer step (the keys for
-// dropout count them); or, where chosen is NULL, of n samples of the set from `first` on.
+// One batch of n samples: sample i is chosen[i], or, where chosen is NULL, number first + i of the set. For dropout it
+// is number first + i of its step.
 static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
     Batch b = { .n = n, .step_key = step_key, .starts = alloc(n + 1, sizeof *b.starts) };
     for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen ? chosen[i] : first + i].n;
@@ -3941,7 +3944,7 @@ static void feed(Generator *g, const int32_t *ids, size_t n) {
 // (Holtzman et al. 2019, arXiv:1904.09751). Temperature 0: the likeliest, the first of equals.
 static int32_t draw_token(const real *logits, size_t V, double temperature, double top_p, float uniform) {
     size_t best = 0;
-    for (size_t v = 1; v < V; v++) if (logits[v] > logits[best]) best = v;
+    for (size_t v = 1; v < V; v++) if (logits[v] > logits[best] || isnan(logits[v])) best = v;
     if (!isfinite(logits[best])) fail("the model gives numbers that are not finite; its weights are damaged");
     if (!(temperature > 0)) return (int32_t)best;
     Valued *c = alloc(V, sizeof *c);
@@ -4299,16 +4302,11 @@ static void refuse_bad(const Tensor *t, bool in_file, const char *head, const ch
     if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad, why);
 }
 
-// Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence.
-__attribute__((noreturn)) static void stop_not_finite(const Model *m, const Dataset *set, const size_t *chosen,
-                                                      size_t n, int64_t step, double loss, double norm) {
-    Text samples = {0};
-    for (size_t i = 0; i < n; i++)
-        text_print(&samples, "%s%zu", i ? ", " : "with samples ", set->samples[chosen[i]].number);
-    const char *head = strf("step %lld: loss %g, gradient norm %g, %s", (long long)step + 1, loss, norm,
-                            n ? samples.s : "in validation");
+// Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence. `head` says
+// where; steps: how many were done.
+__attribute__((noreturn)) static void stop_not_finite(const Model *m, const char *head, int64_t steps) {
     for (size_t i = 0; i < m->n_tensors; i++) refuse_bad(m->tensors[i], true, head, "damaged file, download it again");
-    const char *why = step ? "training diverged, lower --learning_rate" : "the adapter's file is damaged";
+    const char *why = steps ? "training diverged, lower --learning_rate" : "the adapter's file is damaged";
     for (size_t i = 0; i < m->n_trained; i++) refuse_bad(m->trained[i], false, head, why);
     for (Tensor **t = m->trained, **end = t + m->n_trained; t < end; t++)
         if (first_not_finite((*t)->grad, (*t)->n) < (*t)->n)
@@ -4369,7 +4367,7 @@ typedef struct {
 } Trainer;
 
 // Time and disk that a run will take (15.2), in words.
-static const char *time_text(double s);                     // "2 h 5 min"
+static const char *time_text(double s);                     // "2:05:00"
 static char *time_plan(Trainer *t);                         // how long it will run, by a measurement
 static char *disk_plan(const Trainer *t);                   // what checkpoints will take; ends the program without room
 static size_t disk_left(const char *folder);                // bytes free where it lies; SIZE_MAX: nobody knows
@@ -4420,7 +4418,8 @@ static const char *validation_file(const char *data, const Options *o) {
     return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
 }
 
-// The default of val_size (a yaml has its own): from 12 samples on a twentieth, from 25 on at least 5, at most 500.
+// The default of val_size (a yaml has its own): none of fewer than 12 samples, else a fifth but at most 5; from 120
+// samples on a twentieth, at most 500.
 static void choose_split(Options *o, const Dataset *set) {
     size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
     if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
@@ -4597,7 +4596,8 @@ static bool log_evaluation(Trainer *t, int64_t step) {
     double start = seconds(), loss = s->eval_loss = evaluate(&t->run, &t->validation, t->batch_size);
     const char *example = NULL, *words;
     if (!isfinite(loss) && !step) return false;         // step 1 will say why
-    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->validation, NULL, 0, step - 1, loss, 0);
+    if (!isfinite(loss))
+        stop_not_finite(t->base.model, strf("step %lld: loss %g in validation", (long long)step, loss), step);
     bool best = judge_evaluation(t, step, loss, &words);
     if (s->eval_steps > 0) s->train_loss = s->eval_sum / s->eval_steps;
     progress(true, "step %lld/%lld  validation loss %.4f%s%s", (long long)step, (long long)t->steps, loss,
@@ -4667,7 +4667,7 @@ static void remove_checkpoint(const Options *o, size_t step) {
     if (!rename(path, gone)) remove_tree(gone);
 }
 
-// Removes all checkpoints of a run but the newest and the best, and so many more that there are `keep`.
+// Keeps the newest checkpoint of a run, the best, and the next newest until there are `keep`; removes the others.
 static void remove_checkpoints(const Trainer *t, size_t keep) {
     size_t *steps, n = list_checkpoints(t->o->output_dir, &steps), others = 0;
     bool best = n && (double)*steps != t->state.best_step && exists(checkpoint_folder(t->o, t->state.best_step));
@@ -4792,13 +4792,6 @@ static const char *choose_checkpoint(const Options *o) {
     return folder;
 }
 
-// Whether two texts are one number; older checkpoints kept nine digits of it.
-static bool same_number(const char *a, const char *b) {
-    char *end_a, *end_b;
-    double x = strtod(a, &end_a), y = strtod(b, &end_b);
-    return end_a > a && end_b > b && !*end_a && !*end_b && fabs(x - y) <= 1e-8 * fabs(x);
-}
-
 static void compare_settings(const Trainer *t) {
     Text lines = run_settings(t);
     for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
@@ -4806,7 +4799,7 @@ static void compare_settings(const Trainer *t) {
         *value++ = 0;
         if (list_has(may_change, line)) continue;
         const char *was = line_value(t->stored.metadata.s, line);
-        if (!was || !strcmp(was, value) || (!strchr(line, ' ') && same_number(was, value))) continue;
+        if (!was || !strcmp(was, value)) continue;
         const char *differs = strf("%s was %s, now it is %s", line, was, value);
         if (!t->o->force && strcmp(line, "precision"))      // which is named, no more
             fail("%s: %s; a run goes on as it began, --force overrides", t->from, differs);
@@ -4840,7 +4833,6 @@ static void resume(Trainer *t) {
         const char *value = line_value(t->stored.metadata.s, strf("state.%s", state_names[i]));
         if (value) t->state.numbers[i] = strtod(value, NULL);
     }
-    if (!(t->state.lowest > 0)) t->state.lowest = t->state.best_metric;        // a run begun before it was kept
     t->history = read_history(strf("%s/trainer_state.json", t->from));
     free(wanted);
 }
@@ -4855,6 +4847,15 @@ static void tell_if_slow(Trainer *t, int64_t step, double took, double tokens) {
     t->pace_sum = INFINITY;         // never again
 }
 
+// What a step came to, in words, with the numbers of its samples in their file.
+static const char *step_text(const Dataset *set, const size_t *chosen, size_t n, int64_t step, double loss,
+                             double norm) {
+    Text text = {0};
+    text_print(&text, "step %lld: loss %g, gradient norm %g, with samples", (long long)step + 1, loss, norm);
+    for (size_t i = 0; i < n; i++) text_print(&text, "%s %zu", i ? "," : "", set->samples[chosen[i]].number);
+    return text.s;
+}
+
 static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n) {
     const Options *o = t->o;
     Model *m = t->base.model;
@@ -4862,7 +4863,8 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     double lr = scheduled_rate(o->lr_scheduler_type, o->learning_rate, step, warmup_of(o, t->steps), t->steps);
     double loss = accumulate_samples(&t->run, &t->train, chosen, n, t->batch_size, o, step);
     double norm = clip_gradients(m, o->max_grad_norm);
-    if (!isfinite(loss) || !isfinite(norm)) stop_not_finite(m, &t->train, chosen, n, step, loss, norm);
+    if (!isfinite(loss) || !isfinite(norm))
+        stop_not_finite(m, step_text(&t->train, chosen, n, step, loss, norm), step);
     if (t->mean_norm > 0 && norm > 10 * t->mean_norm)
         progress(true, "step %lld: the gradient norm %.3g is %.0f times its mean%s", (long long)step + 1, norm,
                  norm / t->mean_norm, o->max_grad_norm > 0 ? "; it was cut to --max_grad_norm" : "");
@@ -4877,7 +4879,8 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
 static void check_weights(Trainer *t, const size_t *chosen, size_t n) {
     Batch b = make_batch(&t->train, chosen, n, 0, 0);
     double loss = forward_loss(&t->run, &b);
-    if (!isfinite(loss)) stop_not_finite(t->base.model, &t->train, chosen, n, (int64_t)t->state.step, loss, 0);
+    const char *head = strf("step %.0f: loss %g after it", t->state.step, loss);
+    if (!isfinite(loss)) stop_not_finite(t->base.model, head, (int64_t)t->state.step);
     free_batch(&b);
 }
 
@@ -5042,7 +5045,7 @@ static void print_result(const Trainer *t) {
     if (t->validation.n)
         printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n", s->best_metric,
                s->best_step, s->eval_loss, s->base_loss > 0 ? strf("%.4f", s->base_loss) : "unknown", t->validation.n);
-    if (t->scores.n) printf("answers     %s\n", score_line(&t->scores));
+    if (t->scores.n) printf("answers     in the last validation: %s\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
     printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(spent),
            (s->tokens - t->first_tokens) / fmax(spent, 1e-9), time_text(t->validating));
@@ -5059,8 +5062,8 @@ static void print_advice(const Trainer *t, const char *result) {
     if (!learned) progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * rate);
     else if (vain) progress(true, "learned by heart: take --learning_rate %.3g, or more varied samples", rate / 3);
     if (t->n_new == t->train.n)
-        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the bundled one lost 8 "
-                 "answers in 100, and less than one with --replay FILE:1 (README, Replay)");
+        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the one in tests/tiny "
+                 "lost 8 answers in 100, and less than one with --replay FILE:1 (README, Replay)");
     progress(true, "done in %s; the result is %s; try: %s chat %s", time_text(seconds() - t->began), result,
              program_name, result);
 }
@@ -5258,11 +5261,18 @@ static void write_shard(const char *folder, const Model *m, const char *file, Te
     free(s);
 }
 
+static size_t bytes_to_write(const Model *m, const Tensor *t, Coding c) {
+    StoredTensor parts[MAX_CODE_PARTS];
+    size_t bytes = 0;
+    for (size_t n = stored_parts(parts, m, t, c), p = 0; p < n; p++) bytes += parts[p].n * dtype_size(parts[p].dtype);
+    return bytes;
+}
+
 // Gives each tensor its file: model.safetensors, or shards of at most max_shard bytes.
-static void choose_files(Model *m, double max_shard) {
+static void choose_files(Model *m, double max_shard, Coding coding) {
     size_t *shard = alloc(m->n_tensors, sizeof *shard), n_shards = 1, bytes = 0;
     for (size_t i = 0; i < m->n_tensors; shard[i++] = n_shards) {
-        size_t more = times(m->tensors[i]->n, dtype_size(m->tensors[i]->file_dtype));
+        size_t more = bytes_to_write(m, m->tensors[i], coding);
         if (bytes && (double)(bytes + more) > max_shard) n_shards++, bytes = 0;
         bytes += more;
     }
@@ -5283,10 +5293,9 @@ static void write_weights(const char *folder, const Model *m, TensorSource sourc
         size_t k = 0;
         while (strcmp(m->tensors[k]->file, t->file)) k++;
         if (k == i) write_shard(folder, m, t->file, source, context, coding);
-        for (size_t n = stored_parts(parts, m, t, coding), p = 0; p < n; p++) {
+        total += bytes_to_write(m, t, coding);
+        for (size_t n = stored_parts(parts, m, t, coding), p = 0; p < n; p++)
             text_print(&map, "%s\n\"%s\": \"%s\"", map.n ? "," : "", parts[p].name, t->file);
-            total += parts[p].n * dtype_size(parts[p].dtype);
-        }
     }
     text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {%s}}\n", total, map.s);
     if (strcmp(m->tensors[0]->file, "model.safetensors"))
@@ -5636,18 +5645,18 @@ static void check_fingerprint(const Opened *m, const ChatFormat *f, const Option
 
 // ---- 11.4 Merging ------------------------------------------------------------------------------------------------
 
-// The numbers of a base tensor with what was tuned: its own when it trained, W + s B A beside LoRA.
+// The numbers of a base tensor with what was tuned, if anything was: its own when it trained, W + s B A beside LoRA.
 static void merged_tensor(real *out, const Tensor *t, const void *context) {
     const Opened *o = context;
     widen_weight(out, weight_of(t), t->n);
-    for (size_t l = 0; o->method->merge && l < o->model->config.n_layers; l++)
+    for (size_t l = 0; o->method && o->method->merge && l < o->model->config.n_layers; l++)
         for (const Linear *w = o->model->layers[l].maps, *end = w + o->model->layers[l].n_maps; w < end; w++)
             if (w->weight == t) o->method->merge(out, w);
 }
 
 // Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, and
 // another order of sums adds some 2^-24. Measured on eight layers of random weights: logits change by 0.7 to 2 u of the
-// largest (fp32: 15 u). A wrong merge is off by far more than 16 u; so may rounding be where a run diverged.
+// largest (fp32: 15 u). A wrong merge is off by far more than 16 u; so can a right one be whose run diverged.
 static double merge_bound(const Model *m) {
     static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
     double largest = 0x1p-24 * 4;
@@ -5681,19 +5690,17 @@ static void verify_merge(const Opened *o, const Opened *merged, bool force) {
     if (d.bad) fail("%s: gives %zu logits that are not finite; nothing is written", o->adapter, d.bad);
     if (!(d.most <= bound * d.largest) && !force)
         fail("%s: the merged model gives other logits: they change by up to %.3g, and rounding may by %.3g; nothing is "
-             "written (--force: it is)", o->adapter, d.most, bound * d.largest);
+             "written (--force writes it all the same)", o->adapter, d.most, bound * d.largest);
     fprintf(stderr, "read back: logits change by up to %.3g (%.2g of the largest; bound %.2g), the loss from %.6f to "
             "%.6f\n", d.most, d.most / d.largest, bound, d.loss[0], d.loss[1]);
 }
 
-// config.json of a model whose weights are stored another way: without what it says of quantisation, and of the type
-// where one is given; `more`: what it says instead.
-static void write_config(const char *folder, const Config *c, bool typed, const char *more) {
+// config.json of a model whose weights are stored another way: `more` instead of what it says of type and quantisation.
+static void write_config(const char *folder, const Config *c, const char *more) {
     Text text = {0};
     JsonReader r = json_open(c->file, c->source, strlen(c->source));
     for (const Json *j = json_only(&r)->first; j; j = j->next) {
-        if (list_has("quantization_config,quantization_bit", j->key)) continue;
-        if (typed && list_has("torch_dtype,dtype", j->key)) continue;
+        if (list_has("quantization_config,quantization_bit,torch_dtype,dtype", j->key)) continue;
         text_print(&text, "%s\n  ", text.n ? "," : "{");
         text_json(&text, j->key, strlen(j->key));
         text_print(&text, ": ");
@@ -5714,19 +5721,20 @@ static void copy_beside(const Model *m, const char *from, const char *to) {
     for (size_t i = 0; i < COUNT(others); i++) copy_if_there(from, to, others[i]);
     const char *none;
     Tokenizer *t = model_tokenizer(&m->config, from, &none);
-    if (t && strncmp(t->file, from, strlen(from)))      // the one beside the program
+    const char *inside = strf("%s/", from);
+    if (t && strncmp(t->file, inside, strlen(inside)))      // the one beside the program
         write_file(strf("%s/tokenizer.bin", to), t->image, t->image_bytes);
 }
 
-static const char *no_source_of(const Model *coded, const Model *m);     // 11.5
+static const char *first_other_code(const Model *coded, const Model *m);     // 11.5
 
 static bool is_quantised(const Model *m) {
     for (size_t i = 0; i < m->n_tensors; i++) if (m->tensors[i]->scales) return true;
     return false;
 }
 
-// An adapter that was trained on codes may go onto the model that they were made from, as is common: onto m, by --base,
-// if that gives the same codes, or by --force. Then opens what it was trained on; false: it was trained on m.
+// Was the adapter trained on a quantised base, and is m, named by --base, the model that it was made from? That is
+// known if m, quantised, gives its codes; --force goes on without. Then opens that base too and returns true.
 static bool open_coded_base(Opened *coded, const Opened *m, const Options *o) {
     JsonReader r = json_open_file(strf("%s/adapter_config.json", m->adapter));
     Options own = *o;
@@ -5736,11 +5744,11 @@ static bool open_coded_base(Opened *coded, const Opened *m, const Options *o) {
     *coded = open_model(m->adapter, &own);
     if (!is_quantised(coded->model)) return false;
     check_fingerprint(coded, NULL, o);
-    const char *other = no_source_of(coded->model, m->model);
+    const char *other = first_other_code(coded->model, m->model);
     if (other && !o->force)
-        fail("%s: is not what %s was made from: '%s', quantised again, has other codes; name the right one, leave out "
-             "--base, or --force", m->folder, coded->folder, other);
-    if (other) fprintf(stderr, "warning: %s: '%s', quantised again, has other codes\n", m->folder, other);
+        fail("%s: is not known to be what %s was made from: '%s', quantised by glmtune, does not give its codes; name "
+             "the right one, leave out --base, or --force", m->folder, coded->folder, other);
+    if (other) fprintf(stderr, "warning: %s: '%s' does not give the codes of %s\n", m->folder, other, coded->folder);
     return true;
 }
 
@@ -5751,7 +5759,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Opened m = open_model(adapter, o), coded;
     const char *why = m.method->no_merge;
-    if (why) fail("%s: cannot be merged: %s; name this folder where a model is asked for", adapter, why);
+    if (why) fail("%s: cannot be merged: %s; it works as it is: name it wherever a model is asked for", adapter, why);
     set_precision(false);       // a merged number is rounded once, as it is written
     bool moves = open_coded_base(&coded, &m, o);
     if (!moves) check_fingerprint(&m, NULL, o);
@@ -5760,9 +5768,10 @@ static void merge(const char *adapter, const char *out, Options *o) {
     bool torch = ends_in(m.model->tensors[0]->file, ".bin");
     for (size_t i = 0; i < m.model->n_tensors; i++)
         if (m.model->tensors[i]->scales) m.model->tensors[i]->file_dtype = BF16;
-    if (GIVEN(o, max_shard_size) || torch) choose_files(m.model, o->max_shard_size * 1e9);
+    if (GIVEN(o, max_shard_size) || torch || is_quantised(m.model))
+        choose_files(m.model, o->max_shard_size * 1e9, (Coding){0});
     write_weights(temporary, m.model, merged_tensor, &m, (Coding){0});
-    if (is_quantised(m.model)) write_config(temporary, &m.model->config, false, "");
+    if (is_quantised(m.model)) write_config(temporary, &m.model->config, ",\n  \"dtype\": \"bfloat16\"");
     else copy_if_there(m.folder, temporary, "config.json");
     copy_beside(m.model, m.folder, temporary);
     Opened merged = { .model = load_model(temporary) };
@@ -5794,13 +5803,15 @@ static bool is_coded(const Model *m, const Tensor *t, Coding c) {
     return c.bits && t->n_dims == 2 && t->depth > 0 && t->depth < depth_of(m->config.n_layers, 0);
 }
 
-// A tensor of bytes of a type, NULL: of floats, beside t; rows 0: one number, columns 0: a vector.
+// A tensor that stands beside t, of bytes that the file calls `type`, NULL: of floats. Its shape is [rows,columns],
+// [rows] or []: 0 leaves a dimension out.
 static StoredTensor code_part(const Tensor *t, const char *end, const char *type, size_t rows, size_t columns) {
     return (StoredTensor){ .name = (char *)name_beside(t, end), .dtype = type ? OTHER_DTYPE : F32,
                            .dtype_name = type, .shape = { rows, columns }, .n_dims = !!rows + (size_t)!!columns,
                            .n = max_size(rows, 1) * max_size(columns, 1) };
 }
 
+// What stands in the file for t, in the order in which write_4bit and write_8bit write it.
 static size_t code_parts(StoredTensor *parts, const Tensor *t, Coding c) {
     size_t blocks = (t->n + BLOCK - 1) / BLOCK, n = 0;
     if (c.bits == 8) {
@@ -5818,29 +5829,25 @@ static size_t code_parts(StoredTensor *parts, const Tensor *t, Coding c) {
     return n;
 }
 
-static int by_float(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-// map [256]: bitsandbytes' dynamic 8-bit numbers, sorted. For each power of ten below 1 the middles of twice as many
-// intervals of [0.1, 1], both signs; and 0 and 1.
+// map [256]: bitsandbytes' dynamic 8-bit numbers, in ascending order. For each power of ten from 1e-6 to 1 the middles
+// of 1, 2, 4, ... 64 intervals of [0.1, 1], times it, with both signs; and 0 and 1.
 static void dynamic_map(float *map) {
     static const float powers[] = { 1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1 };
     size_t n = 0;
     for (size_t p = 0; p < COUNT(powers); p++) {
         size_t items = (size_t)1 << p;
-        float step = (1.0f - 0.1f) / (float)items, ends[129];
+        float step = (1.0f - 0.1f) / (float)items, ends[65];
         for (size_t i = 0; i <= items; i++)         // from both ends, as torch.linspace does
             ends[i] = i < (items + 1) / 2 ? (float)((double)0.1f + (double)step * (double)i)
                                           : (float)(1 - (double)step * (double)(items - i));
         for (size_t i = 0; i < items; i++) {
-            map[n++] = powers[p] * ((ends[i] + ends[i+1]) / 2);
-            map[n] = -map[n-1], n++;
+            float value = powers[p] * ((ends[i] + ends[i+1]) / 2);
+            n++;
+            map[127 + n] = value;
+            map[127 - n] = -value;
         }
     }
-    map[n++] = 0, map[n++] = 1;
-    qsort(map, n, sizeof *map, by_float);
+    map[127] = 0, map[255] = 1;
 }
 
 static float largest_magnitude(const float *x, size_t n) {
@@ -5860,21 +5867,22 @@ static uint8_t nearest_code(const float *values, size_t n, float x) {
     return (uint8_t)low;
 }
 
-// codes [n], a byte each, and scales [n/per] of x [n]
+// codes [n], a byte each, and a scale for each `per` of x [n]. As bitsandbytes does, whole blocks are multiplied by one
+// over the scale, and a last, shorter one is divided by it.
 static void code_blocks(uint8_t *codes, float *scales, const float *x, size_t n, size_t per, const float *values,
                         size_t n_values) {
     #pragma omp parallel for
     for (size_t b = 0; b < (n + per - 1) / per; b++) {
         size_t first = b * per, size = min_size(per, n - first);
-        float scale = scales[b] = largest_magnitude(x + first, size), least = fmaxf(scale, 1e-38f);
+        float divisor = fmaxf(scales[b] = largest_magnitude(x + first, size), 1e-38f);
         for (size_t i = first; i < first + size; i++) {
-            float part = size == per ? x[i] * (1 / least) : x[i] / least;
+            float part = size == per ? x[i] * (1 / divisor) : x[i] / divisor;
             codes[i] = nearest_code(values, n_values, fminf(fmaxf(part, -1), 1));
         }
     }
 }
 
-// codes [(n+1)/2], two in a byte, and scales [n/per] of x [n]
+// codes [(n+1)/2], two in a byte, and a scale for each `per` of x [n]
 static void code_4bit(uint8_t *codes, float *scales, const float *x, size_t n, size_t per) {
     uint8_t *bytes = alloc(n + 1, 1);
     code_blocks(bytes, scales, x, n, per, code_values[NF4 - Q4], 16);
@@ -5932,7 +5940,8 @@ static void write_8bit(TensorWriter *w, const Tensor *t, const float *x) {
     free(codes), free(scb);
 }
 
-// The numbers of a matrix, in model memory, as they are quantised: floats on the host, for 8 bits rounded to fp16.
+// The numbers of a matrix, in model memory, as they are quantised: floats on the host. For 8 bits they are rounded to
+// fp16, `numbers` too.
 static float *floats_to_code(const Tensor *t, real *numbers, int bits) {
     float *floats = device_take(t->n, sizeof *floats, t->name), *x = alloc(t->n, sizeof *x);
     if (bits == 8) narrow(floats, F16, numbers, t->n), widen(numbers, floats, F16, t->n);
@@ -5944,37 +5953,32 @@ static float *floats_to_code(const Tensor *t, real *numbers, int bits) {
 
 static void write_codes(TensorWriter *w, const Tensor *t, real *numbers, Coding c) {
     float *x = floats_to_code(t, numbers, c.bits);
-    size_t good = first_not_finite(numbers, t->n);
-    if (good < t->n)
+    size_t bad = first_not_finite(numbers, t->n);
+    if (bad < t->n)
         fail("%s: '%s' has a number that is not finite%s, at %zu; nothing is written", w->path, t->name,
-             c.bits == 8 ? " in fp16" : "", good);
+             c.bits == 8 ? " in fp16" : "", bad);
     if (c.bits == 8) write_8bit(w, t, x);
     else write_4bit(w, t, x, c.twice);
     free(x);
 }
 
-static void base_tensor(real *out, const Tensor *t, const void *context) {
-    (void)context;
-    widen_weight(out, weight_of(t), t->n);
-}
-
-// Whether a matrix, quantised, gives these codes: nf4 or bitsandbytes' 8 bits, the kinds that are written here.
+// Whether a matrix, quantised as it is written here, gives these codes: nf4 or bitsandbytes' 8 bits; else it does not.
 static bool gives_codes(const Tensor *t, const Tensor *coded) {
     bool is_nf4 = coded->dtype == NF4;
     real *numbers = device_take(t->n, sizeof *numbers, t->name);
     widen_weight(numbers, weight_of(t), t->n);
     float *x = floats_to_code(t, numbers, is_nf4 ? 4 : 8), *scales = alloc(t->n, sizeof *scales);
     uint8_t *codes = alloc(t->n, 1);
-    if (is_nf4) code_4bit(codes, scales, x, t->n, coded->scales->per);
-    else code_8bit(codes, scales, x, t->shape[0], t->shape[1]);
-    size_t bytes = dtype_bytes(coded->dtype, t->n);
-    bool same = (is_nf4 || coded->dtype == Q8) && !memcmp(codes, coded->file_data, bytes);
+    bool same = first_not_finite(numbers, t->n) == t->n && (is_nf4 || coded->dtype == Q8);
+    if (same && is_nf4) code_4bit(codes, scales, x, t->n, coded->scales->per);
+    else if (same) code_8bit(codes, scales, x, t->shape[0], t->shape[1]);
+    same = same && !memcmp(codes, coded->file_data, dtype_bytes(coded->dtype, t->n));
     memory_give(numbers), free(x), free(scales), free(codes);
     return same;
 }
 
-// The first tensor of a quantised model that was made from another one than m; NULL: none.
-static const char *no_source_of(const Model *coded, const Model *m) {
+// The first tensor of a quantised model whose codes m does not give again; NULL: it gives all.
+static const char *first_other_code(const Model *coded, const Model *m) {
     for (size_t i = 0; i < coded->n_tensors; i++) {
         const Tensor *t = coded->tensors[i], *from = i < m->n_tensors ? m->tensors[i] : NULL;
         if (!from || strcmp(t->name, from->name) || memcmp(t->shape, from->shape, sizeof t->shape)) return t->name;
@@ -5995,9 +5999,9 @@ static void quantise(const char *folder, const char *out, const Options *o) {
     if (is_quantised(m.model)) fail("%s: is quantised already", folder);
     if (m.model->prefix_in_files) fail("%s: holds a prefix with the model; quantise the model alone", folder);
     const char *temporary = begin_folder(out);
-    choose_files(m.model, o->max_shard_size * 1e9);
-    write_weights(temporary, m.model, base_tensor, NULL, coding);
-    write_config(temporary, &m.model->config, true, strf(
+    choose_files(m.model, o->max_shard_size * 1e9, coding);
+    write_weights(temporary, m.model, merged_tensor, &m, coding);
+    write_config(temporary, &m.model->config, strf(
         ",\n  \"dtype\": \"float32\",\n  \"quantization_config\": {\"quant_method\": \"bitsandbytes\", "
         "\"load_in_4bit\": %s, \"load_in_8bit\": %s, \"bnb_4bit_quant_type\": \"nf4\", "
         "\"bnb_4bit_use_double_quant\": %s, \"bnb_4bit_compute_dtype\": \"float32\", "
@@ -6005,6 +6009,7 @@ static void quantise(const char *folder, const char *out, const Options *o) {
         words[coding.bits == 4], words[coding.bits == 8], words[coding.twice]));
     copy_beside(m.model, folder, temporary);
     Difference d = compare_logits(&m, &(Opened){ .model = load_model(temporary) });
+    if (d.bad) fail("%s: gives %zu logits that are not finite, or its codes do; nothing is written", folder, d.bad);
     finish_output(temporary);
     printf("%s: %d bits; read back: logits of random tokens move by %.2g of their size, the loss from %.4f to %.4f\n",
            out, coding.bits, d.moved, d.loss[0], d.loss[1]);
@@ -6025,7 +6030,7 @@ static void quantise(const char *folder, const char *out, const Options *o) {
 // GCC's and Clang's vector types, as wide as the machine that is compiled for. For __builtin_shufflevector: LOW_LANES
 // takes the lanes of two vectors' lower halves in turn, HIGH_LANES those of the upper.
 #if defined __AVX512F__
-#include <immintrin.h>      // for three places: dot_pairs, AMX's tiles and values_of
+#include <immintrin.h>      // for three places: dot_pairs, AMX's tiles, and codes (lanes_of_bytes and values_of)
 #define VECTOR_BYTES 64
 #define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -6044,6 +6049,7 @@ typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), m
 typedef uint16_t half_vec __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef uint8_t byte_vec __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
 typedef int32_t int_vec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t bit_pair __attribute__((may_alias));
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }
@@ -6166,7 +6172,8 @@ static void round_run(real *out, const real *in, size_t n) {
     }
     for (; i < n; i++) {
         uint32_t bits = round_lanes((vec){ in[i] })[0];
-        if (packing.pair == 2) ((uint16_t *)out)[i] = (uint16_t)(bits >> 16);
+        uint16_t half = (uint16_t)(bits >> 16);
+        if (packing.pair == 2) memcpy((uint16_t *)out + i, &half, sizeof half);
         else memcpy(out + i, &bits, sizeof bits);
     }
 }
@@ -6280,7 +6287,7 @@ static void widen_block(real *out, const void *data, Dtype dtype, float scale, s
     vec high, low;
     for (; dtype == Q8 && k + LANES <= n; k += LANES) {
         bit_vec bytes = lanes_of_bytes((const uint8_t *)data + i + k);
-        *(vec *)(out + k) = __builtin_convertvector((int_vec)(bytes << 24) >> 24, vec) * scale;
+        *(vec *)(out + k) = __builtin_convertvector((int_vec)(bytes << 24) >> 24, vec) * scale;     // signed
     }
     if (dtype != Q8 && i % 2 && n) out[k++] = code_at(data, dtype, i) * scale;
     for (; dtype != Q8 && k + 2*LANES <= n; k += 2*LANES) {
@@ -6341,10 +6348,10 @@ static void add_edge(real *c, const real *from, size_t c_stride, const real *sum
 static void tile(real *c, const real *from, size_t c_stride, const real *a, const real *b, real scale, size_t m,
                  size_t n, size_t depth) {
     vec sum[TILE_M][2] = {{{0}}};
-    size_t k = 0;
+    const bit_pair *pairs = (const void *)a;
     for (size_t i = 0; from && i < m; i++)      // C is long out of the caches; by the end of the sums it is back
         __builtin_prefetch(from + i*c_stride), __builtin_prefetch(from + i*c_stride + LANES);
-    for (; k < depth && packing.pair == 1; k++, a++, b += TILE_N) {
+    for (size_t k = 0; k < depth && packing.pair == 1; k++, a++, b += TILE_N) {
         vec b0 = *(const vec *)b, b1 = *(const vec *)(b + LANES);
         #pragma GCC unroll 6
         for (int i = 0; i < TILE_M; i++) {
@@ -6352,8 +6359,7 @@ static void tile(real *c, const real *from, size_t c_stride, const real *a, cons
             sum[i][1] += a[i*BLOCK_K] * b1;
         }
     }
-    const uint32_t *pairs = (const void *)a;
-    for (; k < depth; k++, pairs++, b += TILE_N) {
+    for (size_t k = 0; k < depth && packing.pair == 2; k++, pairs++, b += TILE_N) {
         bit_vec b0 = *(const bit_vec *)b, b1 = *(const bit_vec *)(b + LANES);
         #pragma GCC unroll 6
         for (int i = 0; i < TILE_M; i++) {
@@ -8067,14 +8073,12 @@ static const float *floats_of(const Tensor *t, const StoredTensor *weight, const
     need_scales(s->dtype <= BF16 && s->n == n, t, weight,
                 strf("'%s' is %s of %s, not %zu floats", what, shape_text(s->shape, s->n_dims), s->dtype_name, n));
     if (lies_right) return memory_mapped(s->data, s->bytes);
-    void *copy = device_take(s->bytes, 1, s->name);
     real *numbers = device_take(n, sizeof *numbers, s->name);
     float *floats = device_take(n, sizeof *floats, s->name);
-    memory_copy_in(copy, s->data, s->bytes);
-    widen(numbers, copy, s->dtype, n);
+    widen_stored(numbers, s);
     scale_by(numbers, factor, n);
     narrow(floats, F32, numbers, n);
-    memory_give(copy), memory_give(numbers);
+    memory_give(numbers);
     return floats;
 }
 
@@ -8138,8 +8142,8 @@ static const StoredTensor *read_scales(Scales *scales, Dtype *dtype, const Tenso
     return scb ? scb : scale;
 }
 
-// Binds a matrix of codes, s; false: it is none.
-static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *s) {
+// Binds a matrix of codes, s; false: it is none. bits: "quantization_bit" of config.json, 0 without one.
+static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *s, size_t bits) {
     Scales *scales = alloc(1, sizeof *scales);
     Dtype dtype;
     const StoredTensor *from = t->n_dims == 2 ? read_scales(scales, &dtype, t, set, s) : NULL;
@@ -8149,6 +8153,8 @@ static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *
     need_scales(s->bytes == dtype_bytes(dtype, t->n) && (by_rows || dtype >= NF4), t, s,
                 strf("it is %s of %s, not %s of %d-bit codes%s", shape_text(s->shape, s->n_dims), s->dtype_name,
                      shape_text(t->shape, 2), dtype == Q8 ? 8 : 4, dtype >= NF4 ? "" : " in I8"));
+    need_scales(!bits || (dtype == Q8) == (bits == 8), t, s,
+                strf("its codes are not of %zu bits, as \"quantization_bit\" says", bits));
     need_scales(t->depth > 0, t, s, "embeddings of codes are not read");
     t->scales = scales;
     t->file_scales = from->data, t->scale_bytes = from->bytes;
@@ -8161,8 +8167,9 @@ static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *
 static bool is_beside(const Model *m, const char *tensor_name) {
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
-        size_t path = strlen(t->name) - (t->scales ? strlen("weight") : 0);
-        if (!t->scales || strncmp(tensor_name, t->name, path)) continue;
+        if (!t->scales) continue;
+        size_t path = strlen(t->name) - strlen("weight");
+        if (strncmp(tensor_name, t->name, path)) continue;
         const char *end = tensor_name + path;
         if (!strcmp(end, "SCB") || !strncmp(end, "weight", strlen("weight"))) return true;
     }
@@ -8201,13 +8208,14 @@ static bool may_be_ignored(const Model *m, const char *tensor_name) {
 
 static void bind_files(Model *m, const char *folder) {
     TensorSet set = read_model_tensors(folder);
+    size_t bits = m->config.quantization_bit;
     for (size_t i = 0; i < m->n_tensors; i++) {
         Tensor *t = m->tensors[i];
         const StoredTensor *s = find_tensor(&set, t->name);
         if (!s) fail("%s: '%s' is in none of its files; a file is missing or of another model", folder, t->name);
         t->file_data = s->data;
         t->file = strrchr(s->file, '/') + 1;
-        if (bind_quantised(t, &set, s)) continue;
+        if (bind_quantised(t, &set, s, bits)) continue;
         if (s->dtype > BF16)
             fail("%s: '%s' is %s without scales, so quantised in a way that is not read; download the release in fp16 "
                  "or bf16", s->file, t->name, s->dtype_name);
@@ -8216,15 +8224,7 @@ static void bind_files(Model *m, const char *folder) {
                  t->name, shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
         bind_tensor(t, memory_mapped(s->data, s->bytes), s->dtype);
     }
-    size_t bits = m->config.quantization_bit, n_coded = 0;
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        const Tensor *t = m->tensors[i];
-        n_coded += t->scales != NULL;
-        if (bits && t->scales && (t->dtype == Q8) != (bits == 8))
-            fail("%s: \"quantization_bit\" is %zu, but '%s' has codes of %d bits: they are from different models, "
-                 "download both again", m->config.file, bits, t->name, t->dtype == Q8 ? 8 : 4);
-    }
-    if (bits && !n_coded)
+    if (bits && !is_quantised(m))
         fail("%s: \"quantization_bit\": %zu, but the weights are not: it means when they are loaded. Take it out, or: "
              "glmtune quantize %s OUT --bits %zu, once it is", m->config.file, bits, folder, bits);
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
@@ -8742,12 +8742,8 @@ static size_t run_bytes(Model *m, const Method *method, RunKind kind, size_t T) 
     return bytes_of(&r);
 }
 
-// Of a tensor in its file, with its scales.
-static size_t stored_bytes(const Tensor *t) {
-    const Scales *s = t->scales;
-    size_t scales = s ? (t->n + s->per - 1) / s->per * (s->each ? sizeof *s->each : sizeof *s->code) : 0;
-    return dtype_bytes(t->file_dtype, t->n) + scales;
-}
+// Bytes of a tensor in its file, with its scales.
+static size_t stored_bytes(const Tensor *t) { return dtype_bytes(t->file_dtype, t->n) + t->scale_bytes; }
 
 static void print_plan(FILE *out, Model *m, const Method *method, RunKind kind, size_t T) {
     Run r = describe_run(m, method, kind, T, T);
@@ -8851,7 +8847,8 @@ static char *time_plan(Trainer *t) {
 // Free bytes of the disk that a folder lies on; SIZE_MAX: unknown.
 static size_t disk_left(const char *folder) {
     struct statvfs disk;
-    return statvfs(folder, &disk) ? SIZE_MAX : times(disk.f_bavail, disk.f_frsize);
+    size_t bytes;
+    return statvfs(folder, &disk) || __builtin_mul_overflow(disk.f_bavail, disk.f_frsize, &bytes) ? SIZE_MAX : bytes;
 }
 
 // What checkpoints take, in words; an error where the disk cannot hold `most` side by side (one is being written).
@@ -8892,11 +8889,12 @@ static double work_of(const Model *m, bool back) {
 }
 
 // What tuning costs on this machine, from a config alone: measures a small model, and scales its pace by the work and
-// by the numbers that train. Prints nothing where even the small model takes much memory.
+// by the numbers that train. Says nothing of time where even the small model takes much memory.
 static void print_speed_here(Model *whole, const Method *method, const Options *options) {
     enum { T = 256 };
     Options o = *options;
     Model *m = describe_model(shrunk(whole->config));
+    printf("disk: a checkpoint takes %s; a run keeps the newest and the best\n", size_text(checkpoint_bytes(whole)));
     o.trainable_layers = o.trainable_layers > 0;
     method->setup(m, &o);
     m->n_moments = whole->n_moments;
@@ -8916,7 +8914,6 @@ static void print_speed_here(Model *whole, const Method *method, const Options *
                                 (double)count_parameters(m->trained, m->n_trained);
     printf("time on this machine: a step of 1024 tokens %s (%.3g tokens/s), validating as many %s; 400 samples of 256 "
            "tokens, an epoch: %s\n", time_text(step), 1 / both, time_text(1024 * forward), time_text(100 * step));
-    printf("disk: a checkpoint takes %s; a run keeps the newest and the best\n", size_text(checkpoint_bytes(whole)));
     free_batch(&b), give_run(&r);
 }
 
@@ -9428,18 +9425,13 @@ static void initial_tensor(real *out, const Tensor *t, const void *options) {
 static int init_command(const Call *c) {
     const char *out = c->words[1];
     Model *m = describe_model(read_config(c->words[0]));
-    Text text = {0};
     if (exists(out)) fail("%s: exists already; name a new folder", out);
     Dtype dtype = set_dtype(m, c->o);
-    text_add(&text, m->config.source, (size_t)(strrchr(m->config.source, '}') - m->config.source));
-    while (text.n && isspace((unsigned char)text.s[text.n - 1])) text.n--;
-    if (c->o->layout) text_print(&text, ",\n  \"glmtune.layout\": \"%s\"", c->o->layout);
-    if (c->o->dtype) text_print(&text, ",\n  \"torch_dtype\": \"%s\"", dtype_words[dtype][1]);
-    text_print(&text, "\n}\n");
+    const char *layout = c->o->layout ? strf(",\n  \"glmtune.layout\": \"%s\"", c->o->layout) : "";
     const char *temporary = begin_folder(out);
-    choose_files(m, c->o->max_shard_size * 1e9);
+    choose_files(m, c->o->max_shard_size * 1e9, (Coding){0});
     write_weights(temporary, m, initial_tensor, c->o, (Coding){0});
-    write_file(strf("%s/config.json", temporary), text.s, text.n);
+    write_config(temporary, &m->config, strf(",\n  \"torch_dtype\": \"%s\"%s", dtype_words[dtype][1], layout));
     finish_output(temporary);
     printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
     return 0;
@@ -9883,6 +9875,8 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
         return strf("is true or false, not '%s'", value);
     if (choices && (strchr(value, ',') || !list_has(choices, value)))
         return strf("is one of %s, not '%s'", choices, value);
+    if (x->type == LIST && !*list_text(value)) return "wants names with commas between";
+    if (x->type >= STRING && x->commands & TRAIN && strchr(value, '\n')) return "must be one line";
     o->given[x->offset] = true;
     if (x->type == FLAG) return *(bool *)field = value[0] == 't', NULL;
     if (x->type >= STRING) return *(const char **)field = x->type == LIST ? list_text(value) : value, NULL;

@@ -44,8 +44,8 @@ done
 check 'the type is that of the model' [ "$(header_of coded/onto8false/model.safetensors | grep -c 'q_proj.weight":{"dtype":"BF16"')" = 1 ]
 check 'and nothing is quantised there' cmp coded/onto8false/config.json coded/plain/config.json
 works 'parameters' init coded/config.json coded/stranger --layout glm4-chat --seed 7
-refuse "coded/stranger: is not what|coded/4true|'model.layers.0.self_attn.q_proj.weight'" merge coded/tuned-4true/checkpoint-4 out --base coded/stranger
-works 'warning|has other codes|move by' merge coded/tuned-4true/checkpoint-4 coded/forced --base coded/stranger --force
+refuse "coded/stranger: is not known to be what|coded/4true|'model.layers.0.self_attn.q_proj.weight'" merge coded/tuned-4true/checkpoint-4 out --base coded/stranger
+works 'warning|does not give the codes of|move by' merge coded/tuned-4true/checkpoint-4 coded/forced --base coded/stranger --force
 works 'loss' eval data.jsonl coded/onto4true
 works '0 tensors hold numbers that are not finite' info coded/4true --check
 works '4-bit codes (nf4) in 12 of them|mapped' info coded/4false
@@ -234,6 +234,6 @@ for bits in 8 4; do
     broken "$tests/golden/quant_release$bits/base"; sed -i 's/\("quantization_bit": \)[48]/\13/' bad/config.json
     refuse_bad 'bad/config.json: "quantization_bit" is 3, ChatGLM has 4 and 8'
     sed -i "s/\(\"quantization_bit\": \)3/\1$((12 - bits))/" bad/config.json
-    refuse_bad "config.json: \"quantization_bit\" is $((12 - bits)), but '$p' has codes of $bits bits|download both"
+    refuse_bad "'$p' is quantised, but its codes are not of $((12 - bits)) bits, as|quantization_bit"
 done
 rm -rf coded bad

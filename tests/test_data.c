@@ -213,7 +213,7 @@ static void check_written(const char *folder, Model *m, Model *loaded, Dtype dty
     o.std = 0.02;
     make_folders(folder);
     for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
-    choose_files(m, max_shard);
+    choose_files(m, max_shard, (Coding){0});
     write_weights(folder, m, initial_tensor, &o, (Coding){0});
     bind_files(loaded, folder);
     check_true(label("%s: shards where they are wanted", folder),
