@@ -6274,26 +6274,29 @@ static inline vec values_of(bit_vec codes, const float *values) {
 }
 #endif
 
-// 2 LANES codes of 4 bits, times their scale: those of high halves, and of low ones.
-static inline void widen_codes(vec *high, vec *low, const void *codes, const float *values, float scale) {
+// 2 LANES codes, times their scale: of 8 bits the first LANES and the next, of 4 those of high halves and of low ones.
+static inline void widen_codes(vec *first, vec *second, const uint8_t *codes, Dtype dtype, float scale) {
     bit_vec bytes = lanes_of_bytes(codes);
-    *high = values_of(bytes >> 4, values) * scale;
-    *low = values_of(bytes & 15, values) * scale;
+    if (dtype == Q8) {              // shifted up and down, for the sign
+        *first = __builtin_convertvector((int_vec)(bytes << 24) >> 24, vec) * scale;
+        *second = __builtin_convertvector((int_vec)(lanes_of_bytes(codes + LANES) << 24) >> 24, vec) * scale;
+        return;
+    }
+    *first = values_of(bytes >> 4, code_values[dtype - Q4]) * scale;
+    *second = values_of(bytes & 15, code_values[dtype - Q4]) * scale;
 }
 
 // out: n codes from index i on, which have one scale
 static void widen_block(real *out, const void *data, Dtype dtype, float scale, size_t i, size_t n) {
     size_t k = 0;
-    vec high, low;
-    for (; dtype == Q8 && k + LANES <= n; k += LANES) {
-        bit_vec bytes = lanes_of_bytes((const uint8_t *)data + i + k);
-        *(vec *)(out + k) = __builtin_convertvector((int_vec)(bytes << 24) >> 24, vec) * scale;     // signed
-    }
+    vec first, second;
     if (dtype != Q8 && i % 2 && n) out[k++] = code_at(data, dtype, i) * scale;
-    for (; dtype != Q8 && k + 2*LANES <= n; k += 2*LANES) {
-        widen_codes(&high, &low, (const uint8_t *)data + (i + k) / 2, code_values[dtype - Q4], scale);
-        *(vec *)(out + k) = __builtin_shufflevector(high, low, LOW_LANES);
-        *(vec *)(out + k + LANES) = __builtin_shufflevector(high, low, HIGH_LANES);
+    for (; k + 2*LANES <= n; k += 2*LANES) {
+        widen_codes(&first, &second, (const uint8_t *)data + dtype_bytes(dtype, i + k), dtype, scale);
+        vec low = __builtin_shufflevector(first, second, LOW_LANES);
+        vec high = __builtin_shufflevector(first, second, HIGH_LANES);
+        *(vec *)(out + k) = dtype == Q8 ? first : low;
+        *(vec *)(out + k + LANES) = dtype == Q8 ? second : high;
     }
     for (; k < n; k++) out[k] = code_at(data, dtype, i + k) * scale;
 }
@@ -6529,19 +6532,20 @@ static void small_product(real *c, const real *from, size_t c_stride, View a, Vi
     }
 }
 
-// The same for codes of 4 bits, of which a scale is for whole 2 LANES.
-static real dot_codes(View w, size_t i, const real *x, const real *x_pairs, size_t n) {
+// Codes of w, n of them from index i on, times x [n]. x_laid: x in the order of widen_codes, where scales change only
+// between whole 2 LANES; else NULL.
+static real dot_codes(View w, size_t i, const real *x, const real *x_laid, size_t n) {
     real run[512], sum;
     size_t per = w.scales->per, block = i / per, k = 0;
-    vec sums[2] = {{0}}, high, low;
-    for (size_t end = min_size(n, (block + 1) * per - i); x_pairs && k < n; end = min_size(n, end + per)) {
+    vec sums[2] = {{0}}, first, second;
+    for (size_t end = min_size(n, (block + 1) * per - i); x_laid && k < n; end = min_size(n, end + per)) {
         float scale = scale_of(w.scales, block++);
         for (; k < end; k += 2*LANES) {
-            const uint8_t *codes = (const uint8_t *)w.data + (i + k) / 2;
+            const uint8_t *codes = (const uint8_t *)w.data + dtype_bytes(w.dtype, i + k);
             __builtin_prefetch(codes + 2048);
-            widen_codes(&high, &low, codes, code_values[w.dtype - Q4], scale);
-            sums[0] += high * *(const vec *)(x_pairs + k);
-            sums[1] += low * *(const vec *)(x_pairs + k + LANES);
+            widen_codes(&first, &second, codes, w.dtype, scale);
+            sums[0] += first * *(const vec *)(x_laid + k);
+            sums[1] += second * *(const vec *)(x_laid + k + LANES);
         }
     }
     sum = sum_of_lanes(sums[0] + sums[1]);
@@ -6590,10 +6594,10 @@ static void one_row(real *y, const real *from, const real *x, Weight w, real sca
             x_pairs[k + lane] = x[k + 2*lane], x_pairs[k + LANES + lane] = x[k + 2*lane + 1];
     #pragma omp parallel for if (n_out * n_in > WORTH_THREADS)
     for (size_t j = 0; j < n_out; j++) {
-        const real *in_pairs = pairs ? x_pairs : NULL;
+        const real *laid = pairs ? x_pairs : whole && w.dtype == Q8 ? x : NULL;
         const char *w_j = (const char *)w.data + (w.first + j * n_in) * size;
-        real sum = w.scales ? dot_codes(view_of(w, n_in, 1), w.first + j * n_in, x, in_pairs, n_in)
-                            : dot_row(w_j, w.dtype, x, in_pairs, n_in);
+        real sum = w.scales ? dot_codes(view_of(w, n_in, 1), w.first + j * n_in, x, laid, n_in)
+                            : dot_row(w_j, w.dtype, x, laid, n_in);
         y[j] = (from ? from[j] : 0) + scale * sum;
     }
 }
