@@ -367,10 +367,11 @@ struct ProductPlan {
     cublasLtMatmulAlgo_t algorithm;
 };
 
-// The largest power of two, up to 256, on which an address lies.
+// The largest power of two, up to 16, on which an address lies. Nothing loads more than 16 bytes at once; an algorithm
+// chosen for more would give equal products other bits where arrays lie elsewhere.
 static size_t alignment_of(const void *p) {
     uintptr_t at = (uintptr_t)p;
-    return at % 256 ? at & (~at + 1) : 256;
+    return at % 16 ? at & (~at + 1) : 16;
 }
 
 static cublasLtMatrixLayout_t layout_of(cudaDataType_t type, size_t rows, size_t columns, size_t ld) {

@@ -655,7 +655,9 @@ typedef struct CublasLt {} *cublasLtHandle_t;
 typedef struct CublasLtDesc { int transposed[2]; } *cublasLtMatmulDesc_t;
 typedef struct CublasLtLayout { cudaDataType_t type; uint64_t rows, columns; int64_t ld; } *cublasLtMatrixLayout_t;
 typedef struct CublasLtPreference { uint64_t workspace; uint32_t reduction, alignment[4]; } *cublasLtMatmulPreference_t;
-typedef struct { uint32_t alignment[4]; size_t workspace; } cublasLtMatmulAlgo_t;       // what it was chosen for
+// What an algorithm was chosen for. By what it is promised beyond 16 bytes it adds up from the first or from the
+// last term: then equal products have other bits where arrays lie elsewhere.
+typedef struct { uint32_t alignment[4]; size_t workspace; bool backwards; } cublasLtMatmulAlgo_t;
 typedef struct { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state;
 } cublasLtMatmulHeuristicResult_t;
 
@@ -750,6 +752,7 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
     if (wanted < 1 || !emulator::sizes_fit(d, a, b, c)) return CUBLAS_STATUS_INVALID_VALUE;
     results[0] = {};
     memcpy(results[0].algo.alignment, p->alignment, sizeof p->alignment);
+    for (uint32_t a : p->alignment) results[0].algo.backwards ^= a == 32 || a == 128;
     results[0].workspaceSize = results[0].algo.workspace = p->workspace;
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
@@ -778,8 +781,10 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     float scale = *(const float *)alpha, kept = *(const float *)beta;
     for (uint64_t i = 0; i < m; i++) {
         std::fill(sums.begin(), sums.end(), 0.0f);
-        for (uint64_t l = 0; l < k; l++)
+        for (uint64_t term = 0; term < k; term++) {
+            const uint64_t l = algo && algo->backwards ? k - 1 - term : term;
             for (uint64_t j = 0; j < n; j++) sums[j] += left[i * k + l] * right[l * n + j];
+        }
         for (uint64_t j = 0; j < n; j++) {
             const uint64_t at = i + j * (uint64_t)c->ld;
             ((float *)D)[at] = scale * sums[j] + (kept != 0 ? kept * ((const float *)C)[at] : 0);
