@@ -114,6 +114,7 @@ test-cuda-emulated: glmtune glmtune64 glmtune-emulated test-emulated test-emulat
 	@sh tests/run.sh ./test-emulator $(foreach p,fp32 bf16,$(foreach o,forward reverse, \
 	    "env GLM_PRECISION=$(p) CUDA_ORDER=$(o) ./test-emulated $(filter-out $(LONG),$(COMPUTING))")) \
 	    "env CUDA_ORDER=shuffle ./test-emulated kernels $(LONG)" \
+	    "env CUDA_REFUSES=1 ./test-emulated kernels" "env GLM_PRECISION=bf16 CUDA_REFUSES=2 ./test-emulated kernels" \
 	    "bash tests/cuda/compare.sh ./glmtune ./glmtune-emulated"
 
 # Tunes the bundled model on 40 samples about who it is, and shows its answers before and after.

@@ -11,6 +11,7 @@
 //   - Memory holds NaN until it is written; the shared memory of a block does when the block begins.
 //   - CUDA_ORDER=reverse runs blocks, warps and lanes last to first, CUDA_ORDER=shuffle in an order that changes from
 //     launch to launch: what depends on the order is a race, and gives other bits.
+//   - CUDA_REFUSES=N: cuBLASLt has no algorithm for one in N shapes of products.
 //
 // What it cannot see: races between lanes of a warp that run in step, the memory model, how fast anything is, and
 // whatever the real compiler and the real cuBLASLt do.
@@ -751,6 +752,11 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
                                                             cublasLtMatmulHeuristicResult_t *results, int *found) {
     if (wanted < 1 || !emulator::sizes_fit(d, a, b, c)) return CUBLAS_STATUS_INVALID_VALUE;
     results[0] = {};
+    const char *refused = getenv("CUDA_REFUSES");           // 1: every product has no algorithm; 3: every third shape
+    if (refused && (a->rows + a->columns + c->columns) % strtoul(refused, nullptr, 10) == 0) {
+        *found = 0;
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
     memcpy(results[0].algo.alignment, p->alignment, sizeof p->alignment);
     for (uint32_t a : p->alignment) results[0].algo.backwards ^= a == 32 || a == 128;
     results[0].workspaceSize = results[0].algo.workspace = p->workspace;
