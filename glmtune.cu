@@ -269,26 +269,42 @@ static __global__ void convert_kernel(void *out, Dtype to, const void *in, Dtype
     else ((double *)out)[i] = x;
 }
 
-// Four numbers of bf16 that are stored as one.
+// Numbers of two bytes that are loaded and stored as one.
 struct alignas(8) Four { __nv_bfloat16 x, y, z, w; };
+template<class Number> struct alignas(16) Eight { Number at[8]; };
 
 static __device__ Four rounded(float4 x) {
     return { __float2bfloat16_rn(x.x), __float2bfloat16_rn(x.y), __float2bfloat16_rn(x.z), __float2bfloat16_rn(x.w) };
 }
 
-// The same from float to bf16, four numbers each, because all activations that enter products go through here.
-static __global__ void round_kernel(Four *out, const float4 *in, size_t n_fours) {
+static __device__ Eight<__nv_bfloat16> rounded(Eight<__half> x) {
+    Eight<__nv_bfloat16> y;
+    #pragma unroll
+    for (unsigned i = 0; i < 8; i++) y.at[i] = __float2bfloat16_rn(__half2float(x.at[i]));
+    return y;
+}
+
+// The same to bf16 by fours of float or eights of F16, for all activations that enter products go through here, and
+// the weights of old releases. 6 or 4 bytes a number.
+template<class Out, class In> static __global__ void round_kernel(Out *out, const In *in, size_t n) {
     size_t i = element();
-    if (i < n_fours) out[i] = rounded(in[i]);
+    if (i < n) out[i] = rounded(in[i]);
 }
 
 static bool is_aligned(const void *p, size_t bytes) { return (uintptr_t)p % bytes == 0; }
 
+// Whether that could be.
+template<class Out, class In> static bool round_at_once(void *out, const void *in, size_t n) {
+    constexpr size_t each = sizeof(Out) / sizeof(__nv_bfloat16);
+    if (n % each || !is_aligned(out, sizeof(Out)) || !is_aligned(in, sizeof(In))) return false;
+    LAUNCH((round_kernel<Out, In>), blocks_for(n / each, THREADS), THREADS, 0, (Out *)out, (const In *)in, n / each);
+    return true;
+}
+
 static void convert(void *out, Dtype to, const void *in, Dtype from, size_t n) {
-    if (to == BF16 && from == F32 && n % 4 == 0 && is_aligned(in, sizeof(float4)) && is_aligned(out, sizeof(Four)))
-        LAUNCH(round_kernel, blocks_for(n / 4, THREADS), THREADS, 0, (Four *)out, (const float4 *)in, n / 4);
-    else
-        LAUNCH(convert_kernel, blocks_for(n, THREADS), THREADS, 0, out, to, in, from, n);
+    if (to == BF16 && from == F32 && round_at_once<Four, float4>(out, in, n)) return;
+    if (to == BF16 && from == F16 && round_at_once<Eight<__nv_bfloat16>, Eight<__half>>(out, in, n)) return;
+    LAUNCH(convert_kernel, blocks_for(n, THREADS), THREADS, 0, out, to, in, from, n);
 }
 
 void widen(real *out, const void *in, Dtype dtype, size_t n) { convert(out, F32, in, dtype, n); }
