@@ -82,7 +82,7 @@ constexpr unsigned THREADS = 256, WARP = 32, ALL_LANES = 0xFFFFFFFFu, SPAN = 4 *
 constexpr size_t AREA_BYTES = (size_t)128 << 20, LT_BYTES = (size_t)32 << 20;
 
 // CUDA puts a kernel's code on the GPU when it is first called, cuBLASLt's too: memory that is not given away.
-constexpr size_t CODE_BYTES = (size_t)128 << 20;
+constexpr size_t CODE_BYTES = (size_t)512 << 20;
 
 // The GPU, once something is asked of it. Own memory, taken once: two areas into which the operands of a product are
 // rounded or widened, block by block, cuBLASLt's workspace, and PARTS partial sums: 288 MiB, which memory_left no
