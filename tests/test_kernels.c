@@ -651,7 +651,7 @@ static void test_fill_normal(void) {
 // ---- 2.2 Matrix product ------------------------------------------------------------------------------------------
 
 // Tensor cores cut off what they shift out when they add: up to 2^-23 of a sum for each 16 terms, where the CPU rounds
-// to nearest. Should a GPU pass this bar in bf16, 5e-6 may take its place there if the error stays below 1e-5 and grows
+// to nearest. Should a GPU exceed this bar in bf16, 5e-6 may take its place there if the error is below 1e-5 and grows
 // with n_in; any other error is a mistake of the kernel. The same holds for lse in test_attention_forward.
 static const double linear_tolerance = TOLERANCE(3e-6, 6e-15);
 
