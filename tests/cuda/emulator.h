@@ -12,6 +12,8 @@
 //   - CUDA_ORDER=reverse runs blocks, warps and lanes last to first, CUDA_ORDER=shuffle in an order that changes from
 //     launch to launch: what depends on the order is a race, and gives other bits.
 //   - CUDA_REFUSES=N: cuBLASLt has no algorithm for one in N shapes of products.
+//   - CUDA_COUNT=yes prints at the end what was launched how often, and the memory that it read and wrote: pages of
+//     4096 bytes, each once in a launch, as if the cache were perfect. What is read again and again is so not seen.
 //
 // What it cannot see: races between lanes of a warp that run in step, the memory model, how fast anything is, and
 // whatever the real compiler and the real cuBLASLt do.
@@ -30,11 +32,13 @@
 #include <initializer_list>
 #include <map>
 #include <numeric>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 #include <link.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define __global__
@@ -78,7 +82,9 @@ static const char *kernel_name;             // of the kernel that runs; NULL: ho
 
 // ---- Device memory -----------------------------------------------------------------------------------------------
 
-enum { PAGE = 4096, ALIGNED = 256, CHUNK = 1 << 18 };      // a chunk: what is opened at once
+enum { PAGE = 4096, ALIGNED = 256 };
+static const bool counting = getenv("CUDA_COUNT");
+static const size_t CHUNK = counting ? PAGE : 1 << 18;     // what is opened at once
 static const size_t device_bytes = (size_t)16 << 30;
 
 struct Allocation {
@@ -93,6 +99,25 @@ static std::vector<std::pair<char *, size_t>> opened;
 static bool device_open;                                // a kernel, copy or product is at work
 static size_t device_used;
 
+// What a kernel, copy or product of this name did so far.
+struct Count { size_t launches, read, written; };
+static std::map<std::string, Count> counts;
+static Count *count;                                    // of what is at work
+static char *dynamic_shared;                            // of the block that runs
+
+static void print_counts() {
+    Count all = {};
+    auto print = [](const char *name, const Count &c) {
+        fprintf(stderr, "count %8zu launches %12.3f MiB read %12.3f MiB written  %s\n", c.launches,
+                (double)c.read / (1 << 20), (double)c.written / (1 << 20), name);
+    };
+    for (const auto &c : counts) {
+        print(c.first.c_str(), c.second);
+        all.launches += c.second.launches, all.read += c.second.read, all.written += c.second.written;
+    }
+    print("all", all);
+}
+
 static Allocation *allocation_of(const void *p) {
     auto at = allocations.upper_bound((char *)p);
     return at != allocations.end() && (char *)p >= at->second.pages - PAGE ? &at->second : nullptr;
@@ -105,8 +130,9 @@ static bool is_device(const void *p) {
 
 // The first touch of a chunk while the device is at work opens it; any other touch of closed memory is a mistake. At
 // first all bytes are 0xFF, which is NaN in any type.
-static void on_fault(int, siginfo_t *info, void *) {
+static void on_fault(int, siginfo_t *info, void *context) {
     char *at = (char *)info->si_addr;
+    const bool writes = ((const ucontext_t *)context)->uc_mcontext.gregs[REG_ERR] & 2;
     Allocation *a = allocation_of(at);
     if (!a) {
         signal(SIGSEGV, SIG_DFL);           // not ours: comes again, and ends the program
@@ -123,10 +149,14 @@ static void on_fault(int, siginfo_t *info, void *) {
     if (!a->filled[chunk]) memset(start, 0xFF, size);
     a->filled[chunk] = true;
     opened.push_back({ start, size });
+    if (!counting || !count || a->data == dynamic_shared) return;
+    (writes ? count->written : count->read) += size;
+    if (!writes) mprotect(start, size, PROT_READ);      // a write to it is another fault
 }
 
-static void open_device() {
+static void open_device(const char *name) {
     if (device_open) stop("a kernel is launched within another");
+    if (counting) count = &counts[name], count->launches++;
     device_open = true;
     __asm__ volatile("" ::: "memory");      // keeps the compiler from moving an access over this
 }
@@ -136,6 +166,7 @@ static void close_device() {
     for (auto chunk : opened) mprotect(chunk.first, chunk.second, PROT_NONE);
     opened.clear();
     device_open = false;
+    count = nullptr;
 }
 
 static void handle_faults() {
@@ -147,7 +178,8 @@ static void handle_faults() {
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigaction(SIGSEGV, &action, nullptr);
-    opened.reserve(1 << 16);                // nothing is allocated in the handler
+    opened.reserve(counting ? 1 << 22 : 1 << 16);       // nothing is allocated in the handler
+    if (counting) atexit(print_counts);
 }
 
 static char *map_pages(size_t bytes, int protection) {
@@ -198,7 +230,6 @@ static void *scheduler_stack_pointer;
 static unsigned current;
 static void (*body)(const void *);
 static const void *body_context;
-static char *dynamic_shared;
 
 // Saves the registers that a call keeps, leaves the stack pointer in *save and goes on where `restore` was left.
 #ifndef __x86_64__
@@ -379,7 +410,7 @@ static void launch(const char *name, void (*kernel)(P...), size_t grid, size_t b
     body = [](const void *context) { (*(const decltype(call) *)context)(); };
     body_context = &call;
     if (shared_bytes) shared = allocate(shared_bytes, 128), dynamic_shared = shared->data;
-    open_device();
+    open_device(name);
     run_blocks(shared_bytes);
     if (shared_bytes) {
         check_ends(shared);
@@ -621,7 +652,7 @@ static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaM
     if (emulator::is_device(to) != (kind == cudaMemcpyHostToDevice) ||
         emulator::is_device(from) != (kind == cudaMemcpyDeviceToHost))
         emulator::stop("a copy of kind %d from or to the wrong side, %zu bytes", kind, n);
-    emulator::open_device();
+    emulator::open_device("cudaMemcpy");
     memmove(to, from, n);
     emulator::close_device();
     return cudaSuccess;
@@ -629,7 +660,7 @@ static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaM
 
 static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t = nullptr) {
     if (n && !emulator::is_device(p)) emulator::stop("cudaMemset of memory of the host");
-    emulator::open_device();
+    emulator::open_device("cudaMemsetAsync");
     memset(p, value, n);
     emulator::close_device();
     return cudaSuccess;
@@ -779,7 +810,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     }
     if (algo && algo->workspace > workspace_bytes) emulator::stop("the workspace of cublasLtMatmul is too small");
     if (workspace_bytes && !emulator::is_device(workspace)) emulator::stop("the workspace is of the host");
-    emulator::open_device();
+    emulator::open_device("cublasLtMatmul");
     const std::vector<float> left = emulator::operand(A, a, d->transposed[0]);
     const std::vector<float> right = emulator::operand(B, b, d->transposed[1]);
     uint64_t m = c->rows, n = c->columns, k = left.size() / m;

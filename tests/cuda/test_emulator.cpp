@@ -239,9 +239,33 @@ static void test_product(bool ta, bool tb) {
     check("a product of cublasLtMatmul", wrong == 0);
 }
 
-int main() {
+__global__ static void half_kernel(float *x, const float *y) {
+    size_t i = blockIdx.x * 256 + threadIdx.x;
+    x[i] = y[i] + (i < 4096 ? x[i + 4096] : 0);
+}
+
+// Writes 8 pages, of which it reads 4, and reads 8 others; the program itself, called anew, counts.
+static void test_count(const char *program) {
+    char command[300], line[300];
+    bool found = false;
+    snprintf(command, sizeof command, "CUDA_COUNT=yes %s count 2>&1", program);
+    FILE *f = popen(command, "r");
+    while (f && fgets(line, sizeof line, f))
+        found |= !strcmp(line, "count        2 launches        0.094 MiB read        0.062 MiB written  half_kernel\n");
+    check("what is counted", found && pclose(f) == 0);
+}
+
+static void run_counted() {
+    float *x = device<float>(8192), *y = device<float>(8192);
+    cudaMemsetAsync(x, 0, 8192 * sizeof *x), cudaMemsetAsync(y, 0, 8192 * sizeof *y);
+    for (int i = 0; i < 2; i++) LAUNCH(half_kernel, 32, 256, 0, x, y);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) return run_counted(), 0;
     test_sum(), test_tile(), test_halves(), test_orders(), test_memory(), test_barriers();
     for (int i = 0; i < 4; i++) test_product(i & 1, i & 2);
+    test_count(argv[0]);
     printf("%zu passed, %zu failed\n", passed, failed);
     return failed ? 1 : 0;
 }
