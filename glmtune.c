@@ -1456,7 +1456,11 @@ typedef struct {
 // steps and keeps what the backward needs; the backward undoes them, from 9 to 1. Gradients flow only as far down as
 // something trains; head and loss are computed only at positions that have a target; frozen weights get no gradient.
 
+#ifdef GLMTUNE_CUDA
+enum { HEAD_ROWS = 512 };           // for them all a GPU reads the head's weights once
+#else
 enum { HEAD_ROWS = 256 };           // rows x vocabulary is the largest block of logits on the device
+#endif
 enum { NO_TARGET = -100 };          // the label of a token that is no target
 
 typedef struct {                    // on the host; who makes one gives it back

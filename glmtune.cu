@@ -79,13 +79,16 @@ static void check_product(cublasStatus_t status, const char *what) {
 #endif
 
 constexpr unsigned THREADS = 256, WARP = 32, ALL_LANES = 0xFFFFFFFFu, SPAN = 4 * THREADS, PARTS = 1024;
-constexpr size_t AREA_BYTES = (size_t)128 << 20, LT_BYTES = (size_t)32 << 20;
+
+// Each area of the workspace. The gradients of HEAD_ROWS rows of logits fit it in bf16 with GLM-4's vocabulary; else
+// they would be cut, and the head's weights read again.
+constexpr size_t AREA_BYTES = (size_t)160 << 20, LT_BYTES = (size_t)32 << 20;
 
 // CUDA puts a kernel's code on the GPU when it is first called, cuBLASLt's too: memory that is not given away.
 constexpr size_t CODE_BYTES = (size_t)512 << 20;
 
 // The GPU, once something is asked of it. Own memory, taken once: two areas into which the operands of a product are
-// rounded or widened, block by block, cuBLASLt's workspace, and PARTS partial sums: 288 MiB, which memory_left no
+// rounded or widened, block by block, cuBLASLt's workspace, and PARTS partial sums: 352 MiB, which memory_left no
 // longer counts.
 static struct {
     bool ready, bf16;
@@ -99,7 +102,7 @@ static void *take_workspace(size_t bytes) {
     void *p = NULL;
     cudaError_t status = cudaMalloc(&p, bytes);
     if (status == cudaErrorMemoryAllocation)
-        kernel_failed("out of memory: the GPU has no 288 MiB left to work in; end other programs on it, which "
+        kernel_failed("out of memory: the GPU has no 352 MiB left to work in; end other programs on it, which "
                       "nvidia-smi lists, or choose another GPU by CUDA_VISIBLE_DEVICES");
     check(status, "cudaMalloc of the workspace");
     return p;
@@ -576,22 +579,39 @@ static void one_row(real *y, const real *from, const real *x, Weight w, real sca
            eights);
 }
 
-// There Y^T [n_out,T] = W X^T: W [n_out,n_in] is transposed, X^T as it lies.
-void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
-                    size_t n_in) {
+// There Y^T [n_out,T] = W X^T: W [n_out,n_in] is transposed, X^T [n_in,T], which lies ready, is not.
+static void forward_rows(real *y, const real *from, const char *x, Weight w, real scale, size_t T, size_t n_out,
+                         size_t n_in) {
+    size_t j_step = rows_at_once(w.dtype, n_out, n_in);
+    for (size_t j = 0; j < n_out; j += j_step) {
+        size_t n_j = least(j_step, n_out - j);
+        const char *w_j = operand(1, w, j, n_j, n_in);
+        product(y + j, from ? from + j : NULL, n_out, { w_j, n_in, CUBLAS_OP_T }, { x, n_in, CUBLAS_OP_N }, n_j, T,
+                n_in, scale);
+    }
+}
+
+// Rows of x are rounded once for all parts.
+void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
+                          const size_t *n_out, size_t n_parts, size_t n_in) {
     if (!T) return;
-    if (T == 1) return one_row(y, from, x, w, scale, n_out, n_in);
-    size_t t_step = rows_at_once(F32, T, n_in), j_step = rows_at_once(w.dtype, n_out, n_in);
+    size_t t_step = rows_at_once(F32, T, n_in);
     for (size_t t = 0; t < T; t += t_step) {
         size_t n_t = least(t_step, T - t);
-        const char *x_t = operand(0, x, F32, t, n_t, n_in);
-        for (size_t j = 0; j < n_out; j += j_step) {
-            size_t n_j = least(j_step, n_out - j), at = t*n_out + j;
-            const char *w_j = operand(1, w, j, n_j, n_in);
-            product(y + at, from ? from + at : NULL, n_out, { w_j, n_in, CUBLAS_OP_T }, { x_t, n_in, CUBLAS_OP_N }, n_j,
-                    n_t, n_in, scale);
+        const char *x_t = T > 1 ? operand(0, x, F32, t, n_t, n_in) : NULL;
+        Weight part = w;
+        for (size_t p = 0; p < n_parts; part.first += n_out[p++] * n_in) {
+            const real *start = from && from[p] ? from[p] + t*n_out[p] : NULL;
+            if (T == 1) one_row(y[p], start, x, part, scale, n_out[p], n_in);
+            else forward_rows(y[p] + t*n_out[p], start, x_t, part, scale, n_t, n_out[p], n_in);
         }
     }
+}
+
+void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
+                    size_t n_in) {
+    real *const start = (real *)from;
+    linear_parts_forward(&y, &start, x, w, scale, T, &n_out, 1, n_in);
 }
 
 // There dX^T [n_in,T] = W^T dY^T, both as they lie.
@@ -622,12 +642,6 @@ void linear_backward_weight(real *dw, const real *dy, const real *x, real scale,
         const char *dy_t = operand(0, dy, F32, t, n_t, n_out), *x_t = operand(1, x, F32, t, n_t, n_in);
         product(dw, dw, n_in, { x_t, n_in, CUBLAS_OP_N }, { dy_t, n_out, CUBLAS_OP_T }, n_in, n_out, n_t, scale);
     }
-}
-
-void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
-                          const size_t *n_out, size_t n_parts, size_t n_in) {
-    for (size_t p = 0; p < n_parts; w.first += n_out[p++] * n_in)
-        linear_forward(y[p], from ? from[p] : NULL, x, w, scale, T, n_out[p], n_in);
 }
 
 void linear_parts_backward_input(real *dx, const real *from, real *const *dy, Weight w, real scale, size_t T,
