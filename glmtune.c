@@ -428,7 +428,7 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
     size_t T, most_queries;             // rows of q; the most queries of one sequence
-    const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory
+    const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory; one array where there are no earlier keys
 } AttentionShape;
 
 // out [T,n_heads,head_dim] (formula in 2.7), lse [T,n_heads] = ln sum_j exp(q . k_j / sqrt(head_dim)) over the keys
@@ -1794,7 +1794,7 @@ static void norm_backward(const Run *r, real *dx, const real *from, const real *
 static AttentionShape attention_shape(const Run *r) {
     const Config *c = &r->model->config;
     return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, r->model->n_prefix, r->T,
-                             r->most_queries, r->starts, r->kv_starts };
+                             r->most_queries, r->starts, r->caches ? r->kv_starts : r->starts };
 }
 
 // The keys (kv 0) or values (1) of the prefix in a layer, or their gradient; NULL without one.

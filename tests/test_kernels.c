@@ -1085,9 +1085,11 @@ static AttentionArrays attention_arrays(const AttentionCase *c, double spread) {
     TestArray *starts = starts_of(c, false), *kv_starts = starts_of(c, true);
     size_t width = c->n_kv_heads * c->head_dim, prefix = c->n_prefix * width;
     size_t longest = 0;
-    for (size_t b = 0; b < c->n_sequences; b++) longest = max_size(longest, c->lengths[b]);
+    bool one_array = spread == 1;       // may be, where there are no earlier keys: with spread 1 it is
+    for (size_t b = 0; b < c->n_sequences; b++)
+        longest = max_size(longest, c->lengths[b]), one_array = one_array && !c->past[b];
     AttentionArrays a = { .shape = { c->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, c->n_prefix,
-                                     rows_of(starts), longest, starts->device, kv_starts->device },
+                                     rows_of(starts), longest, starts->device, one_array ? starts->device : kv_starts->device },
                           .q = random_array(rows_of(starts) * c->n_heads * c->head_dim, spread),
                           .k = random_array(rows_of(kv_starts) * width, 1),
                           .v = random_array(rows_of(kv_starts) * width, 1),

@@ -241,6 +241,9 @@ __attribute__((naked, noinline)) static void switch_stacks(void **, void *) {
             "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
 }
 
+struct Copy { void *to; const void *from; size_t bytes, all; };
+static std::vector<Copy> under_way[MOST_THREADS];
+
 static void wait_for(Wait what) {
     Thread *t = &threads[current];
     t->wait = what;
@@ -249,6 +252,7 @@ static void wait_for(Wait what) {
 
 static void thread_main() {
     body(body_context);
+    if (!under_way[current].empty()) stop("a thread ends before its asynchronous copies");
     wait_for(DONE);
     abort();
 }
@@ -449,6 +453,25 @@ static unsigned lane() { return current % LANES_OF_WARP; }
 static inline void __syncthreads(int line = __builtin_LINE()) {
     emulator::threads[emulator::current].line = line;
     emulator::wait_for(emulator::AT_BLOCK);
+}
+
+// Copies to shared memory that are under way until they are waited for: till then NaN lies there.
+static inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0) {
+    if ((uintptr_t)to % bytes || (uintptr_t)from % bytes)
+        emulator::stop("an asynchronous copy of %zu bytes is not aligned to as many", bytes);
+    memset(to, 0xFF, bytes);
+    emulator::under_way[emulator::current].push_back({ to, from, bytes - zeros, bytes });
+}
+
+static inline void __pipeline_commit() {}
+
+static inline void __pipeline_wait_prior(size_t groups) {
+    if (groups) emulator::stop("the emulator knows no wait for some of the copies");
+    for (const emulator::Copy &c : emulator::under_way[emulator::current]) {
+        memset(c.to, 0, c.all);
+        memcpy(c.to, c.from, c.bytes);
+    }
+    emulator::under_way[emulator::current].clear();
 }
 
 template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int lanes, int line = __builtin_LINE()) {

@@ -99,6 +99,17 @@ __global__ static void tile_kernel(float *c, const __nv_bfloat16 *a, const __nv_
     store_matrix_sync(c, C, 16, mem_row_major);
 }
 
+__global__ static void copy_kernel(float *out, const float *in, bool waits) {
+    __shared__ float4 part4[32];
+    float *part = (float *)part4;
+    unsigned i = threadIdx.x;
+    __pipeline_memcpy_async(part + 4*i, in + 4*i, 16, i == 31 ? 16 : 0);        // the last gets zeros
+    __pipeline_commit();
+    float early = part[4*i];
+    if (waits) __pipeline_wait_prior(0);
+    out[i] = part[4*i + 1], out[32 + i] = early;
+}
+
 // ---- What they give ----------------------------------------------------------------------------------------------
 
 static void test_sum() {
@@ -199,6 +210,18 @@ static void test_memory() {
     check_ends("a copy the wrong way", "wrong side", [=] { float y; cudaMemcpy(&y, x, 4, cudaMemcpyHostToDevice); });
 }
 
+static void test_copies() {
+    float *in = device<float>(256), *out = device<float>(64);
+    LAUNCH(count_kernel, 1, 256, 0, in);
+    LAUNCH(copy_kernel, 1, 32, 0, out, in, true);
+    std::vector<float> got = host(out, 64);
+    check("an asynchronous copy, and zeros", got[0] == 1 && got[30] == 121 && got[31] == 0);
+    check("it is not there before it is waited for", std::isnan(got[32]) && std::isnan(got[63]));
+    check_ends("a copy that is not aligned", "not aligned", [=] { LAUNCH(copy_kernel, 1, 32, 0, out, in + 1, true); });
+    check_ends("a copy that nobody waits for", "before its asynchronous", [=] {
+        LAUNCH(copy_kernel, 1, 32, 0, out, in, false); });
+}
+
 static void test_barriers() {
     float *x = device<float>(64);
     check_ends("a thread that misses a barrier", "has ended while", [=] { LAUNCH(missing_kernel, 1, 64, 0, x); });
@@ -263,7 +286,7 @@ static void run_counted() {
 
 int main(int argc, char **argv) {
     if (argc > 1) return run_counted(), 0;
-    test_sum(), test_tile(), test_halves(), test_orders(), test_memory(), test_barriers();
+    test_sum(), test_tile(), test_halves(), test_orders(), test_memory(), test_copies(), test_barriers();
     for (int i = 0; i < 4; i++) test_product(i & 1, i & 2);
     test_count(argv[0]);
     printf("%zu passed, %zu failed\n", passed, failed);
