@@ -11,7 +11,7 @@ DEBUG  = -std=gnu11 -O1 -g -march=native -ffp-contract=fast -Wall -Wextra -Wshad
 PYTHON = python3
 TEST_SOURCES = $(wildcard tests/*.c tests/*.h) glmtune.c
 
-.PHONY: all test demo report bench debug cuda test-cuda test-cuda-emulated golden tiny help clean
+.PHONY: all test demo report bench debug cuda test-cuda first-run test-cuda-emulated golden tiny help clean
 all: glmtune
 
 glmtune: glmtune.c              # the program
@@ -58,6 +58,10 @@ test-cuda-float: $(TEST_SOURCES) glmtune-cuda.o
 test-cuda: glmtune glmtune64 glmtune-cuda test-cuda-float
 	@sh tests/run.sh "./test-cuda-float $(COMPUTING)" "env GLM_PRECISION=bf16 ./test-cuda-float $(COMPUTING)" \
 	    "bash tests/cuda/compare.sh ./glmtune ./glmtune-cuda"
+
+# The first minutes on a GPU: tests, speed, memory and times by kernel in one go, as tests/cuda/first_run.sh says.
+first-run:
+	@bash tests/cuda/first_run.sh
 
 test-debug: $(TEST_SOURCES)
 	$(CC) $(DEBUG) -Wno-unused-function $(OPENMP) tests/test.c -o $@ $(LDLIBS)
@@ -114,6 +118,7 @@ test-cuda-emulated: glmtune glmtune64 glmtune-emulated test-emulated test-emulat
 	@sh tests/run.sh ./test-emulator $(foreach p,fp32 bf16,$(foreach o,forward reverse, \
 	    "env GLM_PRECISION=$(p) CUDA_ORDER=$(o) ./test-emulated $(filter-out $(LONG),$(COMPUTING))")) \
 	    "env CUDA_ORDER=shuffle ./test-emulated kernels $(LONG)" \
+	    "env CUDA_REFUSES=1 ./test-emulated kernels" "env GLM_PRECISION=bf16 CUDA_REFUSES=2 ./test-emulated kernels" \
 	    "bash tests/cuda/compare.sh ./glmtune ./glmtune-emulated"
 
 # Tunes the bundled model on 40 samples about who it is, and shows its answers before and after.
@@ -141,6 +146,7 @@ help:
 	@echo "make debug      glmtune-debug, with sanitizers"
 	@echo "make cuda       glmtune-cuda, for one NVIDIA GPU (needs the CUDA toolkit)"
 	@echo "make test-cuda  the tests of kernels and methods on that GPU"
+	@echo "make first-run  what to run first on a GPU: tests, speed, memory, times by kernel, ten minutes"
 	@echo "make test       all tests, offline; GLM_REAL=FOLDER adds those that need real tokenizers"
 	@echo "make test-cuda-emulated  glmtune.cu on a device that tests/cuda emulates on the CPU, minutes"
 	@echo "make demo       tunes the bundled tiny model, a few seconds"

@@ -429,7 +429,7 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
     size_t T, most_queries;             // rows of q; the most queries of one sequence
-    const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory
+    const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory; one array where there are no earlier keys
 } AttentionShape;
 
 // out [T,n_heads,head_dim] (formula in 2.7), lse [T,n_heads] = ln sum_j exp(q . k_j / sqrt(head_dim)) over the keys
@@ -1458,7 +1458,11 @@ typedef struct {
 // something trains; head and loss are computed only at positions that have a target; frozen weights get no gradient.
 // At first reading go on to 4.3 and 4.4, and come back to the structs here, and to their memory, for a new name.
 
+#ifdef GLMTUNE_CUDA
+enum { HEAD_ROWS = 512 };           // for them all a GPU reads the head's weights once
+#else
 enum { HEAD_ROWS = 256 };           // rows x vocabulary is the largest block of logits on the device
+#endif
 enum { NO_TARGET = -100 };          // the label of a token that is no target
 
 typedef struct {                    // on the host; who makes one gives it back
@@ -1793,7 +1797,7 @@ static void norm_backward(const Run *r, real *dx, const real *from, const real *
 static AttentionShape attention_shape(const Run *r) {
     const Config *c = &r->model->config;
     return (AttentionShape){ r->n_sequences, c->n_heads, c->n_kv_heads, c->head_dim, r->model->n_prefix, r->T,
-                             r->most_queries, r->starts, r->kv_starts };
+                             r->most_queries, r->starts, r->caches ? r->kv_starts : r->starts };
 }
 
 // The keys (kv 0) or values (1) of the prefix in a layer, or their gradient; NULL without one.

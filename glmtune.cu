@@ -35,6 +35,7 @@
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 #include <mma.h>
 #include "glmtune.c"
@@ -79,13 +80,16 @@ static void check_product(cublasStatus_t status, const char *what) {
 #endif
 
 constexpr unsigned THREADS = 256, WARP = 32, ALL_LANES = 0xFFFFFFFFu, SPAN = 4 * THREADS, PARTS = 1024;
-constexpr size_t AREA_BYTES = (size_t)128 << 20, LT_BYTES = (size_t)32 << 20;
+
+// Each area of the workspace. The gradients of HEAD_ROWS rows of logits fit it in bf16 with GLM-4's vocabulary; else
+// they would be cut, and the head's weights read again.
+constexpr size_t AREA_BYTES = (size_t)160 << 20, LT_BYTES = (size_t)32 << 20;
 
 // CUDA puts a kernel's code on the GPU when it is first called, cuBLASLt's too: memory that is not given away.
-constexpr size_t CODE_BYTES = (size_t)128 << 20;
+constexpr size_t CODE_BYTES = (size_t)512 << 20;
 
 // The GPU, once something is asked of it. Own memory, taken once: two areas into which the operands of a product are
-// rounded or widened, block by block, cuBLASLt's workspace, and PARTS partial sums: 288 MiB, which memory_left no
+// rounded or widened, block by block, cuBLASLt's workspace, and PARTS partial sums: 352 MiB, which memory_left no
 // longer counts.
 static struct {
     bool ready, bf16;
@@ -99,7 +103,7 @@ static void *take_workspace(size_t bytes) {
     void *p = NULL;
     cudaError_t status = cudaMalloc(&p, bytes);
     if (status == cudaErrorMemoryAllocation)
-        kernel_failed("out of memory: the GPU has no 288 MiB left to work in; end other programs on it, which "
+        kernel_failed("out of memory: the GPU has no 352 MiB left to work in; end other programs on it, which "
                       "nvidia-smi lists, or choose another GPU by CUDA_VISIBLE_DEVICES");
     check(status, "cudaMalloc of the workspace");
     return p;
@@ -269,26 +273,42 @@ static __global__ void convert_kernel(void *out, Dtype to, const void *in, Dtype
     else ((double *)out)[i] = x;
 }
 
-// Four numbers of bf16 that are stored as one.
+// Numbers of two bytes that are loaded and stored as one.
 struct alignas(8) Four { __nv_bfloat16 x, y, z, w; };
+template<class Number> struct alignas(16) Eight { Number at[8]; };
 
 static __device__ Four rounded(float4 x) {
     return { __float2bfloat16_rn(x.x), __float2bfloat16_rn(x.y), __float2bfloat16_rn(x.z), __float2bfloat16_rn(x.w) };
 }
 
-// The same from float to bf16, four numbers each, because all activations that enter products go through here.
-static __global__ void round_kernel(Four *out, const float4 *in, size_t n_fours) {
+static __device__ Eight<__nv_bfloat16> rounded(Eight<__half> x) {
+    Eight<__nv_bfloat16> y;
+    #pragma unroll
+    for (unsigned i = 0; i < 8; i++) y.at[i] = __float2bfloat16_rn(__half2float(x.at[i]));
+    return y;
+}
+
+// The same to bf16 by fours of float or eights of F16, for all activations that enter products go through here, and
+// the weights of old releases. 6 or 4 bytes a number.
+template<class Out, class In> static __global__ void round_kernel(Out *out, const In *in, size_t n) {
     size_t i = element();
-    if (i < n_fours) out[i] = rounded(in[i]);
+    if (i < n) out[i] = rounded(in[i]);
 }
 
 static bool is_aligned(const void *p, size_t bytes) { return (uintptr_t)p % bytes == 0; }
 
+// Whether that could be.
+template<class Out, class In> static bool round_at_once(void *out, const void *in, size_t n) {
+    constexpr size_t each = sizeof(Out) / sizeof(__nv_bfloat16);
+    if (n % each || !is_aligned(out, sizeof(Out)) || !is_aligned(in, sizeof(In))) return false;
+    LAUNCH((round_kernel<Out, In>), blocks_for(n / each, THREADS), THREADS, 0, (Out *)out, (const In *)in, n / each);
+    return true;
+}
+
 static void convert(void *out, Dtype to, const void *in, Dtype from, size_t n) {
-    if (to == BF16 && from == F32 && n % 4 == 0 && is_aligned(in, sizeof(float4)) && is_aligned(out, sizeof(Four)))
-        LAUNCH(round_kernel, blocks_for(n / 4, THREADS), THREADS, 0, (Four *)out, (const float4 *)in, n / 4);
-    else
-        LAUNCH(convert_kernel, blocks_for(n, THREADS), THREADS, 0, out, to, in, from, n);
+    if (to == BF16 && from == F32 && round_at_once<Four, float4>(out, in, n)) return;
+    if (to == BF16 && from == F16 && round_at_once<Eight<__nv_bfloat16>, Eight<__half>>(out, in, n)) return;
+    LAUNCH(convert_kernel, blocks_for(n, THREADS), THREADS, 0, out, to, in, from, n);
 }
 
 void widen(real *out, const void *in, Dtype dtype, size_t n) { convert(out, F32, in, dtype, n); }
@@ -364,13 +384,15 @@ struct ProductPlan {
     ProductShape shape;
     cublasLtMatmulDesc_t product;
     cublasLtMatrixLayout_t a, b, c;
+    bool known;                         // cuBLASLt has an algorithm
     cublasLtMatmulAlgo_t algorithm;
 };
 
-// The largest power of two, up to 256, on which an address lies.
+// The largest power of two, up to 16, on which an address lies. Nothing loads more than 16 bytes at once; an algorithm
+// chosen for more would give equal products other bits where arrays lie elsewhere.
 static size_t alignment_of(const void *p) {
     uintptr_t at = (uintptr_t)p;
-    return at % 256 ? at & (~at + 1) : 256;
+    return at % 16 ? at & (~at + 1) : 16;
 }
 
 static cublasLtMatrixLayout_t layout_of(cudaDataType_t type, size_t rows, size_t columns, size_t ld) {
@@ -382,7 +404,7 @@ static cublasLtMatrixLayout_t layout_of(cudaDataType_t type, size_t rows, size_t
 static void choose_algorithm(ProductPlan *p) {
     const ProductShape *s = &p->shape;
     cublasLtMatmulPreference_t wish;
-    cublasLtMatmulHeuristicResult_t found;
+    cublasLtMatmulHeuristicResult_t found = {};
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;        // none, or added up in a separate step
     const uint32_t a = (uint32_t)s->aligned_a, b = (uint32_t)s->aligned_b, c = (uint32_t)s->aligned_c;
     const struct { cublasLtMatmulPreferenceAttributes_t what; const void *value; size_t bytes; } wishes[] = {
@@ -399,12 +421,8 @@ static void choose_algorithm(ProductPlan *p) {
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gpu.lt, p->product, p->a, p->b, p->c, p->c, wish, 1, &found,
                                                            &n_found);
     check_product(cublasLtMatmulPreferenceDestroy(wish), "cublasLtMatmulPreferenceDestroy");
-    if (status != CUBLAS_STATUS_SUCCESS || n_found == 0 || found.state != CUBLAS_STATUS_SUCCESS) {
-        char line[200];
-        snprintf(line, sizeof line, "cuBLASLt knows no %s product of %zu x %zu x %zu (status %d)",
-                 s->bf16 ? "bf16" : "fp32", s->m, s->n, s->k, (int)status);
-        kernel_failed(line);
-    }
+    if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_product(status, "cublasLtMatmulAlgoGetHeuristic");
+    p->known = status == CUBLAS_STATUS_SUCCESS && n_found && found.state == CUBLAS_STATUS_SUCCESS;
     p->algorithm = found.algo;
 }
 
@@ -445,6 +463,19 @@ static const ProductPlan *plan_of(const ProductShape &s) {
     return p;
 }
 
+// The product below where cuBLASLt has no algorithm for its shape: slow, but right. A number of c each, k in order.
+static __global__ void plain_product_kernel(real *c, const real *from, const void *a, const void *b, ProductShape s,
+                                            real scale) {
+    const size_t at = element(), i = at % s.m, j = at / s.m, ij = i + j * s.ld_c;
+    const Dtype dtype = s.bf16 ? BF16 : F32;
+    float sum = 0;
+    if (j >= s.n) return;
+    for (size_t l = 0; l < s.k; l++)
+        sum += number_at(a, dtype, s.op_a == CUBLAS_OP_N ? i + l * s.ld_a : l + i * s.ld_a) *
+               number_at(b, dtype, s.op_b == CUBLAS_OP_N ? l + j * s.ld_b : j + l * s.ld_b);
+    c[ij] = (from ? from[ij] : 0) + scale * sum;
+}
+
 // c [m,n] = from + scale a [m,k] b [k,n], as cuBLASLt counts: c, and from unless it is NULL, have columns of ld_c
 // numbers. With beta 0 what cuBLASLt calls C is not read.
 static void product(real *c, const real *from, size_t ld_c, Matrix a, Matrix b, size_t m, size_t n, size_t k,
@@ -454,6 +485,11 @@ static void product(real *c, const real *from, size_t ld_c, Matrix a, Matrix b, 
     const ProductPlan *p = plan_of({ m, n, k, a.ld, b.ld, ld_c, (size_t)a.op, (size_t)b.op, gpu.bf16,
                                      alignment_of(a.data), alignment_of(b.data),
                                      least(alignment_of(c), alignment_of(start)) });
+    if (!p->known) {
+        LAUNCH(plain_product_kernel, blocks_for(m * n, THREADS), THREADS, 0, c, from, a.data, b.data, p->shape,
+               scale);
+        return;
+    }
     check_product(cublasLtMatmul(gpu.lt, p->product, &scale, a.data, p->a, b.data, p->b, &beta, start, p->c, c, p->c,
                                  &p->algorithm, gpu.lt_space, LT_BYTES, 0), "cublasLtMatmul");
 }
@@ -544,22 +580,39 @@ static void one_row(real *y, const real *from, const real *x, Weight w, real sca
            eights);
 }
 
-// There Y^T [n_out,T] = W X^T: W [n_out,n_in] is transposed, X^T as it lies.
-void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
-                    size_t n_in) {
+// There Y^T [n_out,T] = W X^T: W [n_out,n_in] is transposed, X^T [n_in,T], which lies ready, is not.
+static void forward_rows(real *y, const real *from, const char *x, Weight w, real scale, size_t T, size_t n_out,
+                         size_t n_in) {
+    size_t j_step = rows_at_once(w.dtype, n_out, n_in);
+    for (size_t j = 0; j < n_out; j += j_step) {
+        size_t n_j = least(j_step, n_out - j);
+        const char *w_j = operand(1, w, j, n_j, n_in);
+        product(y + j, from ? from + j : NULL, n_out, { w_j, n_in, CUBLAS_OP_T }, { x, n_in, CUBLAS_OP_N }, n_j, T,
+                n_in, scale);
+    }
+}
+
+// Rows of x are rounded once for all parts.
+void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
+                          const size_t *n_out, size_t n_parts, size_t n_in) {
     if (!T) return;
-    if (T == 1) return one_row(y, from, x, w, scale, n_out, n_in);
-    size_t t_step = rows_at_once(F32, T, n_in), j_step = rows_at_once(w.dtype, n_out, n_in);
+    size_t t_step = rows_at_once(F32, T, n_in);
     for (size_t t = 0; t < T; t += t_step) {
         size_t n_t = least(t_step, T - t);
-        const char *x_t = operand(0, x, F32, t, n_t, n_in);
-        for (size_t j = 0; j < n_out; j += j_step) {
-            size_t n_j = least(j_step, n_out - j), at = t*n_out + j;
-            const char *w_j = operand(1, w, j, n_j, n_in);
-            product(y + at, from ? from + at : NULL, n_out, { w_j, n_in, CUBLAS_OP_T }, { x_t, n_in, CUBLAS_OP_N }, n_j,
-                    n_t, n_in, scale);
+        const char *x_t = T > 1 ? operand(0, x, F32, t, n_t, n_in) : NULL;
+        Weight part = w;
+        for (size_t p = 0; p < n_parts; part.first += n_out[p++] * n_in) {
+            const real *start = from && from[p] ? from[p] + t*n_out[p] : NULL;
+            if (T == 1) one_row(y[p], start, x, part, scale, n_out[p], n_in);
+            else forward_rows(y[p] + t*n_out[p], start, x_t, part, scale, n_t, n_out[p], n_in);
         }
     }
+}
+
+void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
+                    size_t n_in) {
+    real *const start = (real *)from;
+    linear_parts_forward(&y, &start, x, w, scale, T, &n_out, 1, n_in);
 }
 
 // There dX^T [n_in,T] = W^T dY^T, both as they lie.
@@ -590,12 +643,6 @@ void linear_backward_weight(real *dw, const real *dy, const real *x, real scale,
         const char *dy_t = operand(0, dy, F32, t, n_t, n_out), *x_t = operand(1, x, F32, t, n_t, n_in);
         product(dw, dw, n_in, { x_t, n_in, CUBLAS_OP_N }, { dy_t, n_out, CUBLAS_OP_T }, n_in, n_out, n_t, scale);
     }
-}
-
-void linear_parts_forward(real *const *y, real *const *from, const real *x, Weight w, real scale, size_t T,
-                          const size_t *n_out, size_t n_parts, size_t n_in) {
-    for (size_t p = 0; p < n_parts; w.first += n_out[p++] * n_in)
-        linear_forward(y[p], from ? from[p] : NULL, x, w, scale, T, n_out[p], n_in);
 }
 
 void linear_parts_backward_input(real *dx, const real *from, real *const *dy, Weight w, real scale, size_t T,
@@ -788,30 +835,60 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 // A head wider than D features is met in slabs of D: scores add up over slabs, and each slab of the result is another
 // block's work. Bank conflicts: rows of tiles are padded by 16 bytes.
 
-// Shapes of the tiles: their numbers, features D, rows B. Each of the LANES threads of a row has EACH of B columns.
-template<class N, unsigned width, unsigned height> struct Tiles {
+// Tiles: their numbers, of what they are loaded, features D, rows B. Each of the LANES threads of a row has EACH of B
+// columns.
+template<class N, class In, unsigned width, unsigned height> struct Tiles {
     typedef N number;
+    typedef In input;
     static constexpr unsigned D = width, B = height, PAD = 16 / sizeof(N), LD = D + PAD, P_LD = B + PAD, S_LD = B + 4,
                               OUT_LD = D + 4, LANES = THREADS / B, EACH = B / LANES, TILE = B * LD;
     static constexpr unsigned TILE_BYTES = TILE * sizeof(N), P_BYTES = B * P_LD * sizeof(N), S_BYTES = B * S_LD * 4;
 };
-typedef Tiles<float, 64, 32> Fp32Narrow;
-typedef Tiles<float, 128, 32> Fp32Wide;
-typedef Tiles<__nv_bfloat16, 64, 64> Bf16Narrow;
-typedef Tiles<__nv_bfloat16, 128, 64> Bf16Wide;
+typedef Tiles<float, float, 64, 32> Fp32Narrow;
+typedef Tiles<float, float, 128, 32> Fp32Wide;
+typedef Tiles<__nv_bfloat16, float, 64, 64> Bf16Narrow;
+typedef Tiles<__nv_bfloat16, float, 128, 64> Bf16Wide;
+typedef Tiles<__nv_bfloat16, __nv_bfloat16, 64, 64> RoundedNarrow;
+typedef Tiles<__nv_bfloat16, __nv_bfloat16, 128, 64> RoundedWide;
+
+// How many blocks of the largest kernel, that of the keys, a core is to hold. For two of wide tiles an A100 has too
+// little shared memory, and no GPU registers enough where they are rounded as they are loaded.
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
+template<class C> constexpr unsigned KEYS_AT_ONCE = C::D > 64 ? 1 : 2;
+#else
+template<class C>
+constexpr unsigned KEYS_AT_ONCE = C::D > 64 && sizeof(typename C::input) > sizeof(typename C::number) ? 1 : 2;
+#endif
 
 // n rows of features, `stride` apart.
-struct Rows { const real *at; size_t stride; unsigned n; };
+template<class In> struct Rows { const In *at; unsigned stride, n; };
 
-static __device__ void put_four(float *p, float4 x) { *(float4 *)p = x; }
-static __device__ void put_four(__nv_bfloat16 *p, float4 x) { *(Four *)p = rounded(x); }
 static __device__ void put_one(float *p, float x) { *p = x; }
 static __device__ void put_one(__nv_bfloat16 *p, float x) { *p = __float2bfloat16_rn(x); }
 
-// tile [B,LD]: D features from c on of rows of d; zeros where there is none. Rows of whole fours lie on 16 bytes, since
-// arrays do. AT_ONCE loads of a thread are under way together: what is not there reads the first four, for a branch
-// would make each wait for the one before.
-template<class C> static __device__ void load_tile(typename C::number *tile, Rows rows, size_t c, size_t d) {
+// tile [B,LD]: D features from c on of rows of d, zeros where there is none. It is there after tiles_are_there.
+// Rows of the tile's own type are copied by 16 bytes while the threads go on, where d is a multiple of as many numbers;
+// unrolled further, the loop takes registers that the kernels lack.
+template<class C, class N> static __device__ void load_tile(N *tile, Rows<N> rows, unsigned c, unsigned d) {
+    constexpr unsigned EACH = 16 / sizeof(N), ACROSS = C::D / EACH;
+    #pragma unroll 2
+    for (unsigned i = threadIdx.x; d % EACH == 0 && i < C::B * ACROSS; i += THREADS) {
+        const unsigned row = i / ACROSS, column = i % ACROSS * EACH;
+        const bool there = row < rows.n && c + column < d;
+        __pipeline_memcpy_async(tile + row * C::LD + column, rows.at + (there ? c + row * rows.stride + column : 0), 16,
+                                there ? 0 : 16);
+    }
+    __pipeline_commit();
+    for (unsigned i = threadIdx.x; d % EACH && i < C::B * C::D; i += THREADS) {
+        const unsigned row = i / C::D, column = i % C::D;
+        const bool there = row < rows.n && c + column < d;
+        tile[row * C::LD + column] = there ? rows.at[c + row * rows.stride + column] : N();
+    }
+}
+
+// Others are rounded. AT_ONCE loads of a thread are under way together: what is not there reads the first four, for a
+// branch would make each wait for the one before.
+template<class C> static __device__ void load_tile(__nv_bfloat16 *tile, Rows<float> rows, unsigned c, unsigned d) {
     constexpr unsigned FOURS = C::D / 4, EACH = C::B * FOURS / THREADS, AT_ONCE = EACH < 4 ? EACH : 4;
     for (unsigned i = threadIdx.x; d % 4 == 0 && i < C::B * FOURS; i += AT_ONCE * THREADS) {
         float4 x[AT_ONCE];
@@ -822,13 +899,18 @@ template<class C> static __device__ void load_tile(typename C::number *tile, Row
             if (!there) x[g] = { 0, 0, 0, 0 };
         }
         for (unsigned g = 0; g < AT_ONCE; g++)
-            put_four(tile + (i + g * THREADS) / FOURS * C::LD + (i + g * THREADS) % FOURS * 4, x[g]);
+            *(Four *)(tile + (i + g * THREADS) / FOURS * C::LD + (i + g * THREADS) % FOURS * 4) = rounded(x[g]);
     }
     for (unsigned i = threadIdx.x; d % 4 && i < C::B * C::D; i += THREADS) {
         const unsigned row = i / C::D, column = i % C::D;
         const bool there = row < rows.n && c + column < d;
         put_one(tile + row * C::LD + column, there ? rows.at[c + row * rows.stride + column] : 0);
     }
+}
+
+static __device__ void tiles_are_there() {
+    __pipeline_wait_prior(0);
+    __syncthreads();
 }
 
 static __device__ float dot_of_four(float4 a, float4 b) { return a.x*b.x + a.y*b.y + a.z*b.z + a.w*b.w; }
@@ -877,24 +959,28 @@ template<class C> static __device__ void tile_scores(float *s, const __nv_bfloat
         store_matrix_sync(s + i * C::S_LD + j + 16*x, sum[x], C::S_LD, mem_row_major);
 }
 
+template<class C> static __device__ bool fits_tile(unsigned d) { return d <= C::D; }
+
 // s = a b^T over all d features; the tiles hold those of the rows already, unless the head is wider than a tile.
-template<class C> static __device__ void scores(float *s, typename C::number *a, Rows a_rows, typename C::number *b,
-                                                Rows b_rows, size_t d) {
-    for (size_t c = 0; c < d; c += C::D) {
-        if (d > C::D) {
+template<class C> static __device__ void scores(float *s, typename C::number *a, Rows<typename C::input> a_rows,
+                                                typename C::number *b, Rows<typename C::input> b_rows, unsigned d) {
+    for (unsigned c = 0; c < d; c += C::D) {
+        if (!fits_tile<C>(d)) {
             __syncthreads();
             load_tile<C>(a, a_rows, c, d), load_tile<C>(b, b_rows, c, d);
-            __syncthreads();
+            tiles_are_there();
         }
         tile_scores<C>(s, a, b, c > 0);
     }
 }
 
 // The slab from c on, once more after `scores` of a head that is wider than a tile.
-template<class C> static __device__ void load_again(typename C::number *tile, Rows rows, size_t c, size_t d) {
-    if (d <= C::D) return;
+template<class C>
+static __device__ void load_again(typename C::number *tile, Rows<typename C::input> rows, unsigned c, unsigned d) {
+    if (fits_tile<C>(d)) return;
     __syncthreads();
     load_tile<C>(tile, rows, c, d);
+    __pipeline_wait_prior(0);
 }
 
 // Sums c [B,D] in the registers of a block; add: c += p x with p [B,P_LD], x [B,LD]; put: to out [B,OUT_LD].
@@ -920,7 +1006,8 @@ template<class C, class N> struct Sums {
     __device__ void put(float *out) const {
         const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
         for (int y = 0; y < 2; y++)
-            for (unsigned g = 0; g < C::D / 64; g++) put_four(out + (i + 16*y) * C::OUT_LD + 64*g + 4*j, sum[y][g]);
+            for (unsigned g = 0; g < C::D / 64; g++) 
+                *(float4 *)(out + (i + 16*y) * C::OUT_LD + 64*g + 4*j) = sum[y][g];
     }
 };
 
@@ -955,9 +1042,9 @@ template<class C> struct Sums<C, __nv_bfloat16> {
 
 // to [n,d] = scale c, the sums of a slab from feature c0 on; by way of `out` in shared memory, whose tiles must
 // be spent, so that neighbouring threads write neighbouring numbers
-template<class C> static __device__ void put_sums(real *to, size_t stride, unsigned n,
-                                                  const Sums<C, typename C::number> &c, float *out, size_t c0,
-                                                  size_t d, float scale) {
+template<class C> static __device__ void put_sums(real *to, unsigned stride, unsigned n,
+                                                  const Sums<C, typename C::number> &c, float *out, unsigned c0,
+                                                  unsigned d, float scale) {
     c.put(out);
     __syncthreads();
     for (unsigned i = threadIdx.x; i < C::B * C::D; i += THREADS) {
@@ -968,18 +1055,24 @@ template<class C> static __device__ void put_sums(real *to, size_t stride, unsig
     __syncthreads();
 }
 
-// What a kernel of attention is given; a pass has no use for some.
-struct Attention {
+// What a kernel of attention is given; a pass has no use for some. D [T,n_heads] as in glmtune.c.
+struct AttentionArrays {
     real *out, *lse, *dq, *scratch;
-    const real *dout, *out_given, *lse_given, *q, *k, *v, *prefix_k, *prefix_v;
-    bool prefix_trains;
+    const real *lse_given, *D;
+    size_t n_prefix_trained;            // rows of the prefix whose gradients are asked for: all or none
     AttentionShape s;
 };
+template<class In> struct Attention : AttentionArrays { const In *q, *k, *v, *prefix_k, *prefix_v, *dout; };
 
 // A block's share of the work: n rows from `first` on of a sequence, a head, and the slab from c0 on.
 struct Place { unsigned sequence, first, head, c0, n; };
 
 static __device__ unsigned parts_of(size_t n, unsigned each) { return (unsigned)((n + each - 1) / each); }
+
+// The share of this block in a round, to and fro, so that who had a long one before has a short one now.
+static __device__ unsigned share_of(unsigned round) {
+    return round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+}
 
 // Share number `item`, counted over sequences, blocks of rows, heads and slabs; false behind the last. `late`: the last
 // rows first, because they see the most keys and what is long should begin early.
@@ -1005,16 +1098,19 @@ template<class C> static __device__ unsigned key_blocks(const AttentionShape &s,
     return parts_of(s.n_prefix, C::B) + parts_of(past + p.first + p.n, C::B);
 }
 
-// One of them. Query i of the place sees key j of it where j < n and j < reach + i.
-struct KeyBlock { Rows k, v; int reach; };
+// One of them. Query i of the place sees its first keys, n at most, and fewer than reach + i.
+template<class C> struct KeyBlock { Rows<typename C::input> k, v; int reach; };
 
-static __device__ bool sees(const KeyBlock &keys, unsigned i, unsigned j) {
-    return j < keys.k.n && (int)j < keys.reach + (int)i;
+template<class C> static __device__ unsigned keys_seen(const KeyBlock<C> &keys, unsigned i) {
+    const int reach = keys.reach + (int)i;
+    return reach < 0 ? 0 : (unsigned)least((size_t)reach, keys.k.n);
 }
 
-template<class C> static __device__ KeyBlock key_block(const Attention &a, const Place &p, unsigned block) {
+template<class C> static __device__ KeyBlock<C> key_block(const Attention<typename C::input> &a, const Place &p,
+                                                          unsigned block) {
     const AttentionShape &s = a.s;
-    const size_t stride = s.n_kv_heads * s.head_dim, at = p.head / (s.n_heads / s.n_kv_heads) * s.head_dim;
+    const unsigned d = (unsigned)s.head_dim, stride = (unsigned)s.n_kv_heads * d;
+    const unsigned at = p.head / ((unsigned)s.n_heads / (unsigned)s.n_kv_heads) * d;
     const unsigned prefix_blocks = parts_of(s.n_prefix, C::B);
     if (block < prefix_blocks) {
         size_t j = block * C::B;
@@ -1046,41 +1142,50 @@ template<class C> static __device__ float largest_of_row(float x) {
 // For the EACH scores of a thread: of row `row` of s, columns lane, lane + LANES, ... An exponential is computed before
 // it is asked whether it is seen: to choose costs nothing, a branch does.
 #define FOR_SCORES(C, e, j)                                                                                            \
-    for (unsigned e = 0, j = threadIdx.x % C::LANES; e < C::EACH; e++, j += C::LANES)
+    _Pragma("unroll") for (unsigned e = 0, j = threadIdx.x % C::LANES; e < C::EACH; e++, j += C::LANES)
 
-// out [T,n_heads,d], lse [T,n_heads] as in glmtune.c. Shared: tiles q, k, v, then probabilities p and scores s.
-template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(Attention a) {
+// e^x. In bf16 by a power of two, which is one instruction: its argument is rounded, so it is off by 1e-7 |x|.
+template<class C> static __device__ float exp_of(float x) {
+    return sizeof(typename C::number) == 2 ? exp2f(1.44269504f * x) : expf(x);
+}
+
+// out [T,n_heads,d], lse [T,n_heads] as in glmtune.c. Shared: tiles q, k, v, then probabilities p and scores s. By
+// bytes a block of queries reads q once, all keys that it sees twice and their values once, mostly from the L2 cache; a
+// block of keys is on its way while the one before is worked on.
+template<class C>
+static __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(Attention<typename C::input> a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
     number *q = (number *)shared, *k = q + C::TILE, *v = k + C::TILE, *p = v + C::TILE;
     float *s = (float *)(p + C::B * C::P_LD);
     const unsigned row = threadIdx.x / C::LANES;
-    const size_t d = a.s.head_dim, stride = a.s.n_heads * d;
+    const unsigned d = (unsigned)a.s.head_dim, stride = (unsigned)a.s.n_heads * d;
     const float scale = 1 / sqrtf((float)d);
     Place at;
-    for (unsigned item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
+    for (unsigned round = 0; find_place<C>(&at, a.s, share_of(round), true); round++) {
         const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head;
         const unsigned n = key_blocks<C>(a.s, at);
-        const Rows q_rows = { a.q + th*d, stride, at.n };
+        const Rows<typename C::input> q_rows = { a.q + th*d, stride, at.n };
         float top = -INFINITY, sum = 0;         // of what this thread has seen of its row; top of all of it
-        load_tile<C>(q, q_rows, 0, d);
+        load_tile<C>(q, q_rows, 0, d), load_tile<C>(k, key_block<C>(a, at, 0).k, 0, d);
         for (unsigned block = 0; block < n; block++) {
-            const KeyBlock keys = key_block<C>(a, at, block);
-            load_tile<C>(k, keys.k, 0, d);
-            __syncthreads();
+            const KeyBlock<C> keys = key_block<C>(a, at, block);
+            const unsigned seen = keys_seen(keys, row);
+            tiles_are_there();
             scores<C>(s, q, q_rows, k, keys.k, d);
             __syncthreads();
+            load_tile<C>(k, key_block<C>(a, at, block + 1 < n ? block + 1 : 0).k, 0, d);
             float before = top, more = 0;
             FOR_SCORES(C, e, j) {
                 float x = scale * s[row * C::S_LD + j];
-                top = sees(keys, row, j) && x > top ? x : top;
+                top = j < seen && x > top ? x : top;
             }
             top = largest_of_row<C>(top);
             FOR_SCORES(C, e, j) {
-                const float x = expf(scale * s[row * C::S_LD + j] - top);
-                more += sees(keys, row, j) ? x : 0;
+                const float x = exp_of<C>(scale * s[row * C::S_LD + j] - top);
+                more += j < seen ? x : 0;
             }
-            sum = (top > -INFINITY ? sum * expf(before - top) : 0) + more;
+            sum = (top > -INFINITY ? sum * exp_of<C>(before - top) : 0) + more;
         }
         sum = sum_of_row<C>(sum);
         if (threadIdx.x % C::LANES == 0 && row < at.n && at.c0 == 0)
@@ -1089,69 +1194,74 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
         Sums<C, number> out;
         out.clear();
         for (unsigned block = 0; block < n; block++) {
-            const KeyBlock keys = key_block<C>(a, at, block);
-            __syncthreads();
-            load_tile<C>(k, keys.k, 0, d), load_tile<C>(v, keys.v, at.c0, d);
-            __syncthreads();
+            const KeyBlock<C> keys = key_block<C>(a, at, block);
+            const unsigned seen = keys_seen(keys, row);
+            load_tile<C>(v, keys.v, at.c0, d);
+            tiles_are_there();
             scores<C>(s, q, q_rows, k, keys.k, d);
             __syncthreads();
+            if (block + 1 < n) load_tile<C>(k, key_block<C>(a, at, block + 1).k, 0, d);
             FOR_SCORES(C, e, j) {
-                const float x = share * expf(scale * s[row * C::S_LD + j] - top);
-                put_one(p + row * C::P_LD + j, sees(keys, row, j) ? x : 0);
+                const float x = share * exp_of<C>(scale * s[row * C::S_LD + j] - top);
+                put_one(p + row * C::P_LD + j, j < seen ? x : 0);
             }
             __syncthreads();
             out.add(p, v);
+            __syncthreads();
         }
-        __syncthreads();
         put_sums<C>(a.out + th*d, stride, at.n, out, (float *)k, at.c0, d, 1);
     }
 }
 
-// x_row . y_row over d features, by the threads that have the row
-template<class C> static __device__ float row_dot(const real *x, const real *y, size_t d, bool there) {
-    const unsigned lane = threadIdx.x % C::LANES;
+// D [n] = x_i . y_i over d features, a warp each; 8 bytes a feature
+static __global__ void row_dots_kernel(float *D, const real *x, const real *y, size_t n, size_t d) {
+    const size_t i = (size_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     float sum = 0;
-    for (size_t c = 4 * lane; there && d % 4 == 0 && c < d; c += 4 * C::LANES)
-        sum += dot_of_four(*(const float4 *)(x + c), *(const float4 *)(y + c));
-    for (size_t c = lane; there && d % 4 && c < d; c += C::LANES) sum += x[c] * y[c];
-    return sum_of_row<C>(sum);
+    for (size_t c = threadIdx.x % WARP; i < n && c < d; c += WARP) sum += x[i*d + c] * y[i*d + c];
+    for (unsigned half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, half);
+    if (i < n && threadIdx.x % WARP == 0) D[i] = sum;
 }
 
-// dq [T,n_heads,d]. Shared: tiles q, dout, k, v, then ds and scores s.
-template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_kernel(Attention a) {
+// dq [T,n_heads,d]. Shared: tiles q, dout, k, v, then ds and scores s. By bytes a block of queries reads q and dout
+// once, and once the keys and values that it sees.
+template<class C>
+static __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_kernel(Attention<typename C::input> a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
     number *q = (number *)shared, *dout = q + C::TILE, *k = dout + C::TILE, *v = k + C::TILE, *ds = v + C::TILE;
     float *s = (float *)(ds + C::B * C::P_LD);
     const unsigned row = threadIdx.x / C::LANES;
-    const size_t d = a.s.head_dim, stride = a.s.n_heads * d;
+    const unsigned d = (unsigned)a.s.head_dim, stride = (unsigned)a.s.n_heads * d;
     const float scale = 1 / sqrtf((float)d);
     Place at;
-    for (unsigned item = blockIdx.x; find_place<C>(&at, a.s, item, true); item += gridDim.x) {
-        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head;
+    for (unsigned round = 0; find_place<C>(&at, a.s, share_of(round), true); round++) {
+        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head, mine = th + row * a.s.n_heads;
         const unsigned n = key_blocks<C>(a.s, at);
-        const Rows q_rows = { a.q + th*d, stride, at.n }, dout_rows = { a.dout + th*d, stride, at.n };
-        const float lse = row < at.n ? a.lse_given[th + row * a.s.n_heads] : 0;
-        const float D = row_dot<C>(dout_rows.at + row*stride, a.out_given + th*d + row*stride, d, row < at.n);
+        const Rows<typename C::input> q_rows = { a.q + th*d, stride, at.n };
+        const Rows<typename C::input> dout_rows = { a.dout + th*d, stride, at.n };
+        const float lse = row < at.n ? a.lse_given[mine] : 0, D = row < at.n ? a.D[mine] : 0;
         Sums<C, number> dq;
         dq.clear();
         load_tile<C>(q, q_rows, 0, d), load_tile<C>(dout, dout_rows, 0, d);
+        load_tile<C>(v, key_block<C>(a, at, 0).v, 0, d);
         for (unsigned block = 0; block < n; block++) {
-            const KeyBlock keys = key_block<C>(a, at, block);
+            const KeyBlock<C> keys = key_block<C>(a, at, block);
+            const unsigned seen = keys_seen(keys, row);
             float p[C::EACH];
-            load_tile<C>(k, keys.k, 0, d), load_tile<C>(v, keys.v, 0, d);
-            __syncthreads();
+            load_tile<C>(k, keys.k, 0, d);
+            tiles_are_there();
             scores<C>(s, q, q_rows, k, keys.k, d);
             __syncthreads();
             FOR_SCORES(C, e, j) {
-                const float x = expf(scale * s[row * C::S_LD + j] - lse);
-                p[e] = sees(keys, row, j) ? x : 0;
+                const float x = exp_of<C>(scale * s[row * C::S_LD + j] - lse);
+                p[e] = j < seen ? x : 0;
             }
             __syncthreads();
             scores<C>(s, dout, dout_rows, v, keys.v, d);
             __syncthreads();
             FOR_SCORES(C, e, j) put_one(ds + row * C::P_LD + j, p[e] * (s[row * C::S_LD + j] - D));
             load_again<C>(k, keys.k, at.c0, d);
+            if (block + 1 < n) load_tile<C>(v, key_block<C>(a, at, block + 1).v, 0, d);
             __syncthreads();
             dq.add(ds, k);
             __syncthreads();
@@ -1162,17 +1272,23 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 2) attention
 
 // A block of keys of one query head: its rows; where the gradients go, a row of scratch; and who sees them: sequences
 // b0 .. b1 from their query i0 on, those of the own sequence only where `causal`.
-struct KeyPlace { Rows k, v; size_t row; unsigned head, c0, first, b0, b1, i0; bool causal; };
+template<class C> struct KeyPlace {
+    Rows<typename C::input> k, v;
+    size_t row;
+    unsigned head, c0, first, b0, b1, i0;
+    bool causal;
+};
 
 // Share number `item`: first the prefix, which all queries see, then the sequences' own keys.
-template<class C> static __device__ bool find_key_place(KeyPlace *p, const Attention &a, unsigned item) {
+template<class C> static __device__ bool find_key_place(KeyPlace<C> *p, const Attention<typename C::input> &a,
+                                                        unsigned item) {
     const AttentionShape &s = a.s;
-    const size_t stride = s.n_kv_heads * s.head_dim, group = s.n_heads / s.n_kv_heads;
-    const unsigned slabs = parts_of(s.head_dim, C::D), heads = (unsigned)s.n_heads;
-    const unsigned prefix_items = a.prefix_trains ? parts_of(s.n_prefix, C::B) * heads * slabs : 0;
+    const unsigned heads = (unsigned)s.n_heads, group = heads / (unsigned)s.n_kv_heads;
+    const unsigned d = (unsigned)s.head_dim, stride = (unsigned)s.n_kv_heads * d, slabs = parts_of(d, C::D);
+    const unsigned prefix_items = parts_of(a.n_prefix_trained, C::B) * heads * slabs;
     if (item < prefix_items) {
         const unsigned head = item / slabs % heads, first = item / slabs / heads * C::B;
-        const size_t at = first*stride + head / group * s.head_dim;
+        const size_t at = (size_t)first*stride + head / group * d;
         const unsigned n = (unsigned)least(C::B, s.n_prefix - first);
         *p = { { a.prefix_k + at, stride, n }, { a.prefix_v + at, stride, n }, s.T + first, head,
                item % slabs * C::D, first, 0, (unsigned)s.n_sequences, 0, false };
@@ -1180,24 +1296,27 @@ template<class C> static __device__ bool find_key_place(KeyPlace *p, const Atten
     }
     Place own;
     if (!find_place<C>(&own, s, item - prefix_items, false)) return false;
-    const size_t row = s.starts[own.sequence] + own.first, at = row*stride + own.head / group * s.head_dim;
+    const size_t row = s.starts[own.sequence] + own.first, at = row*stride + own.head / group * d;
     *p = { { a.k + at, stride, own.n }, { a.v + at, stride, own.n }, row, own.head, own.c0, own.first, own.sequence,
            own.sequence + 1, own.first, true };
     return true;
 }
 
 // scratch [2,T + n_prefix,n_heads,d] gets dk and dv of each query head. Scores are transposed: row i of s is a key,
-// column j a query. Shared: tiles k, v, q, dout, then p (later ds), scores s, and lse and D of each query.
-template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention_backward_keys_kernel(Attention a) {
+// column j a query. Shared: tiles k, v, q, dout, then p (later ds), scores s, and lse and D of each query. By bytes a
+// block of keys reads k and v once, q and dout of the queries that see it once.
+template<class C>
+static __global__ void __launch_bounds__(THREADS, KEYS_AT_ONCE<C>)
+                  attention_backward_keys_kernel(Attention<typename C::input> a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
     number *k = (number *)shared, *v = k + C::TILE, *q = v + C::TILE, *dout = q + C::TILE, *p = dout + C::TILE;
     float *s = (float *)(p + C::B * C::P_LD), *lse = s + C::B * C::S_LD, *D = lse + C::B;
     const unsigned row = threadIdx.x / C::LANES;
-    const size_t d = a.s.head_dim, stride = a.s.n_heads * d, T = a.s.T;
+    const unsigned d = (unsigned)a.s.head_dim, stride = (unsigned)a.s.n_heads * d;
     const float scale = 1 / sqrtf((float)d);
-    KeyPlace at;
-    for (unsigned item = blockIdx.x; find_key_place<C>(&at, a, item); item += gridDim.x) {
+    KeyPlace<C> at;
+    for (unsigned round = 0; find_key_place<C>(&at, a, share_of(round)); round++) {
         Sums<C, number> dk, dv;
         dk.clear(), dv.clear();
         load_tile<C>(k, at.k, 0, d), load_tile<C>(v, at.v, 0, d);
@@ -1205,20 +1324,21 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
             for (unsigned i = at.i0, end = (unsigned)(a.s.starts[b+1] - a.s.starts[b]); i < end; i += C::B) {
                 const size_t th = (a.s.starts[b] + i) * a.s.n_heads + at.head;
                 const unsigned n = (unsigned)least(C::B, end - i);
-                const Rows q_rows = { a.q + th*d, stride, n }, dout_rows = { a.dout + th*d, stride, n };
-                float p_kept[C::EACH], dot;
+                const Rows<typename C::input> q_rows = { a.q + th*d, stride, n };
+                const Rows<typename C::input> dout_rows = { a.dout + th*d, stride, n };
+                float p_kept[C::EACH];
                 load_tile<C>(q, q_rows, 0, d), load_tile<C>(dout, dout_rows, at.c0, d);
-                dot = row_dot<C>(dout_rows.at + row*stride, a.out_given + th*d + row*stride, d, row < n);
-                if (threadIdx.x % C::LANES == 0) {
-                    D[row] = dot;
-                    lse[row] = row < n ? a.lse_given[th + row * a.s.n_heads] : 0;
+                if (threadIdx.x < C::B) {
+                    const size_t query = th + threadIdx.x * a.s.n_heads;
+                    lse[threadIdx.x] = threadIdx.x < n ? a.lse_given[query] : 0;
+                    D[threadIdx.x] = threadIdx.x < n ? a.D[query] : 0;
                 }
-                __syncthreads();
+                tiles_are_there();
                 scores<C>(s, k, at.k, q, q_rows, d);
                 __syncthreads();
                 FOR_SCORES(C, e, j) {
                     const bool seen = row < at.k.n && j < n && (!at.causal || at.first + row <= i + j);
-                    const float x = expf(scale * s[row * C::S_LD + j] - lse[j]);
+                    const float x = exp_of<C>(scale * s[row * C::S_LD + j] - lse[j]);
                     p_kept[e] = seen ? x : 0;
                     put_one(p + row * C::P_LD + j, p_kept[e]);
                 }
@@ -1232,9 +1352,10 @@ template<class C> static __global__ void __launch_bounds__(THREADS, 1) attention
                 dk.add(p, q);
                 __syncthreads();
             }
+        tiles_are_there();
         real *to = a.scratch + (at.row * a.s.n_heads + at.head) * d;
         put_sums<C>(to, stride, at.k.n, dk, (float *)q, at.c0, d, scale);
-        put_sums<C>(to + (T + a.s.n_prefix) * stride, stride, at.v.n, dv, (float *)q, at.c0, d, 1);
+        put_sums<C>(to + (a.s.T + a.s.n_prefix) * stride, stride, at.v.n, dv, (float *)q, at.c0, d, 1);
     }
 }
 
@@ -1256,32 +1377,75 @@ static void add_heads(real *dkv, const real *scratch, size_t rows, const Attenti
                s.head_dim);
 }
 
-template<class C> static void launch_forward(const Attention &a) {
-    LAUNCH(attention_forward_kernel<C>, 2 * gpu.cores, THREADS, 3 * C::TILE_BYTES + C::P_BYTES + C::S_BYTES, a);
+// Whether q, k, v and dout are rounded to bf16 once, in the areas, before blocks load them again and again: 6 bytes a
+// number for 2 fewer in each load, and threads that need not wait for it. Not for a few queries, nor with keys of
+// earlier calls, whose number only the device knows.
+static bool rounds_first(const AttentionShape &s, bool own_keys) {
+    const size_t rows = s.T * s.n_heads, queries = rows * s.head_dim;
+    const size_t keys = (s.T + s.n_prefix) * s.n_kv_heads * s.head_dim;
+    return gpu.bf16 && own_keys && s.T >= RoundedWide::B && s.head_dim % 8 == 0 &&
+           (queries + 2 * keys) * sizeof(__nv_bfloat16) <= AREA_BYTES &&
+           queries * sizeof(__nv_bfloat16) + (rows + 3) * sizeof(float) <= AREA_BYTES;
 }
 
-template<class C> static void launch_backward(const Attention &a) {
-    const unsigned bytes = 4 * C::TILE_BYTES + C::P_BYTES + C::S_BYTES;
-    LAUNCH(attention_backward_queries_kernel<C>, 2 * gpu.cores, THREADS, bytes, a);
-    LAUNCH(attention_backward_keys_kernel<C>, 2 * gpu.cores, THREADS, bytes + 2 * C::B * (unsigned)sizeof(float), a);
+// Rounds x [n], or nothing from NULL, to *at, which moves behind it.
+static const __nv_bfloat16 *round_to(__nv_bfloat16 **at, const real *x, size_t n) {
+    const __nv_bfloat16 *here = *at;
+    if (!x) return NULL;
+    convert(*at, BF16, x, F32, n);
+    *at += n;
+    return here;
+}
+
+// The same with rounded inputs: D and dout in the second area, all others in the first.
+static Attention<__nv_bfloat16> rounded(const Attention<real> &a) {
+    const AttentionShape &s = a.s;
+    const size_t width = s.n_kv_heads * s.head_dim, rows = s.T * s.n_heads;
+    __nv_bfloat16 *at = (__nv_bfloat16 *)gpu.area[0];
+    __nv_bfloat16 *behind_D = (__nv_bfloat16 *)((float *)gpu.area[1] + (rows + 3) / 4 * 4);
+    Attention<__nv_bfloat16> b = { a, round_to(&at, a.q, rows * s.head_dim), round_to(&at, a.k, s.T * width),
+                                   round_to(&at, a.v, s.T * width), round_to(&at, a.prefix_k, s.n_prefix * width),
+                                   round_to(&at, a.prefix_v, s.n_prefix * width),
+                                   round_to(&behind_D, a.dout, rows * s.head_dim) };
+    return b;
+}
+
+template<class C> static void launch_attention(const Attention<typename C::input> &a) {
+    const unsigned most = 2 * gpu.cores, forward = 3 * C::TILE_BYTES + C::P_BYTES + C::S_BYTES;
+    const unsigned backward = forward + C::TILE_BYTES, floats = 2 * C::B * (unsigned)sizeof(float);
+    if (!a.dout) {
+        LAUNCH(attention_forward_kernel<C>, most, THREADS, forward, a);
+        return;
+    }
+    LAUNCH(attention_backward_queries_kernel<C>, most, THREADS, backward, a);
+    LAUNCH(attention_backward_keys_kernel<C>, most, THREADS, backward + floats, a);
+}
+
+template<class Narrow, class Wide> static void launch_by_width(const Attention<typename Wide::input> &a) {
+    a.s.head_dim <= Narrow::D ? launch_attention<Narrow>(a) : launch_attention<Wide>(a);
+}
+
+static void run_attention(const Attention<real> &a, bool own_keys) {
+    if (rounds_first(a.s, own_keys)) launch_by_width<RoundedNarrow, RoundedWide>(rounded(a));
+    else if (gpu.bf16) launch_by_width<Bf16Narrow, Bf16Wide>(a);
+    else launch_by_width<Fp32Narrow, Fp32Wide>(a);
 }
 
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s) {
-    const bool narrow_head = s.head_dim <= Bf16Narrow::D;
-    Attention a = { out, lse, NULL, NULL, NULL, NULL, NULL, q, k, v, prefix_k, prefix_v, false, s };
-    if (gpu.bf16) narrow_head ? launch_forward<Bf16Narrow>(a) : launch_forward<Bf16Wide>(a);
-    else narrow_head ? launch_forward<Fp32Narrow>(a) : launch_forward<Fp32Wide>(a);
+    run_attention({ { out, lse, NULL, NULL, NULL, NULL, 0, s }, q, k, v, prefix_k, prefix_v, NULL },
+                  s.starts == s.kv_starts);
 }
 
 void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dprefix_v, real *scratch,
                         const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v,
                         const real *prefix_k, const real *prefix_v, AttentionShape s) {
-    const bool narrow_head = s.head_dim <= Bf16Narrow::D;
-    Attention a = { NULL, NULL, dq, scratch, dout, out, lse, q, k, v, prefix_k, prefix_v, dprefix_k || dprefix_v, s };
-    if (gpu.bf16) narrow_head ? launch_backward<Bf16Narrow>(a) : launch_backward<Bf16Wide>(a);
-    else narrow_head ? launch_backward<Fp32Narrow>(a) : launch_backward<Fp32Wide>(a);
-    const size_t row = s.n_heads * s.head_dim;
+    const size_t rows = s.T * s.n_heads, row = s.n_heads * s.head_dim;
+    float *D = (float *)gpu.area[1];
+    if (rows > AREA_BYTES / sizeof *D) kernel_failed("attention of so many tokens does not fit the workspace");
+    LAUNCH(row_dots_kernel, blocks_for(rows, THREADS / WARP), THREADS, 0, D, dout, out, rows, s.head_dim);
+    const size_t n_trained = dprefix_k || dprefix_v ? s.n_prefix : 0;
+    run_attention({ { NULL, NULL, dq, scratch, lse, D, n_trained, s }, q, k, v, prefix_k, prefix_v, dout }, true);
     const real *dk_heads = scratch, *dv_heads = scratch + (s.T + s.n_prefix) * row;
     add_heads(dk, dk_heads, s.T, s), add_heads(dprefix_k, dk_heads + s.T * row, s.n_prefix, s);
     add_heads(dv, dv_heads, s.T, s), add_heads(dprefix_v, dv_heads + s.T * row, s.n_prefix, s);

@@ -87,7 +87,20 @@ static void check_batched_feeding(const char *folder) {
     }
 }
 
-// Answers of the bundled model to real prompts, one by one and together, greedily and drawn.
+// Whether two greedy answers part, after `same` tokens, at two that were about as likely, to what batched feeding may
+// differ by above. `g` is the generator of one sequence.
+static bool part_at_a_tie(Generator *g, const Sample *s, const Ids *a, const Ids *b, size_t same) {
+    double largest = 0;
+    if (same == a->n || same == b->n) return false;
+    g->run.caches->n = 0;
+    feed(g, s->ids, s->prompt_n);
+    for (size_t t = 0; t < same; t++) feed(g, &a->ids[t], 1);
+    for (size_t v = 0; v < g->run.model->config.vocab_size; v++) largest = fmax(largest, fabs((double)g->logits[v]));
+    return fabs((double)g->logits[a->ids[same]] - (double)g->logits[b->ids[same]]) < 5e-2 * largest;
+}
+
+// Answers of the bundled model to real prompts, one by one and together, greedily and drawn. In bf16 a port may round
+// the rows of several sequences and not that of one, as glmtune.cu does: then greedy ones may part at a tie.
 static void check_answers_together(double temperature) {
     enum { ASKED = 14, TOGETHER = 5, MOST = 24 };
     Options o = default_options();
@@ -96,6 +109,7 @@ static void check_answers_together(double temperature) {
     Dataset set = read_data_file("tests/data/ads.jsonl", &f, &o, m.model->config.vocab_size, true);
     Generator alone = make_generator(m.model, NULL, 128, 1), g = make_generator(m.model, NULL, 128, TOGETHER);
     size_t same = 0, stopped = 0;
+    const bool may_part = in_bf16() && !FAST;
     o.temperature = temperature, o.max_new_tokens = MOST;
     for (size_t i = 0; i < ASKED; i += TOGETHER) {
         Question q[TOGETHER] = {{0}};
@@ -107,8 +121,10 @@ static void check_answers_together(double temperature) {
             alone.run.caches->n = 0;
             feed(&alone, q[k].sample->ids, q[k].sample->prompt_n);
             bool ended = generate(&alone, &f, &o, MOST, &answer, NULL);
-            same += ended == q[k].stopped && answer.n == q[k].answer.n &&
-                    !memcmp(answer.ids, q[k].answer.ids, answer.n * sizeof *answer.ids);
+            size_t n_same = 0, most = min_size(answer.n, q[k].answer.n);
+            while (n_same < most && answer.ids[n_same] == q[k].answer.ids[n_same]) n_same++;
+            same += (ended == q[k].stopped && answer.n == q[k].answer.n && n_same == answer.n) ||
+                    (may_part && part_at_a_tie(&alone, q[k].sample, &answer, &q[k].answer, n_same));
             stopped += ended;
         }
     }
@@ -118,7 +134,8 @@ static void check_answers_together(double temperature) {
 
 static void test_answers(void) {
     check_batched_feeding("tests/golden/glm4"), check_batched_feeding("tests/golden/chatglm");
-    check_answers_together(0), check_answers_together(1);
+    check_answers_together(0);
+    if (!in_bf16() || FAST) check_answers_together(1);
 }
 
 // ---- Replay ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,9 @@
 //   - Memory holds NaN until it is written; the shared memory of a block does when the block begins.
 //   - CUDA_ORDER=reverse runs blocks, warps and lanes last to first, CUDA_ORDER=shuffle in an order that changes from
 //     launch to launch: what depends on the order is a race, and gives other bits.
+//   - CUDA_REFUSES=N: cuBLASLt has no algorithm for one in N shapes of products.
+//   - CUDA_COUNT=yes prints at the end what was launched how often, and the memory that it read and wrote: pages of
+//     4096 bytes, each once in a launch, as if the cache were perfect. What is read again and again is so not seen.
 //
 // What it cannot see: races between lanes of a warp that run in step, the memory model, how fast anything is, and
 // whatever the real compiler and the real cuBLASLt do.
@@ -29,11 +32,13 @@
 #include <initializer_list>
 #include <map>
 #include <numeric>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 #include <link.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define __global__
@@ -77,7 +82,9 @@ static const char *kernel_name;             // of the kernel that runs; NULL: ho
 
 // ---- Device memory -----------------------------------------------------------------------------------------------
 
-enum { PAGE = 4096, ALIGNED = 256, CHUNK = 1 << 18 };      // a chunk: what is opened at once
+enum { PAGE = 4096, ALIGNED = 256 };
+static const bool counting = getenv("CUDA_COUNT");
+static const size_t CHUNK = counting ? PAGE : 1 << 18;     // what is opened at once
 static const size_t device_bytes = (size_t)16 << 30;
 
 struct Allocation {
@@ -92,6 +99,25 @@ static std::vector<std::pair<char *, size_t>> opened;
 static bool device_open;                                // a kernel, copy or product is at work
 static size_t device_used;
 
+// What a kernel, copy or product of this name did so far.
+struct Count { size_t launches, read, written; };
+static std::map<std::string, Count> counts;
+static Count *count;                                    // of what is at work
+static char *dynamic_shared;                            // of the block that runs
+
+static void print_counts() {
+    Count all = {};
+    auto print = [](const char *name, const Count &c) {
+        fprintf(stderr, "count %8zu launches %12.3f MiB read %12.3f MiB written  %s\n", c.launches,
+                (double)c.read / (1 << 20), (double)c.written / (1 << 20), name);
+    };
+    for (const auto &c : counts) {
+        print(c.first.c_str(), c.second);
+        all.launches += c.second.launches, all.read += c.second.read, all.written += c.second.written;
+    }
+    print("all", all);
+}
+
 static Allocation *allocation_of(const void *p) {
     auto at = allocations.upper_bound((char *)p);
     return at != allocations.end() && (char *)p >= at->second.pages - PAGE ? &at->second : nullptr;
@@ -104,8 +130,9 @@ static bool is_device(const void *p) {
 
 // The first touch of a chunk while the device is at work opens it; any other touch of closed memory is a mistake. At
 // first all bytes are 0xFF, which is NaN in any type.
-static void on_fault(int, siginfo_t *info, void *) {
+static void on_fault(int, siginfo_t *info, void *context) {
     char *at = (char *)info->si_addr;
+    const bool writes = ((const ucontext_t *)context)->uc_mcontext.gregs[REG_ERR] & 2;
     Allocation *a = allocation_of(at);
     if (!a) {
         signal(SIGSEGV, SIG_DFL);           // not ours: comes again, and ends the program
@@ -122,10 +149,14 @@ static void on_fault(int, siginfo_t *info, void *) {
     if (!a->filled[chunk]) memset(start, 0xFF, size);
     a->filled[chunk] = true;
     opened.push_back({ start, size });
+    if (!counting || !count || a->data == dynamic_shared) return;
+    (writes ? count->written : count->read) += size;
+    if (!writes) mprotect(start, size, PROT_READ);      // a write to it is another fault
 }
 
-static void open_device() {
+static void open_device(const char *name) {
     if (device_open) stop("a kernel is launched within another");
+    if (counting) count = &counts[name], count->launches++;
     device_open = true;
     __asm__ volatile("" ::: "memory");      // keeps the compiler from moving an access over this
 }
@@ -135,6 +166,7 @@ static void close_device() {
     for (auto chunk : opened) mprotect(chunk.first, chunk.second, PROT_NONE);
     opened.clear();
     device_open = false;
+    count = nullptr;
 }
 
 static void handle_faults() {
@@ -146,7 +178,8 @@ static void handle_faults() {
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigaction(SIGSEGV, &action, nullptr);
-    opened.reserve(1 << 16);                // nothing is allocated in the handler
+    opened.reserve(counting ? 1 << 22 : 1 << 16);       // nothing is allocated in the handler
+    if (counting) atexit(print_counts);
 }
 
 static char *map_pages(size_t bytes, int protection) {
@@ -197,7 +230,6 @@ static void *scheduler_stack_pointer;
 static unsigned current;
 static void (*body)(const void *);
 static const void *body_context;
-static char *dynamic_shared;
 
 // Saves the registers that a call keeps, leaves the stack pointer in *save and goes on where `restore` was left.
 #ifndef __x86_64__
@@ -209,6 +241,9 @@ __attribute__((naked, noinline)) static void switch_stacks(void **, void *) {
             "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
 }
 
+struct Copy { void *to; const void *from; size_t bytes, all; };
+static std::vector<Copy> under_way[MOST_THREADS];
+
 static void wait_for(Wait what) {
     Thread *t = &threads[current];
     t->wait = what;
@@ -217,6 +252,7 @@ static void wait_for(Wait what) {
 
 static void thread_main() {
     body(body_context);
+    if (!under_way[current].empty()) stop("a thread ends before its asynchronous copies");
     wait_for(DONE);
     abort();
 }
@@ -378,7 +414,7 @@ static void launch(const char *name, void (*kernel)(P...), size_t grid, size_t b
     body = [](const void *context) { (*(const decltype(call) *)context)(); };
     body_context = &call;
     if (shared_bytes) shared = allocate(shared_bytes, 128), dynamic_shared = shared->data;
-    open_device();
+    open_device(name);
     run_blocks(shared_bytes);
     if (shared_bytes) {
         check_ends(shared);
@@ -417,6 +453,25 @@ static unsigned lane() { return current % LANES_OF_WARP; }
 static inline void __syncthreads(int line = __builtin_LINE()) {
     emulator::threads[emulator::current].line = line;
     emulator::wait_for(emulator::AT_BLOCK);
+}
+
+// Copies to shared memory that are under way until they are waited for: till then NaN lies there.
+static inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0) {
+    if ((uintptr_t)to % bytes || (uintptr_t)from % bytes)
+        emulator::stop("an asynchronous copy of %zu bytes is not aligned to as many", bytes);
+    memset(to, 0xFF, bytes);
+    emulator::under_way[emulator::current].push_back({ to, from, bytes - zeros, bytes });
+}
+
+static inline void __pipeline_commit() {}
+
+static inline void __pipeline_wait_prior(size_t groups) {
+    if (groups) emulator::stop("the emulator knows no wait for some of the copies");
+    for (const emulator::Copy &c : emulator::under_way[emulator::current]) {
+        memset(c.to, 0, c.all);
+        memcpy(c.to, c.from, c.bytes);
+    }
+    emulator::under_way[emulator::current].clear();
 }
 
 template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int lanes, int line = __builtin_LINE()) {
@@ -620,7 +675,7 @@ static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaM
     if (emulator::is_device(to) != (kind == cudaMemcpyHostToDevice) ||
         emulator::is_device(from) != (kind == cudaMemcpyDeviceToHost))
         emulator::stop("a copy of kind %d from or to the wrong side, %zu bytes", kind, n);
-    emulator::open_device();
+    emulator::open_device("cudaMemcpy");
     memmove(to, from, n);
     emulator::close_device();
     return cudaSuccess;
@@ -628,7 +683,7 @@ static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaM
 
 static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t = nullptr) {
     if (n && !emulator::is_device(p)) emulator::stop("cudaMemset of memory of the host");
-    emulator::open_device();
+    emulator::open_device("cudaMemsetAsync");
     memset(p, value, n);
     emulator::close_device();
     return cudaSuccess;
@@ -655,7 +710,9 @@ typedef struct CublasLt {} *cublasLtHandle_t;
 typedef struct CublasLtDesc { int transposed[2]; } *cublasLtMatmulDesc_t;
 typedef struct CublasLtLayout { cudaDataType_t type; uint64_t rows, columns; int64_t ld; } *cublasLtMatrixLayout_t;
 typedef struct CublasLtPreference { uint64_t workspace; uint32_t reduction, alignment[4]; } *cublasLtMatmulPreference_t;
-typedef struct { uint32_t alignment[4]; size_t workspace; } cublasLtMatmulAlgo_t;       // what it was chosen for
+// What an algorithm was chosen for. By what it is promised beyond 16 bytes it adds up from the first or from the
+// last term: then equal products have other bits where arrays lie elsewhere.
+typedef struct { uint32_t alignment[4]; size_t workspace; bool backwards; } cublasLtMatmulAlgo_t;
 typedef struct { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state;
 } cublasLtMatmulHeuristicResult_t;
 
@@ -749,7 +806,13 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
                                                             cublasLtMatmulHeuristicResult_t *results, int *found) {
     if (wanted < 1 || !emulator::sizes_fit(d, a, b, c)) return CUBLAS_STATUS_INVALID_VALUE;
     results[0] = {};
+    const char *refused = getenv("CUDA_REFUSES");           // 1: every product has no algorithm; 3: every third shape
+    if (refused && (a->rows + a->columns + c->columns) % strtoul(refused, nullptr, 10) == 0) {
+        *found = 0;
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
     memcpy(results[0].algo.alignment, p->alignment, sizeof p->alignment);
+    for (uint32_t a : p->alignment) results[0].algo.backwards ^= a == 32 || a == 128;
     results[0].workspaceSize = results[0].algo.workspace = p->workspace;
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
@@ -770,7 +833,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     }
     if (algo && algo->workspace > workspace_bytes) emulator::stop("the workspace of cublasLtMatmul is too small");
     if (workspace_bytes && !emulator::is_device(workspace)) emulator::stop("the workspace is of the host");
-    emulator::open_device();
+    emulator::open_device("cublasLtMatmul");
     const std::vector<float> left = emulator::operand(A, a, d->transposed[0]);
     const std::vector<float> right = emulator::operand(B, b, d->transposed[1]);
     uint64_t m = c->rows, n = c->columns, k = left.size() / m;
@@ -778,8 +841,10 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     float scale = *(const float *)alpha, kept = *(const float *)beta;
     for (uint64_t i = 0; i < m; i++) {
         std::fill(sums.begin(), sums.end(), 0.0f);
-        for (uint64_t l = 0; l < k; l++)
+        for (uint64_t term = 0; term < k; term++) {
+            const uint64_t l = algo && algo->backwards ? k - 1 - term : term;
             for (uint64_t j = 0; j < n; j++) sums[j] += left[i * k + l] * right[l * n + j];
+        }
         for (uint64_t j = 0; j < n; j++) {
             const uint64_t at = i + j * (uint64_t)c->ld;
             ((float *)D)[at] = scale * sums[j] + (kept != 0 ? kept * ((const float *)C)[at] : 0);

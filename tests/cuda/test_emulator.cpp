@@ -99,6 +99,17 @@ __global__ static void tile_kernel(float *c, const __nv_bfloat16 *a, const __nv_
     store_matrix_sync(c, C, 16, mem_row_major);
 }
 
+__global__ static void copy_kernel(float *out, const float *in, bool waits) {
+    __shared__ float4 part4[32];
+    float *part = (float *)part4;
+    unsigned i = threadIdx.x;
+    __pipeline_memcpy_async(part + 4*i, in + 4*i, 16, i == 31 ? 16 : 0);        // the last gets zeros
+    __pipeline_commit();
+    float early = part[4*i];
+    if (waits) __pipeline_wait_prior(0);
+    out[i] = part[4*i + 1], out[32 + i] = early;
+}
+
 // ---- What they give ----------------------------------------------------------------------------------------------
 
 static void test_sum() {
@@ -199,6 +210,18 @@ static void test_memory() {
     check_ends("a copy the wrong way", "wrong side", [=] { float y; cudaMemcpy(&y, x, 4, cudaMemcpyHostToDevice); });
 }
 
+static void test_copies() {
+    float *in = device<float>(256), *out = device<float>(64);
+    LAUNCH(count_kernel, 1, 256, 0, in);
+    LAUNCH(copy_kernel, 1, 32, 0, out, in, true);
+    std::vector<float> got = host(out, 64);
+    check("an asynchronous copy, and zeros", got[0] == 1 && got[30] == 121 && got[31] == 0);
+    check("it is not there before it is waited for", std::isnan(got[32]) && std::isnan(got[63]));
+    check_ends("a copy that is not aligned", "not aligned", [=] { LAUNCH(copy_kernel, 1, 32, 0, out, in + 1, true); });
+    check_ends("a copy that nobody waits for", "before its asynchronous", [=] {
+        LAUNCH(copy_kernel, 1, 32, 0, out, in, false); });
+}
+
 static void test_barriers() {
     float *x = device<float>(64);
     check_ends("a thread that misses a barrier", "has ended while", [=] { LAUNCH(missing_kernel, 1, 64, 0, x); });
@@ -239,9 +262,33 @@ static void test_product(bool ta, bool tb) {
     check("a product of cublasLtMatmul", wrong == 0);
 }
 
-int main() {
-    test_sum(), test_tile(), test_halves(), test_orders(), test_memory(), test_barriers();
+__global__ static void half_kernel(float *x, const float *y) {
+    size_t i = blockIdx.x * 256 + threadIdx.x;
+    x[i] = y[i] + (i < 4096 ? x[i + 4096] : 0);
+}
+
+// Writes 8 pages, of which it reads 4, and reads 8 others; the program itself, called anew, counts.
+static void test_count(const char *program) {
+    char command[300], line[300];
+    bool found = false;
+    snprintf(command, sizeof command, "CUDA_COUNT=yes %s count 2>&1", program);
+    FILE *f = popen(command, "r");
+    while (f && fgets(line, sizeof line, f))
+        found |= !strcmp(line, "count        2 launches        0.094 MiB read        0.062 MiB written  half_kernel\n");
+    check("what is counted", found && pclose(f) == 0);
+}
+
+static void run_counted() {
+    float *x = device<float>(8192), *y = device<float>(8192);
+    cudaMemsetAsync(x, 0, 8192 * sizeof *x), cudaMemsetAsync(y, 0, 8192 * sizeof *y);
+    for (int i = 0; i < 2; i++) LAUNCH(half_kernel, 32, 256, 0, x, y);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) return run_counted(), 0;
+    test_sum(), test_tile(), test_halves(), test_orders(), test_memory(), test_copies(), test_barriers();
     for (int i = 0; i < 4; i++) test_product(i & 1, i & 2);
+    test_count(argv[0]);
     printf("%zu passed, %zu failed\n", passed, failed);
     return failed ? 1 : 0;
 }
