@@ -429,7 +429,7 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 typedef struct {
     size_t n_sequences, n_heads, n_kv_heads, head_dim, n_prefix;
     size_t T, most_queries;             // rows of q; the most queries of one sequence
-    const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory; one array where there are no earlier keys
+    const size_t *starts, *kv_starts;   // [n_sequences+1], in model memory; one array: no keys are earlier
 } AttentionShape;
 
 // out [T,n_heads,head_dim] (formula in 2.7), lse [T,n_heads] = ln sum_j exp(q . k_j / sqrt(head_dim)) over the keys
@@ -1458,10 +1458,12 @@ typedef struct {
 // something trains; head and loss are computed only at positions that have a target; frozen weights get no gradient.
 // At first reading go on to 4.3 and 4.4, and come back to the structs here, and to their memory, for a new name.
 
+// Rows x vocabulary is the largest block of logits. The head's weights are read once for each block, which costs a GPU
+// more than the block's memory.
 #ifdef GLMTUNE_CUDA
-enum { HEAD_ROWS = 512 };           // for them all a GPU reads the head's weights once
+enum { HEAD_ROWS = 512 };
 #else
-enum { HEAD_ROWS = 256 };           // rows x vocabulary is the largest block of logits on the device
+enum { HEAD_ROWS = 256 };
 #endif
 enum { NO_TARGET = -100 };          // the label of a token that is no target
 

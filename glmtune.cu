@@ -10,8 +10,9 @@
 //
 // Deterministic: no atomics; every sum has one order, given by shapes and by the GPU alone, so two runs give the same
 // bits. cuBLASLt's algorithm for a shape is the first that its heuristic names for a fixed workspace and for reduction
-// schemes that add up in a separate step. Unlike on the CPU, the number of rows of a product may so decide in which
-// order a row is added up: a sample can have other last bits in another batch.
+// schemes that add up in a separate step; where it names none, a plain kernel adds up in order. Unlike on the CPU, the
+// number of rows of a product may so decide in which order a row is added up: a sample can have other last bits in
+// another batch.
 //
 // Everything runs on the default stream, so kernels run one after another, and copies wait for them.
 //
