@@ -2451,6 +2451,7 @@ static void freeze_setup(Model *m, const Options *o) {
     if ((size_t)o->trainable_layers > m->config.n_layers)
         fail("--trainable_layers %lld: the model has %zu", (long long)o->trainable_layers, m->config.n_layers);
     const char *modules = modules_here(m, o->trainable_modules, true);
+    if (modules && !*modules) fail("--trainable_modules names no linear map; --trainable_layers 0 trains none");
     for (size_t i = 0; i < m->n_tensors; i++)
         if (freeze_trains(m, m->tensors[i], modules, o)) train_tensor(m, m->tensors[i]);
     if (!m->n_trained) fail("nothing would train: set --trainable_layers, --trainable_embedding or --trainable_head");
@@ -5051,7 +5052,7 @@ static void print_result(const Trainer *t) {
     if (t->validation.n)
         printf("validation  best %.4f at step %.0f, last %.4f, before training %s, on %zu samples\n", s->best_metric,
                s->best_step, s->eval_loss, s->base_loss > 0 ? strf("%.4f", s->base_loss) : "unknown", t->validation.n);
-    if (t->scores.n) printf("answers     in the last validation: %s\n", score_line(&t->scores));
+    if (t->scores.n) printf("answers     %s, in the last validation\n", score_line(&t->scores));
     printf("memory      %s at most, with what was read of the base\n", size_text((size_t)used.ru_maxrss * 1024));
     printf("time        %s of training, %.0f tokens/s; %s of validation\n", time_text(spent),
            (s->tokens - t->first_tokens) / fmax(spent, 1e-9), time_text(t->validating));
@@ -6910,7 +6911,8 @@ static size_t new_n;                    // letters of the shortest part of its p
 static void lock_folder(const char *folder) {
     struct stat ours, there;
     if (*folder && !exists(folder)) new_folder = strf("%s", folder);
-    while (new_folder && (!new_n || exists(strf("%.*s", (int)new_n, folder))))
+    // another run may make all of them at this moment
+    while (new_folder && folder[new_n] && (!new_n || exists(strf("%.*s", (int)new_n, folder))))
         new_n += 1 + strcspn(folder + new_n + 1, "/");
     make_folders(folder);
     for (char *path = strf("%s/run.lock", folder); !locked; ) {
@@ -9885,7 +9887,6 @@ static const char *set_option(Options *o, const Option *x, const char *value) {
         return strf("is true or false, not '%s'", value);
     if (choices && (strchr(value, ',') || !list_has(choices, value)))
         return strf("is one of %s, not '%s'", choices, value);
-    if (x->type == LIST && !*list_text(value)) return "wants names with commas between";
     if (x->type >= STRING && x->commands & TRAIN && strchr(value, '\n')) return "must be one line";
     o->given[x->offset] = true;
     if (x->type == FLAG) return *(bool *)field = value[0] == 't', NULL;
