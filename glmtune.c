@@ -5430,7 +5430,7 @@ static const char *adapter_file(const char *folder) {
 
 // The base folder that an adapter names, as it stands or seen from the adapter's folder; NULL: none.
 static const char *named_base(const char *folder, const Json *named) {
-    if (!json_is(named, JSON_STRING)) return NULL;
+    if (!json_is(named, JSON_STRING) || !*named->text) return NULL;
     const char *beside = strf("%s/%s", folder, named->text);
     return named->text[0] != '/' && is_folder(beside) ? beside : strf("%s", named->text);
 }
@@ -5740,6 +5740,15 @@ static bool is_quantised(const Model *m) {
     return false;
 }
 
+// The first tensor of m that another model has not, by name and shape; NULL: they have the same.
+static const char *first_other_tensor(const Model *m, const Model *other) {
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = m->tensors[i], *o = i < other->n_tensors ? other->tensors[i] : NULL;
+        if (!o || strcmp(t->name, o->name) || memcmp(t->shape, o->shape, sizeof t->shape)) return t->name;
+    }
+    return NULL;
+}
+
 // Was the adapter trained on a quantised base, and is m, named by --base, the model that it was made from? That is
 // known if m, quantised, gives its codes; --force goes on without. Then opens that base too and returns true.
 static bool open_coded_base(Opened *coded, const Opened *m, const Options *o) {
@@ -5747,16 +5756,29 @@ static bool open_coded_base(Opened *coded, const Opened *m, const Options *o) {
     Options own = *o;
     own.base = named_base(m->adapter, json_get(json_only(&r), "base_model_name_or_path"));
     json_close(&r);
-    if (is_quantised(m->model) || !own.base || !is_folder(own.base)) return false;
+    if (!o->base || is_quantised(m->model) || !own.base || !is_folder(own.base)) return false;
     *coded = open_model(m->adapter, &own);
     if (!is_quantised(coded->model)) return false;
     check_fingerprint(coded, NULL, o);
+    const char *foreign = first_other_tensor(m->model, coded->model);
+    if (!foreign) foreign = first_other_tensor(coded->model, m->model);
+    if (foreign)
+        fail("%s: is not what %s was made from: they differ in '%s'; name the right one, or leave out --base",
+             m->folder, coded->folder, foreign);
     const char *other = first_other_code(coded->model, m->model);
     if (other && !o->force)
         fail("%s: is not known to be what %s was made from: '%s', quantised by glmtune, does not give its codes; name "
              "the right one, leave out --base, or --force", m->folder, coded->folder, other);
     if (other) fprintf(stderr, "warning: %s: '%s' does not give the codes of %s\n", m->folder, other, coded->folder);
     return true;
+}
+
+// How far the merged model is from what was trained.
+static void print_move(const Opened *coded, const Opened *merged) {
+    start_method(coded, 0, false);
+    Difference d = compare_logits(coded, merged);
+    printf("it was trained on the codes of %s: from there logits of random tokens move by %.2g of their size, the loss "
+           "from %.4f to %.4f\n", coded->folder, d.moved, d.loss[0], d.loss[1]);
 }
 
 // Writes base and adapter as one model folder, each tensor in the base's type, bf16 where that is codes; a folder that
@@ -5768,8 +5790,8 @@ static void merge(const char *adapter, const char *out, Options *o) {
     const char *why = m.method->no_merge;
     if (why) fail("%s: cannot be merged: %s; it works as it is: name it wherever a model is asked for", adapter, why);
     set_precision(false);       // a merged number is rounded once, as it is written
-    bool moves = open_coded_base(&coded, &m, o);
-    if (!moves) check_fingerprint(&m, NULL, o);
+    bool onto_source = open_coded_base(&coded, &m, o);
+    if (!onto_source) check_fingerprint(&m, NULL, o);
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
     bool torch = ends_in(m.model->tensors[0]->file, ".bin");
@@ -5785,11 +5807,7 @@ static void merge(const char *adapter, const char *out, Options *o) {
     verify_merge(&m, &merged, o->force);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
-    if (!moves) return;
-    start_method(&coded, 0, false);
-    Difference d = compare_logits(&coded, &merged);
-    printf("it was trained on the codes of %s: from there logits of random tokens move by %.2g of their size, the loss "
-           "from %.4f to %.4f\n", coded.folder, d.moved, d.loss[0], d.loss[1]);
+    if (onto_source) print_move(&coded, &merged);
 }
 
 // ---- 11.5 Quantising ---------------------------------------------------------------------------------------------
@@ -5984,11 +6002,10 @@ static bool gives_codes(const Tensor *t, const Tensor *coded) {
     return same;
 }
 
-// The first tensor of a quantised model whose codes m does not give again; NULL: it gives all.
+// The first tensor of a quantised model whose codes m, of the same tensors, does not give again; NULL: it gives all.
 static const char *first_other_code(const Model *coded, const Model *m) {
     for (size_t i = 0; i < coded->n_tensors; i++) {
-        const Tensor *t = coded->tensors[i], *from = i < m->n_tensors ? m->tensors[i] : NULL;
-        if (!from || strcmp(t->name, from->name) || memcmp(t->shape, from->shape, sizeof t->shape)) return t->name;
+        const Tensor *t = coded->tensors[i], *from = m->tensors[i];
         if (t->scales) progress(false, "quantised again: %zu of %zu tensors", i + 1, coded->n_tensors);
         if (t->scales && !gives_codes(from, t)) return t->name;
     }
@@ -6056,7 +6073,7 @@ typedef uint32_t bit_vec __attribute__((vector_size(VECTOR_BYTES), aligned(2), m
 typedef uint16_t half_vec __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef uint8_t byte_vec __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
 typedef int32_t int_vec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-typedef uint32_t bit_pair __attribute__((may_alias));
+typedef uint32_t bit_pair __attribute__((may_alias));       // two numbers of bf16
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }

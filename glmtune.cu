@@ -1007,7 +1007,7 @@ template<class C, class N> struct Sums {
     __device__ void put(float *out) const {
         const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
         for (int y = 0; y < 2; y++)
-            for (unsigned g = 0; g < C::D / 64; g++) 
+            for (unsigned g = 0; g < C::D / 64; g++)
                 *(float4 *)(out + (i + 16*y) * C::OUT_LD + 64*g + 4*j) = sum[y][g];
     }
 };

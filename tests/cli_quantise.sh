@@ -46,6 +46,13 @@ check 'and nothing is quantised there' cmp coded/onto8false/config.json coded/pl
 works 'parameters' init coded/config.json coded/stranger --layout glm4-chat --seed 7
 refuse "coded/stranger: is not known to be what|coded/4true|'model.layers.0.self_attn.q_proj.weight'" merge coded/tuned-4true/checkpoint-4 out --base coded/stranger
 works 'warning|does not give the codes of|move by' merge coded/tuned-4true/checkpoint-4 coded/forced --base coded/stranger --force
+# One of another vocabulary has other logits, which no --force can compare; and a name that is empty names no base.
+sed 's/"vocab_size": [0-9]*/"vocab_size": 300/' coded/config.json >coded/other.json
+works 'parameters' init coded/other.json coded/narrow --layout glm4-chat
+refuse "coded/narrow: is not what|coded/4true|'model.embed_tokens.weight'" merge coded/tuned-4true/checkpoint-4 out --base coded/narrow --force
+cp -R coded/tuned-4true/checkpoint-4 coded/nameless
+sed -i 's/"base_model_name_or_path": "[^"]*"/"base_model_name_or_path": ""/' coded/nameless/adapter_config.json
+refuse "nameless/adapter_config.json|is no folder here|--base DIR" merge coded/nameless out
 works 'loss' eval data.jsonl coded/onto4true
 works '0 tensors hold numbers that are not finite' info coded/4true --check
 works '4-bit codes (nf4) in 12 of them|mapped' info coded/4false
