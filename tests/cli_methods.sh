@@ -124,6 +124,7 @@ works 'method freeze trains 544 of' info remote --method freeze --trainable_laye
 refuse "'gate_proj' is not in this model|query_key_value,dense" train data.jsonl remote --layout glm4-chat --output_dir out \
     --target_modules q_proj,gate_proj
 refuse 'names no linear map' train data.jsonl f --output_dir out --target_modules ' '
+misuse '--replay must be one line' train data.jsonl f --output_dir out --replay $'old\nnew.jsonl:1'
 refuse '--trainable_modules names no linear map' train data.jsonl f --output_dir out --method freeze --trainable_layers 1 --trainable_modules ''
 works 'saved' train data.jsonl remote --layout glm4-chat --output_dir named --max_steps 2 --val_size 0 --stop_at_step 1 \
     --target_modules 'q_proj, k_proj, v_proj'

@@ -13,6 +13,15 @@ check 'and that all else is float32' grep -q '"dtype": "float32"' coded/4false/c
 works 'shard' quantize coded/plain coded/shards --bits 4 --max_shard_size 0.000001
 (set +f; touch -d 2020-01-01 coded/shards/*.safetensors)      # some have one size too
 check 'in shards' test -f coded/shards/model.safetensors.index.json
+check 'whose index tells the bytes of all tensors' \
+    grep -q "\"total_size\": $(($(wc -c <coded/4false/model.safetensors) - 8 - $(header_length coded/4false/model.safetensors)))}" coded/shards/model.safetensors.index.json
+# The tokenizer beside the program goes along, also where the program's folder begins with the model's name.
+mkdir coded/glm-program
+cp -R "$tiny" coded/glm; cp "$program" coded/glm-program/program; cp "$bin" coded/glm-program/tokenizer.bin
+told='quantize with a tokenizer beside the program'
+coded/glm-program/program quantize "$PWD/coded/glm" coded/with --bits 8 >stdout 2>stderr && [ -s coded/with/tokenizer.bin ] ||
+    want 'a tokenizer.bin'
+judge
 quick='--max_steps 4 --val_size 0 --learning_rate 0.01'
 for base in coded/4false coded/4true coded/8false coded/shards; do
     works 'done' train data.jsonl $base --output_dir coded/tuned-${base##*/} $quick --threads 2
@@ -34,6 +43,7 @@ for method in full freeze; do
     refuse 'quantised|cannot be trained|--method lora' train data.jsonl coded/8false --output_dir out --method $method
 done
 works 'tensors' merge coded/tuned-4false/checkpoint-4 coded/merged
+check 'config.json says so' grep -q '"dtype": "bfloat16"' coded/merged/config.json
 check 'a merged folder is not quantised' test -z "$(grep quantization_config coded/merged/config.json)"
 check 'and is in bf16' [ "$(header_of coded/merged/model.safetensors | grep -c 'q_proj.weight":{"dtype":"BF16"')" = 1 ]
 works 'loss' eval data.jsonl coded/merged
