@@ -23,7 +23,7 @@
 //                                                             a long vector still has blocks enough when T is 1
 //     a row                     grid rows                     sums along a row (norms, cross-entropy)
 //     32 columns                grid columns / 32             sums down the columns
-//     as many as run at once    grid cores x 2                attention: blocks walk over the work, whose exact
+//     twice the cores           grid cores x 2                attention: blocks walk over the work, whose exact
 //                                                             size only the device knows: `starts` lie there
 // Neighbouring threads touch neighbouring numbers, so a warp's 32 accesses are one of 128 bytes.
 
@@ -38,7 +38,6 @@
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
-#include <mma.h>
 #include "glmtune.c"
 
 #ifdef GLMTUNE_DOUBLE
@@ -61,13 +60,13 @@ static void check_product(cublasStatus_t status, const char *what) {
     kernel_failed(line);
 }
 
-// The only place that launches. A grid of 0 blocks is nothing to do. More than 48 KiB of shared memory are to be asked
-// for. An emulator defines its own.
+// The only place that launches. A grid of 0 blocks is nothing to do. More than 48 KiB of shared memory, what a kernel
+// declares included, are to be asked for. An emulator defines its own.
 #ifndef LAUNCH
 #define LAUNCH(kernel, grid, block, shared_bytes, ...)                                                                 \
     do {                                                                                                               \
         const unsigned launch_grid = (grid), launch_shared = (shared_bytes);                                           \
-        if (launch_shared > 48u << 10)                                                                                 \
+        if (launch_shared > 40u << 10)                                                                                 \
             check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)launch_shared),       \
                   #kernel);                                                                                            \
         if (launch_grid) kernel<<<launch_grid, block, launch_shared>>>(__VA_ARGS__);                                   \
@@ -822,76 +821,86 @@ void rope_backward(real *dx, const int32_t *positions, const real *table, size_t
 }
 
 // ---- 2.7 Attention -----------------------------------------------------------------------------------------------
-// As in glmtune.c, blocks of B queries meet blocks of B keys, and no T x T array is kept. A block of threads has its
-// tiles of q, k, v in shared memory, rounded to bf16 in bf16, and makes two kinds of products of them:
-//     scores    s [B,B] = a b^T     of two tiles [B,D]; in shared memory
-//     sums      c [B,D] += p x      of probabilities p [B,B] and a tile x [B,D]; c stays in registers all along
-// The forward goes over its keys twice: first for the largest score and the sum of each query, then with the final
-// probabilities, so that the sums never have to be scaled again while they lie in the tensor cores' registers, where a
-// row cannot be told. The backward has two passes, for queries and for keys. In the second all is transposed: a block
-// owns keys, and its scores are k q^T, so that the same two kinds serve:
-//     queries   dq += ds k                    over the blocks of keys that they see
-//     keys      dv += p^T dout, dk += ds^T q  over the blocks of queries that see them, for one query head;
-//               the heads of a group are then added up in order (add_heads)
-// A head wider than D features is met in slabs of D: scores add up over slabs, and each slab of the result is another
-// block's work. Bank conflicts: rows of tiles are padded by 16 bytes.
+// As in glmtune.c no T x T array is kept. A block of threads owns ROWS queries, or keys, of one head and goes through
+// the rows of the other side that they meet, COLUMNS at a time. It makes two kinds of products of tiles in shared
+// memory, which are rounded in bf16:
+//     scores    s [ROWS,COLUMNS] = a b^T     of a tile [ROWS,WIDTH] of its own and one [COLUMNS,WIDTH] that it meets
+//     sums      c [ROWS,WIDTH] += p x        of probabilities p [ROWS,COLUMNS] and a tile x that it meets
+// Both stay in registers. A thread has some columns of two rows, so that a row's sum and its largest take a few
+// shuffles, and in bf16 scores are the left operand of the next product where they lie (Dao, FlashAttention-2, 2023).
+// There are three passes:
+//     forward   out += p v                    over the keys that queries see; a row's largest score grows on the way,
+//                                             and its sums so far are scaled to it
+//     queries   dq += ds k                    over the same keys
+//     keys      dv += p^T dout, dk += ds^T q  over the queries that see them, for one query head. All is transposed: a
+//                                             row is a key. Heads of a group are then added up in order (add_heads)
+// A head wider than WIDTH features is met in slabs of as many: scores add up over slabs, and each slab of the result is
+// another block's work. Bank conflicts: rows of tiles are padded by 16 bytes.
 
-// Tiles: their numbers, of what they are loaded, features D, rows B. Each of the LANES threads of a row has EACH of B
-// columns.
-template<class N, class In, unsigned width, unsigned height> struct Tiles {
+// Tiles: the type of their numbers, of what is loaded into them, their features, whether heads are wider. LANES
+// neighbouring threads have the same two rows. BLOCKS: for how many a core has registers, 65,536 in all; KEYS_BLOCKS:
+// the same for the kernel of keys.
+template<class N, class In, unsigned width, bool in_slabs> struct Tiles {
     typedef N number;
     typedef In input;
-    static constexpr unsigned D = width, B = height, PAD = 16 / sizeof(N), LD = D + PAD, P_LD = B + PAD, S_LD = B + 4,
-                              OUT_LD = D + 4, LANES = THREADS / B, EACH = B / LANES, TILE = B * LD;
-    static constexpr unsigned TILE_BYTES = TILE * sizeof(N), P_BYTES = B * P_LD * sizeof(N), S_BYTES = B * S_LD * 4;
+    static constexpr bool SLABS = in_slabs, IN_BF16 = sizeof(N) == 2;
+    static constexpr unsigned WIDTH = width, LD = WIDTH + 16 / sizeof(N), LANES = IN_BF16 ? 4 : 16;
+    static constexpr unsigned ROWS = 2 * THREADS / LANES, COLUMNS = 32, OWN = ROWS * LD, MET = COLUMNS * LD;
+    static constexpr unsigned BLOCKS = sizeof(In) > sizeof(N) && WIDTH > 64 ? 1 : 2, KEYS_BLOCKS = IN_BF16 ? 1 : 2;
 };
-typedef Tiles<float, float, 64, 32> Fp32Narrow;
-typedef Tiles<float, float, 128, 32> Fp32Wide;
-typedef Tiles<__nv_bfloat16, float, 64, 64> Bf16Narrow;
-typedef Tiles<__nv_bfloat16, float, 128, 64> Bf16Wide;
-typedef Tiles<__nv_bfloat16, __nv_bfloat16, 64, 64> RoundedNarrow;
-typedef Tiles<__nv_bfloat16, __nv_bfloat16, 128, 64> RoundedWide;
 
-// How many blocks of the largest kernel, that of the keys, a core is to hold. For two of wide tiles an A100 has too
-// little shared memory, and no GPU registers enough where they are rounded as they are loaded.
-#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 900
-template<class C> constexpr unsigned KEYS_AT_ONCE = C::D > 64 ? 1 : 2;
-#else
-template<class C>
-constexpr unsigned KEYS_AT_ONCE = C::D > 64 && sizeof(typename C::input) > sizeof(typename C::number) ? 1 : 2;
-#endif
+// What a thread has of a matrix [ROWS,width]: of two rows, NEAR columns side by side of every LANES * NEAR. In bf16
+// these are the places that mma.sync has for it.
+template<class C, unsigned width, unsigned NEAR> struct Spread {
+    static constexpr unsigned EACH = width / C::LANES;
+    float at[2][EACH];
+
+    static __device__ unsigned row(unsigned y) {
+        return (threadIdx.x / WARP * 2 + y) * (WARP / C::LANES) + threadIdx.x % WARP / C::LANES;
+    }
+    static __device__ unsigned first_column() { return threadIdx.x % C::LANES * NEAR; }
+    static __device__ constexpr unsigned step(unsigned e) { return e / NEAR * C::LANES * NEAR + e % NEAR; }
+    static __device__ unsigned column(unsigned e) { return first_column() + step(e); }
+};
+template<class C> using Scores = Spread<C, C::COLUMNS, C::IN_BF16 ? 2 : 1>;
+template<class C> using Sums = Spread<C, C::WIDTH, C::IN_BF16 ? 2 : 4>;
+
+// For the numbers of either: row y, column e of it.
+#define FOR_EACH_OF(spread, y, e)                                                                                      \
+    _Pragma("unroll") for (unsigned y = 0; y < 2; y++)                                                                 \
+        _Pragma("unroll") for (unsigned e = 0; e < (spread).EACH; e++)
 
 // n rows of features, `stride` apart.
 template<class In> struct Rows { const In *at; unsigned stride, n; };
 
-static __device__ void put_one(float *p, float x) { *p = x; }
-static __device__ void put_one(__nv_bfloat16 *p, float x) { *p = __float2bfloat16_rn(x); }
-
-// tile [B,LD]: D features from c on of rows of d, zeros where there is none. It is there after tiles_are_there.
-// Rows of the tile's own type are copied by 16 bytes while the threads go on, where d is a multiple of as many numbers;
-// unrolled further, the loop takes registers that the kernels lack.
-template<class C, class N> static __device__ void load_tile(N *tile, Rows<N> rows, unsigned c, unsigned d) {
-    constexpr unsigned EACH = 16 / sizeof(N), ACROSS = C::D / EACH;
-    #pragma unroll 2
-    for (unsigned i = threadIdx.x; d % EACH == 0 && i < C::B * ACROSS; i += THREADS) {
-        const unsigned row = i / ACROSS, column = i % ACROSS * EACH;
+// tile [height,LD]: WIDTH features from c on of rows of d, zeros where there is none. It is there after
+// tiles_are_there. Rows of the tile's own type are copied by 16 bytes while the threads go on, where d is a multiple of
+// the numbers in 16 bytes, as it is in bf16 (rounds_first). Unrolled, that loop takes registers that the kernels lack.
+template<class C, unsigned height = C::COLUMNS, class N>
+static __device__ void load_tile(N *tile, Rows<N> rows, unsigned c, unsigned d) {
+    constexpr unsigned EACH = 16 / sizeof(N), ACROSS = C::WIDTH / EACH;
+    const bool by_16_bytes = sizeof(N) == 2 || d % EACH == 0;
+    #pragma unroll 1
+    for (unsigned first = 0; by_16_bytes && first < height; first += THREADS / ACROSS) {
+        const unsigned row = first + threadIdx.x / ACROSS, column = threadIdx.x % ACROSS * EACH;
         const bool there = row < rows.n && c + column < d;
         __pipeline_memcpy_async(tile + row * C::LD + column, rows.at + (there ? c + row * rows.stride + column : 0), 16,
                                 there ? 0 : 16);
     }
     __pipeline_commit();
-    for (unsigned i = threadIdx.x; d % EACH && i < C::B * C::D; i += THREADS) {
-        const unsigned row = i / C::D, column = i % C::D;
+    for (unsigned i = threadIdx.x; !by_16_bytes && i < height * C::WIDTH; i += THREADS) {
+        const unsigned row = i / C::WIDTH, column = i % C::WIDTH;
         const bool there = row < rows.n && c + column < d;
         tile[row * C::LD + column] = there ? rows.at[c + row * rows.stride + column] : N();
     }
 }
 
-// Others are rounded. AT_ONCE loads of a thread are under way together: what is not there reads the first four, for a
-// branch would make each wait for the one before.
-template<class C> static __device__ void load_tile(__nv_bfloat16 *tile, Rows<float> rows, unsigned c, unsigned d) {
-    constexpr unsigned FOURS = C::D / 4, EACH = C::B * FOURS / THREADS, AT_ONCE = EACH < 4 ? EACH : 4;
-    for (unsigned i = threadIdx.x; d % 4 == 0 && i < C::B * FOURS; i += AT_ONCE * THREADS) {
+// Rows of float are rounded for tiles of bf16. AT_ONCE loads of a thread are under way together: what is not there
+// reads the first four, for a branch would make each wait for the one before.
+template<class C, unsigned height = C::COLUMNS>
+static __device__ void load_tile(__nv_bfloat16 *tile, Rows<float> rows, unsigned c, unsigned d) {
+    constexpr unsigned FOURS = C::WIDTH / 4, EACH = height * FOURS / THREADS, AT_ONCE = EACH < 4 ? EACH : 4;
+    for (unsigned i = threadIdx.x; d % 4 == 0 && i < height * FOURS; i += AT_ONCE * THREADS) {
         float4 x[AT_ONCE];
         for (unsigned g = 0; g < AT_ONCE; g++) {
             const unsigned row = (i + g * THREADS) / FOURS, column = (i + g * THREADS) % FOURS * 4;
@@ -902,10 +911,10 @@ template<class C> static __device__ void load_tile(__nv_bfloat16 *tile, Rows<flo
         for (unsigned g = 0; g < AT_ONCE; g++)
             *(Four *)(tile + (i + g * THREADS) / FOURS * C::LD + (i + g * THREADS) % FOURS * 4) = rounded(x[g]);
     }
-    for (unsigned i = threadIdx.x; d % 4 && i < C::B * C::D; i += THREADS) {
-        const unsigned row = i / C::D, column = i % C::D;
+    for (unsigned i = threadIdx.x; d % 4 && i < height * C::WIDTH; i += THREADS) {
+        const unsigned row = i / C::WIDTH, column = i % C::WIDTH;
         const bool there = row < rows.n && c + column < d;
-        put_one(tile + row * C::LD + column, there ? rows.at[c + row * rows.stride + column] : 0);
+        tile[row * C::LD + column] = __float2bfloat16_rn(there ? rows.at[c + row * rows.stride + column] : 0);
     }
 }
 
@@ -916,159 +925,166 @@ static __device__ void tiles_are_there() {
 
 static __device__ float dot_of_four(float4 a, float4 b) { return a.x*b.x + a.y*b.y + a.z*b.z + a.w*b.w; }
 
-// s [B,S_LD] = a b^T, or, with `more`, += ; in float a thread has rows i, i + 16 and columns j, j + 16
-template<class C> static __device__ void tile_scores(float *s, const float *a, const float *b, bool more) {
-    const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
-    float sum[2][2];
-    for (int y = 0; y < 2; y++)
-        for (int x = 0; x < 2; x++) sum[y][x] = more ? s[(i + 16*y) * C::S_LD + j + 16*x] : 0;
-    for (unsigned c = 0; c < C::D; c += 4) {
-        float4 a0 = *(const float4 *)(a + i * C::LD + c), a1 = *(const float4 *)(a + (i + 16) * C::LD + c);
-        float4 b0 = *(const float4 *)(b + j * C::LD + c), b1 = *(const float4 *)(b + (j + 16) * C::LD + c);
-        sum[0][0] += dot_of_four(a0, b0), sum[0][1] += dot_of_four(a0, b1);
-        sum[1][0] += dot_of_four(a1, b0), sum[1][1] += dot_of_four(a1, b1);
-    }
-    for (int y = 0; y < 2; y++)
-        for (int x = 0; x < 2; x++) s[(i + 16*y) * C::S_LD + j + 16*x] = sum[y][x];
+// s += a b^T in float
+template<class C> static __device__ void add_scores(Scores<C> &s, const float *a, const float *b) {
+    #pragma unroll 2
+    for (unsigned c = 0; c < C::WIDTH; c += 4)
+        FOR_EACH_OF(s, y, e)
+            s.at[y][e] += dot_of_four(*(const float4 *)(a + s.row(y) * C::LD + c),
+                                      *(const float4 *)(b + s.column(e) * C::LD + c));
 }
 
-typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::row_major> FragmentA;
-typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::row_major> FragmentB;
-typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::col_major> FragmentBT;
-typedef nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> FragmentC;
+// c += p x in float; probabilities go by way of shared memory, where a warp has its own rows
+template<class C> static __device__ void add_sums(Sums<C> &c, const Scores<C> &p, const float *x) {
+    __shared__ float p_row[C::ROWS][C::COLUMNS + 1];
+    FOR_EACH_OF(p, y, e) p_row[p.row(y)][p.column(e)] = p.at[y][e];
+    __syncwarp();
+    for (unsigned k = 0; k < C::COLUMNS; k++)
+        FOR_EACH_OF(c, y, e) c.at[y][e] += p_row[c.row(y)][k] * x[k * C::LD + c.column(e)];
+    __syncwarp();
+}
 
-// The same on tensor cores: warp w of 8 has the 16 rows from 16 (w / 2) on, and a half of the columns.
-template<class C> static __device__ void tile_scores(float *s, const __nv_bfloat16 *a, const __nv_bfloat16 *b,
-                                                     bool more) {
-    using namespace nvcuda::wmma;
-    const unsigned warp = threadIdx.x / WARP, i = warp / 2 * 16, j = warp % 2 * 32;
-    FragmentC sum[2];
-    for (int x = 0; x < 2; x++)
-        if (more) load_matrix_sync(sum[x], s + i * C::S_LD + j + 16*x, C::S_LD, mem_row_major);
-        else fill_fragment(sum[x], 0.0f);
-    #pragma unroll 4
-    for (unsigned c = 0; c < C::D; c += 16) {
-        FragmentA rows;
-        FragmentBT columns;
-        load_matrix_sync(rows, a + i * C::LD + c, C::LD);
-        for (int x = 0; x < 2; x++) {
-            load_matrix_sync(columns, b + (j + 16*x) * C::LD + c, C::LD);
-            mma_sync(sum[x], rows, columns, sum[x]);
+// What has no name in C++: the tensor cores, by the instructions of PTX ("Warp-level matrix instructions" in its ISA),
+// all lanes of a warp together, and 2^x, which is 0 below 2^-126. An emulator defines its own.
+#ifndef EMULATOR_H
+// x: of each of four matrices [8,8] a lane gets the two numbers of row lane / 4 from column 2 (lane % 4) on. Lane l
+// names row l % 8 of matrix l / 8: 16 bytes of shared memory.
+static __device__ void load_matrices(unsigned (&x)[4], const __nv_bfloat16 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
+}
+
+// The same of the four transposed.
+static __device__ void load_transposed(unsigned (&x)[4], const __nv_bfloat16 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
+}
+
+// c [16,8] += a [16,16] b [16,8]. c0, c1 lie as above in the upper half of c, c2, c3 in the lower; a in its quarters:
+// upper left, lower left, upper right, lower right; b^T in its left and its right half.
+static __device__ void multiply_add(float &c0, float &c1, float &c2, float &c3, const unsigned (&a)[4], unsigned b0,
+                                    unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+static __device__ float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#endif
+
+// c += a b: of a warp's rows of c the 16 columns that begin with a thread's column e; b^T is four matrices, the upper
+// two for the first 8 columns
+template<class Part> static __device__ void multiply_onto(Part &c, unsigned e, const unsigned (&a)[4],
+                                                          const unsigned (&b)[4]) {
+    multiply_add(c.at[0][e], c.at[0][e+1], c.at[1][e], c.at[1][e+1], a, b[0], b[1]);
+    multiply_add(c.at[0][e+2], c.at[0][e+3], c.at[1][e+2], c.at[1][e+3], a, b[2], b[3]);
+}
+
+// s += a b^T on tensor cores: for a warp's 16 rows of a, 16 of b and 16 features at a time
+template<class C> static __device__ void add_scores(Scores<C> &s, const __nv_bfloat16 *a, const __nv_bfloat16 *b) {
+    const unsigned lane = threadIdx.x % WARP;
+    const __nv_bfloat16 *a_row = a + (threadIdx.x / WARP * 16 + lane % 16) * C::LD + lane / 16 * 8;
+    const __nv_bfloat16 *b_row = b + (lane / 16 * 8 + lane % 8) * C::LD + lane / 8 % 2 * 8;
+    #pragma unroll 2
+    for (unsigned c = 0; c < C::WIDTH; c += 16) {
+        unsigned rows[4], columns[4];
+        load_matrices(rows, a_row + c);
+        #pragma unroll
+        for (unsigned j = 0; j < C::COLUMNS; j += 16) {
+            load_matrices(columns, b_row + j * C::LD + c);
+            multiply_onto(s, j / 4, rows, columns);
         }
     }
-    for (int x = 0; x < 2; x++)
-        store_matrix_sync(s + i * C::S_LD + j + 16*x, sum[x], C::S_LD, mem_row_major);
 }
 
-template<class C> static __device__ bool fits_tile(unsigned d) { return d <= C::D; }
+// Two numbers rounded to bf16, the first in the lower half.
+static __device__ unsigned two_rounded(const float *x) {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(x[0], x[1]);
+    unsigned bits;
+    memcpy(&bits, &two, sizeof bits);
+    return bits;
+}
 
-// s = a b^T over all d features; the tiles hold those of the rows already, unless the head is wider than a tile.
-template<class C> static __device__ void scores(float *s, typename C::number *a, Rows<typename C::input> a_rows,
-                                                typename C::number *b, Rows<typename C::input> b_rows, unsigned d) {
-    for (unsigned c = 0; c < d; c += C::D) {
-        if (!fits_tile<C>(d)) {
-            __syncthreads();
-            load_tile<C>(a, a_rows, c, d), load_tile<C>(b, b_rows, c, d);
-            tiles_are_there();
+// c += p x on tensor cores: probabilities are the left operand as they lie, rounded
+template<class C> static __device__ void add_sums(Sums<C> &c, const Scores<C> &p, const __nv_bfloat16 *x) {
+    const unsigned lane = threadIdx.x % WARP;
+    const __nv_bfloat16 *x_row = x + lane % 16 * C::LD + lane / 16 * 8;
+    #pragma unroll
+    for (unsigned k = 0; k < C::COLUMNS; k += 16) {
+        const float *upper = p.at[0] + k / 4, *lower = p.at[1] + k / 4;
+        const unsigned rows[4] = { two_rounded(upper), two_rounded(lower), two_rounded(upper + 2),
+                                   two_rounded(lower + 2) };
+        unsigned columns[4];
+        #pragma unroll
+        for (unsigned j = 0; j < C::WIDTH; j += 16) {
+            load_transposed(columns, x_row + k * C::LD + j);
+            multiply_onto(c, j / 4, rows, columns);
         }
-        tile_scores<C>(s, a, b, c > 0);
     }
 }
 
-// The slab from c on, once more after `scores` of a head that is wider than a tile.
+// a b^T over all d features; the tiles hold those of the rows already, unless the head is wider than a tile.
+template<class C>
+static __device__ Scores<C> scores(typename C::number *a, Rows<typename C::input> a_rows, typename C::number *b,
+                                   Rows<typename C::input> b_rows, unsigned d) {
+    Scores<C> s = {};
+    if (!C::SLABS) add_scores<C>(s, a, b);
+    for (unsigned c = 0; C::SLABS && c < d; c += C::WIDTH) {
+        __syncthreads();
+        load_tile<C, C::ROWS>(a, a_rows, c, d), load_tile<C>(b, b_rows, c, d);
+        tiles_are_there();
+        add_scores<C>(s, a, b);
+    }
+    return s;
+}
+
+// The slab from c on, once more after `scores` of a head that is wider than a tile, and a barrier.
 template<class C>
 static __device__ void load_again(typename C::number *tile, Rows<typename C::input> rows, unsigned c, unsigned d) {
-    if (fits_tile<C>(d)) return;
-    __syncthreads();
+    if (!C::SLABS) return;
     load_tile<C>(tile, rows, c, d);
-    __pipeline_wait_prior(0);
+    tiles_are_there();
 }
 
-// Sums c [B,D] in the registers of a block; add: c += p x with p [B,P_LD], x [B,LD]; put: to out [B,OUT_LD].
-// In float a thread has rows i, i + 16 and of each 64 columns the four from 4j on.
-template<class C, class N> struct Sums {
-    float4 sum[2][C::D / 64];
-
-    __device__ void clear() {
-        for (auto &row : sum) for (auto &four : row) four = { 0, 0, 0, 0 };
-    }
-    __device__ void add(const float *p, const float *x) {
-        const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
-        for (unsigned k = 0; k < C::B; k++)
-            for (unsigned g = 0; g < C::D / 64; g++) {
-                const float4 x_k = *(const float4 *)(x + k * C::LD + 64*g + 4*j);
-                for (int y = 0; y < 2; y++) {
-                    const float p_k = p[(i + 16*y) * C::P_LD + k];
-                    sum[y][g].x += p_k * x_k.x, sum[y][g].y += p_k * x_k.y;
-                    sum[y][g].z += p_k * x_k.z, sum[y][g].w += p_k * x_k.w;
-                }
-            }
-    }
-    __device__ void put(float *out) const {
-        const unsigned i = threadIdx.x / 16, j = threadIdx.x % 16;
-        for (int y = 0; y < 2; y++)
-            for (unsigned g = 0; g < C::D / 64; g++)
-                *(float4 *)(out + (i + 16*y) * C::OUT_LD + 64*g + 4*j) = sum[y][g];
-    }
-};
-
-// On tensor cores warp w has the 16 rows from 16 (w / 2) on, and a half of the features.
-template<class C> struct Sums<C, __nv_bfloat16> {
-    FragmentC sum[C::D / 32];
-
-    __device__ void clear() {
-        for (auto &part : sum) nvcuda::wmma::fill_fragment(part, 0.0f);
-    }
-    __device__ void add(const __nv_bfloat16 *p, const __nv_bfloat16 *x) {
-        using namespace nvcuda::wmma;
-        const unsigned warp = threadIdx.x / WARP, i = warp / 2 * 16, j = warp % 2 * (C::D / 2);
-        #pragma unroll 2
-        for (unsigned k = 0; k < C::B; k += 16) {
-            FragmentA rows;
-            FragmentB columns;
-            load_matrix_sync(rows, p + i * C::P_LD + k, C::P_LD);
-            for (unsigned g = 0; g < C::D / 32; g++) {
-                load_matrix_sync(columns, x + k * C::LD + j + 16*g, C::LD);
-                mma_sync(sum[g], rows, columns, sum[g]);
-            }
-        }
-    }
-    __device__ void put(float *out) const {
-        const unsigned warp = threadIdx.x / WARP, i = warp / 2 * 16, j = warp % 2 * (C::D / 2);
-        for (unsigned g = 0; g < C::D / 32; g++)
-            nvcuda::wmma::store_matrix_sync(out + i * C::OUT_LD + j + 16*g, sum[g], C::OUT_LD,
-                                            nvcuda::wmma::mem_row_major);
-    }
-};
-
-// to [n,d] = scale c, the sums of a slab from feature c0 on; by way of `out` in shared memory, whose tiles must
-// be spent, so that neighbouring threads write neighbouring numbers
-template<class C> static __device__ void put_sums(real *to, unsigned stride, unsigned n,
-                                                  const Sums<C, typename C::number> &c, float *out, unsigned c0,
-                                                  unsigned d, float scale) {
-    c.put(out);
-    __syncthreads();
-    for (unsigned i = threadIdx.x; i < C::B * C::D; i += THREADS) {
-        unsigned row = i / C::D, column = i % C::D;
-        if (row >= n || c0 + column >= d) continue;
-        to[row * stride + c0 + column] = scale * out[row * C::OUT_LD + column];
-    }
-    __syncthreads();
+// Rows `from` .. from + n of to [any,stride] get scale c in their first d numbers, of which c has those from c0 on.
+template<class C> static __device__ void put_sums(real *to, size_t from, unsigned n, unsigned stride, const Sums<C> &c,
+                                                  unsigned c0, unsigned d, float scale) {
+    const unsigned first = c0 + c.first_column(), row[2] = { c.row(0), c.row(1) };
+    real *at[2] = { to + (from + row[0]) * stride + first, to + (from + row[1]) * stride + first };
+    #pragma unroll
+    for (unsigned e = 0; e < c.EACH; e++)
+        for (unsigned y = 0; y < 2; y++)
+            if (row[y] < n && first + c.step(e) < d) at[y][c.step(e)] = scale * c.at[y][e];
 }
 
-// What a kernel of attention is given; a pass has no use for some. D [T,n_heads] as in glmtune.c.
+// What a kernel of attention is given; a pass has no use for some. D [T,n_heads] as in glmtune.c. Scores are multiplied
+// by scale, and by UNIT as well, as in unit_scale, where powers are taken.
 struct AttentionArrays {
     real *out, *lse, *dq, *scratch;
     const real *lse_given, *D;
     size_t n_prefix_trained;            // rows of the prefix whose gradients are asked for: all or none
     AttentionShape s;
+    float scale, unit_scale;
 };
 template<class In> struct Attention : AttentionArrays { const In *q, *k, *v, *prefix_k, *prefix_v, *dout; };
 
-// A block's share of the work: n rows from `first` on of a sequence, a head, and the slab from c0 on.
-struct Place { unsigned sequence, first, head, c0, n; };
+// A block's share of the work: n rows from `first` on of a sequence, a head and its head of keys, and the slab from c0
+// on. `row` is the first one's number among all rows, keys_row that of the sequence's first key; `before` keys of the
+// sequence, those of earlier calls included, stand before the first one's own.
+struct Place { unsigned sequence, first, row, n, head, kv_head, c0, keys_row, before; };
 
 static __device__ unsigned parts_of(size_t n, unsigned each) { return (unsigned)((n + each - 1) / each); }
+
+template<class C> static __device__ unsigned slabs_of(const AttentionShape &s) {
+    return C::SLABS ? parts_of(s.head_dim, C::WIDTH) : 1;
+}
 
 // The share of this block in a round, to and fro, so that who had a long one before has a short one now.
 static __device__ unsigned share_of(unsigned round) {
@@ -1078,15 +1094,18 @@ static __device__ unsigned share_of(unsigned round) {
 // Share number `item`, counted over sequences, blocks of rows, heads and slabs; false behind the last. `late`: the last
 // rows first, because they see the most keys and what is long should begin early.
 template<class C> static __device__ bool find_place(Place *p, const AttentionShape &s, unsigned item, bool late) {
-    const unsigned slabs = parts_of(s.head_dim, C::D), each = slabs * (unsigned)s.n_heads;
+    const unsigned slabs = slabs_of<C>(s), each = slabs * (unsigned)s.n_heads;
     for (unsigned b = 0; b < s.n_sequences; b++) {
-        const unsigned rows = (unsigned)(s.starts[b+1] - s.starts[b]), blocks = parts_of(rows, C::B);
+        const unsigned rows = (unsigned)(s.starts[b+1] - s.starts[b]), blocks = parts_of(rows, C::ROWS);
         if (item >= blocks * each) {
             item -= blocks * each;
             continue;
         }
-        const unsigned first = (late ? blocks - 1 - item / each : item / each) * C::B;
-        *p = { b, first, item / slabs % (unsigned)s.n_heads, item % slabs * C::D, (unsigned)least(C::B, rows - first) };
+        const unsigned first = (late ? blocks - 1 - item / each : item / each) * C::ROWS;
+        const unsigned head = item / slabs % (unsigned)s.n_heads, keys_row = (unsigned)s.kv_starts[b];
+        *p = { b, first, (unsigned)s.starts[b] + first, (unsigned)least(C::ROWS, rows - first), head,
+               head / (unsigned)(s.n_heads / s.n_kv_heads), item % slabs * C::WIDTH, keys_row,
+               (unsigned)s.kv_starts[b+1] - keys_row - rows + first };
         return true;
     }
     return false;
@@ -1094,36 +1113,30 @@ template<class C> static __device__ bool find_place(Place *p, const AttentionSha
 
 // How many blocks of keys the queries of a place see: those of the prefix, then those of the sequence.
 template<class C> static __device__ unsigned key_blocks(const AttentionShape &s, const Place &p) {
-    size_t keys = s.kv_starts[p.sequence + 1] - s.kv_starts[p.sequence];
-    size_t past = keys - (s.starts[p.sequence + 1] - s.starts[p.sequence]);
-    return parts_of(s.n_prefix, C::B) + parts_of(past + p.first + p.n, C::B);
+    return parts_of(s.n_prefix, C::COLUMNS) + parts_of(p.before + p.n, C::COLUMNS);
 }
 
-// One of them. Query i of the place sees its first keys, n at most, and fewer than reach + i.
+// One of them. Query i of the place sees its first reach + i keys, n at most; none where that is negative.
 template<class C> struct KeyBlock { Rows<typename C::input> k, v; int reach; };
 
-template<class C> static __device__ unsigned keys_seen(const KeyBlock<C> &keys, unsigned i) {
-    const int reach = keys.reach + (int)i;
-    return reach < 0 ? 0 : (unsigned)least((size_t)reach, keys.k.n);
+// How many that is for row y of scores.
+template<class C> static __device__ int keys_seen(const KeyBlock<C> &keys, unsigned y) {
+    const int reach = keys.reach + (int)Scores<C>::row(y), n = (int)keys.k.n;
+    return reach < n ? reach : n;
 }
 
 template<class C> static __device__ KeyBlock<C> key_block(const Attention<typename C::input> &a, const Place &p,
                                                           unsigned block) {
-    const AttentionShape &s = a.s;
-    const unsigned d = (unsigned)s.head_dim, stride = (unsigned)s.n_kv_heads * d;
-    const unsigned at = p.head / ((unsigned)s.n_heads / (unsigned)s.n_kv_heads) * d;
-    const unsigned prefix_blocks = parts_of(s.n_prefix, C::B);
+    const unsigned d = (unsigned)a.s.head_dim, stride = (unsigned)a.s.n_kv_heads * d;
+    const unsigned prefix_blocks = parts_of(a.s.n_prefix, C::COLUMNS);
     if (block < prefix_blocks) {
-        size_t j = block * C::B;
-        unsigned n = (unsigned)least(C::B, s.n_prefix - j);
-        return { { a.prefix_k + j*stride + at, stride, n }, { a.prefix_v + j*stride + at, stride, n }, (int)C::B };
+        const unsigned j = block * C::COLUMNS, n = (unsigned)least(C::COLUMNS, a.s.n_prefix - j);
+        const size_t at = (size_t)j * stride + p.kv_head * d;
+        return { { a.prefix_k + at, stride, n }, { a.prefix_v + at, stride, n }, (int)C::COLUMNS };
     }
-    size_t j = (block - prefix_blocks) * C::B, keys = s.kv_starts[p.sequence + 1] - s.kv_starts[p.sequence];
-    size_t past = keys - (s.starts[p.sequence + 1] - s.starts[p.sequence]), row = s.kv_starts[p.sequence] + j;
-    long long reach = (long long)(past + p.first + 1) - (long long)j;
-    unsigned n = (unsigned)least(C::B, keys - j);
-    return { { a.k + row*stride + at, stride, n }, { a.v + row*stride + at, stride, n },
-             reach < (long long)C::B ? (int)reach : (int)C::B };
+    const unsigned j = (block - prefix_blocks) * C::COLUMNS, n = (unsigned)least(C::COLUMNS, p.before + p.n - j);
+    const size_t at = (size_t)(p.keys_row + j) * stride + p.kv_head * d;
+    return { { a.k + at, stride, n }, { a.v + at, stride, n }, (int)least(p.before + 1, j + C::COLUMNS) - (int)j };
 }
 
 // The sum, or the largest, over the LANES neighbouring threads that have a row; every one of them gets it.
@@ -1133,84 +1146,72 @@ template<class C> static __device__ float sum_of_row(float x) {
 }
 
 template<class C> static __device__ float largest_of_row(float x) {
-    for (unsigned half = C::LANES / 2; half; half /= 2) {
-        float other = __shfl_xor_sync(ALL_LANES, x, half);
-        x = other > x ? other : x;
-    }
+    for (unsigned half = C::LANES / 2; half; half /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, half));
     return x;
 }
 
-// For the EACH scores of a thread: of row `row` of s, columns lane, lane + LANES, ... An exponential is computed before
-// it is asked whether it is seen: to choose costs nothing, a branch does.
-#define FOR_SCORES(C, e, j)                                                                                            \
-    _Pragma("unroll") for (unsigned e = 0, j = threadIdx.x % C::LANES; e < C::EACH; e++, j += C::LANES)
+// Probabilities are powers of 2 in bf16, one instruction each, else of e; scores and lse are multiplied by UNIT for it.
+template<class C> constexpr float UNIT = C::IN_BF16 ? 1.44269504f : 1;
 
-// e^x. In bf16 by a power of two, which is one instruction: its argument is rounded, so it is off by 1e-7 |x|.
-template<class C> static __device__ float exp_of(float x) {
-    return sizeof(typename C::number) == 2 ? exp2f(1.44269504f * x) : expf(x);
+template<class C> static __device__ float power(float x) { return C::IN_BF16 ? power_of_2(x) : expf(x); }
+
+// Row y of scores, of which the first `seen` count, becomes powers of scale (score - *top), *top being the largest
+// so far, and *sum grows by this thread's own. Gives what sums over an earlier *top are to be scaled by.
+template<class C>
+static __device__ float to_powers(Scores<C> &s, unsigned y, int seen, float scale, float *top, float *sum) {
+    const float before = *top;
+    float more = 0;
+    for (unsigned e = 0; e < s.EACH; e++) {
+        s.at[y][e] = (int)s.column(e) < seen ? s.at[y][e] : -INFINITY;
+        *top = fmaxf(*top, s.at[y][e]);
+    }
+    *top = largest_of_row<C>(*top);
+    for (unsigned e = 0; e < s.EACH; e++) more += s.at[y][e] = power<C>(scale * s.at[y][e] - scale * *top);
+    const float kept = power<C>(scale * (before - *top));       // exactly 1 where it stays
+    *sum = kept * *sum + more;
+    return kept;
 }
 
-// out [T,n_heads,d], lse [T,n_heads] as in glmtune.c. Shared: tiles q, k, v, then probabilities p and scores s. By
-// bytes a block of queries reads q once, all keys that it sees twice and their values once, mostly from the L2 cache; a
-// block of keys is on its way while the one before is worked on.
+// out [T,n_heads,d], lse [T,n_heads] as in glmtune.c. Shared: tiles q, k, v. By bytes a block of queries reads q once,
+// and once the keys and values that it sees, mostly from the L2 cache; values are on their way while scores are
+// computed, the next keys while sums are.
 template<class C>
-static __global__ void __launch_bounds__(THREADS, 2) attention_forward_kernel(Attention<typename C::input> a) {
+static __global__ void __launch_bounds__(THREADS, C::BLOCKS) attention_forward_kernel(Attention<typename C::input> a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
-    number *q = (number *)shared, *k = q + C::TILE, *v = k + C::TILE, *p = v + C::TILE;
-    float *s = (float *)(p + C::B * C::P_LD);
-    const unsigned row = threadIdx.x / C::LANES;
+    number *q = (number *)shared, *k = q + C::OWN, *v = k + C::MET;
     const unsigned d = (unsigned)a.s.head_dim, stride = (unsigned)a.s.n_heads * d;
-    const float scale = 1 / sqrtf((float)d);
     Place at;
     for (unsigned round = 0; find_place<C>(&at, a.s, share_of(round), true); round++) {
-        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head;
+        const size_t th = (size_t)at.row * a.s.n_heads + at.head;
         const unsigned n = key_blocks<C>(a.s, at);
         const Rows<typename C::input> q_rows = { a.q + th*d, stride, at.n };
-        float top = -INFINITY, sum = 0;         // of what this thread has seen of its row; top of all of it
-        load_tile<C>(q, q_rows, 0, d), load_tile<C>(k, key_block<C>(a, at, 0).k, 0, d);
+        float top[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 };
+        Sums<C> out = {};
+        load_tile<C, C::ROWS>(q, q_rows, 0, d), load_tile<C>(k, key_block<C>(a, at, 0).k, 0, d);
         for (unsigned block = 0; block < n; block++) {
             const KeyBlock<C> keys = key_block<C>(a, at, block);
-            const unsigned seen = keys_seen(keys, row);
             tiles_are_there();
-            scores<C>(s, q, q_rows, k, keys.k, d);
-            __syncthreads();
-            load_tile<C>(k, key_block<C>(a, at, block + 1 < n ? block + 1 : 0).k, 0, d);
-            float before = top, more = 0;
-            FOR_SCORES(C, e, j) {
-                float x = scale * s[row * C::S_LD + j];
-                top = j < seen && x > top ? x : top;
-            }
-            top = largest_of_row<C>(top);
-            FOR_SCORES(C, e, j) {
-                const float x = exp_of<C>(scale * s[row * C::S_LD + j] - top);
-                more += j < seen ? x : 0;
-            }
-            sum = (top > -INFINITY ? sum * exp_of<C>(before - top) : 0) + more;
-        }
-        sum = sum_of_row<C>(sum);
-        if (threadIdx.x % C::LANES == 0 && row < at.n && at.c0 == 0)
-            a.lse[th + row * a.s.n_heads] = top + logf(sum);
-        const float share = 1 / sum;
-        Sums<C, number> out;
-        out.clear();
-        for (unsigned block = 0; block < n; block++) {
-            const KeyBlock<C> keys = key_block<C>(a, at, block);
-            const unsigned seen = keys_seen(keys, row);
             load_tile<C>(v, keys.v, at.c0, d);
-            tiles_are_there();
-            scores<C>(s, q, q_rows, k, keys.k, d);
-            __syncthreads();
-            if (block + 1 < n) load_tile<C>(k, key_block<C>(a, at, block + 1).k, 0, d);
-            FOR_SCORES(C, e, j) {
-                const float x = share * exp_of<C>(scale * s[row * C::S_LD + j] - top);
-                put_one(p + row * C::P_LD + j, j < seen ? x : 0);
+            Scores<C> s = scores<C>(q, q_rows, k, keys.k, d);
+            #pragma unroll
+            for (unsigned y = 0; y < 2; y++) {
+                const float kept = to_powers<C>(s, y, keys_seen(keys, y), a.unit_scale, &top[y], &sum[y]);
+                if (kept != 1) for (float &x : out.at[y]) x *= kept;
             }
-            __syncthreads();
-            out.add(p, v);
-            __syncthreads();
+            tiles_are_there();
+            if (block + 1 < n) load_tile<C>(k, key_block<C>(a, at, block + 1).k, 0, d);
+            add_sums<C>(out, s, v);
         }
-        put_sums<C>(a.out + th*d, stride, at.n, out, (float *)k, at.c0, d, 1);
+        #pragma unroll
+        for (unsigned y = 0; y < 2; y++) {
+            sum[y] = sum_of_row<C>(sum[y]);
+            const float share = 1 / sum[y];
+            for (float &x : out.at[y]) x *= share;
+            if (threadIdx.x % C::LANES == 0 && out.row(y) < at.n && at.c0 == 0)
+                a.lse[th + out.row(y) * a.s.n_heads] = a.scale * top[y] + logf(sum[y]);
+        }
+        put_sums<C>(a.out + at.head * d, at.row, at.n, stride, out, at.c0, d, 1);
     }
 }
 
@@ -1223,56 +1224,71 @@ static __global__ void row_dots_kernel(float *D, const real *x, const real *y, s
     if (i < n && threadIdx.x % WARP == 0) D[i] = sum;
 }
 
-// dq [T,n_heads,d]. Shared: tiles q, dout, k, v, then ds and scores s. By bytes a block of queries reads q and dout
-// once, and once the keys and values that it sees.
+// A block of n queries of a head, from query i of sequence b on; th: the first one's row and head.
+struct Queries { size_t th; unsigned b, i, n; };
+
+// Their rows of q or of dout.
+template<class In> static __device__ Rows<In> rows_of(const In *x, const Queries &queries, const AttentionShape &s) {
+    return { x + queries.th * s.head_dim, (unsigned)(s.n_heads * s.head_dim), queries.n };
+}
+
+// Loads q [height,LD] of such a block, and lse [height] and D behind it, zeros where there is none.
+template<class C, unsigned height = C::COLUMNS>
+static __device__ void load_queries(typename C::number *q, float *lse, const Queries &queries,
+                                    const Attention<typename C::input> &a) {
+    static_assert(height % WARP == 0, "a warp stays together");
+    const bool there = threadIdx.x < queries.n;
+    const size_t at = queries.th + (there ? threadIdx.x * a.s.n_heads : 0);
+    if (threadIdx.x < height) {
+        __pipeline_memcpy_async(lse + threadIdx.x, a.lse_given + at, sizeof *lse, there ? 0 : sizeof *lse);
+        __pipeline_memcpy_async(lse + height + threadIdx.x, a.D + at, sizeof *lse, there ? 0 : sizeof *lse);
+    }
+    __pipeline_commit();
+    load_tile<C, height>(q, rows_of(a.q, queries, a.s), 0, (unsigned)a.s.head_dim);
+}
+
+// dq [T,n_heads,d]. Shared: tiles q, dout, v, and two of k, since it is read last: the next keys are on their way all
+// the time, the next values while sums are computed; then lse and D, ROWS each. By bytes a block of queries reads q and
+// dout once, and once the keys and values that it sees.
 template<class C>
-static __global__ void __launch_bounds__(THREADS, 2) attention_backward_queries_kernel(Attention<typename C::input> a) {
+static __global__ void __launch_bounds__(THREADS, C::BLOCKS)
+                  attention_backward_queries_kernel(Attention<typename C::input> a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
-    number *q = (number *)shared, *dout = q + C::TILE, *k = dout + C::TILE, *v = k + C::TILE, *ds = v + C::TILE;
-    float *s = (float *)(ds + C::B * C::P_LD);
-    const unsigned row = threadIdx.x / C::LANES;
+    number *q = (number *)shared, *dout = q + C::OWN, *v = dout + C::OWN, *k = v + C::MET;
+    float *lse = (float *)(k + 2 * C::MET), *D = lse + C::ROWS;
     const unsigned d = (unsigned)a.s.head_dim, stride = (unsigned)a.s.n_heads * d;
-    const float scale = 1 / sqrtf((float)d);
     Place at;
     for (unsigned round = 0; find_place<C>(&at, a.s, share_of(round), true); round++) {
-        const size_t th = (a.s.starts[at.sequence] + at.first) * a.s.n_heads + at.head, mine = th + row * a.s.n_heads;
+        const Queries own = { (size_t)at.row * a.s.n_heads + at.head, at.sequence, at.first, at.n };
         const unsigned n = key_blocks<C>(a.s, at);
-        const Rows<typename C::input> q_rows = { a.q + th*d, stride, at.n };
-        const Rows<typename C::input> dout_rows = { a.dout + th*d, stride, at.n };
-        const float lse = row < at.n ? a.lse_given[mine] : 0, D = row < at.n ? a.D[mine] : 0;
-        Sums<C, number> dq;
-        dq.clear();
-        load_tile<C>(q, q_rows, 0, d), load_tile<C>(dout, dout_rows, 0, d);
-        load_tile<C>(v, key_block<C>(a, at, 0).v, 0, d);
+        Sums<C> dq = {};
+        load_queries<C, C::ROWS>(q, lse, own, a), load_tile<C, C::ROWS>(dout, rows_of(a.dout, own, a.s), 0, d);
+        load_tile<C>(k, key_block<C>(a, at, 0).k, 0, d), load_tile<C>(v, key_block<C>(a, at, 0).v, 0, d);
         for (unsigned block = 0; block < n; block++) {
             const KeyBlock<C> keys = key_block<C>(a, at, block);
-            const unsigned seen = keys_seen(keys, row);
-            float p[C::EACH];
-            load_tile<C>(k, keys.k, 0, d);
+            number *k_now = k + block % 2 * C::MET, *k_next = k + (block + 1) % 2 * C::MET;
             tiles_are_there();
-            scores<C>(s, q, q_rows, k, keys.k, d);
-            __syncthreads();
-            FOR_SCORES(C, e, j) {
-                const float x = exp_of<C>(scale * s[row * C::S_LD + j] - lse);
-                p[e] = j < seen ? x : 0;
+            if (block + 1 < n) load_tile<C>(k_next, key_block<C>(a, at, block + 1).k, 0, d);
+            Scores<C> ds = scores<C>(q, rows_of(a.q, own, a.s), k_now, keys.k, d);
+            FOR_EACH_OF(ds, y, e) {
+                const float p = power<C>(a.unit_scale * ds.at[y][e] - UNIT<C> * lse[ds.row(y)]);
+                ds.at[y][e] = (int)ds.column(e) < keys_seen(keys, y) ? p : 0;
             }
+            const Scores<C> dp = scores<C>(dout, rows_of(a.dout, own, a.s), v, keys.v, d);
+            FOR_EACH_OF(ds, y, e) ds.at[y][e] *= dp.at[y][e] - D[ds.row(y)];
             __syncthreads();
-            scores<C>(s, dout, dout_rows, v, keys.v, d);
-            __syncthreads();
-            FOR_SCORES(C, e, j) put_one(ds + row * C::P_LD + j, p[e] * (s[row * C::S_LD + j] - D));
-            load_again<C>(k, keys.k, at.c0, d);
             if (block + 1 < n) load_tile<C>(v, key_block<C>(a, at, block + 1).v, 0, d);
-            __syncthreads();
-            dq.add(ds, k);
-            __syncthreads();
+            load_again<C>(k_now, keys.k, at.c0, d);
+            add_sums<C>(dq, ds, k_now);
         }
-        put_sums<C>(a.dq + th*d, stride, at.n, dq, (float *)k, at.c0, d, scale);
+        __syncthreads();
+        put_sums<C>(a.dq + at.head * d, at.row, at.n, stride, dq, at.c0, d, a.scale);
     }
 }
 
 // A block of keys of one query head: its rows; where the gradients go, a row of scratch; and who sees them: sequences
-// b0 .. b1 from their query i0 on, those of the own sequence only where `causal`.
+// b0 .. b1 from their query i0 on; `causal`: a query sees only the keys up to its own.
 template<class C> struct KeyPlace {
     Rows<typename C::input> k, v;
     size_t row;
@@ -1284,79 +1300,75 @@ template<class C> struct KeyPlace {
 template<class C> static __device__ bool find_key_place(KeyPlace<C> *p, const Attention<typename C::input> &a,
                                                         unsigned item) {
     const AttentionShape &s = a.s;
-    const unsigned heads = (unsigned)s.n_heads, group = heads / (unsigned)s.n_kv_heads;
-    const unsigned d = (unsigned)s.head_dim, stride = (unsigned)s.n_kv_heads * d, slabs = parts_of(d, C::D);
-    const unsigned prefix_items = parts_of(a.n_prefix_trained, C::B) * heads * slabs;
+    const unsigned heads = (unsigned)s.n_heads, slabs = slabs_of<C>(s);
+    const unsigned stride = (unsigned)(s.n_kv_heads * s.head_dim);
+    const unsigned prefix_items = parts_of(a.n_prefix_trained, C::ROWS) * heads * slabs;
     if (item < prefix_items) {
-        const unsigned head = item / slabs % heads, first = item / slabs / heads * C::B;
-        const size_t at = (size_t)first*stride + head / group * d;
-        const unsigned n = (unsigned)least(C::B, s.n_prefix - first);
+        const unsigned head = item / slabs % heads, first = item / slabs / heads * C::ROWS;
+        const size_t at = (size_t)first*stride + head / (heads / s.n_kv_heads) * s.head_dim;
+        const unsigned n = (unsigned)least(C::ROWS, s.n_prefix - first);
         *p = { { a.prefix_k + at, stride, n }, { a.prefix_v + at, stride, n }, s.T + first, head,
-               item % slabs * C::D, first, 0, (unsigned)s.n_sequences, 0, false };
+               item % slabs * C::WIDTH, first, 0, (unsigned)s.n_sequences, 0, false };
         return true;
     }
     Place own;
     if (!find_place<C>(&own, s, item - prefix_items, false)) return false;
-    const size_t row = s.starts[own.sequence] + own.first, at = row*stride + own.head / group * d;
-    *p = { { a.k + at, stride, own.n }, { a.v + at, stride, own.n }, row, own.head, own.c0, own.first, own.sequence,
+    const size_t at = (size_t)own.row * stride + own.kv_head * s.head_dim;
+    *p = { { a.k + at, stride, own.n }, { a.v + at, stride, own.n }, own.row, own.head, own.c0, own.first, own.sequence,
            own.sequence + 1, own.first, true };
     return true;
 }
 
-// scratch [2,T + n_prefix,n_heads,d] gets dk and dv of each query head. Scores are transposed: row i of s is a key,
-// column j a query. Shared: tiles k, v, q, dout, then p (later ds), scores s, and lse and D of each query. By bytes a
-// block of keys reads k and v once, q and dout of the queries that see it once.
+// The first block of queries from query i of sequence b on that see a place's keys; behind the last n is 0.
 template<class C>
-static __global__ void __launch_bounds__(THREADS, KEYS_AT_ONCE<C>)
+static __device__ Queries queries_from(const AttentionShape &s, const KeyPlace<C> &p, unsigned b, unsigned i) {
+    for (; b < p.b1; b++, i = 0) {
+        const unsigned rows = (unsigned)(s.starts[b+1] - s.starts[b]);
+        if (i < rows)
+            return { (s.starts[b] + i) * s.n_heads + p.head, b, i, (unsigned)least(C::COLUMNS, rows - i) };
+    }
+    return {};
+}
+
+// scratch [2,T + n_prefix,n_heads,d] gets dk and dv of each query head. Scores are transposed: a row of s is a key, a
+// column a query. Shared: tiles k, v, dout, two of q, then two of lse and D, COLUMNS each. By bytes a block of keys
+// reads k and v once, q and dout of the queries that see it once.
+template<class C>
+static __global__ void __launch_bounds__(THREADS, C::KEYS_BLOCKS)
                   attention_backward_keys_kernel(Attention<typename C::input> a) {
     typedef typename C::number number;
     DYNAMIC_SHARED(float, shared);
-    number *k = (number *)shared, *v = k + C::TILE, *q = v + C::TILE, *dout = q + C::TILE, *p = dout + C::TILE;
-    float *s = (float *)(p + C::B * C::P_LD), *lse = s + C::B * C::S_LD, *D = lse + C::B;
-    const unsigned row = threadIdx.x / C::LANES;
+    number *k = (number *)shared, *v = k + C::OWN, *dout = v + C::OWN, *q = dout + C::MET;
+    float *lse = (float *)(q + 2 * C::MET);
     const unsigned d = (unsigned)a.s.head_dim, stride = (unsigned)a.s.n_heads * d;
-    const float scale = 1 / sqrtf((float)d);
     KeyPlace<C> at;
     for (unsigned round = 0; find_key_place<C>(&at, a, share_of(round)); round++) {
-        Sums<C, number> dk, dv;
-        dk.clear(), dv.clear();
-        load_tile<C>(k, at.k, 0, d), load_tile<C>(v, at.v, 0, d);
-        for (unsigned b = at.b0; b < at.b1; b++)
-            for (unsigned i = at.i0, end = (unsigned)(a.s.starts[b+1] - a.s.starts[b]); i < end; i += C::B) {
-                const size_t th = (a.s.starts[b] + i) * a.s.n_heads + at.head;
-                const unsigned n = (unsigned)least(C::B, end - i);
-                const Rows<typename C::input> q_rows = { a.q + th*d, stride, n };
-                const Rows<typename C::input> dout_rows = { a.dout + th*d, stride, n };
-                float p_kept[C::EACH];
-                load_tile<C>(q, q_rows, 0, d), load_tile<C>(dout, dout_rows, at.c0, d);
-                if (threadIdx.x < C::B) {
-                    const size_t query = th + threadIdx.x * a.s.n_heads;
-                    lse[threadIdx.x] = threadIdx.x < n ? a.lse_given[query] : 0;
-                    D[threadIdx.x] = threadIdx.x < n ? a.D[query] : 0;
-                }
-                tiles_are_there();
-                scores<C>(s, k, at.k, q, q_rows, d);
-                __syncthreads();
-                FOR_SCORES(C, e, j) {
-                    const bool seen = row < at.k.n && j < n && (!at.causal || at.first + row <= i + j);
-                    const float x = exp_of<C>(scale * s[row * C::S_LD + j] - lse[j]);
-                    p_kept[e] = seen ? x : 0;
-                    put_one(p + row * C::P_LD + j, p_kept[e]);
-                }
-                __syncthreads();
-                dv.add(p, dout);
-                scores<C>(s, v, at.v, dout, dout_rows, d);
-                __syncthreads();
-                FOR_SCORES(C, e, j) put_one(p + row * C::P_LD + j, p_kept[e] * (s[row * C::S_LD + j] - D[j]));
-                load_again<C>(q, q_rows, at.c0, d);
-                __syncthreads();
-                dk.add(p, q);
-                __syncthreads();
+        Queries now = queries_from(a.s, at, at.b0, at.i0), next;
+        Sums<C> dk = {}, dv = {};
+        load_tile<C, C::ROWS>(k, at.k, 0, d), load_tile<C, C::ROWS>(v, at.v, 0, d);
+        if (now.n) load_queries<C>(q, lse, now, a), load_tile<C>(dout, rows_of(a.dout, now, a.s), at.c0, d);
+        for (unsigned turn = 0; now.n; turn++, now = next) {
+            number *q_now = q + turn % 2 * C::MET, *q_next = q + (turn + 1) % 2 * C::MET;
+            const float *lse_now = lse + turn % 2 * 2 * C::COLUMNS, *D_now = lse_now + C::COLUMNS;
+            next = queries_from(a.s, at, now.b, now.i + C::COLUMNS);
+            tiles_are_there();
+            if (next.n) load_queries<C>(q_next, lse + (turn + 1) % 2 * 2 * C::COLUMNS, next, a);
+            Scores<C> s = scores<C>(k, at.k, q_now, rows_of(a.q, now, a.s), d);
+            FOR_EACH_OF(s, y, e) {
+                const float p = power<C>(a.unit_scale * s.at[y][e] - UNIT<C> * lse_now[s.column(e)]);
+                s.at[y][e] = !at.causal || at.first + s.row(y) <= now.i + s.column(e) ? p : 0;
             }
+            add_sums<C>(dv, s, dout);
+            const Scores<C> dp = scores<C>(v, at.v, dout, rows_of(a.dout, now, a.s), d);
+            FOR_EACH_OF(s, y, e) s.at[y][e] *= dp.at[y][e] - D_now[s.column(e)];
+            __syncthreads();
+            if (next.n) load_tile<C>(dout, rows_of(a.dout, next, a.s), at.c0, d);
+            load_again<C>(q_now, rows_of(a.q, now, a.s), at.c0, d);
+            add_sums<C>(dk, s, q_now);
+        }
         tiles_are_there();
-        real *to = a.scratch + (at.row * a.s.n_heads + at.head) * d;
-        put_sums<C>(to, stride, at.k.n, dk, (float *)q, at.c0, d, scale);
-        put_sums<C>(to + (a.s.T + a.s.n_prefix) * stride, stride, at.v.n, dv, (float *)q, at.c0, d, 1);
+        put_sums<C>(a.scratch + at.head * d, at.row, at.k.n, stride, dk, at.c0, d, a.scale);
+        put_sums<C>(a.scratch + at.head * d, a.s.T + a.s.n_prefix + at.row, at.v.n, stride, dv, at.c0, d, 1);
     }
 }
 
@@ -1384,7 +1396,7 @@ static void add_heads(real *dkv, const real *scratch, size_t rows, const Attenti
 static bool rounds_first(const AttentionShape &s, bool own_keys) {
     const size_t rows = s.T * s.n_heads, queries = rows * s.head_dim;
     const size_t keys = (s.T + s.n_prefix) * s.n_kv_heads * s.head_dim;
-    return gpu.bf16 && own_keys && s.T >= RoundedWide::B && s.head_dim % 8 == 0 &&
+    return gpu.bf16 && own_keys && s.T >= 64 && s.head_dim % 8 == 0 &&
            (queries + 2 * keys) * sizeof(__nv_bfloat16) <= AREA_BYTES &&
            queries * sizeof(__nv_bfloat16) + (rows + 3) * sizeof(float) <= AREA_BYTES;
 }
@@ -1411,30 +1423,34 @@ static Attention<__nv_bfloat16> rounded(const Attention<real> &a) {
     return b;
 }
 
-template<class C> static void launch_attention(const Attention<typename C::input> &a) {
-    const unsigned most = 2 * gpu.cores, forward = 3 * C::TILE_BYTES + C::P_BYTES + C::S_BYTES;
-    const unsigned backward = forward + C::TILE_BYTES, floats = 2 * C::B * (unsigned)sizeof(float);
+template<class C> static void launch_attention(Attention<typename C::input> a) {
+    const unsigned most = 2 * gpu.cores, floats = 2 * sizeof(float);
+    const unsigned own = C::OWN * sizeof(typename C::number), met = C::MET * sizeof(typename C::number);
+    a.scale = 1 / sqrtf((float)a.s.head_dim), a.unit_scale = UNIT<C> * a.scale;
     if (!a.dout) {
-        LAUNCH(attention_forward_kernel<C>, most, THREADS, forward, a);
+        LAUNCH(attention_forward_kernel<C>, most, THREADS, own + 2*met, a);
         return;
     }
-    LAUNCH(attention_backward_queries_kernel<C>, most, THREADS, backward, a);
-    LAUNCH(attention_backward_keys_kernel<C>, most, THREADS, backward + floats, a);
+    LAUNCH(attention_backward_queries_kernel<C>, most, THREADS, 2*own + 3*met + C::ROWS * floats, a);
+    LAUNCH(attention_backward_keys_kernel<C>, most, THREADS, 2*own + 3*met + 2*C::COLUMNS * floats, a);
 }
 
-template<class Narrow, class Wide> static void launch_by_width(const Attention<typename Wide::input> &a) {
-    a.s.head_dim <= Narrow::D ? launch_attention<Narrow>(a) : launch_attention<Wide>(a);
+template<class N, class In> static void launch_by_width(const Attention<In> &a) {
+    a.s.head_dim <= 64 ? launch_attention<Tiles<N, In, 64, false>>(a) : launch_attention<Tiles<N, In, 128, false>>(a);
 }
 
 static void run_attention(const Attention<real> &a, bool own_keys) {
-    if (rounds_first(a.s, own_keys)) launch_by_width<RoundedNarrow, RoundedWide>(rounded(a));
-    else if (gpu.bf16) launch_by_width<Bf16Narrow, Bf16Wide>(a);
-    else launch_by_width<Fp32Narrow, Fp32Wide>(a);
+    const bool slabs = a.s.head_dim > 128;
+    if (slabs && gpu.bf16) launch_attention<Tiles<__nv_bfloat16, real, 128, true>>(a);
+    else if (slabs) launch_attention<Tiles<real, real, 128, true>>(a);
+    else if (rounds_first(a.s, own_keys)) launch_by_width<__nv_bfloat16, __nv_bfloat16>(rounded(a));
+    else if (gpu.bf16) launch_by_width<__nv_bfloat16, float>(a);
+    else launch_by_width<float, float>(a);
 }
 
 void attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, const real *prefix_k,
                        const real *prefix_v, AttentionShape s) {
-    run_attention({ { out, lse, NULL, NULL, NULL, NULL, 0, s }, q, k, v, prefix_k, prefix_v, NULL },
+    run_attention({ { out, lse, NULL, NULL, NULL, NULL, 0, s, 0, 0 }, q, k, v, prefix_k, prefix_v, NULL },
                   s.starts == s.kv_starts);
 }
 
@@ -1446,7 +1462,7 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
     if (rows > AREA_BYTES / sizeof *D) kernel_failed("attention of so many tokens does not fit the workspace");
     LAUNCH(row_dots_kernel, blocks_for(rows, THREADS / WARP), THREADS, 0, D, dout, out, rows, s.head_dim);
     const size_t n_trained = dprefix_k || dprefix_v ? s.n_prefix : 0;
-    run_attention({ { NULL, NULL, dq, scratch, lse, D, n_trained, s }, q, k, v, prefix_k, prefix_v, dout }, true);
+    run_attention({ { NULL, NULL, dq, scratch, lse, D, n_trained, s, 0, 0 }, q, k, v, prefix_k, prefix_v, dout }, true);
     const real *dk_heads = scratch, *dv_heads = scratch + (s.T + s.n_prefix) * row;
     add_heads(dk, dk_heads, s.T, s), add_heads(dprefix_k, dk_heads + s.T * row, s.n_prefix, s);
     add_heads(dv, dv_heads, s.T, s), add_heads(dprefix_v, dv_heads + s.T * row, s.n_prefix, s);

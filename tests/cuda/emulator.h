@@ -2,9 +2,9 @@
 // headers of the toolkit (cuda_runtime.h and the others beside this file include it), so that glmtune.cu, compiled as
 // plain C++, goes through the conformance test index by index where no GPU is to be had. It is slow, and it is strict:
 //
-//   - Each thread of a block is a coroutine that runs up to the next barrier, shuffle or tile operation. A barrier that
-//     some threads of the block do not reach, or reach at another line, ends the program; so does a warp of which some
-//     lanes are missing.
+//   - Each thread of a block is a coroutine that runs up to the next barrier, shuffle or step of tensor cores. A
+//     barrier that some threads of the block do not reach, or reach at another line, ends the program; so does a warp
+//     of which some lanes are missing.
 //   - Device memory is closed to the host but during a kernel, a copy or a product: host code that looks behind a
 //     pointer of the device ends the program, as does a kernel that is given a pointer of the host. Every allocation
 //     ends (up to 255 bytes, which are watched) at a closed page, and what was freed stays closed for ever.
@@ -241,7 +241,7 @@ __attribute__((naked, noinline)) static void switch_stacks(void **, void *) {
             "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
 }
 
-struct Copy { void *to; const void *from; size_t bytes, all; };
+struct Copy { void *to; const void *from; size_t bytes, all; bool committed; };
 static std::vector<Copy> under_way[MOST_THREADS];
 
 static void wait_for(Wait what) {
@@ -318,7 +318,7 @@ static bool release_warp(unsigned first) {
         const Thread *t = &threads[first + lane];
         threadIdx.x = first + lane;
         if (t->wait != AT_WARP)
-            stop("a thread %s while others of its warp wait at a shuffle or tile operation",
+            stop("a thread %s while others of its warp wait at a shuffle or a step of tensor cores",
                  t->wait == DONE ? "has ended" : "is at a barrier");
         if (t->line != one->line || t->action != one->action)
             stop("lanes of a warp are at different operations: line %d, line %d", one->line, t->line);
@@ -407,7 +407,7 @@ static void launch(const char *name, void (*kernel)(P...), size_t grid, size_t b
     gridDim = { (unsigned)grid, 1, 1 }, blockDim = { (unsigned)block, 1, 1 };
     if (grid > 0x7FFFFFFF) stop("a grid of %zu blocks", grid);
     if (block < 1 || block > MOST_THREADS) stop("a block of %zu threads", block);
-    if (shared_bytes > 163 * 1024) stop("%zu bytes of shared memory, an A100 has 163 KiB", shared_bytes);
+    if (shared_bytes > 99 * 1024) stop("%zu bytes of shared memory, a GPU of games has 99 KiB", shared_bytes);
     launches++;
     auto call = [&] { kernel((P)arguments...); };
     (check_argument((P)arguments), ...);
@@ -455,23 +455,31 @@ static inline void __syncthreads(int line = __builtin_LINE()) {
     emulator::wait_for(emulator::AT_BLOCK);
 }
 
+static inline void __syncwarp(int line = __builtin_LINE()) { emulator::together(nullptr, nullptr, line); }
+
 // Copies to shared memory that are under way until they are waited for: till then NaN lies there.
 static inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0) {
     if ((uintptr_t)to % bytes || (uintptr_t)from % bytes)
         emulator::stop("an asynchronous copy of %zu bytes is not aligned to as many", bytes);
     memset(to, 0xFF, bytes);
-    emulator::under_way[emulator::current].push_back({ to, from, bytes - zeros, bytes });
+    emulator::under_way[emulator::current].push_back({ to, from, bytes - zeros, bytes, false });
 }
 
-static inline void __pipeline_commit() {}
+static inline void __pipeline_commit() {
+    for (emulator::Copy &c : emulator::under_way[emulator::current]) c.committed = true;
+}
 
+// What was not committed stays under way.
 static inline void __pipeline_wait_prior(size_t groups) {
     if (groups) emulator::stop("the emulator knows no wait for some of the copies");
-    for (const emulator::Copy &c : emulator::under_way[emulator::current]) {
+    std::vector<emulator::Copy> &copies = emulator::under_way[emulator::current];
+    for (const emulator::Copy &c : copies) {
+        if (!c.committed) continue;
         memset(c.to, 0, c.all);
         memcpy(c.to, c.from, c.bytes);
     }
-    emulator::under_way[emulator::current].clear();
+    copies.erase(std::remove_if(copies.begin(), copies.end(), [](const emulator::Copy &c) { return c.committed; }),
+                 copies.end());
 }
 
 template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int lanes, int line = __builtin_LINE()) {
@@ -500,6 +508,12 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float f) {      // to nearest, t
     return { (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16) };
 }
 
+struct __nv_bfloat162 { __nv_bfloat16 x, y; };
+
+static inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) {
+    return { __float2bfloat16_rn(a), __float2bfloat16_rn(b) };
+}
+
 static inline float __half2float(__half h) {
     int exponent = h.bits >> 10 & 31, fraction = h.bits & 1023;
     float f = exponent == 31 ? fraction ? NAN : INFINITY
@@ -516,104 +530,78 @@ static inline __half __float2half_rn(float f) {                 // to nearest, t
     return { (uint16_t)(sign | ((exponent + 14) * 1024 + (int)steps)) };
 }
 
-// ---- Tiles: nvcuda::wmma -----------------------------------------------------------------------------------------
-// The numbers of a tile are spread over the lanes of a warp in an order that nobody may rely on, as on a GPU.
+// ---- Tensor cores ------------------------------------------------------------------------------------------------
+// glmtune.cu has three functions for them, by instructions of PTX; these do the same. Numbers lie in registers as PTX
+// says: of 8 x 8 numbers a lane has columns 2 (lane % 4) and the next of row lane / 4, the first in the lower half.
 
-namespace nvcuda { namespace wmma {
+namespace emulator {
 
-struct matrix_a {}; struct matrix_b {}; struct accumulator {};
-struct row_major {}; struct col_major {};
-enum layout_t { mem_row_major, mem_col_major };
-enum { SIDE = 16, AREA = SIDE * SIDE };
+struct Matrices { const __nv_bfloat16 *row; unsigned *x; };
 
-template <class Use, int M, int N, int K, class T, class Layout = void> struct fragment {
-    static_assert(M == SIDE && N == SIDE && K == SIDE, "tiles of 16 x 16 x 16");
-    enum { num_elements = AREA / 32 };
-    T x[num_elements];
-};
-
-// Which element of a tile number `mine` of a lane is.
-static inline unsigned element_of(unsigned lane, unsigned mine) { return ((lane + 32 * mine) * 37 + 11) % AREA; }
-
-// What a lane brings to an operation on tiles: its parts, and the memory.
-struct TilePost { void *d; const void *a, *b, *c; const void *memory; unsigned ld; };
-
-static inline void check_tile(const void *memory, size_t ld, size_t size) {
-    if ((uintptr_t)memory % 32) emulator::stop("a tile in memory is not aligned to 32 bytes");
-    if (ld * size % 16) emulator::stop("the leading dimension %zu of a tile is no multiple of 16 bytes", ld);
-}
-
-static inline void same_memory(void *const posts[]) {
-    const TilePost *first = (const TilePost *)posts[0];
-    for (unsigned lane = 1; lane < 32; lane++) {
-        const TilePost *p = (const TilePost *)posts[lane];
-        if (p->memory != first->memory || p->ld != first->ld) emulator::stop("lanes of a warp name different tiles");
-    }
-}
-
-// Calls each(index in memory, number of the lane's own part) for the elements of a tile that this lane holds.
-template <class F> static inline void each_of_lane(bool rows, unsigned ld, F each) {
-    for (unsigned mine = 0; mine < AREA / 32; mine++) {
-        unsigned i = element_of(emulator::lane(), mine);
-        each(rows ? i / SIDE * (size_t)ld + i % SIDE : i % SIDE * (size_t)ld + i / SIDE, mine);
-    }
-}
-
-template <class Use, class T, class Layout>
-static inline void fill_fragment(fragment<Use, 16, 16, 16, T, Layout> &f, T value) { for (T &x : f.x) x = value; }
-
-template <class Use, class T, class Layout>
-static inline void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout> &f, const T *from, unsigned ld,
-                                    int line = __builtin_LINE()) {
-    TilePost post = { nullptr, nullptr, nullptr, nullptr, from, ld };
-    check_tile(from, ld, sizeof(T));
-    emulator::together(same_memory, &post, line);
-    each_of_lane(std::is_same_v<Layout, row_major>, ld, [&](size_t at, unsigned mine) { f.x[mine] = from[at]; });
-}
-
-static inline void load_matrix_sync(fragment<accumulator, 16, 16, 16, float> &f, const float *from, unsigned ld,
-                                    layout_t layout, int line = __builtin_LINE()) {
-    TilePost post = { nullptr, nullptr, nullptr, nullptr, from, ld };
-    check_tile(from, ld, sizeof *from);
-    emulator::together(same_memory, &post, line);
-    each_of_lane(layout == mem_row_major, ld, [&](size_t at, unsigned mine) { f.x[mine] = from[at]; });
-}
-
-static inline void store_matrix_sync(float *to, const fragment<accumulator, 16, 16, 16, float> &f, unsigned ld,
-                                     layout_t layout, int line = __builtin_LINE()) {
-    TilePost post = { nullptr, nullptr, nullptr, nullptr, to, ld };
-    check_tile(to, ld, sizeof *to);
-    emulator::together(same_memory, &post, line);
-    each_of_lane(layout == mem_row_major, ld, [&](size_t at, unsigned mine) { to[at] = f.x[mine]; });
-}
-
-// D = A B + C. Products of bfloat16 are exact in float; they are added in float.
-template <class LayoutA, class LayoutB>
-static inline void mma_sync(fragment<accumulator, 16, 16, 16, float> &d,
-                            const fragment<matrix_a, 16, 16, 16, __nv_bfloat16, LayoutA> &a,
-                            const fragment<matrix_b, 16, 16, 16, __nv_bfloat16, LayoutB> &b,
-                            const fragment<accumulator, 16, 16, 16, float> &c, int line = __builtin_LINE()) {
-    TilePost post = { &d, &a, &b, &c, nullptr, 0 };
-    emulator::together([](void *const posts[]) {
-        float A[SIDE][SIDE], B[SIDE][SIDE], C[SIDE][SIDE];
-        for (unsigned at = 0; at < AREA; at++) {
-            const TilePost *p = (const TilePost *)posts[at % 32];
-            unsigned mine = at / 32, i = element_of(at % 32, mine);
-            A[i / SIDE][i % SIDE] = __bfloat162float(((const __nv_bfloat16 *)p->a)[mine]);
-            B[i / SIDE][i % SIDE] = __bfloat162float(((const __nv_bfloat16 *)p->b)[mine]);
-            C[i / SIDE][i % SIDE] = ((const float *)p->c)[mine];
+template <bool transposed> static void take_matrices(void *const posts[]) {
+    for (unsigned lane = 0; lane < LANES_OF_WARP; lane++)
+        for (unsigned m = 0; m < 4; m++) {
+            uint16_t two[2];
+            for (unsigned i = 0; i < 2; i++) {
+                unsigned row = lane / 4, column = lane % 4 * 2 + i;
+                if (transposed) std::swap(row, column);
+                two[i] = ((const Matrices *)posts[8*m + row])->row[column].bits;
+            }
+            ((Matrices *)posts[lane])->x[m] = two[0] | (unsigned)two[1] << 16;
         }
-        for (unsigned i = 0; i < SIDE; i++)
-            for (unsigned k = 0; k < SIDE; k++)
-                for (unsigned j = 0; j < SIDE; j++) C[i][j] += A[i][k] * B[k][j];
-        for (unsigned at = 0; at < AREA; at++) {
-            unsigned i = element_of(at % 32, at / 32);
-            ((float *)((TilePost *)posts[at % 32])->d)[at / 32] = C[i / SIDE][i % SIDE];
-        }
-    }, &post, line);
 }
 
-} }  // namespace nvcuda::wmma
+static void check_row(const __nv_bfloat16 *row) {
+    if ((uintptr_t)row % 16) stop("a row of a matrix is not aligned to 16 bytes");
+    if (allocation_of(row) != allocation_of(dynamic_shared)) stop("a row of a matrix is not in shared memory");
+}
+
+struct Product { float *c[4]; const unsigned *a; unsigned b[2]; };
+
+static float number_of(unsigned two, unsigned i) { return __uint_as_float((i ? two >> 16 : two & 0xFFFF) << 16); }
+
+// Products of bfloat16 are exact in float; they are added in float.
+static void multiply(void *const posts[]) {
+    float A[16][16], B[16][8], C[16][8];
+    for (unsigned lane = 0; lane < LANES_OF_WARP; lane++) {
+        const Product *p = (const Product *)posts[lane];
+        const unsigned row = lane / 4;
+        for (unsigned i = 0; i < 2; i++) {
+            const unsigned column = lane % 4 * 2 + i;
+            for (unsigned q = 0; q < 4; q++) A[row + q % 2 * 8][column + q / 2 * 8] = number_of(p->a[q], i);
+            for (unsigned h = 0; h < 2; h++) B[column + 8*h][row] = number_of(p->b[h], i);
+            for (unsigned h = 0; h < 2; h++) C[row + 8*h][column] = *p->c[2*h + i];
+        }
+    }
+    for (unsigned i = 0; i < 16; i++)
+        for (unsigned k = 0; k < 16; k++)
+            for (unsigned j = 0; j < 8; j++) C[i][j] += A[i][k] * B[k][j];
+    for (unsigned lane = 0; lane < LANES_OF_WARP; lane++)
+        for (unsigned i = 0; i < 4; i++)
+            *((Product *)posts[lane])->c[i] = C[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+}
+
+}   // namespace emulator
+
+static inline void load_matrices(unsigned (&x)[4], const __nv_bfloat16 *row, int line = __builtin_LINE()) {
+    emulator::Matrices mine = { row, x };
+    emulator::check_row(row);
+    emulator::together(emulator::take_matrices<false>, &mine, line);
+}
+
+static inline void load_transposed(unsigned (&x)[4], const __nv_bfloat16 *row, int line = __builtin_LINE()) {
+    emulator::Matrices mine = { row, x };
+    emulator::check_row(row);
+    emulator::together(emulator::take_matrices<true>, &mine, line);
+}
+
+static inline void multiply_add(float &c0, float &c1, float &c2, float &c3, const unsigned (&a)[4], unsigned b0,
+                                unsigned b1, int line = __builtin_LINE()) {
+    emulator::Product mine = { { &c0, &c1, &c2, &c3 }, a, { b0, b1 } };
+    emulator::together(emulator::multiply, &mine, line);
+}
+
+static inline float power_of_2(float x) { return exp2f(x); }
 
 // ---- Runtime -----------------------------------------------------------------------------------------------------
 

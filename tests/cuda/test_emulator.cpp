@@ -1,5 +1,5 @@
 // Tests of the emulator itself: that kernels compute what they should, and that what it is there to catch is caught.
-#include <mma.h>
+#include <cuda_runtime.h>
 #include <sys/wait.h>
 
 static size_t passed, failed;
@@ -86,25 +86,26 @@ __global__ static void lonely_kernel(float *x) {
     if (threadIdx.x % 32) x[threadIdx.x] = __shfl_xor_sync(0xFFFFFFFFu, 1.0f, 1);
 }
 
-__global__ static void tile_kernel(float *c, const __nv_bfloat16 *a, const __nv_bfloat16 *b, unsigned ld) {
-    using namespace nvcuda::wmma;
-    fragment<matrix_a, 16, 16, 16, __nv_bfloat16, row_major> A;
-    fragment<matrix_b, 16, 16, 16, __nv_bfloat16, col_major> B;
-    fragment<accumulator, 16, 16, 16, float> C;
-    fill_fragment(C, 1.0f);
-    load_matrix_sync(A, a, ld);
-    load_matrix_sync(B, b, ld);
-    mma_sync(C, A, B, C);
-    for (int i = 0; i < C.num_elements; i++) C.x[i] *= 2;
-    store_matrix_sync(c, C, 16, mem_row_major);
+// c [16,8] = 1 + a b, a [16,16], b [16,8], by one warp; operands go by way of shared memory, or, `far`, a does not
+__global__ static void tile_kernel(float *c, const __nv_bfloat16 *a, const __nv_bfloat16 *b, unsigned shift, bool far) {
+    DYNAMIC_SHARED(__nv_bfloat16, kept);
+    unsigned i = threadIdx.x, left[4], right[4];
+    float sum[4] = { 1, 1, 1, 1 };
+    for (unsigned j = i; j < 256; j += 32) kept[j] = a[j];
+    for (unsigned j = i; j < 128; j += 32) kept[256 + j] = b[j];
+    __syncwarp();
+    load_matrices(left, (far ? a : kept) + i % 16 * 16 + i / 16 * 8 + shift);
+    load_transposed(right, kept + 256 + i % 16 * 8);        // lanes 16 and on name both matrices again
+    multiply_add(sum[0], sum[1], sum[2], sum[3], left, right[0], right[1]);
+    for (unsigned j = 0; j < 4; j++) c[(i / 4 + j / 2 * 8) * 8 + i % 4 * 2 + j % 2] = sum[j];
 }
 
-__global__ static void copy_kernel(float *out, const float *in, bool waits) {
+__global__ static void copy_kernel(float *out, const float *in, bool commits, bool waits) {
     __shared__ float4 part4[32];
     float *part = (float *)part4;
     unsigned i = threadIdx.x;
     __pipeline_memcpy_async(part + 4*i, in + 4*i, 16, i == 31 ? 16 : 0);        // the last gets zeros
-    __pipeline_commit();
+    if (commits) __pipeline_commit();
     float early = part[4*i];
     if (waits) __pipeline_wait_prior(0);
     out[i] = part[4*i + 1], out[32 + i] = early;
@@ -122,27 +123,25 @@ static void test_sum() {
 }
 
 static void test_tile() {
-    enum { LD = 24 };
-    __nv_bfloat16 a[16 * LD], b[16 * LD], *da = device<__nv_bfloat16>(16 * LD), *db = device<__nv_bfloat16>(16 * LD);
-    float *dc = device<float>(256);
-    for (int i = 0; i < 16 * LD; i++)
-        a[i] = __float2bfloat16_rn((float)(i % 13) - 6), b[i] = __float2bfloat16_rn((float)(i % 7) / 4);
+    __nv_bfloat16 a[256], b[128], *da = device<__nv_bfloat16>(256), *db = device<__nv_bfloat16>(128);
+    float *dc = device<float>(128);
+    for (int i = 0; i < 256; i++) a[i] = __float2bfloat16_rn((float)(i % 13) - 6);
+    for (int i = 0; i < 128; i++) b[i] = __float2bfloat16_rn((float)(i % 7) / 4);
     cudaMemcpy(da, a, sizeof a, cudaMemcpyHostToDevice);
     cudaMemcpy(db, b, sizeof b, cudaMemcpyHostToDevice);
-    LAUNCH(tile_kernel, 1, 32, 0, dc, da, db, (unsigned)LD);
-    std::vector<float> c = host(dc, 256);
+    LAUNCH(tile_kernel, 1, 32, 768, dc, da, db, 0u, false);
+    std::vector<float> c = host(dc, 128);
     size_t wrong = 0;
-    for (int i = 0; i < 256; i++) {
+    for (int i = 0; i < 128; i++) {
         float sum = 1;
-        for (int k = 0; k < 16; k++)
-            sum += __bfloat162float(a[i / 16 * LD + k]) * __bfloat162float(b[i % 16 * LD + k]);
-        wrong += c[(size_t)i] != 2 * sum;
+        for (int k = 0; k < 16; k++) sum += __bfloat162float(a[i / 8 * 16 + k]) * __bfloat162float(b[k * 8 + i % 8]);
+        wrong += c[(size_t)i] != sum;
     }
     check("a product of tiles", wrong == 0);
-    check_ends("a leading dimension that tiles cannot have", "leading dimension", [=] {
-        LAUNCH(tile_kernel, 1, 32, 0, dc, da, db, 20u); });
-    check_ends("a tile that is not aligned", "not aligned", [=] {
-        LAUNCH(tile_kernel, 1, 32, 0, dc, da + 1, db, (unsigned)LD); });
+    check_ends("a row of a matrix that is not aligned", "not aligned", [=] {
+        LAUNCH(tile_kernel, 1, 32, 768, dc, da, db, 1u, false); });
+    check_ends("a row of a matrix that is not in shared memory", "not in shared", [=] {
+        LAUNCH(tile_kernel, 1, 32, 768, dc, da, db, 0u, true); });
 }
 
 // Every pattern survives the way to float and back; a middle goes to the even neighbour.
@@ -213,13 +212,16 @@ static void test_memory() {
 static void test_copies() {
     float *in = device<float>(256), *out = device<float>(64);
     LAUNCH(count_kernel, 1, 256, 0, in);
-    LAUNCH(copy_kernel, 1, 32, 0, out, in, true);
+    LAUNCH(copy_kernel, 1, 32, 0, out, in, true, true);
     std::vector<float> got = host(out, 64);
     check("an asynchronous copy, and zeros", got[0] == 1 && got[30] == 121 && got[31] == 0);
     check("it is not there before it is waited for", std::isnan(got[32]) && std::isnan(got[63]));
-    check_ends("a copy that is not aligned", "not aligned", [=] { LAUNCH(copy_kernel, 1, 32, 0, out, in + 1, true); });
+    check_ends("a copy that is not aligned", "not aligned", [=] {
+        LAUNCH(copy_kernel, 1, 32, 0, out, in + 1, true, true); });
     check_ends("a copy that nobody waits for", "before its asynchronous", [=] {
-        LAUNCH(copy_kernel, 1, 32, 0, out, in, false); });
+        LAUNCH(copy_kernel, 1, 32, 0, out, in, true, false); });
+    check_ends("a copy that nobody commits", "before its asynchronous", [=] {
+        LAUNCH(copy_kernel, 1, 32, 0, out, in, false, true); });
 }
 
 static void test_barriers() {
