@@ -109,8 +109,7 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 static void discard_unfinished(void);       // removes files that are not complete (13.1)
 static void end_passing_line(void);         // clears a line of progress from the terminal (13.2)
 
-// The first thread that ends the program does so alone: here another waits for the end (a second ctrl-C removes what
-// the main thread is writing, 13.2).
+// The first thread to end the program does so alone, another waits here (13.2: ctrl-C while the main thread writes).
 static void end_alone(void) {
     static bool ending;
     static __thread bool ends;
@@ -509,7 +508,6 @@ void kernel_failed(const char *what) { fail("%s", what); }
 
 // In bytes; 0: half of one.
 static size_t dtype_size(Dtype d) { return (const size_t[]){ 8, 4, 2, 2, 8, 4, 1, 1, 0, 0, 0 }[d]; }
-
 static size_t dtype_bytes(Dtype d, size_t n) { return dtype_size(d) ? dtype_size(d) * n : (n + 1) / 2; }
 
 // Folded into keys, these keep the random numbers of one use apart from those of another.
@@ -1203,7 +1201,7 @@ typedef struct {
 
 // What a method adds to a map, to a half of a layer, or as a prefix: its tensors (NULL: none) and numbers.
 enum { MAX_ADDED = 5 };
-typedef struct { Tensor *t[MAX_ADDED]; real scale, dropout; int kind; } Added;      // kind: houlsby or pfeiffer (5.5)
+typedef struct { Tensor *t[MAX_ADDED]; real scale, dropout; bool houlsby; } Added;     // else pfeiffer (5.5)
 
 // A linear map, in one to three parts that give separate outputs: query_key_value gives q, k, v.
 enum { MAX_PARTS = 3, MAX_MAPS = 6 };
@@ -1370,8 +1368,7 @@ typedef struct Options {
     double val_size;
     // the run
     const char *output_dir, *base, *resume_from_checkpoint, *precision;
-    bool force, predict_with_generate, load_best_model_at_end, double_quant;
-    int64_t bits;
+    bool force, predict_with_generate, load_best_model_at_end;
     int64_t seed, threads, logging_steps, save_steps, save_total_limit, eval_steps, early_stopping_patience;
     int64_t stop_at_step;
     // answers
@@ -1380,8 +1377,8 @@ typedef struct Options {
     double temperature, top_p;
     // other commands
     const char *out, *dtype, *truth;
-    bool ids, decode, check;
-    int64_t samples, sample, elements;
+    bool ids, decode, check, double_quant;
+    int64_t samples, sample, elements, bits;
     double std, max_shard_size;
     bool yaml;                      // a yaml file was read: what it leaves out is as the official scripts have it
     bool given[1024];               // by offset of the field: the user set it, on the command line or in a yaml
@@ -1458,8 +1455,7 @@ typedef struct {
 // something trains; head and loss are computed only at positions that have a target; frozen weights get no gradient.
 // At first reading go on to 4.3 and 4.4, and come back to the structs here, and to their memory, for a new name.
 
-// Rows x vocabulary is the largest block of logits. The head's weights are read once for each block, which costs a GPU
-// more than the block's memory.
+// The most rows of a block of logits. Each reads the head's weights, which costs a GPU more than the block's memory.
 #ifdef GLMTUNE_CUDA
 enum { HEAD_ROWS = 512 };
 #else
@@ -1577,15 +1573,13 @@ static void lay_out_layer(Run *r, size_t l, Arena *a) {
 
 static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     const Config *c = &r->model->config;
+    const Layer *L = r->model->layers;      // what a method keeps is as much in all layers (section 5)
     size_t T = r->max_T, P = r->model->n_prefix, beside = 0;
     size_t H = c->hidden_size, F = c->ffn_dim, qd = q_width(c), kvd = kv_width(c);
     r->shared = (LayerState){0};
-    for (size_t l = 0; l < c->n_layers; l++) {
-        const Layer *L = &r->model->layers[l];
-        lay_out_layer(r, l, kept);
-        for (size_t i = 0; i < L->n_maps; i++) beside = max_size(beside, map_keeps(r, &L->maps[i]));
-        for (size_t i = 0; i < HALVES; i++) beside = max_size(beside, branch_keeps(r, &L->branch[i]));
-    }
+    for (size_t l = 0; l < c->n_layers; l++) lay_out_layer(r, l, kept);
+    for (size_t i = 0; i < L->n_maps; i++) beside = max_size(beside, map_keeps(r, &L->maps[i]));
+    for (size_t i = 0; i < HALVES; i++) beside = max_size(beside, branch_keeps(r, &L->branch[i]));
     r->x_rows = reals(kept, T, H), r->att_rows = reals(kept, T, qd);
     r->x_final = reals(kept, T, H), r->final_inv_rms = reals(kept, T, 1), r->final = reals(kept, T, H);
     r->rope = reals(kept, r->max_kv + r->model->first_position, c->n_rotated);
@@ -1606,7 +1600,7 @@ static void lay_out_run(Run *r, Arena *kept, Arena *scratch) {
     if (r->kind == FORWARD_ONLY) return;
     r->dx_rows = reals(scratch, T, H), r->dx_all = reals(scratch, T, H);
     r->dhalf = reals(scratch, T, H), r->dnorm = reals(scratch, T, H);
-    r->ds = reals(scratch, branch_keeps(r, &r->model->layers->branch[MLP]) ? T : 0, H);
+    r->ds = reals(scratch, branch_keeps(r, &L->branch[MLP]) ? T : 0, H);
     r->dgate_up = reals(scratch, T, 2 * F), r->dh = reals(scratch, T, F), r->dfinal = reals(scratch, T, H);
     r->datt_rows = reals(scratch, T, qd), r->datt = reals(scratch, T, qd), r->dq = reals(scratch, T, qd);
     r->dk = reals(scratch, T, kvd), r->dv = reals(scratch, T, kvd), r->dkv_heads = reals(scratch, 2 * (P + T), qd);
@@ -1655,8 +1649,7 @@ static bool has_logits(const Batch *b, size_t t, size_t end) {
 
 // Says where attention finds the keys of each sequence. Without caches they lie as the rows of the batch do. A cache
 // has free rows after its keys, but where one sequence ends the next begins: so an empty sequence, without queries,
-// owns those rows (caches come in ascending order). New keys of several sequences are computed in the last rows, then
-// moved.
+// owns those rows (caches come in ascending order). New keys of several sequences go to the last rows, then are moved.
 static void place_keys(Run *r, const Batch *b) {
     const Cache *c = r->caches;
     size_t n = c ? 2 * b->n - 1 : b->n, each = c ? 2 : 1, most = 0;
@@ -1748,8 +1741,7 @@ static Pass pass_of(const Run *r) {
 }
 
 static Pass prefix_pass(const Run *r) {
-    return (Pass){ .T = r->model->n_prefix, .token_keys = r->dropout ? r->prefix_keys : NULL,
-                   .prefix_rows = r->prefix_rows };
+    return (Pass){ r->model->n_prefix, r->dropout ? r->prefix_keys : NULL, .prefix_rows = r->prefix_rows };
 }
 
 static Weight weight_of(const Tensor *t) { return (Weight){ t->data, t->dtype, 0, t->scales }; }
@@ -1861,7 +1853,8 @@ static void self_attention_forward(Run *r, size_t l) {
     half_forward(r, l, ATTENTION, k->mid, x, att);
 }
 
-static void mlp_inside(const Run *r, size_t l) {
+// Without `ends` all but the output.
+static void mlp_forward(const Run *r, size_t l, bool ends) {
     const Layer *L = &r->model->layers[l];
     LayerState *k = &r->layers[l];
     // 6. m = norm(mid)
@@ -1870,13 +1863,8 @@ static void mlp_inside(const Run *r, size_t l) {
     map_forward(r, k, L->gate_up, &k->gate_up, NULL, k->m);
     // 8. h = silu(gate) up
     swiglu_forward(k->h, k->gate_up, r->n_rows, r->model->config.ffn_dim);
-}
-
-static void mlp_forward(const Run *r, size_t l) {
-    LayerState *k = &r->layers[l];
-    mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
-    half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
+    if (ends) half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
 }
 
 // Computes layer l once more, so that the shared arrays hold its values. A plain end of the MLP is left out, for no
@@ -1884,8 +1872,7 @@ static void mlp_forward(const Run *r, size_t l) {
 static void recompute_layer(Run *r, size_t l) {
     if (is_last(r, l)) return;
     self_attention_forward(r, l);
-    if (ends_plainly(r, &r->model->layers[l], MLP)) mlp_inside(r, l);
-    else mlp_forward(r, l);         // writes the next layer's input as it is
+    mlp_forward(r, l, !ends_plainly(r, &r->model->layers[l], MLP));     // else gives the next layer's input again
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -2016,7 +2003,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     embedding_forward(r->layers[0].x, r->ids, weight_of(e), r->T, e->shape[1]);
     if (needs_prefix(r, b)) r->method->prefix_forward(r->model, r->prefix, r->prefix_kept, prefix_pass(r));
     r->n_rows = r->T;
-    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l);
+    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l, true);
     norm_forward(r, r->final, r->final_inv_rms, r->x_final, r->model->final_norm);
 }
 
@@ -2091,9 +2078,16 @@ static Tensor *add_tensor(Model *m, const char *tensor_name, size_t rows, size_t
     return t;
 }
 
-// y [T,out] = W x + b, of tensors that a method added
-static void affine_forward(real *y, const real *x, const Tensor *w, const Tensor *b, size_t T) {
-    linear_forward(y, NULL, x, weight_of(w), 1, T, w->shape[0], w->shape[1]);
+// x [T,n], with some of it dropped in `out`; x itself where nothing is.
+static const real *with_dropout(real *out, const real *x, uint64_t site, real dropout, size_t n, Pass p) {
+    if (!p.token_keys || !(dropout > 0)) return x;
+    dropout_forward(out, x, p.token_keys, site, dropout, p.T, n);
+    return out;
+}
+
+// y [T,out] = from + W x + b, of tensors that a method added
+static void affine_forward(real *y, const real *from, const real *x, const Tensor *w, const Tensor *b, size_t T) {
+    linear_forward(y, from, x, weight_of(w), 1, T, w->shape[0], w->shape[1]);
     bias_forward(y, b->data, T, w->shape[0]);
 }
 
@@ -2164,18 +2158,12 @@ static void lora_setup(Model *m, const Options *o) {
 
 static size_t lora_rank(const Linear *w) { return w->added.t[LORA_A] ? w->added.t[LORA_A]->shape[0] : 0; }
 
-// The input of A: x, or x with some of it dropped.
-static const real *lora_input(const Linear *w, const real *x, Pass p) {
-    if (!p.token_keys || !(w->added.dropout > 0)) return x;
-    dropout_forward(p.scratch, x, p.token_keys, w->site, w->added.dropout, p.T, w->n_in);
-    return p.scratch;
-}
-
 // y[part] [T,rows of the part] are added to, x [T,in]; keeps z = A dropout(x) [T,r]
 static void lora_forward(const Linear *w, real *const *y, const real *x, real *z, Pass p) {
     size_t r = lora_rank(w);
     if (!r) return;
-    linear_forward(z, NULL, lora_input(w, x, p), weight_of(w->added.t[LORA_A]), 1, p.T, r, w->n_in);
+    x = with_dropout(p.scratch, x, w->site, w->added.dropout, w->n_in, p);
+    linear_forward(z, NULL, x, weight_of(w->added.t[LORA_A]), 1, p.T, r, w->n_in);
     linear_parts_forward(y, y, z, weight_of(w->added.t[LORA_B]), w->added.scale, p.T, w->part_rows, w->n_parts, r);
 }
 
@@ -2189,7 +2177,7 @@ static void lora_backward(const Linear *w, real *dx, real *const *dy, const real
     linear_parts_backward_input(dz, NULL, dy, weight_of(b), w->added.scale, p.T, w->part_rows, w->n_parts, r);
     for (size_t i = 0; i < w->n_parts; at += w->part_rows[i++] * r)
         linear_backward_weight(b->grad + at, dy[i], z, w->added.scale, p.T, w->part_rows[i], r);
-    const real *dropped = lora_input(w, x, p);
+    const real *dropped = with_dropout(p.scratch, x, w->site, w->added.dropout, w->n_in, p);
     linear_backward_weight(a->grad, dz, dropped, 1, p.T, r, w->n_in);
     if (!dx) return;
     real *ddropped = dropped == x ? dx : p.scratch;         // overwrites dropout(x), which is needed no more
@@ -2240,7 +2228,7 @@ static void full_setup(Model *m, const Options *o) {
 // Learning rate 2e-2, ChatGLM2's official one (with a projection, which multiplies every step, give a quarter): AdamW
 // moves a number by at most the rate in a step, and u must move by about its own width, 1, so few steps at a low rate
 // do nothing (10.4 warns). All samples of an optimizer step see one prefix and one dropout mask, of (seed, step, prefix
-// token, feature), so that it does not matter how they are cut into batches.
+// token, feature), however they are cut into batches.
 
 enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };     // E, W1, b1, W2, b2; in PEFT's files, ChatGLM's:
 static const char *const prefix_names[][5] = {
@@ -2253,7 +2241,6 @@ static const char *const prefix_names[][5] = {
 static bool is_official_prefix(const char *tensor) { return !strncmp(tensor, "transformer.prefix_encoder.", 27); }
 
 static size_t prefix_width(const Model *m) { return 2 * m->config.n_layers * kv_width(&m->config); }
-
 static double prefix_dropout(bool chatglm) { return chatglm ? 0.1 : 0; }    // the default
 
 static void ptuning_setup(Model *m, const Options *o) {
@@ -2294,19 +2281,15 @@ static const real *prefix_table(const Model *m, real *kept) {       // u before 
     Tensor *const *t = m->added.t;
     PrefixParts k = prefix_parts(m, kept);
     if (!t[PREFIX_W1]) return t[PREFIX_TABLE]->data;
-    affine_forward(k.a, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], m->n_prefix);
+    affine_forward(k.a, NULL, t[PREFIX_TABLE]->data, t[PREFIX_W1], t[PREFIX_B1], m->n_prefix);
     activation_forward(k.h, k.a, TANH, m->n_prefix * prefix_hidden(m));
-    affine_forward(k.u, k.h, t[PREFIX_W2], t[PREFIX_B2], m->n_prefix);
+    affine_forward(k.u, NULL, k.h, t[PREFIX_W2], t[PREFIX_B2], m->n_prefix);
     return k.u;
 }
 
 static void ptuning_forward(const Model *m, real *kv, real *kept, Pass p) {
-    const real *u = prefix_table(m, kept);
-    PrefixParts k = prefix_parts(m, kept);
-    if (p.token_keys && m->added.dropout > 0) {
-        dropout_forward(k.dropped, u, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, prefix_width(m));
-        u = k.dropped;
-    }
+    real *dropped = prefix_parts(m, kept).dropped;
+    const real *u = with_dropout(dropped, prefix_table(m, kept), KEY_PREFIX, m->added.dropout, prefix_width(m), p);
     gather_forward(kv, u, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
 }
 
@@ -2314,13 +2297,10 @@ static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p
     Tensor *const *t = m->added.t;
     size_t W = prefix_width(m), inner = p.T * prefix_hidden(m);
     PrefixParts k = prefix_parts(m, kept);
-    real *du = k.dropped, *da = k.h;
-    zero(du, p.T * W);
-    gather_backward(du, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
-    if (p.token_keys && m->added.dropout > 0) {
-        dropout_forward(k.u, du, p.token_keys, KEY_PREFIX, m->added.dropout, p.T, W);     // the gradient drops the same
-        du = k.u;
-    }
+    real *da = k.h;
+    zero(k.dropped, p.T * W);
+    gather_backward(k.dropped, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
+    const real *du = with_dropout(k.u, k.dropped, KEY_PREFIX, m->added.dropout, W, p);     // the same mask
     if (!t[PREFIX_W1]) {
         add(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, du, p.T * W);
         return;
@@ -2373,7 +2353,6 @@ static const ConfigKey ptuning_keys[] = {
 // removes. Learning rate 7e-4: W_up has to grow from zero.
 
 enum { ADAPTER_DOWN, ADAPTER_DOWN_BIAS, ADAPTER_UP, ADAPTER_UP_BIAS };
-enum { HOULSBY, PFEIFFER };
 
 static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
     static const char *const parts[] = { "down.0.weight", "down.0.bias", "up.weight", "up.bias" };
@@ -2384,7 +2363,7 @@ static void adapter_add(Model *m, size_t l, size_t half, const Options *o) {
     const char *path = m->layers[l].o->path, *place = half == MLP ? "output" : "attention";
     int n = (int)(strstr(path, ".self_att") - path);            // as far as the layer's number
     Added *a = &m->layers[l].branch[half];
-    a->kind = strcmp(o->adapter_type, "houlsby") ? PFEIFFER : HOULSBY;
+    a->houlsby = !strcmp(o->adapter_type, "houlsby");
     for (size_t i = 0; i < COUNT(parts); i++)
         a->t[i] = add_tensor(m, strf("%.*s.%s_adapters.adapters.glmtune.adapter_%s", n, path, place, parts[i]), rows[i],
                              columns[i], depth, (Start){ .spread = i == ADAPTER_DOWN ? 0.02f : 0, .normal = true });
@@ -2406,21 +2385,20 @@ static void adapter_forward(const Added *a, real *x, const real *s, real *z, siz
     size_t B = adapter_width(a);
     real *down = z + p.T * H, *active = down + p.T * B;
     if (!B) return;
-    widen(z, a->kind == HOULSBY ? s : x, REAL, p.T * H);        // a copy
-    affine_forward(down, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
-    activation_forward(active, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
-    linear_forward(x, x, active, weight_of(a->t[ADAPTER_UP]), 1, p.T, H, B);
-    bias_forward(x, a->t[ADAPTER_UP_BIAS]->data, p.T, H);
+    widen(z, a->houlsby ? s : x, REAL, p.T * H);        // a copy
+    affine_forward(down, NULL, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
+    activation_forward(active, down, a->houlsby ? SWISH : RELU, p.T * B);
+    affine_forward(x, x, active, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
 }
 
 // dx is the gradient of out, and so of x and of s. That of z is added to it: for s alone in houlsby, both in pfeiffer.
 static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
     size_t B = adapter_width(a);
     const real *down = z + p.T * H, *active = down + p.T * B;
-    real *dactive = p.beside_scratch, *ddown = dactive + p.T * B, *dz = a->kind == HOULSBY ? ds : dx;
+    real *dactive = p.beside_scratch, *ddown = dactive + p.T * B, *dz = a->houlsby ? ds : dx;
     if (!B) return dx;
     affine_backward(dactive, NULL, dx, active, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
-    activation_backward(ddown, dactive, down, a->kind == HOULSBY ? SWISH : RELU, p.T * B);
+    activation_backward(ddown, dactive, down, a->houlsby ? SWISH : RELU, p.T * B);
     affine_backward(below ? dz : NULL, dx, ddown, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
     return dz;
 }
@@ -2599,10 +2577,9 @@ static void optimizer_step(Model *m, const Options *o, double lr, int64_t t) {
 
 static void write_file(const char *path, const char *bytes, size_t n);      // whole, or not at all
 static char *read_file(const char *path, size_t *n);        // all of it, and a NUL after it
-static bool exists(const char *path);                       // a file or a folder
+static bool exists(const char *path) { return access(path, F_OK) == 0; }    // a file or a folder
 static bool is_folder(const char *path);                    // false: a file, or nothing
 static bool ends_in(const char *file, const char *ending);  // and has a letter before it
-static void make_folders(const char *path);                 // each that the path names and that is not there
 static void remove_tree(const char *path);                  // a file, or a folder with all that is in it
 static void remove_inside(const char *folder, const char *ending);          // the files whose names end so
 static const char *begin_output(const char *path);          // the temporary name under which a path is to be written
@@ -2654,10 +2631,10 @@ static const char *json_where(const JsonReader *r, size_t at);                  
 static void json_close(JsonReader *r);                      // its values go with it
 static Json *json_get(const Json *object, const char *key); // the member of an object; NULL: none
 static const char *json_key(const Json *object, const char *key, const char *other);    // other if that alone is there
-static bool json_is(const Json *j, JsonType type);          // j may be NULL: false
+static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
 // adds a string in quotes: as Python's json writes it, or as its repr, but for rare characters that cannot be printed
 static void text_string(Text *t, const char *s, size_t n, bool repr);
-static void text_json(Text *t, const char *s, size_t n);
+static void text_json(Text *t, const char *s, size_t n) { text_string(t, s, n, false); }
 
 // tensor files (13.5 to 13.7)
 enum { MAX_DIMS = 4 };
@@ -2683,18 +2660,16 @@ static const char *shape_text(const size_t *shape, size_t n_dims);              
 static const char *line_value(const char *lines, const char *key);              // in "key=value" lines; NULL: none
 static void widen_stored(real *out, const StoredTensor *s); // copies numbers that are not to be read again
 static bool has_shape(const StoredTensor *s, const Tensor *t);                  // the one that the model wants
-// the header of n tensors, then their bytes in that order, then the file gets its name
+// the header of n tensors, then their bytes in that order, then the file gets its name; metadata: ,"key":"value" ...
 static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata);
 static void write_tensor_bytes(TensorWriter *w, const void *bytes, size_t n);
 static void finish_tensor_file(TensorWriter *w);
 
 // models (13.10)
-static Config read_config(const char *path);                // of a config.json
-// a number, a flag, a text of a config; a missing key gives `missing`; a text NULL
+// a number, a flag of a config.json; a missing key gives `missing`
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
                             double missing);
 static bool config_flag(const Json *root, const char *key, bool missing);
-static const char *config_text(const Json *root, const char *key);
 static Model *load_model(const char *folder);               // its config.json read, its tensors bound
 
 // plans and curves (15)
@@ -2719,29 +2694,28 @@ static size_t utf8_put(char *s, uint32_t c) {
 
 #define INVALID UINT32_MAX      // what stands for a byte that is no UTF-8
 
-// Reads one character of the n > 0 bytes at s; returns its length. A byte that begins no valid UTF-8 is INVALID.
-static size_t utf8_get(const char *s, size_t n, uint32_t *c) {
+// The first character of the n > 0 bytes at s, and its length. A byte that begins no valid UTF-8 is INVALID.
+static uint32_t utf8_get(const char *s, size_t n, size_t *length) {
     const unsigned char *u = (const unsigned char *)s;
-    size_t length = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
+    size_t bytes = u[0] < 0x80 ? 1 : u[0] < 0xC2 ? 0 : u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : u[0] < 0xF5 ? 4 : 0;
     static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-    *c = INVALID;
-    if (!length || length > n) return 1;
-    uint32_t value = length == 1 ? u[0] : u[0] & (0x7Fu >> length);
-    for (size_t i = 1; i < length; i++) {
-        if ((u[i] & 0xC0) != 0x80) return 1;
-        value = value << 6 | (u[i] & 0x3F);
+    *length = 1;
+    if (!bytes || bytes > n) return INVALID;
+    uint32_t c = bytes == 1 ? u[0] : u[0] & (0x7Fu >> bytes);
+    for (size_t i = 1; i < bytes; i++) {
+        if ((u[i] & 0xC0) != 0x80) return INVALID;
+        c = c << 6 | (u[i] & 0x3F);
     }
-    if (value < least[length] || value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return 1;
-    *c = value;
-    return length;
+    if (c < least[bytes] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return INVALID;
+    *length = bytes;
+    return c;
 }
 
 // A text in quotes, for messages: 40 characters at most, to the end of its line or to a byte that is no UTF-8.
 static const char *excerpt(const char *s, size_t n) {
     size_t at = 0, count = 0;
-    uint32_t c;
     for (size_t length; at < n && count < 40; at += length, count++) {
-        length = utf8_get(s + at, n - at, &c);
+        uint32_t c = utf8_get(s + at, n - at, &length);
         if (c == INVALID || c < ' ') break;
     }
     return strf("'%.*s%s'", (int)at, s, at < n && count == 40 ? "..." : "");
@@ -2802,10 +2776,7 @@ static void ids_add(Ids *v, int32_t id) {
 static Tokenizer *load_tokenizer(const char *folder, size_t room, const char **why);     // of a model folder: 14.6
 
 static int class_at(const Tokenizer *t, const char *s, size_t n, size_t *length) {
-    uint32_t c;
-    *length = 1;
-    if ((unsigned char)*s < 0x80) return t->class_of[(int)*s];
-    *length = utf8_get(s, n, &c);
+    uint32_t c = utf8_get(s, n, length);
     return c == INVALID ? CLASS_OTHER : t->class_of[c];
 }
 
@@ -2884,14 +2855,14 @@ static void enqueue(Tokenizer *t, uint32_t at) {
 // Merges the n bytes at s and adds the ids. A symbol stands at the place of its first byte.
 static void encode_chunk(Tokenizer *t, const char *s, size_t n, Ids *out) {
     if (n >= UINT32_MAX) fail("a text of %zu bytes is too long for one piece of work", n);
-    uint32_t end = (uint32_t)n, unused;
+    uint32_t end = (uint32_t)n;
     t->symbols = grow(t->symbols, &t->symbols_capacity, n + 1, sizeof *t->symbols);
     t->symbols[end] = (Symbol){ end, end, RANK_NEVER, -1, -1 };     // the neighbour of those that have none
     t->heap_n = 0;
-    for (uint32_t at = 0, previous = end, length; at < end; previous = at, at += length) {
-        length = t->kind == BYTE_BPE ? 1 : (uint32_t)utf8_get(s + at, n - at, &unused);
+    for (size_t at = 0, previous = end, length = 1; at < end; previous = at, at += length) {
+        if (t->kind != BYTE_BPE) utf8_get(s + at, n - at, &length);
         int64_t piece = t->kind == BYTE_BPE ? t->byte_ids[(unsigned char)s[at]] : find_piece(t, s + at, length);
-        t->symbols[at] = (Symbol){ previous, at + length, RANK_NEVER, (int32_t)piece, -1 };
+        t->symbols[at] = (Symbol){ (uint32_t)previous, (uint32_t)(at + length), RANK_NEVER, (int32_t)piece, -1 };
     }
     for (uint32_t at = 0; at < end; at = t->symbols[at].next) propose(t, s, at, end);
     for (uint32_t at = 0; at < end; at = t->symbols[at].next) enqueue(t, at);
@@ -2938,10 +2909,9 @@ static size_t contraction(const char *s, size_t n) {
     return 0;
 }
 
-// GLM-4's split pattern; each alternative is tried in this order:
+// The length of the first chunk of the n > 0 bytes at s. GLM-4's split pattern, whose alternatives are tried in order:
 //     (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,3} |  ?[^\s\p{L}\p{N}]+[\r\n]* |
 //     \s*[\r\n]+ | \s+(?!\S) | \s+
-// Returns the length of the first chunk of the n > 0 bytes at s.
 static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
     size_t first, run, length = contraction(s, n), last_newline = 0;
     if (length) return length;
@@ -3037,30 +3007,27 @@ typedef struct {
     const char *tools;              // how a text of tools begins; "": it follows the system message's; NULL: no tools
     bool rounds;                    // no role tokens: all but the last answer is one text of numbered rounds
     bool system_first;              // system messages stand before all others
-    bool thinks;                    // an answer opens with <think>; but for system messages, a prompt has only what
-                                    // follows </think>, without blanks around it
+    bool thinks;                    // an answer opens with <think>; before it, messages lose all up to </think> (7.5)
     bool drops_empty;               // Hugging Face's template leaves out a message without text (the last answer stays)
     bool observations;              // the official script learns observations too
     enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official;      // COMBINES: every answer, or the last by `combine`
 } Layout;
 
-#define GLM4_STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
+#define STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
 #define GLM4_TOOLS "# 可用工具"     // "available tools"; GLM4_TOOL_END: "give the arguments of a call to it as JSON"
 #define GLM4_TOOL_END "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
-#define GLM4_SELF(maker) "你是一个名为 ChatGLM 的人工智能助手。" \
-                         "你是基于" maker "训练的语言模型 GLM-4 模型开发的，" \
+#define GLM4_SELF(maker) "你是一个名为 ChatGLM 的人工智能助手。你是基于" maker "训练的语言模型 GLM-4 模型开发的，" \
                          "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
 #define GLM3_TOOLS "Answer the following questions as best as you can. You have access to the following tools:"
 
 static const Layout layouts[] = {
     { "chatglm2", "sop", "</s>", { "</s>" }, .rounds = true },
     { "chatglm3", "sop", "</s>", { "</s>", "<|user|>", "<|observation|>" }, .tools = "", .observations = true },
-    { "glm4-chat", "<sop>", GLM4_STOPS, .tools = GLM4_SELF("智谱AI") GLM4_TOOLS, .official = COMBINES,
-      .drops_empty = true },
-    { "0414", "<sop>", GLM4_STOPS, .tools = GLM4_TOOLS, .system_first = true, .official = COMBINES },
-    { "z1", "<sop>", GLM4_STOPS, .tools = GLM4_SELF("智谱 AI 公司") GLM4_TOOLS, .system_first = true, .thinks = true,
+    { "glm4-chat", "<sop>", STOPS, .tools = GLM4_SELF("智谱AI") GLM4_TOOLS, .official = COMBINES, .drops_empty = true },
+    { "0414", "<sop>", STOPS, .tools = GLM4_TOOLS, .system_first = true, .official = COMBINES },
+    { "z1", "<sop>", STOPS, .tools = GLM4_SELF("智谱 AI 公司") GLM4_TOOLS, .system_first = true, .thinks = true,
       .official = COMBINES },
-    { "edge", NULL, GLM4_STOPS, .official = LAST_ANSWER },
+    { "edge", NULL, STOPS, .official = LAST_ANSWER },
 };
 
 // A layout with a tokenizer: all that encoding a conversation needs.
@@ -3135,8 +3102,7 @@ static bool is_stop(const ChatFormat *f, int32_t id) {
 
 // ---- 7.5 From a conversation to ids and labels -------------------------------------------------------------------
 // Each token has a flag, `teaches`: the token after it shall be learned. All of an assistant's turn have it, from the
-// role token on. So the targets are its text and the token after that (the next role token, or the layout's end), which
-// is how a model learns to stop.
+// role token on. So its text and the token after that (a role token or the layout's end) are learned: it can stop.
 
 // A message as it is encoded. fixed: it holds tools and is never shortened; own: its text, if the turn must free it.
 typedef struct { int role; const char *metadata, *text; size_t metadata_n, n; bool learns, fixed; char *own; } Turn;
@@ -3181,8 +3147,7 @@ static Turn without_thoughts(Turn t) {
         t.n -= (size_t)(p - t.text) + strlen(mark), t.text = p + strlen(mark);
     size_t begin = t.n, end = t.n;
     for (size_t at = 0, length; at < t.n; at += length) {
-        uint32_t c;
-        length = utf8_get(t.text + at, t.n - at, &c);
+        uint32_t c = utf8_get(t.text + at, t.n - at, &length);
         if (is_space_character(c) || (c >= 0x1C && c <= 0x1F)) continue;
         begin = min_size(begin, at);
         end = at + length;
@@ -3251,8 +3216,7 @@ static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t
 
 // ---- 8.1 Samples -------------------------------------------------------------------------------------------------
 
-// number: its place in the file, from 1; prompt_n: ids before the last answer, with its role token (0: it has none);
-// stops: its last target is a stop token
+// number: in its file from 1; prompt_n: ids before the last answer's text, or 0; stops: its last target is a stop token
 typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; bool stops; } Sample;
 
 // What is noted while data are read: how often, and the first place. What is `wrong` keeps the data from being used.
@@ -3860,8 +3824,7 @@ static size_t *epoch_order(size_t n, uint64_t seed, uint64_t epoch) {
     return order;
 }
 
-// One batch of n samples: sample i is chosen[i], or, where chosen is NULL, number first + i of the set. For dropout it
-// is number first + i of its step.
+// A batch of n samples: i is chosen[i] or, if that is NULL, first + i of the set; for dropout first + i of its step.
 static Batch make_batch(const Dataset *set, const size_t *chosen, size_t n, uint64_t step_key, size_t first) {
     Batch b = { .n = n, .step_key = step_key, .starts = alloc(n + 1, sizeof *b.starts) };
     for (size_t i = 0; i < n; i++) b.starts[i+1] = b.T += set->samples[chosen ? chosen[i] : first + i].n;
@@ -4065,9 +4028,8 @@ typedef struct { uint32_t c[4]; } Gram;         // a run of 1 to 4 characters, z
 // The characters of a text without the blanks at its ends, or without any.
 static Characters characters_of(Text text, bool any_blanks) {
     Characters t = { alloc(text.n, sizeof *t.at), 0 };
-    for (size_t at = 0, end = 0; at < text.n; ) {
-        uint32_t c;
-        at += utf8_get(text.s + at, text.n - at, &c);
+    for (size_t at = 0, end = 0, length; at < text.n; at += length) {
+        uint32_t c = utf8_get(text.s + at, text.n - at, &length);
         if (!is_space_character(c)) t.at[end] = c, t.n = ++end;
         else if (any_blanks && end) t.at[end++] = c;
     }
@@ -4159,8 +4121,7 @@ static Text readable(const Tokenizer *t, const int32_t *ids, size_t n) {
     Text text = decode(t, ids, n), out = {0};
     text_add(&out, "", 0);
     for (size_t at = 0, length; at < text.n; at += length) {
-        uint32_t c;
-        length = utf8_get(text.s + at, text.n - at, &c);
+        uint32_t c = utf8_get(text.s + at, text.n - at, &length);
         if (c == INVALID) text_print(&out, "\xEF\xBF\xBD");
         else if (out.n || !is_space_character(c)) text_add(&out, text.s + at, length);
     }
@@ -4251,7 +4212,7 @@ static void start_method(const Opened *m, uint64_t seed, bool trains);      // g
 static void read_adapter_tensors(const char *folder, Model *m, const Method *method);   // into what trains
 static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o);  // fails on another base
 static const char *fingerprint_of(const Model *m, const ChatFormat *f);     // of base, tokenizer and layout
-static StoredTensor stored_as(const Tensor *t, Dtype dtype);                // how a tensor is called and lies in a file
+static StoredTensor stored_as(const Tensor *t, Dtype dtype, const void *data);      // how a tensor lies in a file
 static void write_reals(const char *path, const StoredTensor *s, size_t n, const char *metadata);   // a tensor file
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base);
 static void draw_losses(const char *folder);                                // loss.svg, of the log there
@@ -4269,18 +4230,15 @@ static const char *worth_keeping;   // what is unfinished (13.1), but whole enou
 
 // ---- 10.1 One step -----------------------------------------------------------------------------------------------
 
-static uint64_t key_of_step(const Options *o, int64_t step) {
-    return rng_key(rng_key((uint64_t)o->seed, KEY_STEP), (uint64_t)step);
-}
-
 // The gradients of a step on the chosen samples, in batches of batch_size; returns the mean loss over their targets.
 static double accumulate_samples(Run *r, const Dataset *set, const size_t *chosen, size_t n, size_t batch_size,
                                  const Options *o, int64_t step) {
     size_t targets = 0, n_batches = 0;
+    uint64_t key = rng_key(rng_key((uint64_t)o->seed, KEY_STEP), (uint64_t)step);
     Batch *batches = alloc(n, sizeof *batches);
     for (size_t i = 0; i < n; i++) targets += set->samples[chosen[i]].n_targets;
     for (size_t i = 0; i < n; i += batch_size)
-        batches[n_batches++] = make_batch(set, chosen + i, min_size(batch_size, n - i), key_of_step(o, step), i);
+        batches[n_batches++] = make_batch(set, chosen + i, min_size(batch_size, n - i), key, i);
     double loss = accumulate(r, batches, n_batches, targets, o->label_smoothing_factor);
     for (size_t i = 0; i < n_batches; i++) free_batch(&batches[i]);
     free(batches);
@@ -4309,8 +4267,7 @@ static void refuse_bad(const Tensor *t, bool in_file, const char *head, const ch
     if (bad < t->n) fail("%s: '%s' has a number that is not finite, at %zu: %s", head, t->name, bad, why);
 }
 
-// Ends the run with the reason: a weight of the base, a trained tensor, a gradient, or plain divergence. `head` says
-// where; steps: how many were done.
+// Ends the run with the reason, after so many steps: a weight of the base, a trained one, a gradient, or divergence.
 __attribute__((noreturn)) static void stop_not_finite(const Model *m, const char *head, int64_t steps) {
     for (size_t i = 0; i < m->n_tensors; i++) refuse_bad(m->tensors[i], true, head, "damaged file, download it again");
     const char *why = steps ? "training diverged, lower --learning_rate" : "the adapter's file is damaged";
@@ -4425,8 +4382,7 @@ static const char *validation_file(const char *data, const Options *o) {
     return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
 }
 
-// The default of val_size (a yaml has its own): none of fewer than 12 samples, else a fifth but at most 5; from 120
-// samples on a twentieth, at most 500.
+// The default of val_size (a yaml has its own): none or a fifth of few samples, a twentieth of many.
 static void choose_split(Options *o, const Dataset *set) {
     size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
     if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
@@ -4708,9 +4664,8 @@ static StoredTensor *list_moments(const Model *m) {
     StoredTensor *s = alloc(times(m->n_moments, m->n_trained), sizeof *s);
     for (size_t i = 0; i < m->n_moments * m->n_trained; i++) {
         const Tensor *t = m->trained[i % m->n_trained];
-        s[i] = stored_as(t, REAL);
+        s[i] = stored_as(t, REAL, t->moments[i / m->n_trained]);
         s[i].name = strf("moment%zu.%s", i / m->n_trained + 1, t->name);
-        s[i].data = t->moments[i / m->n_trained];
     }
     return s;
 }
@@ -4719,13 +4674,12 @@ static void write_optimizer(const Trainer *t, const char *path) {
     const Model *m = t->base.model;
     Text metadata = {0}, lines = run_settings(t);
     StoredTensor *s = list_moments(m);
-    text_print(&metadata, "\"format\":\"pt\"");
     for (size_t i = 0; i < COUNT(state_names); i++)
         text_print(&lines, "state.%s=%.17g\n", state_names[i], t->state.numbers[i]);
-    for (const char *p = lines.s, *equals; *p; p = strchr(p, '\n') + 1) {
-        equals = strchr(p, '=');
-        text_print(&metadata, ",\"%.*s\":", (int)(equals - p), p);
-        text_json(&metadata, equals + 1, strcspn(equals + 1, "\n"));
+    for (char *rest = lines.s, *key; (key = strsep(&rest, "=")) && rest; ) {
+        const char *value = strsep(&rest, "\n");
+        text_print(&metadata, ",\"%s\":", key);
+        text_json(&metadata, value, strlen(value));
     }
     write_reals(path, s, m->n_moments * m->n_trained, metadata.s);
     free(s), free(metadata.s), free(lines.s);
@@ -4801,14 +4755,11 @@ static const char *choose_checkpoint(const Options *o) {
 
 static void compare_settings(const Trainer *t) {
     Text lines = run_settings(t);
-    for (char *rest, *line = strtok_r(lines.s, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-        char *value = strchr(line, '=');
-        *value++ = 0;
-        if (list_has(may_change, line)) continue;
-        const char *was = line_value(t->stored.metadata.s, line);
-        if (!was || !strcmp(was, value)) continue;
-        const char *differs = strf("%s was %s, now it is %s", line, was, value);
-        if (!t->o->force && strcmp(line, "precision"))      // which is named, no more
+    for (char *rest = lines.s, *key; (key = strsep(&rest, "=")) && rest; ) {
+        const char *value = strsep(&rest, "\n"), *was = line_value(t->stored.metadata.s, key);
+        if (list_has(may_change, key) || !was || !strcmp(was, value)) continue;
+        const char *differs = strf("%s was %s, now it is %s", key, was, value);
+        if (!t->o->force && strcmp(key, "precision"))       // which is named, no more
             fail("%s: %s; a run goes on as it began, --force overrides", t->from, differs);
         fprintf(stderr, "warning: %s\n", differs);
     }
@@ -4855,11 +4806,10 @@ static void tell_if_slow(Trainer *t, int64_t step, double took, double tokens) {
 }
 
 // What a step came to, in words, with the numbers of its samples in their file.
-static const char *step_text(const Dataset *set, const size_t *chosen, size_t n, int64_t step, double loss,
-                             double norm) {
+static const char *step_text(const Trainer *t, const size_t *chosen, size_t n, int64_t step, double loss, double norm) {
     Text text = {0};
     text_print(&text, "step %lld: loss %g, gradient norm %g, with samples", (long long)step + 1, loss, norm);
-    for (size_t i = 0; i < n; i++) text_print(&text, "%s %zu", i ? "," : "", set->samples[chosen[i]].number);
+    for (size_t i = 0; i < n; i++) text_print(&text, "%s %zu", i ? "," : "", t->train.samples[chosen[i]].number);
     return text.s;
 }
 
@@ -4871,7 +4821,7 @@ static void train_step(Trainer *t, int64_t step, const size_t *chosen, size_t n)
     double loss = accumulate_samples(&t->run, &t->train, chosen, n, t->batch_size, o, step);
     double norm = clip_gradients(m, o->max_grad_norm);
     if (!isfinite(loss) || !isfinite(norm))
-        stop_not_finite(m, step_text(&t->train, chosen, n, step, loss, norm), step);
+        stop_not_finite(m, step_text(t, chosen, n, step, loss, norm), step);
     if (t->mean_norm > 0 && norm > 10 * t->mean_norm)
         progress(true, "step %lld: the gradient norm %.3g is %.0f times its mean%s", (long long)step + 1, norm,
                  norm / t->mean_norm, o->max_grad_norm > 0 ? "; it was cut to --max_grad_norm" : "");
@@ -5014,11 +4964,11 @@ static void verify_saved(Trainer *t) {
     free_batch(&b), free(want), free(got);
 }
 
-static double loss_on(const Opened *m, const Dataset *set) {
-    size_t T = most_tokens(set, 1);
+static double loss_on(const Opened *m, const Dataset *set, size_t batch_size) {
+    size_t T = most_tokens(set, batch_size);
     Run r = describe_run(m->model, m->method, FORWARD_ONLY, T, T);
     take_run(&r);
-    double loss = evaluate(&r, set, 1);
+    double loss = evaluate(&r, set, batch_size);
     give_run(&r);
     return loss;
 }
@@ -5026,7 +4976,7 @@ static double loss_on(const Opened *m, const Dataset *set) {
 // What the model forgot: its loss on the probe and its answers to it, of the base, read once more, and of the result.
 static void print_probe(const Trainer *t, const char *result) {
     Opened both[] = { { .model = load_model(t->base.folder) }, open_saved(t, result) };
-    double before = loss_on(&both[0], &t->probe), after = loss_on(&both[1], &t->probe);
+    double before = loss_on(&both[0], &t->probe, 1), after = loss_on(&both[1], &t->probe, 1);
     printf("probe       %s: loss %.4f before, %.4f after\n", t->o->probe, before, after);
     for (int late = 0; t->answers.n_sequences && late < 2; late++) {
         const char *example = "";
@@ -5082,11 +5032,10 @@ static void print_settings(const Options *o) {
                                "save_total_limit,save_steps,early_stopping_threshold,early_stopping_loss";
     const char *usual = settings_of(o->defaults);
     Text line = {0};
-    for (const char *p = o->settings, *end; p && (end = strchr(p, '\n')); p = end + 1) {
-        char *setting = strf("%.*s", (int)(end - p), p), *key = strf("%.*s", (int)strcspn(setting, "="), setting);
-        const char *was = line_value(usual, key);
-        if (!list_has(told, key) && was && strcmp(was, setting + strlen(key) + 1))
-            text_print(&line, "%s%s", line.n ? ", " : "settings: ", setting);
+    for (char *rest = strf("%s", o->settings), *key; (key = strsep(&rest, "=")) && rest; ) {
+        const char *value = strsep(&rest, "\n"), *was = line_value(usual, key);
+        if (!list_has(told, key) && was && strcmp(was, value))
+            text_print(&line, "%s%s=%s", line.n ? ", " : "settings: ", key, value);
     }
     if (line.n) fprintf(stderr, "%s\n", line.s);
     free(line.s);
@@ -5156,11 +5105,9 @@ static void begin_run(Trainer *t) {
 static void end_run(const Trainer *t) {
     const Options *o = t->o;
     const RunState *s = &t->state;
-    if ((int64_t)s->step < t->steps && !is_enough(t)) {
-        progress(true, "stopped after step %.0f of %lld, which is saved%s", s->step, (long long)t->steps,
-                 t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
-        return;
-    }
+    if ((int64_t)s->step < t->steps && !is_enough(t))
+        return progress(true, "stopped after step %.0f of %lld, which is saved%s", s->step, (long long)t->steps,
+                        t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
     const char *result = checkpoint_folder(o, s->step), *best = checkpoint_folder(o, s->best_step);
     if (o->load_best_model_at_end && s->best_step > 0 && exists(best)) result = best;
     else if (o->load_best_model_at_end && s->best_step > 0)
@@ -5203,8 +5150,8 @@ static void train(const char *data, const char *model, Options *o) {
 
 // ---- 11.1 Model folders ------------------------------------------------------------------------------------------
 
-// Gives the numbers of one tensor: out [t->n].
-typedef void (*TensorSource)(real *out, const Tensor *t, const void *context);
+// give: the numbers of one tensor, out [t->n]
+typedef struct { void (*give)(real *out, const Tensor *t, const void *context); const void *context; } TensorSource;
 
 // Writes n numbers of a tensor, rounded to a type. One that is not finite, or too large for the type, ends the program.
 static void write_numbers(TensorWriter *w, const char *tensor_name, const real *numbers, size_t n, Dtype dtype) {
@@ -5226,8 +5173,8 @@ static void write_numbers(TensorWriter *w, const char *tensor_name, const real *
     free(host);
 }
 
-static StoredTensor stored_as(const Tensor *t, Dtype dtype) {
-    StoredTensor s = { .name = (char *)t->name, .dtype = dtype, .n_dims = t->n_dims, .n = t->n };
+static StoredTensor stored_as(const Tensor *t, Dtype dtype, const void *data) {
+    StoredTensor s = { .name = (char *)t->name, .dtype = dtype, .n_dims = t->n_dims, .n = t->n, .data = data };
     memcpy(s.shape, t->shape, sizeof t->shape);
     return s;
 }
@@ -5242,23 +5189,22 @@ static void write_codes(TensorWriter *w, const Tensor *t, real *numbers, Coding 
 // What a tensor of the model is in its file: itself, or codes and what stands beside them.
 static size_t stored_parts(StoredTensor *parts, const Model *m, const Tensor *t, Coding c) {
     if (is_coded(m, t, c)) return code_parts(parts, t, c);
-    *parts = stored_as(t, t->file_dtype);
+    *parts = stored_as(t, t->file_dtype, NULL);
     return 1;
 }
 
 // Writes the tensors of a model that belong into one file.
-static void write_shard(const char *folder, const Model *m, const char *file, TensorSource source, const void *context,
-                        Coding coding) {
+static void write_shard(const char *folder, const Model *m, const char *file, TensorSource source, Coding coding) {
     StoredTensor *s = alloc(MAX_CODE_PARTS * m->n_tensors, sizeof *s);
     size_t n = 0;
     for (size_t i = 0; i < m->n_tensors; i++)
         if (!strcmp(m->tensors[i]->file, file)) n += stored_parts(s + n, m, m->tensors[i], coding);
-    TensorWriter w = begin_tensor_file(strf("%s/%s", folder, file), s, n, "\"format\":\"pt\"");
+    TensorWriter w = begin_tensor_file(strf("%s/%s", folder, file), s, n, "");
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
         if (strcmp(t->file, file)) continue;
         real *numbers = device_take(t->n, sizeof *numbers, t->name);
-        source(numbers, t, context);
+        source.give(numbers, t, source.context);
         if (is_coded(m, t, coding)) write_codes(&w, t, numbers, coding);
         else write_numbers(&w, t->name, numbers, t->n, t->file_dtype);
         memory_give(numbers);
@@ -5290,8 +5236,7 @@ static void choose_files(Model *m, double max_shard, Coding coding) {
 }
 
 // Writes the weights of a model, each in its file and file_dtype, and the index of more than one file.
-static void write_weights(const char *folder, const Model *m, TensorSource source, const void *context,
-                          Coding coding) {
+static void write_weights(const char *folder, const Model *m, TensorSource source, Coding coding) {
     StoredTensor parts[MAX_CODE_PARTS];
     size_t total = 0;
     Text index = {0}, map = {0};
@@ -5299,7 +5244,7 @@ static void write_weights(const char *folder, const Model *m, TensorSource sourc
         const Tensor *t = m->tensors[i];
         size_t k = 0;
         while (strcmp(m->tensors[k]->file, t->file)) k++;
-        if (k == i) write_shard(folder, m, t->file, source, context, coding);
+        if (k == i) write_shard(folder, m, t->file, source, coding);
         total += bytes_to_write(m, t, coding);
         for (size_t n = stored_parts(parts, m, t, coding), p = 0; p < n; p++)
             text_print(&map, "%s\n\"%s\": \"%s\"", map.n ? "," : "", parts[p].name, t->file);
@@ -5358,12 +5303,10 @@ static void write_reals(const char *path, const StoredTensor *s, size_t n, const
     finish_tensor_file(&w);
 }
 
-static void write_trained(const char *path, Tensor *const *t, size_t n, const char *fingerprint) {
+static void write_trained(const char *path, const Model *m, Tensor *const *t, size_t n) {
     StoredTensor *s = alloc(n, sizeof *s);
-    for (size_t i = 0; i < n; i++) s[i] = stored_as(t[i], REAL), s[i].data = t[i]->value;
-    const char *metadata = "\"format\":\"pt\"";
-    if (fingerprint) metadata = strf("%s,\"glmtune.fingerprint\":\"%s\"", metadata, fingerprint);
-    write_reals(path, s, n, metadata);
+    for (size_t i = 0; i < n; i++) s[i] = stored_as(t[i], REAL, t[i]->value);
+    write_reals(path, s, n, m->fingerprint ? strf(",\"glmtune.fingerprint\":\"%s\"", m->fingerprint) : "");
     free(s);
 }
 
@@ -5372,9 +5315,8 @@ static void write_trained(const char *path, Tensor *const *t, size_t n, const ch
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base) {
     const char *file = strf("%s/adapter_model.safetensors", folder);
     Tensor *projected = method->projected ? method->projected(m) : NULL;
-    if (projected) write_trained(file, &projected, 1, m->fingerprint), memory_give(projected->value);
-    write_trained(projected ? strf("%s/prefix_projection.safetensors", folder) : file, m->trained, m->n_trained,
-                  m->fingerprint);
+    if (projected) write_trained(file, m, &projected, 1), memory_give(projected->value);
+    write_trained(projected ? strf("%s/prefix_projection.safetensors", folder) : file, m, m->trained, m->n_trained);
     Text config = adapter_config(m, method, o, base);
     write_file(strf("%s/adapter_config.json", folder), config.s, config.n);
     free(config.s);
@@ -5390,7 +5332,7 @@ static uint64_t hash_parts(uint64_t key, const char *bytes, size_t n) {
 // The fingerprint of what an adapter is trained on: three hashes, so that a message can say which part differs. The
 // base's is over name, type, shape and parts of the bytes of every tensor and its scales; 0 is what is not known.
 static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
-    uint64_t base = 0, tokenizer = 0, layout = f && f->layout ? hash_name(f->layout->name) : 0;
+    unsigned long long base = 0, tokenizer = 0, layout = f && f->layout ? hash_name(f->layout->name) : 0;
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
         base = rng_key(rng_key(base, hash_name(t->name)), t->file_dtype);
@@ -5399,8 +5341,7 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
         if (t->scales) base = hash_parts(base, t->file_scales, t->scale_bytes);
     }
     if (f && f->tokenizer) tokenizer = hash_bytes(f->tokenizer->image, f->tokenizer->image_bytes);
-    return strf("%016llx-%016llx-%016llx", (unsigned long long)base, (unsigned long long)tokenizer,
-                (unsigned long long)layout);
+    return strf("%016llx-%016llx-%016llx", base, tokenizer, layout);
 }
 
 // ---- 11.3 Reading one --------------------------------------------------------------------------------------------
@@ -5794,12 +5735,11 @@ static void merge(const char *adapter, const char *out, Options *o) {
     if (!onto_source) check_fingerprint(&m, NULL, o);
     start_method(&m, 0, false);
     const char *temporary = begin_folder(out);
-    bool torch = ends_in(m.model->tensors[0]->file, ".bin");
     for (size_t i = 0; i < m.model->n_tensors; i++)
         if (m.model->tensors[i]->scales) m.model->tensors[i]->file_dtype = BF16;
-    if (GIVEN(o, max_shard_size) || torch || is_quantised(m.model))
+    if (GIVEN(o, max_shard_size) || is_quantised(m.model) || ends_in(m.model->tensors[0]->file, ".bin"))
         choose_files(m.model, o->max_shard_size * 1e9, (Coding){0});
-    write_weights(temporary, m.model, merged_tensor, &m, (Coding){0});
+    write_weights(temporary, m.model, (TensorSource){ merged_tensor, &m }, (Coding){0});
     if (is_quantised(m.model)) write_config(temporary, &m.model->config, ",\n  \"dtype\": \"bfloat16\"");
     else copy_if_there(m.folder, temporary, "config.json");
     copy_beside(m.model, m.folder, temporary);
@@ -5822,14 +5762,17 @@ static void merge(const char *adapter, const char *out, Options *o) {
 
 enum { BLOCK = 64, GROUP = 256, STATE_BYTES = 256 };
 
-static const char *name_beside(const Tensor *t, const char *end);       // X.weight.absmax, X.SCB (13.9)
+// The name of what stands beside X.weight, by its end: behind that name (".absmax", "_scale") or behind X. ("SCB").
+static const char *name_beside(const Tensor *t, const char *end) {
+    size_t kept = strlen(t->name) - (strcmp(end, "SCB") ? 0 : strlen("weight"));
+    return strf("%.*s%s", (int)kept, t->name, end);
+}
 
 static bool is_coded(const Model *m, const Tensor *t, Coding c) {
     return c.bits && t->n_dims == 2 && t->depth > 0 && t->depth < depth_of(m->config.n_layers, 0);
 }
 
-// A tensor that stands beside t, of bytes that the file calls `type`, NULL: of floats. Its shape is [rows,columns],
-// [rows] or []: 0 leaves a dimension out.
+// A tensor beside t, of bytes that the file calls `type`, or of floats (NULL). rows, columns: 0 leaves one out.
 static StoredTensor code_part(const Tensor *t, const char *end, const char *type, size_t rows, size_t columns) {
     return (StoredTensor){ .name = (char *)name_beside(t, end), .dtype = type ? OTHER_DTYPE : F32,
                            .dtype_name = type, .shape = { rows, columns }, .n_dims = !!rows + (size_t)!!columns,
@@ -5865,11 +5808,9 @@ static void dynamic_map(float *map) {
         for (size_t i = 0; i <= items; i++)         // from both ends, as torch.linspace does
             ends[i] = i < (items + 1) / 2 ? (float)((double)0.1f + (double)step * (double)i)
                                           : (float)(1 - (double)step * (double)(items - i));
-        for (size_t i = 0; i < items; i++) {
-            float value = powers[p] * ((ends[i] + ends[i+1]) / 2);
-            n++;
-            map[127 + n] = value;
-            map[127 - n] = -value;
+        for (size_t i = 0; i < items; i++, n++) {
+            map[128 + n] = powers[p] * ((ends[i] + ends[i+1]) / 2);
+            map[126 - n] = -map[128 + n];
         }
     }
     map[127] = 0, map[255] = 1;
@@ -5965,8 +5906,7 @@ static void write_8bit(TensorWriter *w, const Tensor *t, const float *x) {
     free(codes), free(scb);
 }
 
-// The numbers of a matrix, in model memory, as they are quantised: floats on the host. For 8 bits they are rounded to
-// fp16, `numbers` too.
+// A matrix in model memory as it is quantised: floats on the host. For 8 bits it is rounded to fp16, `numbers` too.
 static float *floats_to_code(const Tensor *t, real *numbers, int bits) {
     float *floats = device_take(t->n, sizeof *floats, t->name), *x = alloc(t->n, sizeof *x);
     if (bits == 8) narrow(floats, F16, numbers, t->n), widen(numbers, floats, F16, t->n);
@@ -6024,7 +5964,7 @@ static void quantise(const char *folder, const char *out, const Options *o) {
     if (m.model->prefix_in_files) fail("%s: holds a prefix with the model; quantise the model alone", folder);
     const char *temporary = begin_folder(out);
     choose_files(m.model, o->max_shard_size * 1e9, coding);
-    write_weights(temporary, m.model, merged_tensor, &m, coding);
+    write_weights(temporary, m.model, (TensorSource){ merged_tensor, &m }, coding);
     write_config(temporary, &m.model->config, strf(
         ",\n  \"dtype\": \"float32\",\n  \"quantization_config\": {\"quant_method\": \"bitsandbytes\", "
         "\"load_in_4bit\": %s, \"load_in_8bit\": %s, \"bnb_4bit_quant_type\": \"nf4\", "
@@ -6892,8 +6832,6 @@ static void write_file(const char *path, const char *bytes, size_t n) {
     finish_output(temporary);
 }
 
-static bool exists(const char *path) { return access(path, F_OK) == 0; }
-
 static bool is_folder(const char *path) {
     struct stat s;
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
@@ -7203,8 +7141,8 @@ static const char *json_string(JsonReader *r, size_t *count) {
         if (r->at >= r->n) json_fail(r, "the file ends inside a string");
         unsigned char c = (unsigned char)r->source[r->at];
         if (c < 0x20) json_fail(r, "a line break or control character inside a string; write it as \\n or \\u00XX");
-        uint32_t character;
-        size_t n = utf8_get(r->source + r->at, r->n - r->at, &character);
+        size_t n;
+        uint32_t character = utf8_get(r->source + r->at, r->n - r->at, &n);
         if (character == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
         if (c != '"' && c != '\\') memcpy(out, r->source + r->at, n), out += n;
         r->at += n;
@@ -7330,8 +7268,6 @@ static const char *json_key(const Json *object, const char *key, const char *oth
     return json_get(object, other) && !json_get(object, key) ? other : key;
 }
 
-static bool json_is(const Json *j, JsonType type) { return j && j->type == type; }
-
 static void text_string(Text *t, const char *s, size_t n, bool repr) {
     const char *from = repr ? "\\\n\r\t" : "\\\n\r\t\b\f", *to = "\\nrtbf";
     char quote = repr && (!memchr(s, '\'', n) || memchr(s, '"', n)) ? '\'' : '"';
@@ -7345,8 +7281,6 @@ static void text_string(Text *t, const char *s, size_t n, bool repr) {
     }
     text_add(t, &quote, 1);
 }
-
-static void text_json(Text *t, const char *s, size_t n) { text_string(t, s, n, false); }
 
 // ---- 13.4 YAML ---------------------------------------------------------------------------------------------------
 // Of YAML what the official configs hold: "name: value" lines, nested by indentation; a value is a scalar, scalars in
@@ -7416,12 +7350,11 @@ static Json *yaml_members(JsonReader *r, long indent, char closing) {
 }
 
 static Json *yaml_only(JsonReader *r) {
-    uint32_t c;
     r->language = "YAML that glmtune reads";
     r->source += r->at, r->n -= r->at;      // a byte order mark is no column
     if (r->n > 1 << 16) json_fail(r, "longer than 64 KiB");     // so time and depth have an end
     for (size_t n = r->at = 0; r->at < r->n; r->began = r->at += n) {
-        n = utf8_get(r->source + r->at, r->n - r->at, &c);
+        uint32_t c = utf8_get(r->source + r->at, r->n - r->at, &n);
         if (c == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
         if (c < ' ' && c != '\n' && !(c == '\r' && json_peek(r, 1) == '\n'))
             json_fail(r, "a tab or control character; write spaces");
@@ -7874,7 +7807,7 @@ static TensorSet read_model_tensors(const char *folder) {
 static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, size_t n, const char *metadata) {
     Text h = {0};
     TensorWriter w = { .path = path, .temporary = begin_output(path) };
-    text_print(&h, "{\"__metadata__\":{%s}", metadata);
+    text_print(&h, "{\"__metadata__\":{\"format\":\"pt\"%s}", metadata);
     for (size_t i = 0; i < n; i++) {
         bool other = t[i].dtype == OTHER_DTYPE;         // of a byte each, with a name of their own
         size_t bytes = times(t[i].n, dtype_size(t[i].dtype));
@@ -8077,12 +8010,6 @@ static Config read_config(const char *path) {
 //                           .nested_absmax and .nested_quant_map, and an offset in the text
 //     bitsandbytes, 8 bit   X.weight [n_out,n_in], X.SCB [n_out], 127 times the scales; X.weight_format: 0
 //     ChatGLM's own         X.weight [n_out,n_in], or [n_out,n_in/2] of 4 bits; X.weight_scale [n_out]
-
-// The name of what stands beside X.weight, by its end: behind that name (".absmax", "_scale") or behind X. ("SCB").
-static const char *name_beside(const Tensor *t, const char *end) {
-    size_t kept = strlen(t->name) - (strcmp(end, "SCB") ? 0 : strlen("weight"));
-    return strf("%.*s%s", (int)kept, t->name, end);
-}
 
 static const StoredTensor *beside(const TensorSet *set, const Tensor *t, const char *end) {
     return find_tensor(set, name_beside(t, end));       // NULL: none
@@ -8611,8 +8538,8 @@ static void check_tokenizer_json(const JsonReader *r, const Json *root, const Js
 // token's). Visible Latin-1 stands for itself, U+0100 and on for the other bytes in order: 0 to 32, 127 to 160, 173.
 static uint32_t alphabet_decode(const char *s, size_t n, char *out) {
     uint32_t c, written = 0;
-    for (size_t at = 0; at < n; out[written++] = (char)c) {
-        at += utf8_get(s + at, n - at, &c);
+    for (size_t at = 0, length; at < n; at += length, out[written++] = (char)c) {
+        c = utf8_get(s + at, n - at, &length);
         if (c <= 32 || (c >= 127 && c <= 160) || c == 173 || c > 256 + 67) return 0;
         if (c >= 256) c = c < 256 + 33 ? c - 256 : c < 256 + 67 ? c - (256 + 33) + 127 : 173;
     }
@@ -8959,22 +8886,21 @@ static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
     return make_batch(&set, NULL, set.n, 0, 0);
 }
 
-typedef struct { StoredTensor *tensors; size_t n, capacity; } TensorList;   // their `data`: in the host's memory
-
-static void list_add(TensorList *l, const char *key, Dtype dtype, size_t rows, size_t columns, const void *data) {
+// Adds a tensor [rows,columns], or [rows] where columns is 0, whose data lie on the host.
+static void list_add(TensorSet *l, const char *key, Dtype dtype, size_t rows, size_t columns, const void *data) {
     l->tensors = grow(l->tensors, &l->capacity, l->n + 1, sizeof *l->tensors);
     l->tensors[l->n++] = (StoredTensor){ .name = (char *)key, .dtype = dtype, .data = data, .n_dims = columns ? 2 : 1,
                                          .shape = { rows, columns }, .n = rows * max_size(columns, 1) };
 }
 
-static void list_add_reals(TensorList *l, const char *key, size_t rows, size_t columns, const real *device) {
+static void list_add_reals(TensorSet *l, const char *key, size_t rows, size_t columns, const real *device) {
     size_t n = rows * max_size(columns, 1);
     real *host = alloc(n, sizeof *host);
     memory_copy_out(host, device, n * sizeof *host);
     list_add(l, key, REAL, rows, columns, host);
 }
 
-static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
+static void list_add_activations(TensorSet *l, Run *r, const Batch *b) {
     size_t T = b->T, H = r->model->config.hidden_size, V = r->model->config.vocab_size, L = r->model->config.n_layers;
     real *logits = all_logits(r, b);
     for (size_t i = 0; i <= L; i++) list_add_reals(l, strf("hidden.%zu", i), T, H, i < L ? r->layers[i].x : r->x_final);
@@ -8982,8 +8908,8 @@ static void list_add_activations(TensorList *l, Run *r, const Batch *b) {
     list_add(l, "logits", REAL, T, V, logits);
 }
 
-static void write_list(const char *path, const TensorList *l) {
-    TensorWriter w = begin_tensor_file(path, l->tensors, l->n, "\"format\":\"pt\"");
+static void write_list(const char *path, const TensorSet *l) {
+    TensorWriter w = begin_tensor_file(path, l->tensors, l->n, "");
     for (size_t i = 0; i < l->n; i++)
         write_tensor_bytes(&w, l->tensors[i].data, l->tensors[i].n * dtype_size(l->tensors[i].dtype));
     finish_tensor_file(&w);
@@ -9004,7 +8930,7 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     start_method(&opened, 0, true);
     take_run(&r);
     double loss = forward_backward(&r, &b, n_targets, 0, false) / (double)n_targets;
-    TensorList l = {0};
+    TensorSet l = {0};
     if (!isfinite(loss)) fail("%s: the loss of this batch is not finite; the weights are damaged", model);
     list_add(&l, "ids", I32, b.T, 0, b.ids);
     list_add(&l, "labels", I32, b.T, 0, b.labels);
@@ -9064,20 +8990,18 @@ static Batch random_batch(size_t V, uint64_t seed, size_t *n_targets) {
 typedef struct { Run *run; const Batch *batch; size_t n_targets; double smoothing; } Slope;     // what the loss is of
 
 // gradients: all that were checked, for --out; truth: what --truth holds, largest: the largest 2-norm of its tensors
-typedef struct { const Options *o; TensorList gradients; TensorSet truth; double largest; } Gradcheck;
-
-static double loss_at(const Slope *s, const Tensor *t, size_t i, real value) {
-    memory_copy_in(t->value + i, &value, sizeof value);
-    forward(s->run, s->batch, true);
-    return head_loss(s->run, (real)s->smoothing, 0) / (double)s->n_targets;
-}
+typedef struct { const Options *o; TensorSet gradients, truth; double largest; } Gradcheck;
 
 static double finite_difference(const Slope *s, const Tensor *t, size_t i, real h) {
     static const double factor[] = { 1, -8, 8, -1 }, place[] = { -2, -1, 1, 2 };
     real x;
     double slope = 0;
     memory_copy_out(&x, t->value + i, sizeof x);
-    for (size_t k = 0; k < COUNT(place); k++) slope += factor[k] * loss_at(s, t, i, x + (real)place[k] * h);
+    for (size_t k = 0; k < COUNT(place); k++) {
+        memory_copy_in(t->value + i, &(real){ x + (real)place[k] * h }, sizeof x);
+        forward(s->run, s->batch, true);
+        slope += factor[k] * (head_loss(s->run, (real)s->smoothing, 0) / (double)s->n_targets);
+    }
     memory_copy_in(t->value + i, &x, sizeof x);
     return slope / (12 * (double)h);
 }
@@ -9274,9 +9198,8 @@ static void svg_text(Text *t, double x, double y, const char *class, const char 
     const char *end = s + strlen(s), *from = end - s > 80 ? end - 80 : s;
     while (from > s && (*from & 0xC0) == 0x80) from++;      // whole characters
     text_print(t, "<text class=\"%s\" x=\"%g\" y=\"%g\">%s", class, x, y, from > s ? "…" : "");
-    uint32_t c;
     for (size_t n; from < end; from += n) {
-        n = utf8_get(from, (size_t)(end - from), &c);
+        uint32_t c = utf8_get(from, (size_t)(end - from), &n);
         if (c == INVALID || c < ' ') text_add(t, "?", 1);
         else if (c == '<' || c == '&') text_print(t, "&#%u;", c);
         else text_add(t, from, n);
@@ -9381,18 +9304,14 @@ static void compare(const char *const *folders, size_t n, const char *out) {
 }
 
 // ==== 16  Commands ===============================================================================================
-// The smaller commands, chat and check; then the tables of commands, options and defaults under a yaml. Help, parsing
-// and checks all come from these.
+// The smaller commands, chat and check; then the tables that help, parsing and checks come from.
 
 // ---- 16.1 The smaller commands -----------------------------------------------------------------------------------
 
 static void print_loss(const Opened *m, const Dataset *set, const char *model, size_t batch) {
     size_t T = most_tokens(set, batch);
-    Run run = describe_run(m->model, m->method, FORWARD_ONLY, T, T);
-    need_memory(bytes_of(&run), "--per_device_eval_batch_size");
-    take_run(&run);
-    double loss = evaluate(&run, set, batch);
-    give_run(&run);
+    need_memory(run_bytes(m->model, m->method, FORWARD_ONLY, T), "--per_device_eval_batch_size");
+    double loss = loss_on(m, set, batch);
     if (!isfinite(loss)) fail("%s: the loss is not finite; the weights are damaged (glmtune info --check)", model);
     printf("%-16s %10.4f  mean over the %zu target tokens of %zu samples; ln(vocabulary) is %.4f\n", "loss", loss,
            set->n_targets, set->n, log((double)m->model->config.vocab_size));
@@ -9459,7 +9378,7 @@ static int init_command(const Call *c) {
     const char *layout = c->o->layout ? strf(",\n  \"glmtune.layout\": \"%s\"", c->o->layout) : "";
     const char *temporary = begin_folder(out);
     choose_files(m, c->o->max_shard_size * 1e9, (Coding){0});
-    write_weights(temporary, m, initial_tensor, c->o, (Coding){0});
+    write_weights(temporary, m, (TensorSource){ initial_tensor, c->o }, (Coding){0});
     write_config(temporary, &m->config, strf(",\n  \"torch_dtype\": \"%s\"%s", dtype_words[dtype][1], layout));
     finish_output(temporary);
     printf("%s: %zu parameters\n", out, count_parameters(m->tensors, m->n_tensors));
@@ -9635,11 +9554,10 @@ static int chat_command(const Call *c) {
 // Prints a token on one line, filled up to `columns` columns; wide characters take two.
 static void print_token(const Tokenizer *t, int32_t id, int columns) {
     Text text = {0};
-    uint32_t c;
     if (t) decode_one(t, id, &text);
     printf("  ");
     for (size_t at = 0, length; at < text.n; at += length) {
-        length = utf8_get(text.s + at, text.n - at, &c);
+        uint32_t c = utf8_get(text.s + at, text.n - at, &length);
         bool plain = c != INVALID && c >= ' ' && c != 127;
         if (plain) printf("%.*s", (int)length, text.s + at);
         if (plain) columns -= c >= 0x1100 ? 2 : 1;
@@ -10131,8 +10049,7 @@ static void parse_words(Call *call, const Command *c, size_t n, char **argv) {
 
 // ---- 16.6 The official yaml files --------------------------------------------------------------------------------
 // `glmtune train DATA MODEL CONFIG.yaml [yes|no|STEP]` is the command line of the official scripts. A key of the yaml
-// is an option of `train`, under the same name or as the first table says; or it has no meaning here, and is named
-// once. What the yaml leaves out takes the Trainer's and PEFT's defaults.
+// is an option of `train`, of the same name or as the first table says, or it has no meaning here and is named once.
 
 // Values of a key that have another name here; option NULL: no meaning. These keys are read after all others.
 static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
@@ -10253,9 +10170,8 @@ static void read_yaml_config(const char *path, Options *o, const char **data) {
     o->yaml = GIVEN(o, method) = true;      // without peft_config: full tuning
     yaml_section(&y, root, "");
     const Json *strategy = json_get(args, "eval_strategy");
-    const char *evaluates = strategy && strategy->text ? strategy->text : "no";
-    if (!json_is(json_get(args, "eval_steps"), JSON_NUMBER) && !strcmp(evaluates, "steps"))
-        o->eval_steps = o->logging_steps;
+    const char *when = strategy && strategy->text ? strategy->text : "no";
+    if (!json_is(json_get(args, "eval_steps"), JSON_NUMBER) && !strcmp(when, "steps")) o->eval_steps = o->logging_steps;
     y.words = true;
     yaml_section(&y, root, "");
     if (peft && !json_is(json_get(peft, "peft_type"), JSON_STRING))
@@ -10264,25 +10180,19 @@ static void read_yaml_config(const char *path, Options *o, const char **data) {
     const char *train_file = yaml_data_file(&y, root, "train_file", *data);
     const char *val_file = yaml_data_file(&y, root, "val_file", *data);
     if (train_file) *data = train_file;
-    if (val_file && strcmp(evaluates, "no")) o->eval_file = val_file;
+    if (val_file && strcmp(when, "no")) o->eval_file = val_file;
     else if (val_file) text_print(&y.ignored, "%sval_file (eval_strategy is no)", y.ignored.n ? ", " : "");
     if (y.ignored.n) fprintf(stderr, "%s: without meaning here and ignored: %s\n", path, y.ignored.s);
 }
 
-static bool is_yaml(const char *path) {
-    const char *dot = strrchr(path, '.');
-    return dot && (!strcmp(dot, ".yaml") || !strcmp(dot, ".yml"));
-}
-
 #ifdef __SANITIZE_ADDRESS__
-const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names and a model are never given back
 #endif
 
 // Threads of OpenMP that wait for each other spin, gcc's 300,000 times (3 to 15 ms), clang's 200 ms. On a machine that
 // is not idle they take that time from the thread that they wait for; 100 us lose nothing where it is (README, Speed).
 // OpenMP reads its environment before main, so this sets it and starts the program once more.
-static void spin_less(char **argv) {
+static void spin_less(__attribute__((unused)) char **argv) {
 #ifdef _OPENMP
     const char *path = program_path();
     double turns = 20000, began = seconds();
@@ -10294,18 +10204,13 @@ static void spin_less(char **argv) {
     setenv("GOMP_SPINCOUNT", strf("%.0f", turns), 1);
     setenv("KMP_BLOCKTIME", "1", 1);
     if (path) execv(path, argv);
-#else
-    (void)argv;
 #endif
 }
 
-static void use_threads(int64_t threads) {
-#ifdef _OPENMP
-    if (threads > 0) omp_set_num_threads((int)threads);
-#else
-    if (threads > 1)
-        fprintf(stderr, "glmtune: --threads %lld: built without OpenMP, so it runs on one core\n", (long long)threads);
-#endif
+static void use_threads(int64_t n) {
+    if (n > 0) omp_set_num_threads((int)n);
+    if (n > omp_get_max_threads())      // without OpenMP this is 1 for ever
+        fprintf(stderr, "glmtune: --threads %lld: built without OpenMP, so it runs on one core\n", (long long)n);
 }
 
 #ifndef GLMTUNE_NO_MAIN
@@ -10331,11 +10236,11 @@ int main(int argc, char **argv) {
     if (helps) return general_help(), n < 2 ? 2 : 0;
     if (list_has("--version,-V,version", argv[1])) return print_version(), 0;
     for (; c < end && strcmp(c->name, argv[1]); c++) text_print(&known, "%s,", c->name);
-    if (c == end)
-        fail_usage("there is no command '%s'%s (see glmtune --help)", argv[1], nearest(argv[1], "", known.s));
+    if (c == end) fail_usage("there is no command '%s'%s (see glmtune --help)", argv[1], nearest(argv[1], "", known.s));
     parse_words(&call, c, n, argv);
     bool yaml = c->bit == TRAIN && call.n > 2;
-    if (call.n < c->least || call.n > c->most || (yaml && !is_yaml(call.words[2])))
+    if (call.n < c->least || call.n > c->most ||
+        (yaml && !ends_in(call.words[2], ".yaml") && !ends_in(call.words[2], ".yml")))
         fail_usage("usage: glmtune %s %s [--option value ...]", c->name, c->words);
     if (yaml) {     // what the command line says overrides
         const char *data = call.words[0];

@@ -362,7 +362,7 @@ static const char *const phase_names[] = { "data", "forward", "head and loss, bo
 static void timed_step(Run *r, const Dataset *set, const Options *o, double lr, int64_t step, double *took,
                        double *flops) {
     double at[PHASES] = { seconds() };
-    Batch b = make_batch(set, NULL, set->n, key_of_step(o, step), 0);
+    Batch b = make_batch(set, NULL, set->n, rng_key((uint64_t)o->seed, (uint64_t)step), 0);
     at[1] = seconds(), forward(r, &b, true);
     at[2] = seconds_when_done(), head_loss(r, 0, 1 / (real)set->n_targets);
     at[3] = seconds_when_done(), backward(r);

@@ -121,11 +121,12 @@ static void count_content(void *state, const char *s, size_t n, bool answer) {
         length = next_chunk(l->t, s + at, n - at);
         const char *chunk = s + at;
         for (size_t i = 0, end; i < length; i = end) {
-            uint32_t c;
+            size_t bytes;
             for (end = i + (chunk[i] == ' '); end < length && is_ascii_letter(chunk[end]); ) end++;
             if (end > i + 1) count_word(l, chunk + i, end - i);
             if (end > i) continue;
-            end += utf8_get(chunk + i, length - i, &c);
+            uint32_t c = utf8_get(chunk + i, length - i, &bytes);
+            end += bytes;
             if (c != INVALID && c >= 0x80) l->characters[c]++;
         }
     }

@@ -180,7 +180,7 @@ typedef struct {
     Run run;
     double loss;
     real *logits;           // [T,V], on the host
-    TensorList hidden;      // the residual stream that enters each layer and leaves the last, [T,H] each; on the host
+    TensorSet hidden;       // the residual stream that enters each layer and leaves the last, [T,H] each; on the host
 } Subject;
 
 // As reference.py draws them.
@@ -242,7 +242,7 @@ static real *device_copy(const real *host, size_t n) {
 // Forward and backward of all samples as one batch; dropout is off.
 static void compute(Subject *s) {
     Batch b = whole_batch(&s->data);
-    TensorList l = {0};
+    TensorSet l = {0};
     if (!s->run.max_T) {
         s->run = describe_run(s->model, s->method, KEEPS_ALL, b.T, b.T);
         take_run(&s->run);

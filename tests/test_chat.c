@@ -110,10 +110,9 @@ static void test_cutting(void) {
             const Sample *s = &set.samples[0];
             Ids kept = tokens_of_roles(&f, s->ids, s->n);
             Text text = decode(f.tokenizer, s->ids, s->n);
-            uint32_t c;
             size_t invalid = 0;
-            for (size_t at = 0; at < text.n; at += utf8_get(text.s + at, text.n - at, &c))
-                utf8_get(text.s + at, text.n - at, &c), invalid += c == INVALID;
+            for (size_t at = 0, length; at < text.n; at += length)
+                invalid += utf8_get(text.s + at, text.n - at, &length) == INVALID;
             check_true(label("%s: all texts are cut to one length, as little as halving finds", what),
                        cut_by_the_rule(&f, s, most));
             check_ids(label("%s: role tokens stay", what), kept, roles.ids, roles.n);

@@ -131,7 +131,7 @@ static void test_round_trip(void) {
     StoredTensor made[16];
     size_t n = make_tensors(made);
     const char *path = scratch("round.safetensors");
-    TensorWriter w = begin_tensor_file(path, made, n, "\"format\":\"pt\",\"note\":\"a\"");
+    TensorWriter w = begin_tensor_file(path, made, n, ",\"note\":\"a\"");
     for (size_t i = 0; i < n; i++) write_tensor_bytes(&w, made[i].data, made[i].bytes);
     check_true("the file does not appear before it is complete", !exists(path));
     finish_tensor_file(&w);
@@ -214,7 +214,7 @@ static void check_written(const char *folder, Model *m, Model *loaded, Dtype dty
     make_folders(folder);
     for (size_t i = 0; i < m->n_tensors; i++) m->tensors[i]->file_dtype = dtype;
     choose_files(m, max_shard, (Coding){0});
-    write_weights(folder, m, initial_tensor, &o, (Coding){0});
+    write_weights(folder, m, (TensorSource){ initial_tensor, &o }, (Coding){0});
     bind_files(loaded, folder);
     check_true(label("%s: shards where they are wanted", folder),
                exists(strf("%s/model.safetensors.index.json", folder)) == (max_shard < 1e6));
@@ -561,9 +561,10 @@ static void check_round_trips(Vocabulary v) {
 // leftmost of equals, until there are none.
 static void slow_merge(const Tokenizer *t, const char *s, size_t n, Ids *out) {
     size_t *starts = alloc(n + 1, sizeof *starts), n_symbols = 0;
-    uint32_t unused;
-    for (size_t at = 0; at < n; at += t->kind == BYTE_BPE ? 1 : utf8_get(s + at, n - at, &unused))
+    for (size_t at = 0, length = 1; at < n; at += length) {
+        if (t->kind != BYTE_BPE) utf8_get(s + at, n - at, &length);
         starts[n_symbols++] = at;
+    }
     starts[n_symbols] = n;
     for (;;) {
         size_t best = SIZE_MAX;

@@ -45,7 +45,7 @@ static int signalled(int times, bool writing, const char *path) {
             kill(getpid(), SIGTERM);
             for (int wait = 0; wait < 5000 && stop_signals <= i; wait++) usleep(1000);
         }
-        if (writing) write_trained(strf("%s.glmtune.tmp/t", path), list, 1, NULL);
+        if (writing) write_trained(strf("%s.glmtune.tmp/t", path), &(Model){0}, list, 1);
         _exit(7);
     }
     waitpid(child, &status, 0);

@@ -39,10 +39,10 @@ static size_t xml_faults(const char *s, double *largest) {
     size_t depth = 0, faults = 0;
     *largest = 0;
     for (const char *p = s; *p; p++) {
-        uint32_t c;
-        if (utf8_get(p, strlen(p), &c) && c == INVALID) faults++;
+        size_t length;
+        if (utf8_get(p, strlen(p), &length) == INVALID) faults++;
         if (*p == '&') faults += !is_reference(p);
-        if ((unsigned char)*p >= 0xC0) p += utf8_get(p, strlen(p), &c) - 1;
+        p += length - 1;
         if (*p != '<') continue;
         const char *end = strchr(p, '>');
         if (!end) return faults + 1;
