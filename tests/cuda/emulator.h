@@ -13,7 +13,8 @@
 //     launch to launch: what depends on the order is a race, and gives other bits.
 //   - CUDA_REFUSES=N: cuBLASLt has no algorithm for one in N shapes of products.
 //   - CUDA_COUNT=yes prints at the end what was launched how often, and the memory that it read and wrote: pages of
-//     4096 bytes, each once in a launch, as if the cache were perfect. What is read again and again is so not seen.
+//     4096 bytes, each once in a launch, as if the cache were perfect. What is read again and again is so not seen,
+//     but in what is copied to shared memory: all bytes of asynchronous copies.
 //
 // What it cannot see: races between lanes of a warp that run in step, the memory model, how fast anything is, and
 // whatever the real compiler and the real cuBLASLt do.
@@ -100,7 +101,7 @@ static bool device_open;                                // a kernel, copy or pro
 static size_t device_used;
 
 // What a kernel, copy or product of this name did so far.
-struct Count { size_t launches, read, written; };
+struct Count { size_t launches, read, written, copied; };
 static std::map<std::string, Count> counts;
 static Count *count;                                    // of what is at work
 static char *dynamic_shared;                            // of the block that runs
@@ -108,12 +109,13 @@ static char *dynamic_shared;                            // of the block that run
 static void print_counts() {
     Count all = {};
     auto print = [](const char *name, const Count &c) {
-        fprintf(stderr, "count %8zu launches %12.3f MiB read %12.3f MiB written  %s\n", c.launches,
-                (double)c.read / (1 << 20), (double)c.written / (1 << 20), name);
+        fprintf(stderr, "count %8zu launches %10.3f MiB read %10.3f MiB written %10.3f MiB copied  %s\n", c.launches,
+                (double)c.read / (1 << 20), (double)c.written / (1 << 20), (double)c.copied / (1 << 20), name);
     };
     for (const auto &c : counts) {
         print(c.first.c_str(), c.second);
         all.launches += c.second.launches, all.read += c.second.read, all.written += c.second.written;
+        all.copied += c.second.copied;
     }
     print("all", all);
 }
@@ -462,6 +464,7 @@ static inline void __pipeline_memcpy_async(void *to, const void *from, size_t by
     if ((uintptr_t)to % bytes || (uintptr_t)from % bytes)
         emulator::stop("an asynchronous copy of %zu bytes is not aligned to as many", bytes);
     memset(to, 0xFF, bytes);
+    if (emulator::count) emulator::count->copied += bytes - zeros;
     emulator::under_way[emulator::current].push_back({ to, from, bytes - zeros, bytes, false });
 }
 
