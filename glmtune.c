@@ -6060,9 +6060,8 @@ static size_t lanes_of(size_t n_k) {
 #ifdef __AVX512BF16__
 static const Packing in_vectors = { true, TILE_M, BLOCK_N, 2, 1 };
 
-// sum + high(a) high(b) + low(a) low(b) in each lane, a pair of bf16 in each lane of a and b. Each of the two products
-// is added with one rounding to nearest even, the high one first; denormal numbers count as 0 (Intel's manual of
-// instructions, VDPBF16PS).
+// sum + high(a) high(b) + low(a) low(b) in each lane, of pairs of bf16. Each product is added with one rounding to
+// nearest even, the high one first; denormal numbers count as 0 (Intel's manual of instructions, VDPBF16PS).
 static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
 }
@@ -6071,21 +6070,17 @@ static const Packing in_vectors = { true, TILE_M, BLOCK_N, 1, 1 };
 static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) { (void)a, (void)b; return sum; }       // never called
 #endif
 
-typedef struct { const void *data; Dtype dtype; size_t line_stride, k_stride, first; const Scales *scales; } View;
+typedef struct { Weight w; size_t line_stride, k_stride; } View;
 
-static size_t view_index(View v, size_t line, size_t k) { return v.first + line * v.line_stride + k * v.k_stride; }
+static size_t view_index(View v, size_t line, size_t k) { return v.w.first + line * v.line_stride + k * v.k_stride; }
 
 static const void *view_at(View v, size_t line, size_t k) {
-    return (const char *)v.data + dtype_bytes(v.dtype, view_index(v, line, k));
+    return (const char *)v.w.data + dtype_bytes(v.w.dtype, view_index(v, line, k));
 }
 
-// Views of a matrix, whose lines are its rows or its columns: of weights, and of numbers in memory.
-static View view_of(Weight w, size_t line_stride, size_t k_stride) {
-    return (View){ w.data, w.dtype, line_stride, k_stride, w.first, w.scales };
-}
-
-static View by_rows(const real *x, size_t stride) { return (View){ x, REAL, stride, 1, 0, NULL }; }
-static View by_columns(const real *x, size_t stride) { return (View){ x, REAL, 1, stride, 0, NULL }; }
+// Views of numbers in memory, whose lines are the rows or the columns of a matrix.
+static View by_rows(const real *x, size_t stride) { return (View){ { x, REAL, 0, NULL }, stride, 1 }; }
+static View by_columns(const real *x, size_t stride) { return (View){ { x, REAL, 0, NULL }, 1, stride }; }
 
 // Interleaves halves of the rows log2(LANES) times, which transposes them: rows i and i + LANES/2 become 2i and 2i + 1.
 static inline void transpose(vec *rows) {
@@ -6180,7 +6175,7 @@ static void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t 
     vec rows[LANES], even, odd;
     if (b.k_stride != 1) {
         for (size_t k = 0; k < n_k; k++, panel += TILE_N) {     // a tile is two vectors wide
-            widen_pairs(&even, &odd, *(const bit_vec *)view_at(b, line0, k0 + k), b.dtype);
+            widen_pairs(&even, &odd, *(const bit_vec *)view_at(b, line0, k0 + k), b.w.dtype);
             *(vec *)panel = __builtin_shufflevector(even, odd, LOW_LANES);
             *(vec *)(panel + LANES) = __builtin_shufflevector(even, odd, HIGH_LANES);
         }
@@ -6191,7 +6186,7 @@ static void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t 
             for (size_t i = 0; i < LANES; i++) rows[i] = (vec)*(const bit_vec *)view_at(b, line0 + j + i, k0 + k);
             transpose(rows);
             for (size_t i = 0; i < LANES; i++) {
-                widen_pairs(&even, &odd, (bit_vec)rows[i], b.dtype);
+                widen_pairs(&even, &odd, (bit_vec)rows[i], b.w.dtype);
                 *(vec *)(panel + 2*i * TILE_N + j) = even, *(vec *)(panel + (2*i + 1) * TILE_N + j) = odd;
             }
         }
@@ -6265,26 +6260,26 @@ static void widen_block(real *out, const void *data, Dtype dtype, float scale, s
     for (; k < n; k++) out[k] = code_at(data, dtype, i + k) * scale;
 }
 
-// out: n numbers from index i of a view's data on
-static void load_run(real *out, View v, size_t i, size_t n) {
-    if (!v.scales) return wideners[v.dtype](out, (const char *)v.data + i * dtype_size(v.dtype), n);
-    size_t per = v.scales->per, block = i / per, part = min_size(n, (block + 1) * per - i);
+// out: n numbers of a matrix, from index i of its data on
+static void load_run(real *out, Weight w, size_t i, size_t n) {
+    if (!w.scales) return wideners[w.dtype](out, (const char *)w.data + i * dtype_size(w.dtype), n);
+    size_t per = w.scales->per, block = i / per, part = min_size(n, (block + 1) * per - i);
     for (; n; i += part, out += part, n -= part, part = min_size(n, per))
-        widen_block(out, v.data, v.dtype, scale_of(v.scales, block++), i, part);
+        widen_block(out, w.data, w.dtype, scale_of(w.scales, block++), i, part);
 }
 
 static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
     // panel [n_k, TILE_N]; columns past n_lines become zero
     real lines[TILE_N * 2 * BLOCK_K];
-    if (dtype_size(b.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
+    if (dtype_size(b.w.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
         return pack_two_bytes(panel, b, line0, k0, n_k);
     if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
     if (b.k_stride != 1) {
-        for (size_t k = 0; k < n_k; k++) load_run(panel + k*TILE_N, b, view_index(b, line0, k0 + k), n_lines);
-    } else if (b.dtype == REAL) {
+        for (size_t k = 0; k < n_k; k++) load_run(panel + k*TILE_N, b.w, view_index(b, line0, k0 + k), n_lines);
+    } else if (b.w.dtype == REAL) {
         transpose_block(panel, TILE_N, view_at(b, line0, k0), b.line_stride, n_lines, n_k);
     } else {
-        for (size_t j = 0; j < n_lines; j++) load_run(lines + j*block_depth(), b, view_index(b, line0 + j, k0), n_k);
+        for (size_t j = 0; j < n_lines; j++) load_run(lines + j*block_depth(), b.w, view_index(b, line0 + j, k0), n_k);
         transpose_block(panel, TILE_N, lines, block_depth(), n_lines, n_k);
     }
 }
@@ -6292,7 +6287,7 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
 // The same in bf16, panel [lanes_of(n_k),TILE_N].
 static void pack_b_rounded(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
     real numbers[2 * BLOCK_K * TILE_N] __attribute__((aligned(64)));
-    if (packing.pair == 2 && b.dtype == BF16 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
+    if (packing.pair == 2 && b.w.dtype == BF16 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
         return pack_pairs(panel, b, line0, k0, n_k);
     size_t lanes = lanes_of(n_k);
     pack_b(numbers, b, line0, n_lines, k0, n_k);
@@ -6421,7 +6416,7 @@ typedef struct { real *c, *packed; const real *from; size_t stride; View a, b; r
 // for it lies in many short pieces: n_lines of n_k numbers, or the other way round.
 static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k, size_t part, size_t parts) {
     bool along = b.k_stride == 1;       // lines run along k
-    size_t pieces = along ? n_lines : n_k, bytes = dtype_bytes(b.dtype, along ? n_k : n_lines);
+    size_t pieces = along ? n_lines : n_k, bytes = dtype_bytes(b.w.dtype, along ? n_k : n_lines);
     for (size_t i = pieces * part / parts; i < pieces * (part + 1) / parts; i++) {
         const char *piece = view_at(b, line0 + (along ? i : 0), k0 + (along ? 0 : i));
         for (size_t at = 0; at < bytes; at += 64)
@@ -6430,9 +6425,8 @@ static void prefetch(View b, size_t line0, size_t n_lines, size_t k0, size_t n_k
     }
 }
 
-// Rows row0 .. row0 + rows of the block, columns j0 .. j0 + columns of C. Tiles follow each other down the columns, so
-// that a panel of B stays; squares along the rows, where the machine foresees which lines of C come next (642 GFLOP/s
-// against 534).
+// Rows row0 .. row0 + rows of the block, columns j0 .. j0 + columns of C. Tiles go down the columns, so that a panel of
+// B stays; squares along the rows, where the machine foresees which lines of C come next (642 GFLOP/s against 534).
 static void block_columns(Block p, size_t row0, size_t rows, size_t j0, size_t columns) {
     real packed_b[2 * BLOCK_N * BLOCK_K] __attribute__((aligned(64)));
     bool along = packing.rows == in_squares.rows;
@@ -6498,7 +6492,7 @@ static void small_product(real *c, const real *from, size_t c_stride, View a, Vi
 
 // Codes of w, n of them from index i on, times x [n]. x_laid: x in the order of widen_codes, where scales change only
 // between whole 2 LANES; else NULL.
-static real dot_codes(View w, size_t i, const real *x, const real *x_laid, size_t n) {
+static real dot_codes(Weight w, size_t i, const real *x, const real *x_laid, size_t n) {
     real run[512], sum;
     size_t per = w.scales->per, block = i / per, k = 0;
     vec sums[2] = {{0}}, first, second;
@@ -6560,7 +6554,7 @@ static void one_row(real *y, const real *from, const real *x, Weight w, real sca
     for (size_t j = 0; j < n_out; j++) {
         const real *laid = pairs ? x_pairs : whole && w.dtype == Q8 ? x : NULL;
         const char *w_j = (const char *)w.data + (w.first + j * n_in) * size;
-        real sum = w.scales ? dot_codes(view_of(w, n_in, 1), w.first + j * n_in, x, laid, n_in)
+        real sum = w.scales ? dot_codes(w, w.first + j * n_in, x, laid, n_in)
                             : dot_row(w_j, w.dtype, x, laid, n_in);
         y[j] = (from ? from[j] : 0) + scale * sum;
     }
@@ -6569,12 +6563,12 @@ static void one_row(real *y, const real *from, const real *x, Weight w, real sca
 void linear_forward(real *y, const real *from, const real *x, Weight w, real scale, size_t T, size_t n_out,
                     size_t n_in) {
     if (T == 1) one_row(y, from, x, w, scale, n_out, n_in);
-    else product(y, from, by_rows(x, n_in), view_of(w, n_in, 1), scale, T, n_out, n_in);
+    else product(y, from, by_rows(x, n_in), (View){ w, n_in, 1 }, scale, T, n_out, n_in);
 }
 
 void linear_backward_input(real *dx, const real *from, const real *dy, Weight w, real scale, size_t T, size_t n_out,
                            size_t n_in) {
-    product(dx, from, by_rows(dy, n_out), view_of(w, 1, n_in), scale, T, n_in, n_out);
+    product(dx, from, by_rows(dy, n_out), (View){ w, 1, n_in }, scale, T, n_in, n_out);
 }
 
 void linear_backward_weight(real *dw, const real *dy, const real *x, real scale, size_t T, size_t n_out, size_t n_in) {
@@ -6738,7 +6732,6 @@ void attention_backward(real *dq, real *dk, real *dv, real *dprefix_k, real *dpr
 
 // ==== 13  Files ==================================================================================================
 // Everything that is read or written: what is written is whole or not there, what is read is checked before it is used.
-// JSON and YAML have one small parser each, weights lie in safetensors, and config.json says what they are.
 
 // ---- 13.1 Whole or not there -------------------------------------------------------------------------------------
 // A file or folder is written under another name beside its own, synced, and renamed when it is complete. What was
@@ -6926,8 +6919,7 @@ static void refuse_disguise(const char *path, const char *bytes, size_t n) {
         { "PK\3\4", 4, "a zip archive; unpack it first" },
         { "\xFF\xFE", 2, "UTF-16 text; convert it (iconv -f utf-16 -t utf-8)" },
         { "\xFE\xFF", 2, "UTF-16 text; convert it (iconv -f utf-16 -t utf-8)" },
-        { "<!DOCTYPE", 9, "a web page, not the file itself; download it again" },
-        { "<!doctype", 9, "a web page, not the file itself; download it again" },
+        { "<!", 2, "a web page, not the file itself; download it again" },
         { "<html", 5, "a web page, not the file itself; download it again" },
     };
     for (size_t i = 0; i < COUNT(kinds); i++)
@@ -7033,9 +7025,8 @@ __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char
 }
 
 // ---- 13.3 JSON ---------------------------------------------------------------------------------------------------
-// Configs, safetensors headers and data sets are JSON (RFC 8259). JSON lines and one big array are read alike, with one
-// value in memory at a time: a tree of nodes, which live until the next value is asked for. A node knows where it
-// began, so errors name file:line:column.
+// Configs, safetensors headers and data sets are JSON (RFC 8259). JSON lines and one big array are read alike: a value
+// is a tree of nodes that live until the next is asked for. A node knows where it began, so errors name the place.
 
 enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
 
@@ -7496,14 +7487,12 @@ static const uint8_t *map_file(const char *path, size_t *n) {
 
 // Adds the tensors of one file of safetensors.
 static void read_safetensors(TensorSet *set, const char *file, const uint8_t *bytes, size_t n) {
-    size_t first = set->n;
-    uint64_t header = 0;
+    size_t first = set->n, header = 0;
     for (int i = 7; i >= 0 && n >= 8; i--) header = header << 8 | bytes[i];
     bool whole = n >= 8 && header <= n - 8 && header <= MAX_HEADER;
     if (!whole) refuse_disguise(file, (const char *)bytes, n);
     if (!whole)
-        fail("%s: is no whole safetensors file (header %llu bytes, file %zu): download it again", file,
-             (unsigned long long)header, n);
+        fail("%s: is no whole safetensors file (header %zu bytes, file %zu): download it again", file, header, n);
     JsonReader r = json_open(file, (const char *)bytes + 8, header);
     const Json *root = json_only(&r);
     if (root->type != JSON_OBJECT || root->count > MAX_TENSORS)
@@ -7809,13 +7798,12 @@ static TensorWriter begin_tensor_file(const char *path, const StoredTensor *t, s
     TensorWriter w = { .path = path, .temporary = begin_output(path) };
     text_print(&h, "{\"__metadata__\":{\"format\":\"pt\"%s}", metadata);
     for (size_t i = 0; i < n; i++) {
-        bool other = t[i].dtype == OTHER_DTYPE;         // of a byte each, with a name of their own
-        size_t bytes = times(t[i].n, dtype_size(t[i].dtype));
+        size_t bytes = times(t[i].n, dtype_size(t[i].dtype));      // OTHER_DTYPE: of a byte each, and a name of its own
         text_print(&h, ",");
         text_json(&h, t[i].name, strlen(t[i].name));
         text_print(&h, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}",
-                   other ? t[i].dtype_name : dtype_name(t[i].dtype), shape_text(t[i].shape, t[i].n_dims), w.expected,
-                   w.expected + bytes);
+                   t[i].dtype == OTHER_DTYPE ? t[i].dtype_name : dtype_name(t[i].dtype),
+                   shape_text(t[i].shape, t[i].n_dims), w.expected, w.expected + bytes);
         w.expected += bytes;
     }
     text_print(&h, "}");
@@ -7840,18 +7828,18 @@ static void finish_tensor_file(TensorWriter *w) {
 
 // ---- 13.8 config.json --------------------------------------------------------------------------------------------
 
-// The sizes and their two names, in "remote" configs (ChatGLM's own code) and in Hugging Face's. Both are read, first
-// that of its kind; without both counts its class's default (configuration_chatglm.py; GlmConfig and Glm4Config alike).
+// The sizes and their names, [0] in Hugging Face's configs, [1] in "remote" ones (ChatGLM's own code). Both are read,
+// first that of its kind; without both its class's default counts (GlmConfig and Glm4Config; configuration_chatglm.py).
 enum { REQUIRED = 0 };
-static const struct { const char *remote, *hf; size_t offset, most, remote_default, hf_default; } config_sizes[] = {
-    { "padded_vocab_size", "vocab_size", offsetof(Config, vocab_size), 1 << 24, 65024, 151552 },
-    { "hidden_size", "hidden_size", offsetof(Config, hidden_size), 1 << 17, REQUIRED, REQUIRED },
-    { "num_layers", "num_hidden_layers", offsetof(Config, n_layers), 1 << 12, REQUIRED, 40 },
-    { "num_attention_heads", "num_attention_heads", offsetof(Config, n_heads), 1 << 12, REQUIRED, 32 },
-    { "multi_query_group_num", "num_key_value_heads", offsetof(Config, n_kv_heads), 1 << 12, 1, 2 },
-    { "kv_channels", "head_dim", offsetof(Config, head_dim), 512, 128, 128 },
-    { "ffn_hidden_size", "intermediate_size", offsetof(Config, ffn_dim), 1 << 20, REQUIRED, 13696 },
-    { "seq_length", "max_position_embeddings", offsetof(Config, max_positions), 1 << 28, 2048, 131072 },
+static const struct { const char *names[2]; size_t offset, most, missing[2]; } config_sizes[] = {
+    { { "vocab_size", "padded_vocab_size" }, offsetof(Config, vocab_size), 1 << 24, { 151552, 65024 } },
+    { { "hidden_size", "hidden_size" }, offsetof(Config, hidden_size), 1 << 17, { REQUIRED, REQUIRED } },
+    { { "num_hidden_layers", "num_layers" }, offsetof(Config, n_layers), 1 << 12, { 40, REQUIRED } },
+    { { "num_attention_heads", "num_attention_heads" }, offsetof(Config, n_heads), 1 << 12, { 32, REQUIRED } },
+    { { "num_key_value_heads", "multi_query_group_num" }, offsetof(Config, n_kv_heads), 1 << 12, { 2, 1 } },
+    { { "head_dim", "kv_channels" }, offsetof(Config, head_dim), 512, { 128, 128 } },
+    { { "intermediate_size", "ffn_hidden_size" }, offsetof(Config, ffn_dim), 1 << 20, { 13696, REQUIRED } },
+    { { "max_position_embeddings", "seq_length" }, offsetof(Config, max_positions), 1 << 28, { 131072, 2048 } },
 };
 
 static double config_number(const char *path, const Json *root, const char *key, double least, double most,
@@ -7875,11 +7863,9 @@ static const char *config_text(const Json *root, const char *key) {
 
 static void read_sizes(Config *c, const Json *root) {
     for (size_t i = 0; i < COUNT(config_sizes); i++) {
-        const char *first = c->remote ? config_sizes[i].remote : config_sizes[i].hf;
-        const char *second = c->remote ? config_sizes[i].hf : config_sizes[i].remote;
-        const char *key = json_key(root, first, second);
+        const char *const *names = config_sizes[i].names, *key = json_key(root, names[c->remote], names[!c->remote]);
         const Json *j = json_get(root, key);
-        size_t value = c->remote ? config_sizes[i].remote_default : config_sizes[i].hf_default;
+        size_t value = config_sizes[i].missing[c->remote];
         if (!j && value == REQUIRED) fail("%s: \"%s\" is missing; is this the config.json of a GLM?", c->file, key);
         if (j && (!json_size(j, &value) || !value || value > config_sizes[i].most))
             fail("%s: \"%s\" must be a whole number from 1 to %zu", c->file, key, config_sizes[i].most);
@@ -8119,19 +8105,6 @@ static bool bind_quantised(Tensor *t, const TensorSet *set, const StoredTensor *
     return true;
 }
 
-// Whether a tensor of this name stands beside a quantised one.
-static bool is_beside(const Model *m, const char *tensor_name) {
-    for (size_t i = 0; i < m->n_tensors; i++) {
-        const Tensor *t = m->tensors[i];
-        if (!t->scales) continue;
-        size_t path = strlen(t->name) - strlen("weight");
-        if (strncmp(tensor_name, t->name, path)) continue;
-        const char *end = tensor_name + path;
-        if (!strcmp(end, "SCB") || !strncmp(end, "weight", strlen("weight"))) return true;
-    }
-    return false;
-}
-
 // ---- 13.10 From files to the model -------------------------------------------------------------------------------
 
 // Points a tensor at its numbers, in model memory; a vector's are widened, into memory of their own.
@@ -8155,11 +8128,18 @@ static bool has_shape(const StoredTensor *s, const Tensor *t) {
     return s->n_dims == t->n_dims && !memcmp(s->shape, t->shape, t->n_dims * sizeof *t->shape);
 }
 
-// Tensors of releases that hold nothing new: a table of rotary frequencies, the head of a tied model once more.
-static bool may_be_ignored(const Model *m, const char *tensor_name) {
-    size_t n = strlen(tensor_name), tail = strlen("inv_freq");
-    if (n >= tail && !strcmp(tensor_name + n - tail, "inv_freq")) return true;
-    return m->config.tied && !strcmp(tensor_name, strf("%s.weight", path_of(m, NAME_HEAD, 0)));
+// Whether a tensor of a file has a place: it is the model's own, stands beside a quantised one, or holds nothing new,
+// as the table of rotary frequencies in some releases, or the head of a tied model once more.
+static bool has_place(const Model *m, const char *name) {
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const Tensor *t = m->tensors[i];
+        size_t path = strlen(t->name) - strlen("weight");
+        if (!strcmp(name, t->name)) return true;
+        if (!t->scales || strncmp(name, t->name, path)) continue;
+        if (!strcmp(name + path, "SCB") || !strncmp(name + path, "weight", strlen("weight"))) return true;
+    }
+    if (ends_in(name, "inv_freq")) return true;
+    return m->config.tied && !strcmp(name, strf("%s.weight", path_of(m, NAME_HEAD, 0)));
 }
 
 static void bind_files(Model *m, const char *folder) {
@@ -8184,10 +8164,8 @@ static void bind_files(Model *m, const char *folder) {
         fail("%s: \"quantization_bit\": %zu, but the weights are not: it means when they are loaded. Take it out, or: "
              "glmtune quantize %s OUT --bits %zu, once it is", m->config.file, bits, folder, bits);
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
-        size_t k = 0;
-        while (k < m->n_tensors && strcmp(m->tensors[k]->name, s->name)) k++;
         if (is_official_prefix(s->name)) m->prefix_in_files = true;
-        else if (k == m->n_tensors && !may_be_ignored(m, s->name) && !is_beside(m, s->name))
+        else if (!has_place(m, s->name))
             fail("%s: '%s' has no place in the model that config.json describes", s->file, s->name);
     }
     free(set.tensors);
@@ -8588,11 +8566,10 @@ static Text import_tokenizer_json(const char *file, const char *bytes, size_t n)
     const Json *root = json_only(&r), *model = want(&r, root, "model", JSON_OBJECT, "an object");
     const Json *merges = want(&r, model, "merges", JSON_ARRAY, "an array of merges");
     const Json *added = want(&r, root, "added_tokens", JSON_ARRAY, "an array of tokens");
-    const Json *whole = json_get(model, "ignore_merges");
     check_tokenizer_json(&r, root, model);
     char *text = alloc(3*n, 1);          // of the pieces, and behind it of one merge
     Tokenizer t = json_vocabulary(&r, want(&r, model, "vocab", JSON_OBJECT, "an object of pieces and ids"), text);
-    t.flags = LISTED_MERGES | (json_is(whole, JSON_BOOL) && whole->number != 0 ? WHOLE_CHUNKS : 0);
+    t.flags = LISTED_MERGES | (config_flag(model, "ignore_merges", false) ? WHOLE_CHUNKS : 0);
     t.specials = alloc(added->count, sizeof *t.specials);
     for (const Json *j = added->first; j; j = j->next) {
         const Json *content = want(&r, j, "content", JSON_STRING, "the token's text");
@@ -8623,9 +8600,8 @@ static Tokenizer *load_tokenizer_file(const char *path) {
     if (n >= 8 && !memcmp(bytes, "GLMTOKEN", 8)) return parse_tokenizer(path, bytes, n);
     if (!n) fail("%s: the file is empty", path);
     refuse_disguise(path, bytes, n);
-    const char *ending = strrchr(path, '.');
     // a SentencePiece model begins with the tag of its first field (1, bytes), which is a line break
-    Text image = bytes[0] == '{' || (ending && !strcmp(ending, ".json")) ? import_tokenizer_json(path, bytes, n) :
+    Text image = bytes[0] == '{' || ends_in(path, ".json") ? import_tokenizer_json(path, bytes, n) :
                  bytes[0] == '\n' ? import_sentencepiece(path, bytes, n) : import_tiktoken(path, bytes, n);
     free(bytes);
     return parse_tokenizer(path, image.s, image.n);
