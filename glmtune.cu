@@ -934,14 +934,14 @@ template<class C> static __device__ void add_scores(Scores<C> &s, const float *a
                                       *(const float4 *)(b + s.column(e) * C::LD + c));
 }
 
-// c += p x in float; probabilities go by way of shared memory, where a warp has its own rows
+// c += p x in float; probabilities go by way of shared memory, where a warp has its own rows. Between two calls stands a
+// barrier.
 template<class C> static __device__ void add_sums(Sums<C> &c, const Scores<C> &p, const float *x) {
     __shared__ float p_row[C::ROWS][C::COLUMNS + 1];
     FOR_EACH_OF(p, y, e) p_row[p.row(y)][p.column(e)] = p.at[y][e];
     __syncwarp();
     for (unsigned k = 0; k < C::COLUMNS; k++)
         FOR_EACH_OF(c, y, e) c.at[y][e] += p_row[c.row(y)][k] * x[k * C::LD + c.column(e)];
-    __syncwarp();
 }
 
 // What has no name in C++: the tensor cores, by the instructions of PTX ("Warp-level matrix instructions" in its ISA),
