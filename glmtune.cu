@@ -934,8 +934,8 @@ template<class C> static __device__ void add_scores(Scores<C> &s, const float *a
                                       *(const float4 *)(b + s.column(e) * C::LD + c));
 }
 
-// c += p x in float; probabilities go by way of shared memory, where a warp has its own rows. Between two calls stands a
-// barrier.
+// c += p x in float; probabilities go by way of shared memory, where a warp has its own rows. A barrier stands between
+// two calls.
 template<class C> static __device__ void add_sums(Sums<C> &c, const Scores<C> &p, const float *x) {
     __shared__ float p_row[C::ROWS][C::COLUMNS + 1];
     FOR_EACH_OF(p, y, e) p_row[p.row(y)][p.column(e)] = p.at[y][e];
