@@ -1741,7 +1741,8 @@ static Pass pass_of(const Run *r) {
 }
 
 static Pass prefix_pass(const Run *r) {
-    return (Pass){ r->model->n_prefix, r->dropout ? r->prefix_keys : NULL, .prefix_rows = r->prefix_rows };
+    return (Pass){ .T = r->model->n_prefix, .token_keys = r->dropout ? r->prefix_keys : NULL,
+                   .prefix_rows = r->prefix_rows };
 }
 
 static Weight weight_of(const Tensor *t) { return (Weight){ t->data, t->dtype, 0, t->scales }; }
@@ -1853,8 +1854,7 @@ static void self_attention_forward(Run *r, size_t l) {
     half_forward(r, l, ATTENTION, k->mid, x, att);
 }
 
-// Without `ends` all but the output.
-static void mlp_forward(const Run *r, size_t l, bool ends) {
+static void mlp_inside(const Run *r, size_t l) {
     const Layer *L = &r->model->layers[l];
     LayerState *k = &r->layers[l];
     // 6. m = norm(mid)
@@ -1863,8 +1863,13 @@ static void mlp_forward(const Run *r, size_t l, bool ends) {
     map_forward(r, k, L->gate_up, &k->gate_up, NULL, k->m);
     // 8. h = silu(gate) up
     swiglu_forward(k->h, k->gate_up, r->n_rows, r->model->config.ffn_dim);
+}
+
+static void mlp_forward(const Run *r, size_t l) {
+    LayerState *k = &r->layers[l];
+    mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
-    if (ends) half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
+    half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
 }
 
 // Computes layer l once more, so that the shared arrays hold its values. A plain end of the MLP is left out, for no
@@ -1872,7 +1877,8 @@ static void mlp_forward(const Run *r, size_t l, bool ends) {
 static void recompute_layer(Run *r, size_t l) {
     if (is_last(r, l)) return;
     self_attention_forward(r, l);
-    mlp_forward(r, l, !ends_plainly(r, &r->model->layers[l], MLP));     // else gives the next layer's input again
+    if (ends_plainly(r, &r->model->layers[l], MLP)) mlp_inside(r, l);
+    else mlp_forward(r, l);         // writes the next layer's input as it is
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -2003,7 +2009,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     embedding_forward(r->layers[0].x, r->ids, weight_of(e), r->T, e->shape[1]);
     if (needs_prefix(r, b)) r->method->prefix_forward(r->model, r->prefix, r->prefix_kept, prefix_pass(r));
     r->n_rows = r->T;
-    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l, true);
+    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l);
     norm_forward(r, r->final, r->final_inv_rms, r->x_final, r->model->final_norm);
 }
 
@@ -2297,10 +2303,10 @@ static void ptuning_backward(const Model *m, const real *dkv, real *kept, Pass p
     Tensor *const *t = m->added.t;
     size_t W = prefix_width(m), inner = p.T * prefix_hidden(m);
     PrefixParts k = prefix_parts(m, kept);
-    real *da = k.h;
-    zero(k.dropped, p.T * W);
-    gather_backward(k.dropped, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
-    const real *du = with_dropout(k.u, k.dropped, KEY_PREFIX, m->added.dropout, W, p);     // the same mask
+    real *ddropped = k.dropped, *da = k.h;
+    zero(ddropped, p.T * W);
+    gather_backward(ddropped, dkv, p.prefix_rows, p.T * 2 * m->config.n_layers, kv_width(&m->config));
+    const real *du = with_dropout(k.u, ddropped, KEY_PREFIX, m->added.dropout, W, p);      // as u was
     if (!t[PREFIX_W1]) {
         add(t[PREFIX_TABLE]->grad, t[PREFIX_TABLE]->grad, du, p.T * W);
         return;
@@ -3007,23 +3013,26 @@ typedef struct {
     const char *tools;              // how a text of tools begins; "": it follows the system message's; NULL: no tools
     bool rounds;                    // no role tokens: all but the last answer is one text of numbered rounds
     bool system_first;              // system messages stand before all others
-    bool thinks;                    // an answer opens with <think>; before it, messages lose all up to </think> (7.5)
+    bool thinks;                    // an answer opens with <think>; but for system messages, a prompt has only what
+                                    // follows </think>, without blanks around it
     bool drops_empty;               // Hugging Face's template leaves out a message without text (the last answer stays)
     bool observations;              // the official script learns observations too
     enum { EVERY_ANSWER, COMBINES, LAST_ANSWER } official;      // COMBINES: every answer, or the last by `combine`
 } Layout;
 
 #define STOPS .end = "<|user|>", .stops = { "<|endoftext|>", "<|user|>", "<|observation|>" }
-#define GLM4_TOOLS "# 可用工具"     // "available tools"; GLM4_TOOL_END: "give the arguments of a call to it as JSON"
+#define GLM4_TOOLS "# 可用工具"     // "available tools"; the other: "give the arguments of a call to it as JSON"
 #define GLM4_TOOL_END "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
-#define GLM4_SELF(maker) "你是一个名为 ChatGLM 的人工智能助手。你是基于" maker "训练的语言模型 GLM-4 模型开发的，" \
+#define GLM4_SELF(maker) "你是一个名为 ChatGLM 的人工智能助手。" \
+                         "你是基于" maker "训练的语言模型 GLM-4 模型开发的，" \
                          "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n"
 #define GLM3_TOOLS "Answer the following questions as best as you can. You have access to the following tools:"
 
 static const Layout layouts[] = {
     { "chatglm2", "sop", "</s>", { "</s>" }, .rounds = true },
     { "chatglm3", "sop", "</s>", { "</s>", "<|user|>", "<|observation|>" }, .tools = "", .observations = true },
-    { "glm4-chat", "<sop>", STOPS, .tools = GLM4_SELF("智谱AI") GLM4_TOOLS, .official = COMBINES, .drops_empty = true },
+    { "glm4-chat", "<sop>", STOPS, .tools = GLM4_SELF("智谱AI") GLM4_TOOLS, .official = COMBINES,
+      .drops_empty = true },
     { "0414", "<sop>", STOPS, .tools = GLM4_TOOLS, .system_first = true, .official = COMBINES },
     { "z1", "<sop>", STOPS, .tools = GLM4_SELF("智谱 AI 公司") GLM4_TOOLS, .system_first = true, .thinks = true,
       .official = COMBINES },

@@ -409,7 +409,7 @@ static void launch(const char *name, void (*kernel)(P...), size_t grid, size_t b
     gridDim = { (unsigned)grid, 1, 1 }, blockDim = { (unsigned)block, 1, 1 };
     if (grid > 0x7FFFFFFF) stop("a grid of %zu blocks", grid);
     if (block < 1 || block > MOST_THREADS) stop("a block of %zu threads", block);
-    if (shared_bytes > 99 * 1024) stop("%zu bytes of shared memory, a GPU of games has 99 KiB", shared_bytes);
+    if (shared_bytes > 99 * 1024) stop("%zu bytes of shared memory, an RTX card has 99 KiB", shared_bytes);
     launches++;
     auto call = [&] { kernel((P)arguments...); };
     (check_argument((P)arguments), ...);
