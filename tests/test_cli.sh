@@ -366,6 +366,14 @@ for key in padded_vocab_size num_layers multi_query_group_num kv_channels ffn_hi
     bad_config "\"$key\"|whole number" "s/\"$key\": [0-9]+/\"$key\": -1/" chatglm.json
     bad_config "\"$key\"|whole number" "s/\"$key\": [0-9]+/\"$key\": 1e300/" chatglm.json
 done
+# of two names that of its own kind counts
+bad_config '"vocab_size"|whole number' 's/"vocab_size": /"padded_vocab_size": 2710, "vocab_size": -/'
+bad_config '"padded_vocab_size"|whole number' 's/"padded_vocab_size": /"vocab_size": 2710, &-/' chatglm.json
+sed 's/"num_hidden_layers": 1/"num_hidden_layers": 2/' glm.json >two.json
+works 'parameters' init two.json fewer --layout glm4-chat
+cp m/config.json fewer
+refuse "'model.layers.1.|has no place in the model that config.json describes" train data.jsonl fewer --output_dir out
+rm -rf fewer two.json
 bad_config '4 attention heads|3 key/value heads' 's/"num_key_value_heads": 2/"num_key_value_heads": 3/'
 bad_config '3 attention heads|2 key/value heads' 's/"num_attention_heads": 4/"num_attention_heads": 3/' chatglm.json
 bad_config 'rotary' 's/"head_dim": 4/"head_dim": 5, "partial_rotary_factor": 1.0/'
