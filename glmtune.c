@@ -10180,9 +10180,10 @@ const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names
 static void spin_less(__attribute__((unused)) char **argv) {
 #ifdef _OPENMP
     const char *path = program_path();
-    double turns = 20000, began = seconds();
+    double turns = 20000;
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;   // or below
 #ifdef __x86_64__
+    double began = seconds();
     for (int i = 0; i < 1000; i++) __builtin_ia32_pause();      // a turn: 10 to 50 ns
     turns = 100e-6 / fmax((seconds() - began) / 1000, 1e-9);
 #endif

@@ -79,7 +79,7 @@ static void check_steps(Subject *s, const TensorSet *g) {
     size_t n_steps, n_order;
     const Options *o = &s->options;
     double *rates = golden_all(g, "learning_rates", &n_steps);
-    double *losses = truth(g, "losses", n_steps), *norms = truth(g, "grad_norms", n_steps);
+    double *losses = truth(g, "losses", n_steps), *norms = golden(g, "f64.grad_norms", n_steps);
     int32_t *order = golden_ids(g, "order", &n_order);
     check_equal(label("%s: samples in the order", s->name), n_order, n_steps * GOLDEN_STEP);
     for (size_t step = 0; step < n_steps; step++) {
@@ -92,7 +92,9 @@ static void check_steps(Subject *s, const TensorSet *g) {
         optimizer_step(s->model, o, lr, (int64_t)step + 1);
         check_number(label("%s: loss of step %zu", s->name, step + 1), loss, losses[step],
                      PRODUCTS(5e-7, 1e-11, 1e-2));
-        // Lion's steps are as large for a gradient near 0, whose sign rounding may turn: measured 1.0e-6
+        // Norms are PyTorch's in double, for its float has moved by up to 7.7e-7, Lion's by 1.4e-6: a step of Lion is as
+        // large for a gradient near 0, whose sign rounding may turn. Measured, with AVX-512, SSE and ARM's vectors: 4.5e-7
+        // at most, Lion's 1.4e-6.
         check_number(label("%s: gradient norm of step %zu", s->name, step + 1), norm, norms[step],
                      PRODUCTS(strstr(s->name, "lion") ? 3e-6 : 1e-6, 1e-11, 6e-2));
         check_arrays(label("%s: learning rate of step %zu", s->name, step + 1), &lr, sizeof lr, &rates[step], 1, false,
@@ -794,7 +796,8 @@ static void check_lora_start(const Model *m) {
         const Tensor *t = m->trained[i];
         double largest = 0, bound = strstr(t->name, "lora_A") ? 1 / sqrt((double)t->shape[1]) : 0;
         real *value = host_copy(t->value, t->n);
-        for (size_t k = 0; k < t->n; k++) largest = fmax(largest, fabs((double)value[k]));
+        for (size_t k = 0; k < t->n; k++)       // a NaN stays; not fmax, on which gcc 12 for ARM breaks down
+            if (fabs((double)value[k]) > largest || isnan(value[k])) largest = fabs((double)value[k]);
         check_true(label("%s starts within +-%g: %g", t->name, bound, largest),
                    largest <= bound * (1 + 1e-6) && largest >= 0.9 * bound);
         free(value);
