@@ -315,29 +315,60 @@ void widen(real *out, const void *in, Dtype dtype, size_t n) { convert(out, F32,
 
 static __device__ const float code_values[][16] = CODE_VALUES;
 
-// Number i of a matrix of codes; each rounding as 2.1 says, none fused. Half a byte is read, or a whole one.
-static __device__ float code_number(const void *codes, Dtype dtype, Scales s, size_t i) {
-    size_t k = i / s.per;
-    float scale = s.each ? s.each[k] : __fadd_rn(__fmul_rn(s.map[s.code[k]], s.nested[k / 256]), s.offset);
-    if (dtype == Q8) return __fmul_rn((float)((const int8_t *)codes)[i], scale);
-    unsigned byte = ((const uint8_t *)codes)[i / 2];
-    return __fmul_rn(code_values[dtype - Q4][i % 2 ? byte & 15 : byte >> 4], scale);
+// What the numbers are multiplied with whose scale is number k; each rounding as 2.1 says, none fused.
+static __device__ float scale_at(const Scales &s, size_t k) {
+    return s.each ? s.each[k] : __fadd_rn(__fmul_rn(s.map[s.code[k]], s.nested[k / 256]), s.offset);
 }
 
-// out [n] of type float or bf16 = numbers first .. first + n of a matrix of codes; an element each
-static __global__ void decode_kernel(void *out, Dtype to, const void *codes, Dtype dtype, Scales s, size_t first,
-                                     size_t n) {
-    size_t i = element();
+static __device__ float code_at(const void *codes, Dtype dtype, size_t i) {
+    if (dtype == Q8) return ((const int8_t *)codes)[i];
+    const unsigned byte = ((const uint8_t *)codes)[i / 2];
+    return code_values[dtype - Q4][i % 2 ? byte & 15 : byte >> 4];
+}
+
+static __device__ void put(float &to, float x) { to = x; }
+static __device__ void put(__nv_bfloat16 &to, float x) { to = __float2bfloat16_rn(x); }
+
+// Numbers i .. i + n of a matrix of codes, n <= 8, as float or bf16, zeros behind them. One division, which takes as
+// long as several of them, and most often one scale serve all.
+template<class Out>
+static __device__ Eight<Out> eight_numbers(const void *codes, Dtype dtype, const Scales &s, size_t i, unsigned n) {
+    size_t k = i / s.per;
+    unsigned end = (unsigned)least(8, (k + 1) * s.per - i);         // of those that have scale k
+    float scale = scale_at(s, k);
+    Eight<Out> x = {};
+    #pragma unroll
+    for (unsigned j = 0; j < 8; j++) {
+        if (j == end && j < n) scale = scale_at(s, ++k), end += (unsigned)least(8, s.per);
+        if (j < n) put(x.at[j], __fmul_rn(code_at(codes, dtype, i + j), scale));
+    }
+    return x;
+}
+
+// out [n] = numbers first .. first + n of a matrix of codes; eight elements each
+template<class Out> static __global__ void decode_kernel(Out *out, const void *codes, Dtype dtype, Scales s,
+                                                         size_t first, size_t n) {
+    const size_t i = 8 * element();
     if (i >= n) return;
-    float x = code_number(codes, dtype, s, first + i);
-    if (to == F32) ((float *)out)[i] = x;
-    else ((__nv_bfloat16 *)out)[i] = __float2bfloat16_rn(x);
+    const unsigned m = (unsigned)least(8, n - i);
+    const Eight<Out> x = eight_numbers<Out>(codes, dtype, s, first + i, m);
+    if (m == 8 && (uintptr_t)out % sizeof(uint4) == 0) {
+        *(Eight<Out> *)(out + i) = x;
+        return;
+    }
+    #pragma unroll
+    for (unsigned j = 0; j < 8; j++) if (j < m) out[i + j] = x.at[j];
+}
+
+template<class Out> static void decode(Out *out, Weight w, size_t first, size_t n) {
+    LAUNCH(decode_kernel<Out>, blocks_for(n, 8 * THREADS), THREADS, 0, out, w.data, w.dtype, *w.scales, w.first + first,
+           n);
 }
 
 // out [n] = n numbers of a weight from number `first` on
 static void load(void *out, Dtype to, Weight w, size_t first, size_t n) {
     if (!w.scales) return convert(out, to, (const char *)w.data + (w.first + first) * size_of(w.dtype), w.dtype, n);
-    LAUNCH(decode_kernel, blocks_for(n, THREADS), THREADS, 0, out, to, w.data, w.dtype, *w.scales, w.first + first, n);
+    to == F32 ? decode((float *)out, w, first, n) : decode((__nv_bfloat16 *)out, w, first, n);
 }
 
 void widen_weight(real *out, Weight w, size_t n) { load(out, F32, w, 0, n); }
@@ -554,13 +585,17 @@ static __global__ void one_row_kernel(real *y, const real *from, const real *x, 
     if (j < n_out && lane == 0) y[j] = (from ? from[j] : 0) + scale * sum;
 }
 
-// The same of codes, which have no wider form yet.
+// The same of codes, by eights.
 static __global__ void one_row_codes_kernel(real *y, const real *from, const real *x, const void *codes, Dtype dtype,
                                             Scales s, size_t first, real scale, size_t n_out, size_t n_in) {
     size_t j = (size_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     float sum = 0;
-    for (size_t k = lane; j < n_out && k < n_in; k += WARP)
-        sum += code_number(codes, dtype, s, first + j * n_in + k) * x[k];
+    for (size_t k = 8 * lane; j < n_out && k < n_in; k += 8 * WARP) {
+        const unsigned n = (unsigned)least(8, n_in - k);
+        const Eight<float> w = eight_numbers<float>(codes, dtype, s, first + j * n_in + k, n);
+        #pragma unroll
+        for (unsigned e = 0; e < 8; e++) if (e < n) sum += w.at[e] * x[k + e];
+    }
     for (unsigned half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, half);
     if (j < n_out && lane == 0) y[j] = (from ? from[j] : 0) + scale * sum;
 }
