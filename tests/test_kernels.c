@@ -771,14 +771,14 @@ static void test_linear_codes(Dtype dtype, bool nested, size_t T, size_t n_out, 
     else s.each = on_device[1];
     Weight w = { on_device[0], dtype, n_in, &s };
     TestArray *x = random_array(T*n_in, 1), *dy = random_array(T*n_out, 1), *y = unset_array(T*n_out);
-    TestArray *dx = unset_array(T*n_in), *numbers = unset_array(n_out*n_in);
+    TestArray *dx = unset_array(T*n_in), *numbers = random_array(1 + n_out*n_in, 1);        // the first stays
     linear_forward(y->device, NULL, x->device, w, 1, T, n_out, n_in);
     linear_backward_input(dx->device, NULL, dy->device, w, 1, T, n_out, n_in);
-    widen_weight(numbers->device, w, n_out*n_in);
+    widen_weight((real *)numbers->device + 1, w, n_out*n_in);
     memset(y->host, 0, T*n_out * sizeof *y->host), memset(dx->host, 0, T*n_in * sizeof *dx->host);
     double *unused = alloc(n_out*n_in, sizeof *unused);
     naive_linear(y->host, dx->host, unused, dy->host, x->host, full + n_in, 1, T, n_out, n_in);
-    memcpy(numbers->host, full + n_in, n_out*n_in * sizeof *full);
+    memcpy(numbers->host + 1, full + n_in, n_out*n_in * sizeof *full);
     const char *shape = label("%s%s T=%zu out=%zu in=%zu per=%zu", code_names[dtype], nested ? " nested" : "", T, n_out,
                               n_in, per);
     expect(y, PRODUCTS(3e-6, 6e-15, 1e-2), "linear_forward of codes, %s", shape);
@@ -793,7 +793,8 @@ static void test_codes(void) {
     static const struct { size_t T, n_out, n_in, per; bool nested; } shapes[] = {       // per 0: a row
         { 1, 5, 7, 0, false }, { 1, 33, 128, 64, false }, { 1, 19, 192, 64, true }, { 1, 9, 100, 64, true },
         { 3, 4, 9, 64, false }, { 7, 35, 52, 64, true }, { 13, 32, 128, 128, false }, { 50, 70, 600, 64, true },
-        { 6, 300, 64, 0, false }, { 13, 32, 75, 64, true }, { 6, 40, 75, 0, false },
+        { 6, 300, 64, 0, false }, { 13, 32, 75, 64, true }, { 6, 40, 75, 0, false }, { 5, 17, 3, 0, false },
+        { 1, 11, 2, 0, false },
     };
     for (size_t k = 0; k < COUNT(shapes); k++)
         for (Dtype dtype = Q8; dtype <= FP4; dtype++)
