@@ -3625,7 +3625,7 @@ static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
     for (const Json *j = array->first; j; j = j->next) {
         bool whole = j->type == JSON_NUMBER && j->number >= -1e9 && j->number <= 1e9 && floor(j->number) == j->number;
         bool inside = whole && j->number >= 0 && j->number < (double)d->V;
-        if (!inside && !(whole && labels && j->number == NO_TARGET))
+        if (!inside && !(whole && labels && (int32_t)j->number == NO_TARGET))
             fail("%s: %s is no token id of this model, which has 0 to %zu%s", where(d->json, j), quoted(d->json, j),
                  d->V - 1, labels ? "; -100 marks a token that is no target" : "");
         *out++ = (int32_t)j->number;
@@ -4407,9 +4407,10 @@ static double default_rate(const Method *m, size_t hidden, size_t n) {
 enum { BATCH_TOKENS = 1024 };       // about where products reach their full speed
 
 // A step has STEP_SAMPLES samples, in batches of at most BATCH_TOKENS. Few samples get more epochs, until there are
-// ENOUGH_STEPS or MOST_EPOCHS; these end once validation is good enough or gets no better (README, "What a run gets").
+// enough_steps or most_epochs; these end once validation is good enough or gets no better (README, "What a run gets").
 static void choose_defaults(Options *o, const Method *method, const Config *c, const Dataset *train, bool validates) {
-    enum { STEP_SAMPLES = 4, ENOUGH_STEPS = 1400, LEAST_EPOCHS = 3, MOST_EPOCHS = 60 };
+    enum { STEP_SAMPLES = 4 };
+    const double enough_steps = 1400, least_epochs = 3, most_epochs = 60;
     if (!(o->learning_rate >= 0)) o->learning_rate = default_rate(method, c->hidden_size, train->n);
     if (o->yaml) return;
     int64_t *batch = &o->per_device_train_batch_size, *batches = &o->gradient_accumulation_steps;
@@ -4417,10 +4418,10 @@ static void choose_defaults(Options *o, const Method *method, const Config *c, c
         while (*batch < STEP_SAMPLES && 2 * (size_t)*batch * train->longest <= BATCH_TOKENS) *batch *= 2;
     if (!GIVEN(o, gradient_accumulation_steps)) *batches = *batch < STEP_SAMPLES ? STEP_SAMPLES / *batch : 1;
     double steps_per_epoch = ceil((double)train->n / (double)(*batch * *batches));
-    double epochs = fmin(fmax(ceil(ENOUGH_STEPS / steps_per_epoch), LEAST_EPOCHS), MOST_EPOCHS);
+    double epochs = fmin(fmax(ceil(enough_steps / steps_per_epoch), least_epochs), most_epochs);
     bool undecided = !GIVEN(o, num_train_epochs) && !GIVEN(o, max_steps);
     if (undecided) o->num_train_epochs = epochs;
-    bool stops = undecided && validates && epochs > LEAST_EPOCHS && !GIVEN(o, early_stopping_patience);
+    bool stops = undecided && validates && epochs > least_epochs && !GIVEN(o, early_stopping_patience);
     if (stops) o->early_stopping_patience = (int64_t)ceil(fmax(3, epochs / 6));
     if (stops && !o->replay && !GIVEN(o, early_stopping_loss)) o->early_stopping_loss = 0.03;
     if (!GIVEN(o, early_stopping_threshold)) o->early_stopping_threshold = 0.01;
@@ -6000,8 +6001,8 @@ static void quantise(const char *folder, const char *out, const Options *o) {
 #if FAST
 
 // ---- 12.1 Vectors ------------------------------------------------------------------------------------------------
-// GCC's and Clang's vector types, as wide as the machine that is compiled for. For __builtin_shufflevector: LOW_LANES
-// takes the lanes of two vectors' lower halves in turn, HIGH_LANES those of the upper.
+// GCC's and Clang's vector types, as wide as the machine that is compiled for. To SHUFFLE two: LOW_LANES takes the lanes
+// of their lower halves in turn, HIGH_LANES those of the upper.
 #if defined __AVX512F__
 #include <immintrin.h>      // for three places: dot_pairs, AMX's tiles, and codes (lanes_of_bytes and values_of)
 #define VECTOR_BYTES 64
@@ -6024,6 +6025,12 @@ typedef uint8_t byte_vec __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1
 typedef int32_t int_vec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef uint32_t bit_pair __attribute__((may_alias));       // two numbers of bf16
 enum { LANES = VECTOR_BYTES / sizeof(real) };
+
+#if defined __clang__ || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (int_vec){ __VA_ARGS__ })
+#endif
 
 static inline real sum_of_lanes(vec sums) { return join_parts((real *)&sums, LANES); }
 
@@ -6070,9 +6077,12 @@ static size_t lanes_of(size_t n_k) {
 static const Packing in_vectors = { true, TILE_M, BLOCK_N, 2, 1 };
 
 // sum + high(a) high(b) + low(a) low(b) in each lane, of pairs of bf16. Each product is added with one rounding to
-// nearest even, the high one first; denormal numbers count as 0 (Intel's manual of instructions, VDPBF16PS).
+// nearest even, the high one first; denormal numbers count as 0 (Intel's manual of instructions, VDPBF16PS). By the name
+// of the instruction, for clang 16 breaks down over the intrinsic.
 static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) {
-    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+    bit_vec everywhere = (bit_vec){0} + a;
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(everywhere), "v"(b));
+    return sum;
 }
 #else
 static const Packing in_vectors = { true, TILE_M, BLOCK_N, 1, 1 };
@@ -6098,8 +6108,8 @@ static inline void transpose(vec *rows) {
     for (int round = 1; round < LANES; round *= 2) {
         #pragma GCC unroll 8
         for (int i = 0; i < LANES / 2; i++) {
-            next[2*i] = __builtin_shufflevector(rows[i], rows[i + LANES/2], LOW_LANES);
-            next[2*i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES/2], HIGH_LANES);
+            next[2*i] = SHUFFLE(rows[i], rows[i + LANES/2], LOW_LANES);
+            next[2*i + 1] = SHUFFLE(rows[i], rows[i + LANES/2], HIGH_LANES);
         }
         #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++) rows[i] = next[i];
@@ -6185,8 +6195,8 @@ static void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t 
     if (b.k_stride != 1) {
         for (size_t k = 0; k < n_k; k++, panel += TILE_N) {     // a tile is two vectors wide
             widen_pairs(&even, &odd, *(const bit_vec *)view_at(b, line0, k0 + k), b.w.dtype);
-            *(vec *)panel = __builtin_shufflevector(even, odd, LOW_LANES);
-            *(vec *)(panel + LANES) = __builtin_shufflevector(even, odd, HIGH_LANES);
+            *(vec *)panel = SHUFFLE(even, odd, LOW_LANES);
+            *(vec *)(panel + LANES) = SHUFFLE(even, odd, HIGH_LANES);
         }
         return;
     }
@@ -6261,8 +6271,8 @@ static void widen_block(real *out, const void *data, Dtype dtype, float scale, s
     if (dtype != Q8 && i % 2 && n) out[k++] = code_at(data, dtype, i) * scale;
     for (; k + 2*LANES <= n; k += 2*LANES) {
         widen_codes(&first, &second, (const uint8_t *)data + dtype_bytes(dtype, i + k), dtype, scale);
-        vec low = __builtin_shufflevector(first, second, LOW_LANES);
-        vec high = __builtin_shufflevector(first, second, HIGH_LANES);
+        vec low = SHUFFLE(first, second, LOW_LANES);
+        vec high = SHUFFLE(first, second, HIGH_LANES);
         *(vec *)(out + k) = dtype == Q8 ? first : low;
         *(vec *)(out + k + LANES) = dtype == Q8 ? second : high;
     }
