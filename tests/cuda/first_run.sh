@@ -4,7 +4,7 @@
 #
 #     make first-run          or      OUT=FOLDER bash tests/cuda/first_run.sh [FIRST [LAST]]      stages FIRST to LAST
 #
-# The machine needs cc and cuBLASLt 13, and either nvcc or a glmtune-cuda.o that was carried there. PyTorch (the last
+# The machine needs cc and cuBLASLt, and either nvcc or a glmtune-cuda.o that was carried there. PyTorch (the last
 # stage), ncu and compute-sanitizer are used where they are. Nothing is downloaded.
 set -u
 cd "$(dirname "$0")/../.." || exit 2
@@ -24,11 +24,13 @@ stage() {       # NUMBER SECONDS LINES NAME COMMAND: LINES of its output on the 
     echo "   status $status$([ $status -ne 124 ] || echo ': out of time')" | tee -a "$log"
 }
 
-# Libraries of the toolkit, or of PyTorch's packages, which lack the names that -l looks for.
-libraries=/usr/local/cuda/lib64
-[ -e $libraries/libcublasLt.so.13 ] ||
+# Libraries of the toolkit, or of PyTorch's packages, which lack the names that -l looks for. An object that was carried
+# here is of CUDA 13.
+version=13 libraries=/usr/local/cuda/lib64
+! command -v nvcc >/dev/null 2>&1 || version=$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')
+[ -e "$libraries/libcublasLt.so.$version" ] ||
     libraries=$(python3 -c 'import nvidia.cu13 as n; print(list(n.__path__)[0] + "/lib")' 2>/dev/null)
-export LIBS="-L$libraries -Wl,-rpath,$libraries -l:libcublasLt.so.13 -l:libcudart.so.13 -lstdc++ -lm"
+export LIBS="-L$libraries -Wl,-rpath,$libraries -l:libcublasLt.so.$version -l:libcudart.so.$version -lstdc++ -lm"
 export CC="${CC:-cc} -std=gnu11 -O3 -march=native -ffp-contract=fast -fopenmp -Wno-unused-function"
 
 # GLM-4-9B with its fused maps, as released: all 40 layers, and four for a look at each kernel.
