@@ -5,7 +5,7 @@ CC     = cc
 CFLAGS = -std=gnu11 -O3 -march=native -ffp-contract=fast -Wall -Wextra -Wshadow -Wconversion
 LDLIBS = -lm
 # OpenMP if the compiler has it, found by trying. `make OPENMP=` builds without.
-OPENMP := $(shell echo 'int main(void) { return 0; }' | $(CC) -x c -fopenmp - -o /dev/null 2>/dev/null && echo -fopenmp)
+OPENMP := $(shell echo 'int main(void) { return 0; }' | $(CC) -x c -include omp.h -fopenmp - -o /dev/null 2>/dev/null && echo -fopenmp)
 DEBUG  = -std=gnu11 -O1 -g -march=native -ffp-contract=fast -Wall -Wextra -Wshadow -Wconversion \
          -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 PYTHON = python3
