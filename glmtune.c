@@ -10206,7 +10206,7 @@ static void spin_less(__attribute__((unused)) char **argv) {
 static void use_threads(int64_t n) {
     if (n > 0) omp_set_num_threads((int)n);
     if (n > omp_get_max_threads())      // without OpenMP this is 1 for ever
-        fprintf(stderr, "glmtune: --threads %lld: built without OpenMP, so it runs on one core\n", (long long)n);
+        fprintf(stderr, "note: --threads %lld: built without OpenMP, so it runs on one core\n", (long long)n);
 }
 
 #ifndef GLMTUNE_NO_MAIN
