@@ -6001,10 +6001,10 @@ static void quantise(const char *folder, const char *out, const Options *o) {
 #if FAST
 
 // ---- 12.1 Vectors ------------------------------------------------------------------------------------------------
-// GCC's and Clang's vector types, as wide as the machine that is compiled for. To SHUFFLE two: LOW_LANES takes the lanes
-// of their lower halves in turn, HIGH_LANES those of the upper.
+// GCC's and Clang's vector types, as wide as the machine that is compiled for. To SHUFFLE two: LOW_LANES takes the
+// lanes of their lower halves in turn, HIGH_LANES those of the upper.
 #if defined __AVX512F__
-#include <immintrin.h>      // for three places: dot_pairs, AMX's tiles, and codes (lanes_of_bytes and values_of)
+#include <immintrin.h>      // for two places: AMX's tiles, and codes (lanes_of_bytes and values_of)
 #define VECTOR_BYTES 64
 #define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -6077,8 +6077,8 @@ static size_t lanes_of(size_t n_k) {
 static const Packing in_vectors = { true, TILE_M, BLOCK_N, 2, 1 };
 
 // sum + high(a) high(b) + low(a) low(b) in each lane, of pairs of bf16. Each product is added with one rounding to
-// nearest even, the high one first; denormal numbers count as 0 (Intel's manual of instructions, VDPBF16PS). By the name
-// of the instruction, for clang 16 breaks down over the intrinsic.
+// nearest even, the high one first; denormal numbers count as 0 (Intel's manual of instructions, VDPBF16PS). By its
+// name, for clang 16 breaks down over the intrinsic.
 static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) {
     bit_vec everywhere = (bit_vec){0} + a;
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(everywhere), "v"(b));
