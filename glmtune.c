@@ -6028,7 +6028,7 @@ enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 #if defined __clang__ || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
+#else       // gcc 11
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (int_vec){ __VA_ARGS__ })
 #endif
 
@@ -6078,8 +6078,8 @@ static size_t lanes_of(size_t n_k) {
 static const Packing in_vectors = { true, TILE_M, BLOCK_N, 2, 1 };
 
 // sum + high(a) high(b) + low(a) low(b) in each lane, of pairs of bf16. Each product is added with one rounding to
-// nearest even, the high one first; denormal numbers count as 0 (Intel's manual of instructions, VDPBF16PS). By its
-// name, for clang 16 breaks down over the intrinsic.
+// nearest even, the high one first; denormal numbers count as 0 (Intel's manual of instructions, VDPBF16PS). Written
+// by name, since clang 16 crashes on its intrinsic.
 static inline vec dot_pairs(vec sum, uint32_t a, bit_vec b) {
     bit_vec everywhere = (bit_vec){0} + a;
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(everywhere), "v"(b));
