@@ -315,8 +315,8 @@ void widen(real *out, const void *in, Dtype dtype, size_t n) { convert(out, F32,
 
 static __device__ const float code_values[][16] = CODE_VALUES;
 
-// What the numbers are multiplied with whose scale is number k; each rounding as 2.1 says, none fused.
-static __device__ float scale_at(const Scales &s, size_t k) {
+// Scale number k; each rounding as 2.1 says, none fused.
+static __device__ float scale_of(const Scales &s, size_t k) {
     return s.each ? s.each[k] : __fadd_rn(__fmul_rn(s.map[s.code[k]], s.nested[k / 256]), s.offset);
 }
 
@@ -326,6 +326,7 @@ static __device__ float code_at(const void *codes, Dtype dtype, size_t i) {
     return code_values[dtype - Q4][i % 2 ? byte & 15 : byte >> 4];
 }
 
+// to = x, rounded to its type
 static __device__ void put(float &to, float x) { to = x; }
 static __device__ void put(__nv_bfloat16 &to, float x) { to = __float2bfloat16_rn(x); }
 
@@ -335,11 +336,11 @@ template<class Out>
 static __device__ Eight<Out> eight_numbers(const void *codes, Dtype dtype, const Scales &s, size_t i, unsigned n) {
     size_t k = i / s.per;
     unsigned end = (unsigned)least(8, (k + 1) * s.per - i);         // of those that have scale k
-    float scale = scale_at(s, k);
+    float scale = scale_of(s, k);
     Eight<Out> x = {};
     #pragma unroll
     for (unsigned j = 0; j < 8; j++) {
-        if (j == end && j < n) scale = scale_at(s, ++k), end += (unsigned)least(8, s.per);
+        if (j == end && j < n) scale = scale_of(s, ++k), end += (unsigned)least(8, s.per);
         if (j < n) put(x.at[j], __fmul_rn(code_at(codes, dtype, i + j), scale));
     }
     return x;
