@@ -138,6 +138,12 @@ broken_data placeholder.jsonl \
     "2:85: '{{NAME}}': a placeholder that nobody replaced; put the real text in its place (3 in all)"
 broken_data role.jsonl "1:24: role 'narrator' is not one of system, user, assistant, observation"
 broken_data tools.jsonl '1:57: "tools" belong to a system message'
+
+# Of what is no id, a label may be -100, and nothing beside that.
+for value in -99 -101 -100.5 -4294967396 1e300 NaN 2710; do
+    printf '{"input_ids": [1, 2, 3], "labels": [-100, 2, %s]}\n' $value >labels.jsonl
+    refuse "labels.jsonl:1:46: '$value' is no token id of this model" check labels.jsonl "$tiny" --ids
+done
 refuse "placeholder.jsonl:2:85: '{{NAME}}'" train "$tests/data/bad/placeholder.jsonl" "$tiny" --output_dir out
 works "3 read, 3 kept, 0 cut, 0 dropped, 1 duplicates|3:43: '[[训练时间]]'|(2 in all)|3:114: assistant: a message without" \
     check "$tests/data/bad/doubtful.jsonl" "$tiny" --samples 0
