@@ -36,7 +36,7 @@
 #define GLMTUNE_C
 
 #if !defined(__cplusplus) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE         // vasprintf, strndup, memmem, memrchr, O_CLOEXEC
+#define _GNU_SOURCE         // vasprintf, strndup, memmem, strcasestr, O_CLOEXEC
 #endif
 #include <stddef.h>
 #include <stdint.h>
@@ -77,6 +77,9 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, Q8, Q4, NF4, FP4,
 #include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __APPLE__
+#define st_mtim st_mtimespec
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -143,7 +146,7 @@ static size_t times(size_t a, size_t b) {
 }
 
 static void *checked(void *p, size_t bytes) {
-    if (!p && bytes) fail("out of memory: %.3f GiB more were needed", (double)bytes / (1 << 30));
+    if (!p) fail("out of memory: %.3f GiB more were needed", (double)bytes / (1 << 30));
     return p;
 }
 
@@ -219,8 +222,9 @@ static bool names_in(const char *list, const char *names) {
 typedef struct { char *block; size_t used, size; } Arena;
 
 static void *arena_take(Arena *a, size_t n, size_t size) {
-    size_t bytes = (times(n, size) + 63) & ~(size_t)63, at = a->used;
-    a->used += bytes;
+    size_t bytes = times(n, size), at = a->used;
+    if (max_size(at, bytes) > SIZE_MAX / 8) fail("%zu and %zu bytes pass what this machine can count", at, bytes);
+    a->used = (at + bytes + 63) & ~(size_t)63;
     if (a->block && a->used > a->size) fail("internal error: an arena of %zu bytes is too small", a->size);
     return a->block ? a->block + at : (void *)(uintptr_t)(64 + at);     // counting: a place that is never looked at
 }
@@ -255,7 +259,7 @@ static uint64_t hash_name(const char *s) { return hash_bytes(s, strlen(s)); }
 //     Lists     of pointers and of their sizes (y, from, dy, n_out of linear_parts; x, n of sum_of_squares) lie on the
 //               host, and may change once the function returns.
 //     Sizes     that count tokens, rows, sequences, arrays or elements (T, R, n_sequences, n_prefix, count; n where
-//               there is no T) may be 0: what has that size is empty, and a sum over it is 0. Others are at least 1.
+//               there is no T), and n_rotated, may be 0: what has that size is empty, a sum over it 0. Others: above 0.
 //     Gradients of weights (dw, dbias, dgain, dtable) are added to. For others it says "=" where they are overwritten
 //               and "+=" where they are added to. `from` says where a sum starts: NULL, at nothing; the output itself,
 //               which is then added to; or another array of its shape, such as a residual.
@@ -356,10 +360,10 @@ typedef struct {
 void zero(real *x, size_t n);
 // out [n] = in [n] of a type F64, F32, F16 or BF16, exactly; in a float build F64 is rounded once. With REAL: a copy.
 void widen(real *out, const void *in, Dtype dtype, size_t n);
-// out [n] = the first n numbers of a matrix of any type, of codes too, exactly
-void widen_weight(real *out, Weight w, size_t n);
 // out [n] of such a type = in [n], rounded once to nearest, ties to even, also where `real` is double; too large: inf.
 void narrow(void *out, Dtype dtype, const real *in, size_t n);
+// out [n] = the first n numbers of a matrix of any type, of codes too, exactly
+void widen_weight(real *out, Weight w, size_t n);
 // out [n] uniform on [center - spread, center + spread). In float:
 //     out_i = center + spread u,  u = ((int32_t)(rng_bits(key, i) >> 40) - 2^23) / 2^23
 void fill_uniform(real *out, uint64_t key, float center, float spread, size_t n);
@@ -645,7 +649,7 @@ KERNEL void add(real *out, const real *a, const real *b, size_t n) {
 }
 
 // ---- 2.4 Sums over a row, and the exponential --------------------------------------------------------------------
-// A sum over a row is taken in PARTS running sums, joined by halves: fewer digits are lost, and they run side by side.
+// A sum over a row is taken in PARTS running sums, joined at the end: fewer digits are lost, and they run side by side.
 
 enum { PARTS = 16 };
 
@@ -759,7 +763,7 @@ KERNEL void rmsnorm_backward(real *dx, const real *from, real *dgain, const real
 // (Su et al. 2021, arXiv:2104.09864):
 //     angle = position theta^(-2j/n_rotated)      (a, b) -> (a cos - b sin, b cos + a sin)
 // q . k then depends only on the difference of positions. The rest of the head passes through. In float the angle is
-// rounded where Hugging Face rounds it (2.1): exact cosines would differ from its own by up to 1e-4 at position 8192.
+// rounded where Hugging Face rounds it (2.1): exact cosines would differ from its own by up to 6e-4 below 8192.
 
 KERNEL void rope_table(real *table, double theta, size_t n_rotated, size_t n_positions) {
     for (size_t j = 0; j < n_rotated / 2; j++) {
@@ -1329,7 +1333,7 @@ static Model *describe_model(Config c) {
 
 // Positions that a prefix leaves to a text: at least two, one to read and one to write.
 static size_t positions_left(const Model *m) {
-    return m->config.max_positions - min_size(m->first_position, m->config.max_positions - 2);
+    return max_size(m->config.max_positions, m->first_position + 2) - m->first_position;
 }
 
 static size_t count_parameters(Tensor *const *t, size_t n) {
@@ -1703,18 +1707,13 @@ static size_t bytes_of(const Run *r) { return r->kept_arena.used + r->scratch_ar
 
 // ---- 4.2 Memory of what trains -----------------------------------------------------------------------------------
 
-// Gives a tensor its places in an arena: for its numbers; if it trains, and is not only loaded, gradient and moments.
-static void lay_out_tensor(Tensor *t, Arena *a, bool trains, size_t n_moments) {
-    real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
-    for (size_t k = 0; k < (trains ? 2 + n_moments : 1); k++) *places[k] = arena_take(a, t->n, sizeof(real));
-}
+// What trains has up to four arrays: its numbers and, unless it is only loaded, its gradient and moments.
+static size_t arrays_of(const Model *m, bool trains) { return trains ? 2 + m->n_moments : 1; }
 
 static size_t trainable_bytes(const Model *m, bool trains) {
     Arena count = {0};
-    for (size_t i = 0; i < m->n_trained; i++) {
-        Tensor copy = *m->trained[i];
-        lay_out_tensor(&copy, &count, trains, m->n_moments);
-    }
+    for (size_t i = 0; i < m->n_trained; i++)
+        for (size_t k = 0; k < arrays_of(m, trains); k++) arena_take(&count, m->trained[i]->n, sizeof(real));
     return count.used;
 }
 
@@ -1724,7 +1723,8 @@ static void start_trainables(Model *m, uint64_t seed, bool trains) {
     m->trainables.block = device_take(m->trainables.size, 1, "what trains (weights, gradients, moments)");
     for (size_t i = 0; i < m->n_trained; i++) {
         Tensor *t = m->trained[i];
-        lay_out_tensor(t, &m->trainables, trains, m->n_moments);
+        real **places[] = { &t->value, &t->grad, &t->moments[0], &t->moments[1] };
+        for (size_t k = 0; k < arrays_of(m, trains); k++) *places[k] = arena_take(&m->trainables, t->n, sizeof(real));
         if (t->data) widen(t->value, t->data, t->dtype, t->n);
         else (t->start.normal ? fill_normal : fill_uniform)(t->value, rng_key(seed, hash_name(t->name)),
                                                             t->start.center, t->start.spread, t->n);
@@ -1854,7 +1854,8 @@ static void self_attention_forward(Run *r, size_t l) {
     half_forward(r, l, ATTENTION, k->mid, x, att);
 }
 
-static void mlp_inside(const Run *r, size_t l) {
+// To the end, or without its last step.
+static void mlp_forward(const Run *r, size_t l, bool to_end) {
     const Layer *L = &r->model->layers[l];
     LayerState *k = &r->layers[l];
     // 6. m = norm(mid)
@@ -1863,22 +1864,16 @@ static void mlp_inside(const Run *r, size_t l) {
     map_forward(r, k, L->gate_up, &k->gate_up, NULL, k->m);
     // 8. h = silu(gate) up
     swiglu_forward(k->h, k->gate_up, r->n_rows, r->model->config.ffn_dim);
-}
-
-static void mlp_forward(const Run *r, size_t l) {
-    LayerState *k = &r->layers[l];
-    mlp_inside(r, l);
     // 9. out = mid + [norm] (W h)
-    half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
+    if (to_end) half_forward(r, l, MLP, is_last(r, l) ? r->x_final : r->layers[l+1].x, k->mid, k->h);
 }
 
 // Computes layer l once more, so that the shared arrays hold its values. A plain end of the MLP is left out, for no
-// backward reads it. The values of the last layer are there still.
+// backward reads it; another writes the next layer's input as it is. The values of the last layer are there still.
 static void recompute_layer(Run *r, size_t l) {
     if (is_last(r, l)) return;
     self_attention_forward(r, l);
-    if (ends_plainly(r, &r->model->layers[l], MLP)) mlp_inside(r, l);
-    else mlp_forward(r, l);         // writes the next layer's input as it is
+    mlp_forward(r, l, !ends_plainly(r, &r->model->layers[l], MLP));
 }
 
 // Whether anything trains below a stage of a layer, so that gradients must go on.
@@ -2009,7 +2004,7 @@ static void forward(Run *r, const Batch *b, bool dropout) {
     embedding_forward(r->layers[0].x, r->ids, weight_of(e), r->T, e->shape[1]);
     if (needs_prefix(r, b)) r->method->prefix_forward(r->model, r->prefix, r->prefix_kept, prefix_pass(r));
     r->n_rows = r->T;
-    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l);
+    for (size_t l = 0; l < r->model->config.n_layers; l++) self_attention_forward(r, l), mlp_forward(r, l, true);
     norm_forward(r, r->final, r->final_inv_rms, r->x_final, r->model->final_norm);
 }
 
@@ -2232,9 +2227,9 @@ static void full_setup(Model *m, const Options *o) {
 // every token. What it learns: a manner, a role, samples by heart; of new facts asked in other words one in ten
 // (README, What the methods learn), because queries that do not train look them up.
 // Learning rate 2e-2, ChatGLM2's official one (with a projection, which multiplies every step, give a quarter): AdamW
-// moves a number by at most the rate in a step, and u must move by about its own width, 1, so few steps at a low rate
-// do nothing (10.4 warns). All samples of an optimizer step see one prefix and one dropout mask, of (seed, step, prefix
-// token, feature), however they are cut into batches.
+// moves a number by about the rate in a step (3.2 times it at most), and u must move by about its own width, 1, so few
+// steps at a low rate do nothing (10.4 warns). All samples of an optimizer step see one prefix and one dropout mask, of
+// (seed, step, prefix token, feature), however they are cut into batches.
 
 enum { PREFIX_TABLE, PREFIX_W1, PREFIX_B1, PREFIX_W2, PREFIX_B2 };     // E, W1, b1, W2, b2; in PEFT's files, ChatGLM's:
 static const char *const prefix_names[][5] = {
@@ -2272,8 +2267,8 @@ static void ptuning_setup(Model *m, const Options *o) {
 
 static size_t prefix_hidden(const Model *m) { return m->added.t[PREFIX_W1] ? m->added.t[PREFIX_W1]->shape[0] : 0; }
 
-// Where in `kept` things lie: u, and u after dropout [P,W]; a, h = tanh(a), the gradient dh [P,hidden]. The backward
-// does not read u or `dropped`: it puts their gradients there.
+// In `kept`: u, and u after dropout [P,2Lgd]; a = W1 E + b1, h = tanh(a), the gradient dh [P,hidden]. The backward does
+// not read u or `dropped`: it puts their gradients there.
 typedef struct { real *u, *dropped, *a, *h, *dh; } PrefixParts;
 
 static PrefixParts prefix_parts(const Model *m, real *kept) {
@@ -2389,8 +2384,8 @@ static size_t adapter_keeps(const Added *a, size_t H) { return adapter_width(a) 
 
 static void adapter_forward(const Added *a, real *x, const real *s, real *z, size_t H, Pass p) {
     size_t B = adapter_width(a);
-    real *down = z + p.T * H, *active = down + p.T * B;
     if (!B) return;
+    real *down = z + p.T * H, *active = down + p.T * B;
     widen(z, a->houlsby ? s : x, REAL, p.T * H);        // a copy
     affine_forward(down, NULL, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
     activation_forward(active, down, a->houlsby ? SWISH : RELU, p.T * B);
@@ -2400,9 +2395,9 @@ static void adapter_forward(const Added *a, real *x, const real *s, real *z, siz
 // dx is the gradient of out, and so of x and of s. That of z is added to it: for s alone in houlsby, both in pfeiffer.
 static real *adapter_backward(const Added *a, real *dx, real *ds, const real *z, size_t H, bool below, Pass p) {
     size_t B = adapter_width(a);
+    if (!B) return dx;
     const real *down = z + p.T * H, *active = down + p.T * B;
     real *dactive = p.beside_scratch, *ddown = dactive + p.T * B, *dz = a->houlsby ? ds : dx;
-    if (!B) return dx;
     affine_backward(dactive, NULL, dx, active, a->t[ADAPTER_UP], a->t[ADAPTER_UP_BIAS], p.T);
     activation_backward(ddown, dactive, down, a->houlsby ? SWISH : RELU, p.T * B);
     affine_backward(below ? dz : NULL, dx, ddown, z, a->t[ADAPTER_DOWN], a->t[ADAPTER_DOWN_BIAS], p.T);
@@ -2516,7 +2511,7 @@ static int64_t warmup_of(const Options *o, int64_t total_steps) {
     return o->warmup_steps > 0 ? o->warmup_steps : (int64_t)ceil((double)total_steps * o->warmup_ratio);
 }
 
-// Returns the norm of all gradients, which become g min(1, max_norm/(norm+1e-6)); left as they are if it is not finite.
+// Returns the norm of all gradients; if it is finite and max_norm above 0, they become g min(1, max_norm/(norm+1e-6)).
 static double clip_gradients(Model *m, double max_norm) {
     const real **gradients = alloc(m->n_trained, sizeof *gradients);
     size_t *sizes = alloc(m->n_trained, sizeof *sizes);
@@ -2593,6 +2588,7 @@ static const char *begin_folder(const char *path);          // the same, and mak
 static void finish_output(const char *temporary);           // gives what was written there its own name
 static void close_written(FILE *f, const char *path);       // ends the program where not all is on the disk
 __attribute__((noreturn)) static void fail_writing(const char *path);       // as when the disk is full
+static void want_new_folder(const char *path);              // ends the program where it is there and holds something
 static void lock_folder(const char *folder);                // makes it, and keeps other runs out until this one ends
 static void unlock_folder(void);
 
@@ -2619,8 +2615,10 @@ typedef struct Json {
 
 typedef struct JsonBlock { struct JsonBlock *next; size_t used; Json nodes[512]; } JsonBlock;
 
-typedef struct {
+typedef struct JsonReader {
     const char *file, *language, *source;       // the first two for messages
+    const struct JsonReader *outer;             // where the source is a text in another file: that one's reader,
+    const Json *text;                           // and the text there
     size_t n, at, began;        // began: where the present value begins
     bool started, in_array;     // in_array: the file is one array, whose members are given one by one
     char *strings;              // unescaped strings of the present value; never longer than the source
@@ -2919,24 +2917,21 @@ static size_t contraction(const char *s, size_t n) {
 //     (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,3} |  ?[^\s\p{L}\p{N}]+[\r\n]* |
 //     \s*[\r\n]+ | \s+(?!\S) | \s+
 static size_t next_chunk(const Tokenizer *t, const char *s, size_t n) {
-    size_t first, run, length = contraction(s, n), last_newline = 0;
-    if (length) return length;
+    size_t first, run = contraction(s, n), blank = *s == ' ';
+    if (run) return run;
     int class = class_at(t, s, n, &first);
     if (class == CLASS_LETTER) return class_run(t, s, n, CLASS_LETTER, n);
     if (class == CLASS_NUMBER) return class_run(t, s, n, CLASS_NUMBER, 3);
     if (!is_newline(*s) && (run = class_run(t, s + first, n - first, CLASS_LETTER, n))) return first + run;
-    size_t blank = *s == ' ';
     if ((run = class_run(t, s + blank, n - blank, CLASS_OTHER, n))) {
         for (run += blank; run < n && is_newline(s[run]); ) run++;
         return run;
     }
     run = class_run(t, s, n, CLASS_SPACE, n);
-    for (size_t i = 0; i < run; i++) if (is_newline(s[i])) last_newline = i + 1;
-    if (last_newline) return last_newline;
+    for (size_t i = run; i > 0; i--) if (is_newline(s[i-1])) return i;
     if (run == n || run == first) return run;
-    // leave the last space to what follows
-    for (length = run - 1; ((unsigned char)s[length] & 0xC0) == 0x80; ) length--;
-    return length;
+    do run--; while (((unsigned char)s[run] & 0xC0) == 0x80);       // leave the last space to what follows
+    return run;
 }
 
 // The first part of SentencePiece's text s whose border no merge crosses: before a blank that no piece has inside,
@@ -3043,6 +3038,7 @@ static const Layout layouts[] = {
 typedef struct {
     const Layout *layout;
     Tokenizer *tokenizer;
+    const Config *config;           // of the model that reads the ids
     const char *why;                // when layout or tokenizer is missing: why text cannot be used
     bool joined;                    // line break and text are encoded as one, as Hugging Face's templates are
     int32_t prefix[2], roles[ROLES], end, stops[3];     // -1: the layout has none
@@ -3086,7 +3082,7 @@ static Tokenizer *model_tokenizer(const Config *c, const char *folder, const cha
 }
 
 static ChatFormat choose_format(const Options *o, const Config *c, const char *folder) {
-    ChatFormat f = {0};
+    ChatFormat f = { .config = c };
     const char *wanted = layout_name(o, c, folder);
     f.tokenizer = model_tokenizer(c, folder, &f.why);
     for (size_t i = 0; wanted && i < COUNT(layouts); i++) if (!strcmp(layouts[i].name, wanted)) f.layout = &layouts[i];
@@ -3251,7 +3247,6 @@ typedef struct {
     JsonReader *json, *tools;
     const ChatFormat *format;
     const Options *o;
-    size_t V;
     Dataset *set;
     bool asks;
 } DataReader;
@@ -3322,11 +3317,13 @@ static const JsonReader *tools_reader(const DataReader *d, const Json *list) { r
 static const Json *given_tools(const DataReader *d, const Json *object) {
     const Json *list = given(object, json_key(object, "tools", "functions"));
     if (json_is(list, JSON_STRING) && list->count) {
-        json_close(d->tools);
-        *d->tools = json_open(strf("%s, in \"%s\"", where(d->json, list), list->key), list->text, list->count);
-        list = json_only(d->tools);
+        JsonReader r = json_open(NULL, list->text, list->count);
+        r.outer = d->json, r.text = list;
+        list = json_only(&r);
+        if (!list->count) return json_close(&r), NULL;      // the sample's own list is still to be read
+        json_close(d->tools), *d->tools = r;
     }
-    if (!list || !list->count) return NULL;
+    if (!list || (list->type > JSON_NUMBER && !list->count)) return NULL;
     const JsonReader *r = tools_reader(d, list);
     if (list->type != JSON_ARRAY) fail("%s: tools must be an array, not %s", where(r, list), quoted(r, list));
     return list;
@@ -3403,6 +3400,8 @@ static void add_system(const DataReader *d, Conversation *c, const Json *metadat
         text_python(&t, r, tools, NULL, 0);
     }
     add_turn(c, (Turn){ .role = SYSTEM, .text = t.s, .n = t.n, .fixed = true, .own = t.s });
+    if (metadata && !*opening)      // where content and tools are two messages, it goes with the content
+        c->turns[c->n-1].metadata = metadata->text, c->turns[c->n-1].metadata_n = metadata->count;
     if (!content || !content->count) return;
     if (*opening) add_text_turn(d, c, SYSTEM, metadata, content, false);
     else note_text(d, SYSTEM, content);
@@ -3439,6 +3438,7 @@ static const struct { bool flags; const char *keys, *remedy; } refused[] = {
     { false, "tool_calls,function_call", CALLS },
     { false, "reasoning_content,reasoning,thinking", "write <think>thoughts</think> into \"content\"" },
     { false, "image,images,video,videos,audio,audios", "text alone is read" },
+    { false, "history", "write the earlier turns into the messages" },
     { false, "chosen,rejected,rejected_response", "write the wanted answer as the last message" },
     { true, "attention_mask,loss_mask,loss_weights", "leave padding out; the label of what is not learned is -100" },
     { true, "weight,train,loss,label,kto_tag,loss_scale,sample_weight,mask",
@@ -3624,10 +3624,10 @@ static int32_t *read_ids(const DataReader *d, const Json *array, bool labels) {
     int32_t *ids = alloc(array->count, sizeof *ids), *out = ids;
     for (const Json *j = array->first; j; j = j->next) {
         bool whole = j->type == JSON_NUMBER && j->number >= -1e9 && j->number <= 1e9 && floor(j->number) == j->number;
-        bool inside = whole && j->number >= 0 && j->number < (double)d->V;
+        bool inside = whole && j->number >= 0 && j->number < (double)d->format->config->vocab_size;
         if (!inside && !(whole && labels && (int32_t)j->number == NO_TARGET))
             fail("%s: %s is no token id of this model, which has 0 to %zu%s", where(d->json, j), quoted(d->json, j),
-                 d->V - 1, labels ? "; -100 marks a token that is no target" : "");
+                 d->format->config->vocab_size - 1, labels ? "; -100 marks a token that is no target" : "");
         *out++ = (int32_t)j->number;
     }
     return ids;
@@ -3675,17 +3675,17 @@ static void dataset_add(Dataset *set, Sample s) {
 }
 
 // Reads a data file and notes what it finds. What cannot be read, or has no target where it must, is named and ends it.
-static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, size_t V, bool need_targets) {
+static Dataset scan_data_file(const char *path, const ChatFormat *f, const Options *o, bool need_targets) {
     JsonReader r = json_open_file(path), tools = {0};
     Dataset set = {0};
-    DataReader d = { &r, &tools, f, o, V, &set, !need_targets };
+    DataReader d = { &r, &tools, f, o, &set, !need_targets };
     for (const Json *root; (root = json_next(&r)); ) {
         Sample s = read_sample(&d, root);
         count_unread(&d, root);
         s.number = set.n + set.n_dropped + 1;
         if (!s.n) fail("%s: the sample has no tokens", where(&r, root));
-        s.stops = is_stop(f, s.labels[s.n-1]);
-        for (size_t i = 1; i < s.n; i++) s.n_targets += s.labels[i] != NO_TARGET;
+        for (size_t i = 1; i < s.n; i++)
+            if (s.labels[i] != NO_TARGET) s.n_targets++, s.stops = is_stop(f, s.labels[i]);
         if (!s.n_targets && (need_targets || (f->layout && !s.prompt_n)))
             fail("%s: the sample has nothing to learn: no assistant's turn, or no label but -100; here stands %s",
                  where(&r, root), quoted(&r, root));
@@ -3704,24 +3704,18 @@ static Dataset scan_data_file(const char *path, const ChatFormat *f, const Optio
     return set;
 }
 
-static void refuse_findings(const Dataset *set) {
-    for (int k = 0; k < FINDINGS; k++)
-        if (finding_kinds[k].wrong && set->findings[k].n)
-            fail("%s: %s (%zu in all)", set->findings[k].first, finding_kinds[k].what, set->findings[k].n);
+// The file of a data folder that has one of these names, as in "dev.json,dev.jsonl". NULL: there is none.
+static const char *data_file(const char *data, const char *names) {
+    const char *found = NULL, *name;
+    for (char *rest = strf("%s", names); (name = strsep(&rest, ",")); ) {
+        const char *path = strf("%s/%s", data, name);
+        if (found && exists(path)) fail("%s: is there beside %s; name the one that you mean", path, found);
+        if (exists(path)) found = path;
+    }
+    return found;
 }
 
-// A data file whose every sample fits and can be used.
-static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, size_t V, bool need_targets) {
-    Dataset set = scan_data_file(path, f, o, V, need_targets);
-    refuse_findings(&set);
-    return set;
-}
-
-// The file of a data folder: train.json or train.jsonl, dev.json or dev.jsonl. NULL: there is none.
-static const char *data_file(const char *data, const char *part) {
-    const char *json = strf("%s/%s.json", data, part), *jsonl = strf("%sl", json);
-    return exists(json) ? json : exists(jsonl) ? jsonl : NULL;
-}
+static const char train_files[] = "train.json,train.jsonl", dev_files[] = "dev.json,dev.jsonl,val.json,val.jsonl";
 
 // ---- 8.2 What was read -------------------------------------------------------------------------------------------
 
@@ -3740,26 +3734,30 @@ static int by_size_down(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-// Samples whose ids another one before them has.
-static size_t count_duplicates(const Dataset *set) {
-    size_t *hashes = alloc(set->n, sizeof *hashes), n = 0;
+// A hash of each sample's ids, sorted.
+static size_t *sample_hashes(const Dataset *set) {
+    size_t *hashes = alloc(set->n, sizeof *hashes);
     for (size_t i = 0; i < set->n; i++)
         hashes[i] = hash_bytes(set->samples[i].ids, set->samples[i].n * sizeof *set->samples[i].ids);
     qsort(hashes, set->n, sizeof *hashes, by_size_down);
+    return hashes;
+}
+
+// Samples whose ids another one before them has.
+static size_t count_duplicates(const Dataset *set) {
+    size_t *hashes = sample_hashes(set), n = 0;
     for (size_t i = 1; i < set->n; i++) n += hashes[i] == hashes[i-1];
     free(hashes);
     return n;
 }
 
-enum { BINS = 10 };
-
-// How many samples have each length, in at most BINS bins; returns their width, 1, 2 or 5 times a power of ten.
-static size_t count_lengths(const Dataset *set, size_t counts[BINS]) {
-    size_t width = 1;
-    for (size_t i = 0; width * BINS < set->longest; i++) width = i % 3 == 1 ? width / 2 * 5 : width * 2;
-    memset(counts, 0, BINS * sizeof *counts);
-    for (size_t i = 0; i < set->n; i++) counts[(set->samples[i].n - 1) / width]++;
-    return width;
+// Samples of a set whose ids one of another set has.
+static size_t count_shared(const Dataset *set, const Dataset *other) {
+    size_t *hashes = sample_hashes(set), *others = sample_hashes(other), n = 0;
+    for (size_t i = 0; i < set->n; i++)
+        n += bsearch(&hashes[i], others, other->n, sizeof *others, by_size_down) != NULL;
+    free(hashes), free(others);
+    return n;
 }
 
 static void print_findings(FILE *f, const Dataset *set) {
@@ -3769,13 +3767,31 @@ static void print_findings(FILE *f, const Dataset *set) {
                     set->findings[k].first, finding_kinds[k].what, set->findings[k].n);
 }
 
+static void refuse_findings(const Dataset *set) {
+    for (int k = 0; k < FINDINGS; k++)
+        if (finding_kinds[k].wrong && set->findings[k].n)
+            fail("%s: %s (%zu in all)", set->findings[k].first, finding_kinds[k].what, set->findings[k].n);
+}
+
+// A data file whose every sample fits and can be used.
+static Dataset read_data_file(const char *path, const ChatFormat *f, const Options *o, bool need_targets) {
+    Dataset set = scan_data_file(path, f, o, need_targets);
+    refuse_findings(&set);
+    print_findings(stderr, &set);
+    if (set.n_cut + set.n_dropped)
+        fprintf(stderr, "%s: %zu samples cut, %zu dropped (--overlong)\n", path, set.n_cut, set.n_dropped);
+    if (set.longest > f->config->max_positions)
+        fprintf(stderr, "warning: %s: its longest sample has %zu tokens, and the model is made for %zu\n", path,
+                set.longest, f->config->max_positions);
+    return set;
+}
+
 // The short form, which every run prints; `check` has the long one. held_out: samples that validate.
 static void print_summary(const Dataset *set, size_t held_out, const ChatFormat *f) {
     bool knows_stops = f->layout && f->tokenizer;
     const char *stops = strf("; samples ending in a stop token: %zu of %zu", set->n_stops, set->n);
-    fprintf(stderr, "data: %zu samples to learn, %zu to validate; longest %zu tokens; target tokens: %zu of %zu; "
-            "%zu cut, %zu dropped%s\n", set->n, held_out, set->longest, set->n_targets, set->n_tokens, set->n_cut,
-            set->n_dropped, knows_stops ? stops : "");
+    fprintf(stderr, "data: %zu samples to learn, %zu to validate; longest %zu tokens; target tokens: %zu of %zu%s\n",
+            set->n, held_out, set->longest, set->n_targets, set->n_tokens, knows_stops ? stops : "");
 }
 
 // ---- 8.3 Splits and batches --------------------------------------------------------------------------------------
@@ -3794,12 +3810,16 @@ static real split_place(const Sample *s, uint64_t seed) {
     return (real)rng_uniform(rng_key(seed, hash_bytes(s->ids, s->n * sizeof *s->ids)), 0);
 }
 
-// The share that moves n samples of a set, those with the lowest places.
+// The share that moves n samples of a set, and their copies: those with the lowest places.
 static double share_of(const Dataset *set, size_t n, uint64_t seed) {
-    Valued *places = alloc(set->n + 1, sizeof *places), *nth = places + set->n - n;
+    Valued *places = alloc(set->n + 1, sizeof *places);
+    size_t distinct = 0;
     for (size_t i = 0; i < set->n; i++) places[i].value = split_place(&set->samples[i], seed);
     qsort(places, set->n, sizeof *places, by_value_down);
-    double share = n && n < set->n ? ((double)nth[0].value + (double)nth[-1].value) / 2 : 0;
+    for (size_t i = 0; i < set->n; i++)
+        if (!distinct || places[i].value != places[distinct-1].value) places[distinct++] = places[i];
+    const Valued *nth = places + distinct - min_size(n, distinct);
+    double share = n && n < distinct ? ((double)nth[0].value + (double)nth[-1].value) / 2 : 0;
     free(places);
     return share;
 }
@@ -3882,14 +3902,11 @@ enum { PREFILL = 256 };             // tokens of a prompt that go through the mo
 
 typedef struct { Run run; real *logits; size_t n_sequences, longest, n_answers; } Generator;  // logits [n_sequences,V]
 
-// What answers are generated with, described: for up to n sequences at once, of at most `longest` tokens each.
-static Run generator_run(Model *m, const Method *method, size_t longest, size_t n) {
-    size_t T = max_size(min_size(PREFILL, longest), n);
-    return describe_run(m, method, FORWARD_ONLY, T, times(n, longest) + (n > 1 ? T : 0));
-}
-
+// What generates answers: for up to n sequences at once, of at most `longest` tokens each.
 static Generator make_generator(Model *m, const Method *method, size_t longest, size_t n) {
-    Generator g = { .run = generator_run(m, method, longest, n), .n_sequences = n, .longest = longest };
+    size_t T = max_size(min_size(PREFILL, longest), n), rows = times(n, longest) + (n > 1 ? T : 0);
+    Generator g = { .run = describe_run(m, method, FORWARD_ONLY, T, rows), .n_sequences = n, .longest = longest };
+    need_memory(bytes_of(&g.run), "--max_context (chat), --per_device_eval_batch_size or --max_new_tokens");
     take_run(&g.run);
     g.run.caches = alloc(n, sizeof *g.run.caches);
     g.logits = alloc(times(n, m->config.vocab_size), sizeof *g.logits);
@@ -4169,11 +4186,9 @@ static Generator make_answerer(Model *m, const Method *method, const Dataset *se
     size_t prompt = 0, n = min_size((size_t)o->per_device_eval_batch_size, set->n);
     for (size_t i = 0; i < set->n; i++) prompt = max_size(prompt, set->samples[i].prompt_n);
     size_t longest = max_size(prompt + 1, min_size(prompt + (size_t)o->max_new_tokens, positions_left(m)));
-    Run r = generator_run(m, method, longest, n);
-    fprintf(stderr, "memory: %s to generate %zu answers together\n", size_text(bytes_of(&r)), n);
-    need_memory(bytes_of(&r), "--per_device_eval_batch_size or --max_new_tokens");
-    free(r.layers);
-    return make_generator(m, method, longest, n);
+    Generator g = make_generator(m, method, longest, n);
+    fprintf(stderr, "memory: %s to generate %zu answers together\n", size_text(bytes_of(&g.run)), n);
+    return g;
 }
 
 // Answers every sample that has a prompt, which never holds the answer, and scores what comes.
@@ -4226,6 +4241,7 @@ static void write_reals(const char *path, const StoredTensor *s, size_t n, const
 static void save_adapter(const char *folder, const Model *m, const Method *method, const Options *o, const char *base);
 static void draw_losses(const char *folder);                                // loss.svg, of the log there
 static const char *settings_of(const Options *o);                           // all of a run as "name=value" lines
+static void name_idle_options(const Options *o, const Method *method);      // those that were set, but are another's
 static void restore_settings(Options *o, const char *lines, const char *folder);        // those that were not given
 static void use_precision(const Options *o);                                // of products, for all that follows
 #define NOT_SET "(none)"                                                    // the value of an option that has none
@@ -4234,7 +4250,7 @@ static const char *option_text(const Options *o, const char *option);       // i
 static const char *fix_option(Options *o, const char *option, const char *value, bool free);
 
 // A run that is under way ends when its step is done once it was asked to (13.2).
-static volatile sig_atomic_t under_way, stop_signals;
+static volatile sig_atomic_t under_way, stop_signal;
 static const char *worth_keeping;   // what is unfinished (13.1), but whole enough to get its name should the run fail
 
 // ---- 10.1 One step -----------------------------------------------------------------------------------------------
@@ -4353,12 +4369,12 @@ static const size_t *order_of(Order *o, size_t n, uint64_t seed, uint64_t epoch)
 
 // Puts the samples of --replay FILE:RATIO behind the new ones.
 static void read_replay(Trainer *t, const char *replay) {
-    char *colon = strrchr(replay, ':'), *end = NULL;
+    const char *colon = strrchr(replay, ':');
+    char *end = NULL;
     t->replay_ratio = colon ? strtod(colon + 1, &end) : 0;
     if (!(t->replay_ratio > 0 && t->replay_ratio <= 1000) || *end)
         fail_usage("--replay wants FILE:RATIO with a ratio above 0, up to 1000, not '%s'", replay);
-    Dataset old = read_data_file(strf("%.*s", (int)(colon - replay), replay), &t->format, t->o,
-                                 t->base.model->config.vocab_size, true);
+    Dataset old = read_data_file(strf("%.*s", (int)(colon - replay), replay), &t->format, t->o, true);
     for (size_t i = 0; i < old.n; i++) dataset_add(&t->train, old.samples[i]);
     fprintf(stderr, "replay: %zu samples, %g for each new one\n", old.n, t->replay_ratio);
     free(old.samples);
@@ -4380,20 +4396,21 @@ static size_t choose_samples(Trainer *t, int64_t step, size_t *chosen) {
 
 // The file of training samples that DATA is, or holds.
 static const char *training_file(const char *data) {
-    const char *file = is_folder(data) ? data_file(data, "train") : data;
-    if (!file) fail("%s: holds neither train.json nor train.jsonl", data);
+    const char *file = is_folder(data) ? data_file(data, train_files) : data;
+    if (!file) fail("%s: holds neither train.json nor train.jsonl; name the file to learn", data);
     if (!exists(file)) fail("%s: there is no such file", file);
     return file;
 }
 
 // The file of validation samples; NULL: there is none.
 static const char *validation_file(const char *data, const Options *o) {
-    return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, "dev");
+    return o->eval_file || !is_folder(data) ? o->eval_file : data_file(data, dev_files);
 }
 
-// The default of val_size (a yaml has its own): none or a fifth of few samples, a twentieth of many.
+// The default of val_size (a yaml has its own): none or a fifth of few samples, a twentieth of many; copies count once.
 static void choose_split(Options *o, const Dataset *set) {
-    size_t n = set->n, held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
+    size_t n = set->n - count_duplicates(set);
+    size_t held_out = n < 12 ? 0 : min_size(max_size(n / 20, min_size(5, n / 5)), 500);
     if (!o->yaml && !GIVEN(o, val_size)) o->val_size = share_of(set, held_out, (uint64_t)o->seed);
 }
 
@@ -4419,7 +4436,7 @@ static void choose_defaults(Options *o, const Method *method, const Config *c, c
     if (!GIVEN(o, gradient_accumulation_steps)) *batches = *batch < STEP_SAMPLES ? STEP_SAMPLES / *batch : 1;
     double steps_per_epoch = ceil((double)train->n / (double)(*batch * *batches));
     double epochs = fmin(fmax(ceil(enough_steps / steps_per_epoch), least_epochs), most_epochs);
-    bool undecided = !GIVEN(o, num_train_epochs) && !GIVEN(o, max_steps);
+    bool undecided = !GIVEN(o, num_train_epochs) && o->max_steps <= 0;
     if (undecided) o->num_train_epochs = epochs;
     bool stops = undecided && validates && epochs > least_epochs && !GIVEN(o, early_stopping_patience);
     if (stops) o->early_stopping_patience = (int64_t)ceil(fmax(3, epochs / 6));
@@ -4439,18 +4456,21 @@ static uint64_t hash_data(const Dataset *d) {
 
 static void read_data(Trainer *t, const char *data, Options *o) {
     const ChatFormat *f = &t->format;
-    size_t V = t->base.model->config.vocab_size;
     const char *dev = validation_file(data, o);
-    t->train = read_data_file(training_file(data), f, o, V, true);
-    if (dev) t->validation = read_data_file(dev, f, o, V, true);
+    t->train = read_data_file(training_file(data), f, o, true);
+    size_t copies = count_duplicates(&t->train);
+    if (copies) fprintf(stderr, "note: %zu of %zu samples are copies of others\n", copies, t->train.n);
+    if (dev) t->validation = read_data_file(dev, f, o, true);
     else choose_split(o, &t->train), t->validation = split_off(&t->train, o->val_size, (uint64_t)o->seed);
-    choose_defaults(o, t->base.method, &t->base.model->config, &t->train, t->validation.n > 0);
+    if (dev && !t->from && GIVEN(o, val_size) && o->val_size > 0)
+        fprintf(stderr, "note: --val_size holds nothing out, for %s validates\n", dev);
+    choose_defaults(o, t->base.method, f->config, &t->train, t->validation.n > 0);
     print_summary(&t->train, t->validation.n, f);
-    if (t->validation.n && hash_data(&t->train) == hash_data(&t->validation))
-        fprintf(stderr, "warning: the validation samples are the training samples, so validation tells nothing of "
-                "others\n");
-    print_findings(stderr, &t->train);
-    if (o->probe) t->probe = read_data_file(o->probe, f, o, V, true);
+    size_t known = count_shared(&t->validation, &t->train);
+    if (known)
+        fprintf(stderr, "warning: %zu of the %zu validation samples are training samples, too, so validation tells "
+                "%s of others\n", known, t->validation.n, known < t->validation.n ? "less" : "nothing");
+    if (o->probe) t->probe = read_data_file(o->probe, f, o, true);
     t->n_new = t->train.n;
     if (o->replay) read_replay(t, o->replay);
 }
@@ -4471,7 +4491,7 @@ static int64_t worth_steps(const Trainer *t) {
 
 static void plan_steps(Trainer *t, Options *o) {
     t->batch_size = (size_t)o->per_device_train_batch_size;
-    t->samples_per_step = t->batch_size * (size_t)o->gradient_accumulation_steps;
+    t->samples_per_step = min_size(t->batch_size * (size_t)o->gradient_accumulation_steps, t->n_new);
     t->steps_per_epoch = (int64_t)((t->n_new + t->samples_per_step - 1) / t->samples_per_step);
     t->steps = o->max_steps > 0 ? o->max_steps : (int64_t)ceil(o->num_train_epochs * (double)t->steps_per_epoch);
     if (t->steps < 1) t->steps = 1;
@@ -4529,18 +4549,23 @@ static bool is_enough(const Trainer *t) {
 // Whether a validation is the best so far, and what to say of it. Lower is better; for patience, lower by more than
 // --early_stopping_threshold. With --early_stopping_loss a later one is better too if it is below that, or above the
 // lowest by no more than a standard error (Breiman et al. 1984), taken to be that of n losses that spread as wide as
-// their mean. The first candidate is the base, before step 1. A later one counts only if a checkpoint is due (not too
-// soon after the last), so that the best is always on the disk.
+// their mean. The first candidate is the base, before step 1. A later one counts only if it may be saved, so that the
+// best is always on the disk: as the first one, where the run saves anyway, or not too soon after the last; one that is
+// clearly lower may take as much time to write as was trained since.
 static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char **words) {
     RunState *s = &t->state;
     double enough = t->o->early_stopping_loss, near = fmax(enough, s->lowest * (1 + 1 / sqrt((double)t->validation.n)));
     bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - t->o->early_stopping_threshold;
     bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= near && loss < s->base_loss);
     s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
-    bool due = !step || step == t->steps || (double)step - s->saved_step >= (double)t->saves_after || waited_enough(t);
-    *words = !step ? "" : candidate && due ? "; the best so far"
-           : candidate ? "; as good, not saved: the last save is too near"
-           : s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "";
+    bool lowest = first || loss <= s->lowest;
+    bool soon = (double)step - s->saved_step < (double)t->saves_after * (lower ? 0.1 : 1);
+    bool anyway = step % t->o->save_steps == 0 || step == t->steps || waited_enough(t);
+    bool due = !(s->best_step > 0) || anyway || !soon;
+    *words = !step ? ""
+           : !candidate ? (s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "")
+           : !due ? strf("; %snot saved: the last save is too near", lowest ? "the lowest so far, " : "")
+           : lowest ? "; the best so far" : strf("; the best that is saved (the lowest was %.4f)", s->lowest);
     if (candidate && due) s->best_step = (double)step, s->best_metric = loss;
     if (!step) s->base_loss = loss;
     s->lowest = first ? loss : fmin(s->lowest, loss);
@@ -4659,7 +4684,7 @@ static const char may_change[] = "logging_steps,save_steps,save_total_limit,grad
     "eval_file,probe,predict_with_generate,early_stopping_patience,early_stopping_threshold,early_stopping_loss,"
     "load_best_model_at_end,temperature,top_p,per_device_eval_batch_size";
 
-// All that must be the same when a run goes on, as "key=value" lines.
+// What a run is set to, trains and reads, as "key=value" lines; the same when it goes on, but for may_change.
 static Text run_settings(const Trainer *t) {
     Text lines = {0};
     text_print(&lines, "%s", t->o->settings ? t->o->settings : "");
@@ -4756,6 +4781,7 @@ static const char *choose_checkpoint(const Options *o) {
     if (newest) folder = checkpoint_folder(o, (double)steps[0]);
     else if (!wanted[strspn(wanted, "0123456789")]) folder = strf("%s/checkpoint-%s", o->output_dir, wanted);
     refuse_run(folder);
+    if (!is_folder(folder)) fail("%s: there is no such checkpoint; \"yes\" names the newest in --output_dir", folder);
     for (size_t k = 0; k < COUNT(parts); k++)
         if (!exists(strf("%s/%s", folder, parts[k])))
             fail("%s: no run can go on from it: it has no %s%s", folder, parts[k], !newest ? "" :
@@ -4865,7 +4891,7 @@ static void train_loop(Trainer *t) {
         train_step(t, step, chosen, n);
         t->state.step = (double)(step + 1);
         share_cores(t->state.tokens);
-        bool last = step + 1 == t->steps, stops = stop_signals || step + 1 == o->stop_at_step;
+        bool last = step + 1 == t->steps, stops = stop_signal || step + 1 == o->stop_at_step;
         bool validates = t->validation.n && ((step + 1) % eval_every(t) == 0 || last);
         bool best = validates && log_evaluation(t, step + 1);
         enough = is_enough(t);
@@ -5022,11 +5048,12 @@ static void print_result(const Trainer *t) {
 static void print_advice(const Trainer *t, const char *result) {
     const RunState *s = &t->state;
     double rate = t->o->learning_rate;
-    bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1;
+    bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1, worse = s->last_loss > s->first_loss;
     bool vain = s->base_loss > 0 && !(s->best_step > 0);
     if (vain) progress(true, "the result is NO BETTER than before training: validation never fell below %.4f",
                        s->base_loss);
-    if (!learned) progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * rate);
+    if (worse) progress(true, "training made the loss higher: leave --learning_rate out, or take less than %.3g", rate);
+    else if (!learned) progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * rate);
     else if (vain) progress(true, "learned by heart: take --learning_rate %.3g, or more varied samples", rate / 3);
     if (t->n_new == t->train.n)
         progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the one in tests/tiny "
@@ -5074,6 +5101,7 @@ static void prepare(Trainer *t, const char *data, Options *o) {
     plan_steps(t, o);
     o->settings = settings_of(o);
     print_settings(o);
+    name_idle_options(o, t->base.method);
     bool may_stop = o->early_stopping_patience && t->validation.n;
     fprintf(stderr, "training: %lld steps of %zu samples (%lld at once) = %.3g epochs, learning rate %.3g%s\n",
             (long long)t->steps, t->samples_per_step, (long long)o->per_device_train_batch_size,
@@ -5081,7 +5109,7 @@ static void prepare(Trainer *t, const char *data, Options *o) {
             strf("; stops after %lld validations that are no better", (long long)o->early_stopping_patience));
     double reach = o->learning_rate * (double)t->steps, needed = o->prefix_projection ? 0.5 : 5;
     if (m->n_prefix && strcmp(o->optim, "sgd") && reach < needed)       // what costs most by tests/report (5.4)
-        fprintf(stderr, "warning: a prefix moves by at most learning rate x steps = %.3g, and must by %g or so: raise "
+        fprintf(stderr, "warning: a prefix moves by about learning rate x steps = %.3g, and must by %g or so: raise "
                 "--learning_rate (1e-2 to 1e-1, with --prefix_projection 1e-3 to 1e-2)\n", reach, needed);
 }
 
@@ -5115,7 +5143,8 @@ static void begin_run(Trainer *t) {
 static void end_run(const Trainer *t) {
     const Options *o = t->o;
     const RunState *s = &t->state;
-    if ((int64_t)s->step < t->steps && !is_enough(t))
+    bool early = (int64_t)s->step < t->steps;
+    if (early && !is_enough(t))
         return progress(true, "stopped after step %.0f of %lld, which is saved%s", s->step, (long long)t->steps,
                         t->saved_whole ? "; to go on: the same command with --resume_from_checkpoint yes" : "");
     const char *result = checkpoint_folder(o, s->step), *best = checkpoint_folder(o, s->best_step);
@@ -5123,10 +5152,10 @@ static void end_run(const Trainer *t) {
     else if (o->load_best_model_at_end && s->best_step > 0)
         progress(true, "warning: the best step, %.0f, is not here: it lies where the run went on from, or the disk was "
                  "full", s->best_step);
-    if (waited_enough(t))
+    if (early && waited_enough(t))
         progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best saved has %.4f, at "
                  "step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric, s->best_step);
-    else if (is_enough(t))
+    else if (early)
         progress(true, "stopped early: learned, the losses of validation, %.4f, and training, %.4f, are below %g "
                  "(--early_stopping_loss)", s->best_metric, s->train_loss, o->early_stopping_loss);
     print_result(t);
@@ -5134,7 +5163,8 @@ static void end_run(const Trainer *t) {
     print_advice(t, result);
 }
 
-static void train(const char *data, const char *model, Options *o) {
+// Returns the status to exit with: that of the signal which ended the run early, else 0.
+static int train(const char *data, const char *model, Options *o) {
     check_output_dir(o->output_dir);
     lock_folder(o->output_dir);
     Trainer t = { .o = o, .from = choose_checkpoint(o) };
@@ -5151,6 +5181,7 @@ static void train(const char *data, const char *model, Options *o) {
     if ((int64_t)t.state.step > t.first_step) verify_saved(&t);
     end_run(&t);
     unlock_folder();
+    return stop_signal && (int64_t)t.state.step < t.steps ? 128 + stop_signal : 0;
 }
 
 // ==== 11  Adapters ===============================================================================================
@@ -5736,7 +5767,7 @@ static void print_move(const Opened *coded, const Opened *merged) {
 // exists is refused.
 static void merge(const char *adapter, const char *out, Options *o) {
     if (!is_adapter(adapter)) fail("%s: is no adapter or checkpoint folder", adapter);
-    if (exists(out)) fail("%s: exists already; name a new folder", out);
+    want_new_folder(out);
     Opened m = open_model(adapter, o), coded;
     const char *why = m.method->no_merge;
     if (why) fail("%s: cannot be merged: %s; it works as it is: name it wherever a model is asked for", adapter, why);
@@ -5968,7 +5999,7 @@ static void quantise(const char *folder, const char *out, const Options *o) {
     if (coding.bits != 4 && coding.bits != 8) fail_usage("--bits is 4 or 8");
     if (coding.bits == 8 && coding.twice) fail_usage("--double_quant true is for --bits 4");
     if (is_adapter(folder)) fail("%s: is an adapter; merge it first, or quantise its base", folder);
-    if (exists(out)) fail("%s: exists already; name a new folder", out);
+    want_new_folder(out);
     Opened m = { .folder = folder, .model = load_model(folder) };
     if (is_quantised(m.model)) fail("%s: is quantised already", folder);
     if (m.model->prefix_in_files) fail("%s: holds a prefix with the model; quantise the model alone", folder);
@@ -6870,6 +6901,12 @@ static void check_out(const char *out, const char *const *inputs, size_t n, bool
             fail("%s: is read by this command, or lies in a folder that is; name another file to write", out);
     }
     if (path && !force) fail("%s: exists already; name another file, or --force", out);
+    const char *slash = out ? strrchr(out, '/') : NULL, *folder = slash ? strf("%.*s/", (int)(slash - out), out) : ".";
+    if (out && access(folder, W_OK)) fail("%s: cannot be written: %s", out, strerror(errno));
+}
+
+static void want_new_folder(const char *path) {
+    if (exists(path) && rmdir(path)) fail("%s: exists already; name a new folder", path);
 }
 
 // The folder of a run is one run's at a time: a lock on a file in it lasts until the process ends, however that is.
@@ -6936,7 +6973,13 @@ static void refuse_disguise(const char *path, const char *bytes, size_t n) {
         { "BZh", 3, "compressed; unpack it first (bunzip2)" },
         { "\xFD" "7zXZ", 5, "compressed; unpack it first (unxz)" },
         { "\x28\xB5\x2F\xFD", 4, "compressed; unpack it first (unzstd)" },
-        { "PK\3\4", 4, "a zip archive; unpack it first" },
+        { "PK\3\4", 4, "a zip archive; unpack it first (a workbook: save it as JSON)" },
+        { "PAR1", 4, "Parquet; turn it into JSON (pandas: read_parquet(IN).to_json(OUT, orient='records'))" },
+        { "\xFF\xFE\0\0", 4, "UTF-32 text; convert it (iconv -f utf-32 -t utf-8)" },
+        { "{\0", 2, "UTF-16 text; convert it (iconv -f utf-16le -t utf-8)" },
+        { "[\0", 2, "UTF-16 text; convert it (iconv -f utf-16le -t utf-8)" },
+        { "\0{", 2, "UTF-16 text; convert it (iconv -f utf-16be -t utf-8)" },
+        { "\0[", 2, "UTF-16 text; convert it (iconv -f utf-16be -t utf-8)" },
         { "\xFF\xFE", 2, "UTF-16 text; convert it (iconv -f utf-16 -t utf-8)" },
         { "\xFE\xFF", 2, "UTF-16 text; convert it (iconv -f utf-16 -t utf-8)" },
         { "<!", 2, "a web page, not the file itself; download it again" },
@@ -6952,7 +6995,9 @@ static void refuse_disguise(const char *path, const char *bytes, size_t n) {
 // not. They end the program at once; while it trains, the first one asks it to end when its step is done.
 static void *wait_for_signals(void *signals) {
     for (int n; !sigwait(signals, &n); ) {
-        if (under_way && !stop_signals++) continue;
+        bool first = under_way && !stop_signal;
+        if (first) stop_signal = n;
+        if (first) continue;
         end_alone();
         discard_unfinished();
         _exit(128 + n);
@@ -7078,7 +7123,8 @@ static const char *json_where(const JsonReader *r, size_t at) {
         if (r->source[i] == '\n') line++, column = 1;
         else if (((unsigned char)r->source[i] & 0xC0) != 0x80) column++;
     }
-    return strf("%s:%zu:%zu", r->file, line, column);
+    if (!r->outer) return strf("%s:%zu:%zu", r->file, line, column);
+    return strf("%s, in \"%s\":%zu:%zu", where(r->outer, r->text), r->text->key, line, column);
 }
 
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
@@ -7175,8 +7221,11 @@ static size_t json_digits(const JsonReader *r, size_t n, const char *problem) {
 
 static Json *json_number(JsonReader *r) {
     Json *j = json_node(r, JSON_NUMBER);
-    size_t whole = json_peek(r, 0) == '-', n = json_digits(r, whole, "a value was expected here");
-    if (json_peek(r, whole) == '0' && n > whole + 1) json_fail(r, "a value was expected here");
+    bool in_front = r->started && r->at == r->began;
+    const char *wrong = !in_front ? "a value was expected here" : "a sample in braces was expected here (pandas makes "
+                        "such of a table: read_csv(IN).to_json(OUT, orient='records', lines=True))";
+    size_t whole = json_peek(r, 0) == '-', n = json_digits(r, whole, wrong);
+    if (json_peek(r, whole) == '0' && n > whole + 1) json_fail(r, wrong);
     if (json_peek(r, n) == '.') n = json_digits(r, n + 1, "digits must follow the decimal point");
     if ((json_peek(r, n) | 32) == 'e') {
         char sign = json_peek(r, ++n);
@@ -8278,6 +8327,8 @@ static bool is_space_character(uint32_t c) {
 
 // ---- 14.2 tokenizer.bin ------------------------------------------------------------------------------------------
 
+enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
+
 static void image_add(Text *t, uint32_t v) { text_add(t, (const char *)&v, 4); }    // little endian, as this machine is
 
 // The bytes of a tokenizer.bin: kind, flags, pieces (id = place) and special tokens are those of t.
@@ -8350,9 +8401,12 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
         fail("%s: has version %u and kind %u, which this program does not read", file, h[VERSION], h[KIND]);
     uint64_t want = 8 + 4*FIELDS + 8 * ((uint64_t)h[PIECES] + h[SPECIALS]) +
                     4 * ((uint64_t)h[LETTERS] + h[NUMBERS] + h[SPACES]) + h[TEXT_BYTES];
-    const StoredMerges *merges = h[FLAGS] & LISTED_MERGES ? (const StoredMerges *)(image + want) : NULL;
-    if (merges) want += sizeof *merges + (want + sizeof *merges <= bytes ? merges->n * sizeof *merges->at : 0);
+    bool listed = h[FLAGS] & LISTED_MERGES, counted = listed && want + sizeof(StoredMerges) <= bytes;
+    const StoredMerges *merges = counted ? (const StoredMerges *)(image + want) : NULL;
+    if (listed) want += sizeof *merges + (merges ? merges->n * sizeof *merges->at : 0);
     if (want != bytes) fail("%s: is %zu bytes long, its header says %llu", file, bytes, (unsigned long long)want);
+    if (h[PIECES] > MOST_IDS || h[SPECIALS] > MOST_IDS)
+        fail("%s: has %u pieces and %u special tokens, at most %d", file, h[PIECES], h[SPECIALS], MOST_IDS);
     Tokenizer *t = alloc(1, sizeof *t);
     *t = (Tokenizer){ .file = strf("%s", file), .image = image, .image_bytes = bytes, .kind = h[KIND],
                       .flags = h[FLAGS], .n_pieces = h[PIECES], .n_specials = h[SPECIALS],
@@ -8374,7 +8428,7 @@ static Tokenizer *parse_tokenizer(const char *file, char *image, size_t bytes) {
     if (sum > h[TEXT_BYTES]) fail("%s: its pieces are longer than its text", file);
     for (size_t i = 0; i < t->n_pieces; text += lengths[i++]) t->pieces[i] = (Piece){ text, lengths[i], ranks[i] };
     for (size_t i = 0; i < t->n_specials; text += special_lengths[i++])
-        t->specials[i] = (Special){ strndup(text, special_lengths[i]), (int32_t)ids[i] };
+        t->specials[i] = (Special){ checked(strndup(text, special_lengths[i]), 1), (int32_t)ids[i] };
     index_pieces(t, file);
     if (merges) read_merges(t, file, merges);
     return t;
@@ -8435,6 +8489,7 @@ static Text import_sentencepiece(const char *file, const char *bytes, size_t n) 
             if (g.number == 2 && g.type == 5) memcpy(&score, g.inside.p, sizeof score);
             if (g.number == 3) p.rank = (uint32_t)g.value;
         }
+        if (!isfinite(score)) fail("%s: piece %u has a score that is not finite", file, t.n_pieces);
         scored[t.n_pieces] = (Valued){ (real)score, (int32_t)t.n_pieces };
         t.pieces[t.n_pieces++] = p;
     }
@@ -8445,7 +8500,7 @@ static Text import_sentencepiece(const char *file, const char *bytes, size_t n) 
         uint32_t type = p->rank, byte;
         p->rank = type == SP_NORMAL ? rank : RANK_NEVER;
         if (type == SP_UNKNOWN || type == SP_CONTROL)
-            t.specials[t.n_specials++] = (Special){ strndup(p->text, p->n), scored[rank].id };
+            t.specials[t.n_specials++] = (Special){ checked(strndup(p->text, p->n), 1), scored[rank].id };
         if (type == SP_BYTE && p->n == 6 && sscanf(p->text, "<0x%2X>", &byte) == 1)
             *p = (Piece){ strf("%c", (int)byte), 1, RANK_BYTE };
     }
@@ -8499,8 +8554,6 @@ static Text import_tiktoken(const char *file, char *bytes, size_t n) {
 // Hugging Face's file of a byte-level BPE, as GLM-4's "hf" releases, GLM-4-0414 and GLM-Edge have it. Its texts are
 // written in an alphabet of 256 visible characters, one for each byte. What glmtune does not do, it refuses here.
 // Added tokens are never found in text, whatever the file says: see 7.2.
-
-enum { MOST_IDS = 1 << 22 };        // released vocabularies have about 2^17
 
 // That text is split and merged as 7.3 does it. Null, false, 0, "" and nothing are the same; an object is its "type".
 static void check_tokenizer_json(const JsonReader *r, const Json *root, const Json *model) {
@@ -8671,15 +8724,16 @@ static size_t number_in(const char *path, const char *words, size_t unknown) {
 // Bytes that may still be taken: of the device, else of this system, its container (cgroup) and `ulimit -v` the least.
 static size_t available_bytes(void) {
     if (memory_left() < SIZE_MAX) return memory_left();
-    size_t available = 1024 * number_in("/proc/meminfo", "MemAvailable:", SIZE_MAX / 1024);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), all = (size_t)sysconf(_SC_PHYS_PAGES) * page;
+    size_t available = 1024 * number_in("/proc/meminfo", "MemAvailable:", all / 1024);
     size_t most = number_in("/sys/fs/cgroup/memory.max", NULL, SIZE_MAX);
     size_t used = number_in("/sys/fs/cgroup/memory.current", NULL, 0);
     used -= min_size(used, number_in("/sys/fs/cgroup/memory.stat", "active_file,inactive_file", 0));   // they give way
     available = min_size(available, most - min_size(used, most));
     struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit)) return available;
-    used = number_in("/proc/self/statm", NULL, 0) * (size_t)sysconf(_SC_PAGESIZE);
-    return min_size(available, limit.rlim_cur - min_size(used, limit.rlim_cur));
+    used = number_in("/proc/self/statm", NULL, 0) * page;
+    return min_size(available, (size_t)limit.rlim_cur - min_size(used, (size_t)limit.rlim_cur));
 }
 
 static void need_memory(size_t bytes, const char *lower) {
@@ -8850,7 +8904,7 @@ static void print_speed_here(Model *whole, const Method *method, const Options *
     o.trainable_layers = o.trainable_layers > 0;
     method->setup(m, &o);
     m->n_moments = whole->n_moments;
-    Run r = describe_run(m, method, KEEPS_ALL, T, T);
+    Run r = describe_run(m, method, o.gradient_checkpointing ? RECOMPUTES : KEEPS_ALL, T, T);
     size_t bytes = count_parameters(m->tensors, m->n_tensors) * sizeof(real) + trainable_bytes(m, true) + bytes_of(&r);
     if (bytes > min_size(available_bytes() / 2, (size_t)4 << 30)) return;
     bind_random(m, (uint64_t)o.seed, 0.02);
@@ -8875,8 +8929,8 @@ static void print_speed_here(Model *whole, const Method *method, const Options *
 static Batch read_batch(const char *path, const Config *c, size_t *n_targets) {
     Options o = { .max_input_length = INT32_MAX, .max_output_length = INT32_MAX, .overlong = "error",
                   .prompt_column = "prompt", .response_column = "response", .history_column = "history" };
-    ChatFormat none = { .why = "a batch must hold ready \"input_ids\" and \"labels\"" };
-    Dataset set = read_data_file(path, &none, &o, c->vocab_size, false);
+    ChatFormat none = { .why = "a batch must hold ready \"input_ids\" and \"labels\"", .config = c };
+    Dataset set = read_data_file(path, &none, &o, false);
     if (!set.n_targets) fail("%s: has no target in any sample, so no loss", path);
     *n_targets = set.n_targets;
     return make_batch(&set, NULL, set.n, 0, 0);
@@ -8904,10 +8958,14 @@ static void list_add_activations(TensorSet *l, Run *r, const Batch *b) {
     list_add(l, "logits", REAL, T, V, logits);
 }
 
-static void write_list(const char *path, const TensorSet *l) {
+// The first n_host lie on the host, the others, of REAL numbers, in model memory.
+static void write_list(const char *path, const TensorSet *l, size_t n_host) {
     TensorWriter w = begin_tensor_file(path, l->tensors, l->n, "");
-    for (size_t i = 0; i < l->n; i++)
-        write_tensor_bytes(&w, l->tensors[i].data, l->tensors[i].n * dtype_size(l->tensors[i].dtype));
+    for (size_t i = 0; i < l->n; i++) {
+        const StoredTensor *s = &l->tensors[i];
+        if (i < n_host) write_tensor_bytes(&w, s->data, s->n * dtype_size(s->dtype));
+        else write_numbers(&w, s->name, s->data, s->n, REAL);
+    }
     finish_tensor_file(&w);
 }
 
@@ -8932,11 +8990,12 @@ static void dump(const char *model, const char *batch, const char *out, Options 
     list_add(&l, "labels", I32, b.T, 0, b.labels);
     list_add(&l, "loss", REAL, 1, 0, &(real){ (real)loss });
     list_add_activations(&l, &r, &b);
+    size_t n_host = l.n;                // gradients may be as large as the model: they are written from where they lie
     for (size_t i = 0; i < m->n_trained; i++) {
         const Tensor *t = m->trained[i];
-        list_add_reals(&l, strf("grad.%s", t->name), t->shape[0], t->shape[1], t->grad);
+        list_add(&l, strf("grad.%s", t->name), REAL, t->shape[0], t->shape[1], t->grad);
     }
-    write_list(out, &l);
+    write_list(out, &l, n_host);
     printf("%s: %zu tokens, loss %.9g, %zu tensors\n", out, b.T, loss, l.n);
 }
 
@@ -9034,14 +9093,6 @@ static double distance(const StoredTensor *s, const real *g) {
     return sqrt(squares);
 }
 
-static void read_truth(Gradcheck *check) {
-    read_tensor_file(&check->truth, check->o->truth);
-    for (const StoredTensor *s = check->truth.tensors; s < check->truth.tensors + check->truth.n; s++) {
-        if (s->dtype != F64) fail("%s: '%s' is %s, not F64: write it by glmtune64", s->file, s->name, s->dtype_name);
-        check->largest = fmax(check->largest, distance(s, NULL));
-    }
-}
-
 // The same in single precision, by the tensor of the truth that is `listed` under this name.
 static bool compare_tensor(const Gradcheck *check, const char *listed, const Tensor *t, const real *g) {
     const StoredTensor *s = find_tensor(&check->truth, listed);
@@ -9088,7 +9139,11 @@ static int gradcheck(const char *folder, const Options *o) {
     if ((sizeof(real) < 8) != (o->truth != NULL) || (o->out && o->truth))
         fail("gradcheck takes slopes in double: glmtune64 gradcheck [--out FILE] (make glmtune64); in single precision "
              "it compares with what that wrote: --truth FILE");
-    if (o->truth) read_truth(&check);
+    if (o->truth) read_tensor_file(&check.truth, o->truth);
+    for (const StoredTensor *s = check.truth.tensors; s < check.truth.tensors + check.truth.n; s++) {
+        if (s->dtype != F64) fail("%s: '%s' is %s, not F64: write it by glmtune64", s->file, s->name, s->dtype_name);
+        check.largest = fmax(check.largest, distance(s, NULL));
+    }
     if (folder) failed = gradcheck_method(&check, load_model(folder), method);
     for (size_t i = 0; !folder && i < COUNT(gradcheck_configs); i++) {
         Model *m = describe_model(parse_config(strf("small model %zu", i + 1), gradcheck_configs[i]));
@@ -9096,7 +9151,7 @@ static int gradcheck(const char *folder, const Options *o) {
         bind_random(m, (uint64_t)o->seed, o->std);
         failed += gradcheck_method(&check, m, method);
     }
-    if (o->out && !failed) write_list(o->out, &check.gradients);
+    if (o->out && !failed) write_list(o->out, &check.gradients, check.gradients.n);
     if (failed) printf("the gradients are WRONG\n");
     else printf("all gradients agree with %s\n", o->truth ? o->truth : "finite differences");
     return failed > 0;
@@ -9105,7 +9160,7 @@ static int gradcheck(const char *folder, const Options *o) {
 // ---- 15.5 Curves -------------------------------------------------------------------------------------------------
 // loss.svg, and the picture that `compare` makes, drawn from log.jsonl alone: so a resumed run has the same curves. A
 // log is cut into PLACES parts of equal bytes, and each gives one point, the mean of its n values (0: no point): so a
-// picture stays small however long a log is. Behind them stand the last point once more and the best value.
+// picture stays small however long a log is. Behind them stand the last value itself and the best one.
 enum { PLACES = 240, LAST = PLACES, BEST, POINTS };
 typedef struct { double x, y, n; } Point;
 typedef struct { Point points[POINTS]; double label_at; } Curve;    // label_at: the height of its last value's text
@@ -9115,7 +9170,8 @@ typedef struct { const char *title; Curve *curves; size_t n; double left, top, w
 static void curve_add(Curve *c, size_t i, double x, double y) {
     if (!(fabs(x) <= 1e15) || !(fabs(y) <= 1e30)) return;
     Point *p = &c->points[i];
-    c->points[LAST] = *p = (Point){ p->x + (x - p->x) / (p->n + 1), p->y + (y - p->y) / (p->n + 1), p->n + 1 };
+    *p = (Point){ p->x + (x - p->x) / (p->n + 1), p->y + (y - p->y) / (p->n + 1), p->n + 1 };
+    c->points[LAST] = (Point){ x, y, 1 };
 }
 
 // An axis begins in the lower left corner of its panel and goes `length` pixels to the right or, negative, upwards. Its
@@ -9319,9 +9375,9 @@ static void eval(const char *data, const char *model, Options *o) {
     ChatFormat f = choose_format(o, &m.model->config, m.folder);
     check_out(o->out, &m.folder, 1, o->force);
     check_fingerprint(&m, &f, o);
-    const char *file = is_folder(data) ? data_file(data, "dev") : data, *example = NULL;
-    if (!file) fail("%s: holds neither dev.json nor dev.jsonl; name the file to evaluate on", data);
-    Dataset set = read_data_file(file, &f, o, m.model->config.vocab_size, false);
+    const char *file = is_folder(data) ? data_file(data, dev_files) : data, *example = NULL;
+    if (!file) fail("%s: holds no dev.json[l] or val.json[l]; name the file to evaluate on", data);
+    Dataset set = read_data_file(file, &f, o, false);
     start_method(&m, 0, false);
     if (set.n_targets) print_loss(&m, &set, model, (size_t)o->per_device_eval_batch_size);
     else if (!f.layout) fail("%s: there is no label but -100, and without a chat layout no question to answer", file);
@@ -9340,7 +9396,7 @@ static void eval(const char *data, const char *model, Options *o) {
 // A command line that was read: its options, and its n other words; behind them stands NULL.
 typedef struct { Options *o; size_t n; const char **words; } Call;
 
-static int train_command(const Call *c) { return train(c->words[0], c->words[1], c->o), 0; }
+static int train_command(const Call *c) { return train(c->words[0], c->words[1], c->o); }
 static int eval_command(const Call *c) { return eval(c->words[0], c->words[1], c->o), 0; }
 static int dump_command(const Call *c) { return dump(c->words[0], c->words[1], c->words[2], c->o), 0; }
 static int quantise_command(const Call *c) { return quantise(c->words[0], c->words[1], c->o), 0; }
@@ -9369,7 +9425,7 @@ static void initial_tensor(real *out, const Tensor *t, const void *options) {
 static int init_command(const Call *c) {
     const char *out = c->words[1];
     Model *m = describe_model(read_config(c->words[0]));
-    if (exists(out)) fail("%s: exists already; name a new folder", out);
+    want_new_folder(out);
     Dtype dtype = set_dtype(m, c->o);
     const char *layout = c->o->layout ? strf(",\n  \"glmtune.layout\": \"%s\"", c->o->layout) : "";
     const char *temporary = begin_folder(out);
@@ -9441,7 +9497,7 @@ static int tokenize_command(const Call *c) {
     check_out(c->o->out, &t->file, 1, c->o->force);
     if (c->o->out) return write_file(c->o->out, t->image, t->image_bytes), 0;
     size_t n;
-    char *text = read_stream(stdin, "standard input", &n), *end = text;
+    char *text = read_stream(stdin, "standard input", &n), *at = text, *end = text;
     Ids ids = {0};
     if (!c->o->decode) {
         encode(t, text, n, &ids);
@@ -9449,13 +9505,13 @@ static int tokenize_command(const Call *c) {
         putchar('\n');
         return 0;
     }
-    for (long id; id = strtol(text, &end, 10), end > text; text = end) {
+    for (long id; id = strtol(at, &end, 10), end > at; at = end) {
         if (id < 0 || id > largest_id(t))
             fail("standard input: %ld is no id of this tokenizer, which has 0 to %d", id, largest_id(t));
         ids_add(&ids, (int32_t)id);
     }
     while (isspace((unsigned char)*end)) end++;
-    if (*end) fail("standard input: '%.*s' is no token id", (int)strcspn(end, " \t\r\n"), end);
+    if (end < text + n) fail("standard input: '%.*s' is no token id", (int)strcspn(end, " \t\r\n"), end);
     Text decoded = decode(t, ids.ids, ids.n);
     fwrite(decoded.s, 1, decoded.n, stdout);
     return 0;
@@ -9481,17 +9537,27 @@ static Turn answer_turn(const ChatFormat *f, const Ids *ids) {
     return t;
 }
 
-// Feeds the conversation as training encodes it, from the first id on that the model has not seen.
-static void feed_turns(Chat *c) {
+// Says why a text gets no answer; where it is all that was asked, this ends the program.
+static bool no_answer(const Chat *c, const char *why) {
+    if (c->o->prompt) fail("%s", why);
+    fprintf(stderr, "(%s)\n", why);
+    return false;
+}
+
+// Feeds the conversation as training encodes it, from the first id on that the model has not seen; false: too long.
+static bool feed_turns(Chat *c) {
     size_t room = c->g.longest, opening = c->o->system != NULL, same = 0;
+    const char *limit = room < (size_t)c->o->max_context ? "this model, whose limit is" : "--max_context";
     Row row = encode_turns(c->format, c->turns.turns, c->turns.n, SIZE_MAX, true);
     if (row.ids.n >= room) {
-        if (c->turns.n <= opening + 1) fail("the text has %zu tokens, more than --max_context %zu", row.ids.n, room);
-        fprintf(stderr, "(the conversation is longer than --max_context %zu: it begins anew)\n", room);
         Turn asked = c->turns.turns[--c->turns.n];
-        drop_turns(&c->turns, opening);
+        bool alone = c->turns.n <= opening;
+        size_t n = row.ids.n;
+        free_row(&row), drop_turns(&c->turns, opening);
+        if (alone) free(asked.own);
+        if (alone) return no_answer(c, strf("the text has %zu tokens, too many for %s %zu", n, limit, room));
+        fprintf(stderr, "(the conversation is too long for %s %zu: it begins anew)\n", limit, room);
         add_turn(&c->turns, asked);
-        free_row(&row);
         return feed_turns(c);
     }
     while (same < c->fed.n && same + 1 < row.ids.n && c->fed.ids[same] == row.ids.ids[same]) same++;
@@ -9500,14 +9566,21 @@ static void feed_turns(Chat *c) {
     c->fed.n = 0;
     for (size_t i = 0; i < row.ids.n; i++) ids_add(&c->fed, row.ids.ids[i]);
     free_row(&row);
+    return true;
+}
+
+static bool is_utf8(const char *s, size_t n) {
+    for (size_t at = 0, length; at < n; at += length) if (utf8_get(s + at, n - at, &length) == INVALID) return false;
+    return true;
 }
 
 // One turn: the user's text goes in, the answer comes out on stdout as it is made.
 static void chat_turn(Chat *c, const char *text, size_t n) {
     Ids answer = {0};
+    if (!is_utf8(text, n)) return (void)no_answer(c, "the text is not UTF-8, so it is left out");
     char *own = memcpy(alloc(n + 1, 1), text, n);
     add_turn(&c->turns, (Turn){ .role = USER, .metadata = "", .text = own, .n = n, .own = own });
-    feed_turns(c);
+    if (!feed_turns(c)) return;
     bool stopped = generate(&c->g, c->format, c->o, (size_t)c->o->max_new_tokens, &answer, stdout);
     putchar('\n');
     if (!stopped) fprintf(stderr, "(cut off after %zu tokens: see --%s)\n", answer.n,
@@ -9524,6 +9597,7 @@ static int chat_command(const Call *c) {
     check_fingerprint(&m, &f, o);
     start_method(&m, 0, false);
     if (!f.tokenizer || !f.layout) fail("chat needs a tokenizer and a chat layout: %s", f.why);
+    if (o->system && !is_utf8(o->system, strlen(o->system))) fail("--system: the text is not UTF-8");
     if (o->system && f.layout->rounds) fail("the chat layout %s has no system message", f.layout->name);
     Chat chat = { .format = &f, .o = o };
     chat.g = make_generator(m.model, m.method, min_size((size_t)o->max_context, positions_left(m.model)), 1);
@@ -9579,23 +9653,30 @@ static void print_ids(const char *before, const int32_t *ids, size_t n, const ch
     printf("]%s", behind);
 }
 
+// How many samples have each length, in at most BINS bins whose width is 1, 2 or 5 times a power of ten.
 static void print_lengths(const Dataset *set) {
-    size_t counts[BINS], width = count_lengths(set, counts), most = 1, shortest = SIZE_MAX;
-    for (size_t i = 0; i < BINS; i++) most = max_size(most, counts[i]);
-    for (size_t i = 0; i < set->n; i++) shortest = min_size(shortest, set->samples[i].n);
+    enum { BINS = 10 };
+    size_t counts[BINS] = {0}, width = 1, most = 1, shortest = SIZE_MAX;
+    for (size_t i = 0; width * BINS < set->longest; i++) width = i % 3 == 1 ? width / 2 * 5 : width * 2;
+    for (size_t i = 0; i < set->n; i++) {
+        most = max_size(most, ++counts[(set->samples[i].n - 1) / width]);
+        shortest = min_size(shortest, set->samples[i].n);
+    }
     printf("lengths   %zu to %zu tokens, mean %.1f\n", shortest, set->longest, (double)set->n_tokens / (double)set->n);
     for (size_t i = (shortest - 1) / width; i * width < set->longest; i++)
         printf("%8zu - %-6zu %8zu  %.*s\n", i * width + 1, (i + 1) * width, counts[i],
                (int)((counts[i] * 40 + most - 1) / most), "########################################");
 }
 
-static void check_file(const char *path, const ChatFormat *f, const Options *o, const Config *config) {
-    Dataset set = scan_data_file(path, f, o, config->vocab_size, true);
+// Returns how many samples it has printed as tables.
+static size_t check_file(const char *path, const ChatFormat *f, const Options *o) {
+    Dataset set = scan_data_file(path, f, o, true);
+    size_t printed = 0;
     if (o->ids) {
         for (const Sample *s = set.samples; s < set.samples + set.n; s++)
             print_ids("{\"input_ids\": ", s->ids, s->n, ", "), print_ids("\"labels\": ", s->labels, s->n, "}\n");
         print_findings(stderr, &set);
-        return refuse_findings(&set);
+        return refuse_findings(&set), 0;
     }
     printf("data      %s\nsamples   %zu read, %zu kept, %zu cut, %zu dropped, %zu duplicates\n", path,
            set.n + set.n_dropped, set.n, set.n_cut, set.n_dropped, count_duplicates(&set));
@@ -9603,14 +9684,14 @@ static void check_file(const char *path, const ChatFormat *f, const Options *o, 
     printf("tokens    %zu, target tokens: %zu of %zu (%.1f %%)\n", set.n_tokens, set.n_targets, set.n_tokens,
            100 * (double)set.n_targets / (double)set.n_tokens);
     print_lengths(&set);
-    if (f->layout) printf("samples ending in a stop token: %zu of %zu\n", set.n_stops, set.n);
+    if (f->layout && f->tokenizer) printf("samples ending in a stop token: %zu of %zu\n", set.n_stops, set.n);
     print_findings(stdout, &set);
-    size_t sample = (size_t)o->sample, i = 0;
-    for (; !sample && i < min_size((size_t)o->samples, set.n); i++) print_sample(&set.samples[i], f);
-    while (sample && i < set.n && set.samples[i].number != sample) i++;
-    if (sample && i == set.n) fail("%s: has no sample %zu, or it was dropped", path, sample);
-    if (sample) print_sample(&set.samples[i], f);
+    for (const Sample *s = set.samples; s < set.samples + set.n; s++) {
+        bool wanted = o->sample ? s->number == (size_t)o->sample : printed < (size_t)o->samples;
+        if (wanted) print_sample(s, f), printed++;
+    }
     refuse_findings(&set);
+    return printed;
 }
 
 static int check_command(const Call *c) {
@@ -9623,8 +9704,10 @@ static int check_command(const Call *c) {
     if (!o->ids) printf("layout    %s, %s\n", f.layout ? f.layout->name : "none: ready ids only",
                         f.tokenizer ? f.tokenizer->file : "no tokenizer");
     if (!o->ids && official) printf("labels    as the official script sets them: %s\n", official);
-    check_file(train_file, &f, o, &config);
-    if (dev) check_file(dev, &f, o, &config);
+    size_t printed = check_file(train_file, &f, o);
+    if (dev) printed += check_file(dev, &f, o);
+    if (o->sample && !o->ids && !printed)
+        fail("%s: has no sample %lld, or it was dropped", train_file, (long long)o->sample);
     return 0;
 }
 
@@ -9692,7 +9775,7 @@ static const Option options[] = {
     { FIELD(warmup_steps), INTEGER, TRAIN, "0", "steps of that rise; above 0 it counts, not warmup_ratio", 0, 1e9 },
     { FIELD(num_train_epochs), REAL_NUMBER, TRAIN, "3", "how often each sample is seen", 1e-6, 1e6,
       .rule = "by the number of samples: 3, and up to 60 that make 1400 steps" },
-    { FIELD(max_steps), INTEGER, TRAIN, "0", "optimizer steps; above 0 it counts instead of epochs", 0, 1e9 },
+    { FIELD(max_steps), INTEGER, TRAIN, "0", "optimizer steps; above 0 it counts instead of epochs", -1, 1e9 },
     { FIELD(weight_decay), REAL_NUMBER, TRAIN, "0", "pull of matrices (alone) towards 0, times the rate", 0, 1e3 },
     { FIELD(optim), CHOICE, TRAIN | INFO, "adamw", "optimizer; adamw takes most memory", .choices = "adamw,sgd,lion" },
     { FIELD(momentum), REAL_NUMBER, TRAIN, "0.9", "sgd: share of the last step added to the next", 0, 0.999999 },
@@ -9720,7 +9803,7 @@ static const Option options[] = {
     { FIELD(samples), INTEGER, CHECK, "1", "how many samples to print as a table of tokens, ids and targets", 0, 1e9 },
     { FIELD(sample), INTEGER, CHECK, "0", "print only this one, by its number in the file; 0: see samples", 0, 1e9 },
     { FIELD(ids), FLAG, CHECK, "false", "print all samples as ready input_ids and labels, and nothing else" },
-    { FIELD(eval_file), STRING, TRAIN | CHECK, NULL, "FILE to validate on", .rule = "dev.json[l] in DATA, if any" },
+    { FIELD(eval_file), STRING, TRAIN | CHECK, NULL, "FILE to validate on", .rule = "dev.json[l] or val.json[l] in DATA" },
     { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", "share of the samples that validates instead of training", 0,
       0.9, .rule = "by the number of samples: none of less than 12, 5 of a few dozen, a twentieth, 500 at most" },
     { FIELD(eval_steps), INTEGER, TRAIN, "0", "steps between validations; 0: once an epoch", 0, 1e9 },
@@ -9845,10 +9928,12 @@ static const Option *find_option(const char *wanted, int commands_of) {
     return NULL;
 }
 
-// Adds the names of the options that one of these commands has, a comma behind each.
-static void add_options(Text *list, int commands_of) {
+// The names of the options that one of these commands has, a comma behind each.
+static const char *option_names(int commands_of) {
+    Text list = {0};
     for (size_t i = 0; i < COUNT(options); i++)
-        if (options[i].commands & commands_of) text_print(list, "%s,", options[i].name);
+        if (options[i].commands & commands_of) text_print(&list, "%s,", options[i].name);
+    return list.s;
 }
 
 // Options that may differ when a run goes on, so its settings do not hold them.
@@ -9874,6 +9959,16 @@ static const char *fix_option(Options *o, const char *option, const char *value,
     if (problem) return strf("\"%s\" %s", option, problem);
     if (!given || (names_in(was, is) && names_in(is, was))) return NULL;
     return strf("the adapter has %s %s; leave the option out", option, is);
+}
+
+// Names options that were set and do nothing, for they are another method's, as their help says.
+static void name_idle_options(const Options *o, const Method *method) {
+    for (const Option *x = options; x < options + COUNT(options); x++) {
+        const char *whose = strf("%.*s", (int)strcspn(x->help, ":"), x->help);
+        bool set = o->given[x->offset] && strcmp(value_text(o, x), value_text(o->defaults, x));
+        if (set && strcmp(whose, method->name) && list_has(method_names(), whose))
+            fprintf(stderr, "warning: --%s is for --method %s; here %s trains\n", x->name, whose, method->name);
+    }
 }
 
 static const char *settings_of(const Options *o) {
@@ -9927,18 +10022,31 @@ static const char *nearest(const char *given, const char *dashes, const char *li
     return near ? strf("; nearest: %s%s", dashes, best) : "";
 }
 
+// What other programs call options of ours.
+static const char *const other_names[][2] = {
+    { "lr", "learning_rate" }, { "lora_r", "r" }, { "lora_rank", "r" }, { "rank", "r" },
+    { "lora_target", "target_modules" }, { "pre_seq_len", "num_virtual_tokens" }, { "finetuning_type", "method" },
+    { "batch_size", "per_device_train_batch_size" }, { "epochs", "num_train_epochs" }, { "val_ratio", "val_size" },
+    { "cutoff_len", "max_input_length" }, { "max_length", "max_input_length" }, { "bf16", "precision" },
+    { "max_seq_length", "max_input_length" }, { "overwrite_output_dir", "force" }, { "template", "layout" },
+};
+
 __attribute__((noreturn)) static void unknown_option(const char *given, const Command *c) {
     const Option *elsewhere = find_option(given, ALL);
-    Text known = {0};
+    if (list_has("train_file,dataset,data,model,model_path,model_name_or_path,config", given))
+        fail_usage("--%s: what a command works on stands in front, without a name: glmtune %s %s", given, c->name,
+                   c->words);
+    for (size_t i = 0; i < COUNT(other_names); i++)
+        if (!strcmp(other_names[i][0], given) && find_option(other_names[i][1], c->bit))
+            fail_usage("--%s is no option of '%s'; here it is called --%s", given, c->name, other_names[i][1]);
     if (!strncmp(given, "quantization_", 13) || !strncmp(given, "load_in_", 8))
         fail_usage("--%s: a base is quantised once, into a folder of its own: glmtune quantize MODEL OUT --bits 4; "
                    "then name OUT", given);
     for (size_t k = 0; elsewhere && k < COUNT(commands); k++)
         if (elsewhere->commands & commands[k].bit)
             fail_usage("--%s is no option of '%s', it is one of '%s'", given, c->name, commands[k].name);
-    add_options(&known, c->bit);
-    fail_usage("--%s is no option of '%s'%s (see glmtune %s --help)", given, c->name, nearest(given, "--", known.s),
-               c->name);
+    fail_usage("--%s is no option of '%s'%s (see glmtune %s --help)", given, c->name,
+               nearest(given, "--", option_names(c->bit)), c->name);
 }
 
 static void option_help(const Option *x) {
@@ -10006,7 +10114,6 @@ static void print_version(void) {
 }
 
 static void word_help(const char *given, int commands_of) {
-    Text known = {0};
     given += strspn(given, "-");
     const Option *x = find_option(given, commands_of);
     for (const Command *c = commands; c < commands + COUNT(commands) && (!x || commands_of == ALL); c++)
@@ -10014,9 +10121,14 @@ static void word_help(const char *given, int commands_of) {
     if (x) return option_help(x);
     for (size_t i = 0; i < COUNT(methods); i++)
         if (!strcmp(given, methods[i].name)) return method_help(&methods[i]);
-    text_print(&known, "%s,", method_names());
-    add_options(&known, commands_of);
-    fail_usage("--help %s: there is no such command, option or method%s", given, nearest(given, "", known.s));
+    const char *known = strf("%s,%s", method_names(), option_names(commands_of));
+    fail_usage("--help %s: there is no such command, option or method%s", given, nearest(given, "", known));
+}
+
+// "true" or "false" where a flag is given as one of the words that people write for them, else the value itself.
+static const char *plain_value(const Option *x, const char *value) {
+    if (x->type != FLAG) return value;
+    return list_has("True,yes,on,1", value) ? "true" : list_has("False,no,off,0", value) ? "false" : value;
 }
 
 // Reads "--name value", "--name=value" or, for a flag, "--name" at words[0]; returns how many words it took.
@@ -10024,11 +10136,12 @@ static size_t parse_option(Options *o, const Command *c, char **words, size_t le
     const char *given = words[0] + 2, *wanted = strf("%.*s", (int)strcspn(given, "="), given);
     const Option *x = find_option(wanted, c->bit);
     if (!x) unknown_option(wanted, c);
-    if (given[strlen(wanted)]) return want_option(o, x, given + strlen(wanted) + 1), 1;     // "=value" follows
-    bool value_follows = left > 1 && (x->type != FLAG || !strcmp(words[1], "true") || !strcmp(words[1], "false"));
-    if (x->type == FLAG && !value_follows) return want_option(o, x, "true"), 1;
-    if (!value_follows) fail_usage("--%s wants a value", x->name);
-    return want_option(o, x, words[1]), 2;
+    const char *behind = given[strlen(wanted)] ? given + strlen(wanted) + 1 : NULL;         // "=value" follows
+    if (behind) return want_option(o, x, plain_value(x, behind)), 1;
+    const char *value = left > 1 && strncmp(words[1], "--", 2) ? plain_value(x, words[1]) : NULL;
+    if (x->type == FLAG && !(value && list_has("true,false", value))) return want_option(o, x, "true"), 1;
+    if (!value) fail_usage("--%s wants a value; one that begins with -- stands behind =", x->name);
+    return want_option(o, x, value), 2;
 }
 
 // Options go into call->o, the other words into call->words.
@@ -10039,6 +10152,8 @@ static void parse_words(Call *call, const Command *c, size_t n, char **argv) {
         if (helps && i + 1 < n) word_help(argv[i+1], c->bit), exit(0);
         if (helps) command_help(c), exit(0);
         if (!strncmp(argv[i], "--", 2)) i += parse_option(call->o, c, argv + i, n - i);
+        else if (*argv[i] == '-' || !strncmp(argv[i], "\xE2\x80", 2))       // or a dash as texts have it
+            fail_usage("'%s': an option begins with two hyphens, --", argv[i]);
         else call->words[call->n++] = argv[i++];
     }
 }
@@ -10053,7 +10168,7 @@ static const struct { const char *key, *value, *option, *to; } yaml_words[] = {
     { "optim", "adamw_torch", "optim", "adamw" }, { "optim", "adamw_torch_fused", "optim", "adamw" },
     { "optim", "adamw_hf", "optim", "adamw" }, { "optim", "lion_32bit", "optim", "lion" },
     { "lr_scheduler_type", "constant_with_warmup", "lr_scheduler_type", "constant" },
-    { "max_steps", "-1", "max_steps", "0" }, { "save_strategy", "steps", NULL, NULL },
+    { "save_strategy", "steps", NULL, NULL },
     { "save_strategy", "no", "save_steps", "1e9" }, { "save_strategy", "epoch", "save_steps", "0" },
     { "logging_strategy", "steps", NULL, NULL }, { "logging_strategy", "no", "logging_steps", "1e9" },
     { "logging_strategy", "epoch", "logging_steps", "0" }, { "eval_strategy", "steps", NULL, NULL },
@@ -10090,9 +10205,8 @@ typedef struct { JsonReader *reader; Options *o; bool words; Text ignored; } Yam
 
 __attribute__((noreturn)) static void unknown_key(const YamlRun *y, const Json *j) {
     Text known = {0};
-    text_print(&known, "%s,%s,%s,%s,", yaml_sections, yaml_silent, yaml_refused, yaml_ignored);
     for (size_t i = 0; i < COUNT(yaml_words); i++) text_print(&known, "%s,", yaml_words[i].key);
-    add_options(&known, TRAIN);
+    text_print(&known, "%s,%s,%s,%s,%s", yaml_sections, yaml_silent, yaml_refused, yaml_ignored, option_names(TRAIN));
     for (char *p = known.s; *p; p++) if (*p == '.') *p = ',';      // the last part of a path counts
     fail("%s: there is no key '%s' here%s", json_where(y->reader, j->at), j->key, nearest(j->key, "", known.s));
 }
@@ -10158,15 +10272,16 @@ static const char *yaml_data_file(const YamlRun *y, const Json *root, const char
 static void read_yaml_config(const char *path, Options *o, const char **data) {
     JsonReader r = json_open_file(path);
     YamlRun y = { .reader = &r, .o = o };
-    Json *root = yaml_only(&r), *peft = json_get(root, "peft_config"), *args = json_get(root, "training_args");
+    Json *root = yaml_only(&r), *args = json_get(root, "training_args");
+    const Json *peft = given(root, "peft_config");
     for (size_t i = 0; i < COUNT(yaml_defaults); i++)
-        if (!yaml_defaults[i].section || json_get(root, yaml_defaults[i].section))
+        if (!yaml_defaults[i].section || given(root, yaml_defaults[i].section))
             want_option(o, find_option(yaml_defaults[i].option, TRAIN), yaml_defaults[i].value);
     memset(o->given, 0, sizeof o->given);
     o->yaml = GIVEN(o, method) = true;      // without peft_config: full tuning
     yaml_section(&y, root, "");
     const Json *strategy = json_get(args, "eval_strategy");
-    const char *when = strategy && strategy->text ? strategy->text : "no";
+    const char *when = json_is(strategy, JSON_STRING) ? strategy->text : "no";
     if (!json_is(json_get(args, "eval_steps"), JSON_NUMBER) && !strcmp(when, "steps")) o->eval_steps = o->logging_steps;
     y.words = true;
     yaml_section(&y, root, "");
@@ -10236,9 +10351,11 @@ int main(int argc, char **argv) {
     if (c == end) fail_usage("there is no command '%s'%s (see glmtune --help)", argv[1], nearest(argv[1], "", known.s));
     parse_words(&call, c, n, argv);
     bool yaml = c->bit == TRAIN && call.n > 2;
-    if (call.n < c->least || call.n > c->most ||
-        (yaml && !ends_in(call.words[2], ".yaml") && !ends_in(call.words[2], ".yml")))
-        fail_usage("usage: glmtune %s %s [--option value ...]", c->name, c->words);
+    const char *odd = call.n > c->most ? call.words[c->most] : NULL;
+    if (yaml && !ends_in(call.words[2], ".yaml") && !ends_in(call.words[2], ".yml")) odd = call.words[2];
+    if (odd || call.n < c->least)
+        fail_usage("%susage: glmtune %s %s [--option value ...]",
+                   odd ? strf("'%s' has no place here; ", odd) : "", c->name, c->words);
     if (yaml) {     // what the command line says overrides
         const char *data = call.words[0];
         o = default_options();

@@ -59,7 +59,7 @@ judge
 works '100 read, 10 kept, 0 cut, 90 dropped' check "$tests/data/facts.jsonl" "$tiny" $short --overlong drop
 works '100 read, 100 kept, 90 cut, 0 dropped|samples ending in a stop token: 100 of 100|lengths   20 to 21' \
     check "$tests/data/facts.jsonl" "$tiny" $short --overlong truncate
-works '90 cut, 0 dropped|done' train "$tests/data/facts.jsonl" "$tiny" $(sed 's/--samples 0//' <<<"$short") \
+works '90 samples cut, 0 dropped|done' train "$tests/data/facts.jsonl" "$tiny" $(sed 's/--samples 0//' <<<"$short") \
     --overlong truncate --max_steps 1 --output_dir cut_run
 rm -rf cut_run
 { printf '{"messages": [{"role": "user", "content": "'; head -c 10000000 /dev/zero | tr '\0' 'x'
@@ -152,6 +152,30 @@ works "warning: |a role token typed as text" train "$tests/data/bad/doubtful.jso
 rm -rf doubtful_run
 refuse 'nowhere.jsonl: there is no such file' check nowhere.jsonl "$tiny"
 misuse 'DATA MODEL' check m.jsonl
+mkdir halves
+head -n 5 "$tests/data/facts.jsonl" >halves/train.jsonl
+head -n 2 halves/train.jsonl >halves/val.jsonl
+works 'sample 4: ' check halves "$tiny" --sample 4
+check 'of a folder, from the file that has it' test "$(grep -c '^sample [0-9]' stdout)" = 1
+run check halves "$tiny" --sample 6
+[ "$status" = 1 ] || want 'exit status 1'
+want_words stderr 'halves/train.jsonl: has no sample 6'
+judge
+works 'halves/val.jsonl' check halves "$tiny" --samples 0
+works '5 samples to learn, 2 to validate|2 of the 2 validation samples are training samples|nothing of others|--val_size holds nothing out' \
+    train halves "$tiny" --output_dir halves_run --max_steps 1 --val_size 0.1
+tail -n 1 "$tests/data/facts.jsonl" >>halves/val.jsonl
+works '2 of the 3 validation samples are training samples, too, so validation tells less' \
+    train halves "$tiny" --output_dir halves_run --max_steps 1 --force
+cp halves/train.jsonl halves/train.json
+refuse 'halves/train.jsonl: is there beside halves/train.json' train halves "$tiny" --output_dir out
+refuse 'halves/train.jsonl: is there beside' check halves "$tiny"
+rm -rf halves halves_run
+sed -n 41,44p "$tests/data/sentiment.jsonl" >four.jsonl
+for i in 1 2 3 4 5 6 7 8 9 10; do cat four.jsonl; done >copies.jsonl
+works 'note: 36 of 40 samples are copies of others|40 samples to learn, 0 to validate' \
+    train copies.jsonl "$tiny" --output_dir copies --max_steps 1
+rm -rf copies copies.jsonl four.jsonl
 refuse '--combine|--official_mask' check m.jsonl "$tiny" --combine
 
 # ---- Rounds, and chat --------------------------------------------------------------------------------------------

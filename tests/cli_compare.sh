@@ -18,7 +18,7 @@ check "compare: the lowest evaluation loss, $best" \
     awk -v best="$best" '$NF == "run-full" { d = $9 - best; found = d < best * 1e-3 && -d < best * 1e-3 } END { exit !found }' stdout
 check 'compare: a curve for each loss of each run' [ "$(grep -c '<polyline class="c[01]"' both.svg)" = 6 ]
 
-refuse 'nowhere|no log.jsonl|--output_dir' compare run-lora nowhere --out out/c.svg
+refuse 'nowhere|no log.jsonl|--output_dir' compare run-lora nowhere --out c.svg
 mkdir void
 : >void/log.jsonl
 refuse 'void/log.jsonl|is empty' compare void run-lora --out out.svg

@@ -46,6 +46,8 @@ done <<END
 "attention_mask"|padding {"input_ids": [0, 1], "labels": [-100, 1], "attention_mask": @[0, 1]}
 "rejected" {"conversations": [$ask}], "rejected": @{"from": "gpt", "value": "c"}}
 "system" {"messages": [{"role": "system", "content": "s"}, $ask}], "system": @"t"}
+"history" {"messages": [$ask}], "history": @[["c", "d"]]}
+tools|array|not|5 {"messages": [$ask}], "tools": @5}
 tools|array|in {"messages": [$ask}], "tools": @"{\"a\": 1}"}
 expected|in {"messages": [$ask}], "tools": @"[1"}
 function|metadata {"messages": [{"role": @"function", "content": "a"}]}
@@ -56,6 +58,25 @@ parameters {"messages": [{"role": "tool", "name": "f", "parameters": @3, "observ
 {{name}} {"instruction": "a", "output": @"I am {{name}}."}
 {{|author {"messages": [{"from": "human", "value": "a"}, {"from": "gpt", "value": @"By {{ author }}."}]}
 END
+
+# An empty list in a message, as a text, does not take the sample's own away.
+tools='[{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": \"g\", \"parameters\": {}}}]'
+form plain '{"tools": "'"$tools"'", "messages": [{"role": "system", "content": "s"}, '"$ask"'}]}'
+form empty '{"tools": "'"$tools"'", "messages": [{"role": "system", "content": "s", "tools": "[]"}, '"$ask"'}]}'
+works '' check forms_plain.jsonl "$tiny" --ids
+cp stdout plain.ids
+works '' check forms_empty.jsonl "$tiny" --ids
+check 'tools as a text, beside an empty list' cmp stdout plain.ids
+rm plain.ids
+# What looks like a table.
+for text in 'question,answer' 'PAR1....'; do
+    form table "$text"
+    refuse 'forms_table.jsonl|pandas' train forms_table.jsonl "$tiny" --output_dir out
+done
+for text in '{\0"\0' '\0{\0"' '\377\376{\0' '\377\376\0\0{\0\0\0'; do
+    printf "$text" >forms_wide.jsonl
+    refuse 'forms_wide.jsonl: is UTF-|iconv -f utf-' train forms_wide.jsonl "$tiny" --output_dir out
+done
 
 # ---- Tests without answers -------------------------------------------------------------------------------------------
 
@@ -74,6 +95,16 @@ works 'rouge-1|of 4 answers' eval forms_scored.jsonl "$tiny" --max_new_tokens 5
 refuse 'forms_ask.jsonl:1:1: the sample has nothing to learn' train forms_ask.jsonl "$tiny" --output_dir out
 form blank '{"input_ids": [1, 2], "labels": [-100, -100]}'
 refuse 'forms_blank.jsonl:1:1: the sample has nothing to learn' eval forms_blank.jsonl m
+form long '{"prompt": "a b c d e f g h i j k l m n o p q r s t u v w x y z", "response": "b"}'
+form short '{"prompt": "a", "response": "b"}'
+cat forms_long.jsonl >>forms_short.jsonl
+works 'forms_short.jsonl: 0 samples cut, 1 dropped|loss' eval forms_short.jsonl "$tiny" --overlong drop --max_input_length 9 \
+    --max_output_length 9 --max_new_tokens 1
+sed 's/"max_position_embeddings": 512/"max_position_embeddings": 8/' glm.json >forms_few.json
+works '' init forms_few.json few --layout glm4-chat
+cp tokenizer.bin few 2>/dev/null || cp "$bin" few
+works 'forms_long.jsonl: its longest sample has|made for 8' train forms_long.jsonl few --output_dir few_run --max_steps 1
+rm -rf few few_run forms_few.json
 set +f
 rm -f forms_*.jsonl answers.jsonl
 set -f

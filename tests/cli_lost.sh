@@ -76,11 +76,12 @@ rmdir new
 # ---- Signals and descriptors -------------------------------------------------------------------------------------
 
 begin hung
-kill -HUP $!
+ignored=$(sh -c 'kill -HUP $$; echo ignored')      # by whoever started these tests, as nohup does; then for good
+[ -z "$ignored" ] && kill -HUP $! || { skip 'SIGHUP, which is ignored here'; kill -TERM $!; }
 wait $!
 status=$?
 told='SIGHUP: finishes the step, saves, says how to go on'
-[ $status = 0 ] || want 'exit status 0'
+[ "$status" = "${ignored:+143}" ] || [ $status = 129 ] || want 'exit status 129'
 want_words stderr 'stopped after step|--resume_from_checkpoint yes'
 [ -n "$(find hung -name optimizer.safetensors)" ] || want 'a checkpoint'
 judge
@@ -221,7 +222,7 @@ rm -rf filled three
 
 # ---- Validation on what is trained, and the bundled model's tokenizer --------------------------------------------
 
-works 'warning: the validation samples are the training samples' train data.jsonl m --max_steps 1 --eval_file data.jsonl --output_dir same
+works 'warning: 8 of the 8 validation samples are training samples' train data.jsonl m --max_steps 1 --eval_file data.jsonl --output_dir same
 rm -rf same
 works 'done' train "$tests/data/identity.jsonl" "$tests/tiny" --max_steps 1 --output_dir of_tiny
 works '' merge of_tiny/checkpoint-1 alone

@@ -93,7 +93,7 @@ released 'method ptuning trains 2621440 of' info glm-4-9b-chat-hf.json --method 
 
 # ---- What tests/report found to go wrong -------------------------------------------------------------------------
 
-still='moves by at most learning rate x steps' replayed='nothing old was replayed'
+still='moves by about learning rate x steps' replayed='nothing old was replayed'
 works "$still|done" train data.jsonl m --method ptuning --learning_rate 5e-5 --max_steps 2 --output_dir warned
 check 'the last lines say that nothing old was replayed' [ "$(grep -c "$replayed" printed)" = 1 ]
 works "$replayed|done" train data.jsonl m --method ptuning --learning_rate 0.5 --max_steps 20 --output_dir warned --force

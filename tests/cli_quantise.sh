@@ -72,6 +72,10 @@ works 'loss' dump coded/4false coded/ids.jsonl coded/dump.safetensors
 refuse 'is quantised already' quantize coded/4false out --bits 4
 refuse 'is an adapter' quantize coded/tuned-4false/checkpoint-4 out --bits 4
 refuse 'exists already' quantize coded/plain coded/4false --bits 4
+mkdir coded/fresh
+works '' quantize coded/plain coded/fresh --bits 4
+check 'a folder that is empty is as good as new' test -e coded/fresh/config.json
+rm -rf coded/fresh
 misuse '--bits is 4 or 8' quantize coded/plain out --bits 5
 misuse '--double_quant|--bits 4' quantize coded/plain out --bits 8 --double_quant true
 misuse '--quantization_bit|glmtune quantize' train data.jsonl coded/plain --quantization_bit 4

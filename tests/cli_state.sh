@@ -41,8 +41,8 @@ works 'holds no checkpoint: training begins|done' $state --output_dir fresh --re
 rm -rf elsewhere whole fresh
 smooth="$state --label_smoothing_factor 0.1 --output_dir parts --save_total_limit 0"
 refuse 'checkpoints past step 3|--force' $smooth --resume_from_checkpoint 3
-refuse 'parts/checkpoint-5|adapter_model' $smooth --resume_from_checkpoint 5
-refuse 'nowhere|adapter_model' $smooth --resume_from_checkpoint nowhere
+refuse 'parts/checkpoint-5: there is no such checkpoint' $smooth --resume_from_checkpoint 5
+refuse 'nowhere: there is no such checkpoint' $smooth --resume_from_checkpoint nowhere
 refuse 'holds the checkpoints of another run' $smooth --resume_from_checkpoint no
 refuse 'learning_rate was 0.01, now it is 0.02' ${smooth/0.01/0.02} --resume_from_checkpoint yes
 refuse 'max_steps was 6, now it is 7' ${smooth/max_steps 6/max_steps 7} --resume_from_checkpoint yes
@@ -66,14 +66,14 @@ rm -rf parts
 # ---- Signals -----------------------------------------------------------------------------------------------------
 
 endless="train data.jsonl deep --max_steps 1000000 --save_steps 1000000 --logging_steps 1 --output_dir endless"
-for signal in INT TERM; do
+for signal in INT:130 TERM:143; do
     "$program" $endless >stdout 2>stderr &
     await test -s endless/log.jsonl
-    kill -$signal $!
+    kill -${signal%:*} $!
     wait $!
     status=$?
-    told="SIG$signal: finishes the step, saves, says how to go on"
-    [ $status = 0 ] || want 'exit status 0'
+    told="SIG${signal%:*}: finishes the step, saves, says how to go on"
+    [ $status = ${signal#*:} ] || want "exit status ${signal#*:}"
     want_words stderr 'stopped after step|--resume_from_checkpoint yes'
     step=$(sed -n 's/^stopped after step \([0-9]*\) .*/\1/p' stderr)
     [ -f "endless/checkpoint-$step/optimizer.safetensors" ] || want 'a checkpoint of that step'

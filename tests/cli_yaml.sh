@@ -118,6 +118,9 @@ grep -q '"r": 8,' out1/checkpoint-6/adapter_config.json || want 'r 8'
 grep -q '"lora_alpha": 8,' out1/checkpoint-6/adapter_config.json || want 'lora_alpha 8'
 grep -q '"lora_dropout": 0,' out1/checkpoint-6/adapter_config.json || want 'no dropout'
 judge
+printf 'data_config: {train_file: train.jsonl, val_file: dev.jsonl}\ntraining_args:\n  eval_strategy:\npeft_config: null\n' >none.yaml
+works 'method full|0 to validate|val_file (eval_strategy is no)|done' train yamldata "$tiny" none.yaml --max_steps 1 --output_dir none
+rm -rf none none.yaml
 works 'step 1/1|done' train yamldata "$tiny" few.yaml --max_steps 1 --output_dir out2 --r 2 --learning_rate=0.01
 check 'options override the yaml' grep -q '"r": 2,' out2/checkpoint-1/adapter_config.json
 check 'wherever they stand' grep -q '"learning_rate": 0.01,' out2/log.jsonl

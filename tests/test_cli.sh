@@ -269,14 +269,32 @@ misuse '--lora-alpha|--lora_alpha' train data.jsonl m --lora-alpha 8
 misuse '--maxsteps|--max_steps' train data.jsonl m --maxsteps=8
 misuse "--promt|--prompt" chat m --promt hello
 misuse "--r |chat" chat m --r 8
-misuse '--r ' train data.jsonl m --r
+misuse '--r wants a value' train data.jsonl m --r
+misuse '--r wants a value' train data.jsonl m --r --max_steps 2
+misuse '--output_dir wants a value|behind =' train data.jsonl m --output_dir --force
+misuse "'-r': an option begins with two hyphens" train data.jsonl m -r 8
+misuse "'–r': an option begins with two hyphens" train data.jsonl m –r 8
+misuse "'surplus' has no place here|usage: glmtune merge" merge m out surplus
+misuse "'v_proj' has no place here" train data.jsonl m --target_modules q_proj v_proj
+misuse '--lr is|--learning_rate' train data.jsonl m --lr 1e-3
+misuse '--lora_rank is|called --r' train data.jsonl m --lora_rank 4
+misuse '--train_file|glmtune train DATA MODEL' train --train_file data.jsonl --model_name_or_path m
+for value in True yes 1 on; do
+    works 'gradient_checkpointing=true' train data.jsonl m --gradient_checkpointing $value --output_dir flags --max_steps 1 --force
+done
+works 'done' train data.jsonl m --predict_with_generate no --gradient_checkpointing=False --output_dir flags --max_steps -1 \
+    --num_train_epochs 1 --force
+check 'neither is set' test "$(grep -cE 'predict_with|gradient_check' stderr)" = 0
+works 'warning: --num_virtual_tokens is for --method ptuning; here lora trains' train data.jsonl m --num_virtual_tokens 8 \
+    --output_dir flags --max_steps 1 --force
+rm -rf flags
 misuse '--prompt' chat m --prompt
 misuse '--force|maybe' train data.jsonl m --force=maybe
 misuse '--method|lora|full|lorra' train data.jsonl m --method lorra
 misuse '--lr_scheduler_type|cosine|step' train data.jsonl m --lr_scheduler_type step
 misuse '--overlong|error|drop|cut' train data.jsonl m --overlong cut
 misuse '--dtype|bf16|int8' init glm.json out --dtype int8
-for value in 8x 1e '' 0x10 nan inf ' 8' '8 ' 8.5 8,5 --max_steps ８; do no_number r "$value"; done
+for value in 8x 1e '' 0x10 nan inf ' 8' '8 ' 8.5 8,5 ８; do no_number r "$value"; done
 for value in 1e-4x 1e '' 0x10 ' 1' '1 ' 0,1 1e-4.5 1e-4e; do no_number learning_rate "$value"; done
 for value in 0 -1 70000 1e400 -1e400; do no_range r "$value"; done
 for value in nan inf; do no_number learning_rate "$value"; done
@@ -626,6 +644,9 @@ refuse 'standard input|2710' tokenize "$bin" --decode <<<'1 2710'
 refuse 'standard input|-1' tokenize "$bin" --decode <<<'-1'
 refuse 'standard input|no id|2709' tokenize "$bin" --decode <<<'99999999999999999999'
 refuse "standard input|'word'" tokenize "$bin" --decode <<<'1 2 word'
+printf '1 2\0 3\n' >nul.ids
+refuse 'standard input' tokenize "$bin" --decode <nul.ids
+rm nul.ids
 
 sed 's/2710/2000/' glm.json >small.json
 works 'parameters' init small.json small --layout glm4-chat
@@ -647,6 +668,13 @@ refuse 'remote|layout|--layout' chat remote --prompt hi
 refuse 'data.jsonl:1:1: |remote|layout|--layout' train data.jsonl remote --output_dir out
 refuse 'standard input|no token id' tokenize m --decode <<<'<|user|>'
 refuse 'max_context' chat m --prompt 'rather a long prompt' --max_context 4
+refuse 'this model, whose limit is 512' chat m --prompt "$(repeated 'word ' 600)"
+refuse 'the text is not UTF-8' chat m --prompt $'\xC4\xE3'
+refuse '--system: the text is not UTF-8' chat m --prompt hi --system $'\xC4\xE3'
+printf '\xC4\xE3\n%s\nhi\n' "$(repeated 'word ' 600)" >asked.txt
+works '(the text is not UTF-8|(the text has 60|whose limit is 512)' chat m --max_new_tokens 2 <asked.txt
+check 'a question that cannot be answered is passed over' test "$(wc -l <stdout)" = 1
+rm asked.txt
 
 # ---- Output, disk and memory -------------------------------------------------------------------------------------
 

@@ -694,14 +694,14 @@ static void test_tokenizers(void) {
 // The format of a layout with the tokenizer of this folder.
 static ChatFormat format_of(const char *layout, const char *folder) {
     Options o = default_options();
-    Config c = { .vocab_size = 1 << 20, .model_type = "" };
+    static const Config c = { .vocab_size = 1 << 20, .max_positions = 1 << 20, .model_type = "" };
     o.layout = layout;
     return choose_format(&o, &c, folder);
 }
 
 static Dataset read_text(const char *jsonl, const ChatFormat *f, const Options *o) {
     write_file(scratch("data.jsonl"), jsonl, strlen(jsonl));
-    return read_data_file(scratch("data.jsonl"), f, o, 1 << 20, true);
+    return read_data_file(scratch("data.jsonl"), f, o, true);
 }
 
 static void check_sample(const char *what, const Dataset *set, size_t i, const int32_t *ids, const int32_t *labels,

@@ -38,7 +38,22 @@ static void check_defaults(size_t n, size_t length, size_t held_out, double epoc
     free_samples(&set), free_samples(&validation);
 }
 
+// `distinct` samples, each of which stands there `copies` times: so many are held out, with all their copies.
+static void check_copies(size_t distinct, size_t copies, size_t held_out) {
+    Options o = default_options();
+    Dataset set = samples_of(distinct * copies, 10);
+    for (size_t i = distinct; i < set.n; i++) memcpy(set.samples[i].ids, set.samples[i % distinct].ids, 10 * sizeof(int32_t));
+    choose_split(&o, &set);
+    Dataset validation = split_off(&set, o.val_size, (uint64_t)o.seed);
+    check_equal(label("%zu samples %zu times: held out", distinct, copies), validation.n, held_out * copies);
+    check_equal("none of them is learned", count_shared(&validation, &set), 0);
+    free_samples(&set), free_samples(&validation);
+}
+
 static void test_choices(void) {
+    check_copies(4, 10, 0);
+    check_copies(40, 10, 5);
+    check_copies(400, 3, 20);
     check_defaults(4, 100, 0, 60, 4, 1, 0);      // none to validate, so nothing to wait for
     check_defaults(40, 100, 5, 60, 4, 1, 10);
     check_defaults(40, 300, 5, 60, 2, 2, 10);
@@ -104,20 +119,23 @@ static void check_turns(Trainer *t, const Validation *turns, size_t n) {
 
 static void test_best(void) {
     Options o = default_options();
-    Trainer t = { .o = &o, .steps = 100, .saves_after = 3, .validation.n = 25 };
-    o.early_stopping_threshold = 0.1;
+    Trainer t = { .o = &o, .steps = 100, .saves_after = 30, .validation.n = 25 };
+    o.early_stopping_threshold = 0.1, o.save_steps = 55;
     static const Validation strict[] = {
-        { 0, 2, true, "" }, { 1, 2.5, false, "no better than before training" }, { 2, 1.5, false, "too near" },
-        { 3, 1.45, true, "the best so far" }, { 4, 1.3, false, "too near" }, { 6, 1.46, false, "" },
-        { 8, 0.95, true, "the best so far" }, { 9, 0.8, false, "too near" }, { 100, 0.6, true, "the best so far" } };
+        { 0, 2, true, "" }, { 1, 2.5, false, "no better than before training" }, { 2, 1.5, true, "the best so far" },
+        { 3, 1.3, false, "the lowest so far, not saved" }, { 4, 1.29, false, "the lowest so far, not saved" },
+        { 6, 1.1, true, "the best so far" }, { 9, 1.12, false, "" }, { 10, 0.9, true, "the best so far" },
+        { 12, 0.7, false, "too near" }, { 39, 0.85, false, "; not saved" }, { 40, 0.85, true, "(the lowest was 0.7000)" },
+        { 54, 0.8, false, "; not saved" }, { 55, 0.82, true, "that is saved" }, { 100, 0.5, true, "the best so far" } };
     check_turns(&t, strict, COUNT(strict));
-    check_number("the best", t.state.best_metric, 0.6, 0);
+    check_number("the best", t.state.best_metric, 0.5, 0);
     check_number("before training", t.state.base_loss, 2, 0);
     check_number("nothing worse in a row", t.state.worse_since, 0, 0);
     // the lowest is 1: with 25 samples up to 1.2 is as good, and so is all below 0.5
     Trainer later = { .o = &o, .steps = 100, .saves_after = 1, .validation.n = 25 };
     o.early_stopping_loss = 0.5;
-    static const Validation few[] = { { 0, 2, true, "" }, { 1, 1, true, "the best so far" }, { 2, 1.19, true, "the best so far" },
+    static const Validation few[] = { { 0, 2, true, "" }, { 1, 1, true, "the best so far" },
+        { 2, 1.19, true, "saved (the lowest was 1.0000)" },
         { 3, 1.21, false, "" }, { 4, 0.3, true, "" }, { 5, 0.45, true, "" }, { 6, 0.55, false, "" } };
     check_turns(&later, few, COUNT(few));
     check_number("as good, and later", later.state.best_metric, 0.45, 0);

@@ -106,7 +106,7 @@ static void check_answers_together(double temperature) {
     Options o = default_options();
     Opened m = open_model("tests/tiny", &o);
     ChatFormat f = choose_format(&o, &m.model->config, m.folder);
-    Dataset set = read_data_file("tests/data/ads.jsonl", &f, &o, m.model->config.vocab_size, true);
+    Dataset set = read_data_file("tests/data/ads.jsonl", &f, &o, true);
     Generator alone = make_generator(m.model, NULL, 128, 1), g = make_generator(m.model, NULL, 128, TOGETHER);
     size_t same = 0, stopped = 0;
     const bool may_part = in_bf16() && !FAST;

@@ -43,7 +43,7 @@ static int signalled(int times, bool writing, const char *path) {
         if (writing) begin_folder(path);
         for (int i = 0; i < times; i++) {
             kill(getpid(), SIGTERM);
-            for (int wait = 0; wait < 5000 && stop_signals <= i; wait++) usleep(1000);
+            for (int wait = 0; wait < 5000 && (i || !stop_signal); wait++) usleep(1000);
         }
         if (writing) write_trained(strf("%s.glmtune.tmp/t", path), &(Model){0}, list, 1);
         _exit(7);

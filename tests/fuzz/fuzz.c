@@ -153,7 +153,7 @@ static void fuzz_data(const char *bytes, size_t n) {
     o.overlong = (const char *[]){ "error", "drop", "truncate" }[n / 2 % 3];
     o.max_input_length = n % 7 ? 512 : 8;
     format.joined = n / 3 % 2;
-    (void)read_data_file(memory_file, &format, &o, 1 << 20, n % 5 > 0);
+    (void)read_data_file(memory_file, &format, &o, n % 5 > 0);
 }
 
 static void to_file(int fd, const char *bytes, size_t n) {
