@@ -3480,11 +3480,11 @@ static bool is_wanted(const JsonReader *r, const Json *message) {
     return (!loss || loss->number > 0) && (!train || train->number > 0) && (!weight || weight->number > 0);
 }
 
-// The role of a message, in our words, ShareGPT's or OpenAI's.
+// The role of a message, in our words, ShareGPT's or OpenAI's, in small letters or large.
 static int role_of(const JsonReader *r, const Json *role) {
     static const char *const others[] = { [USER] = "human", [ASSISTANT] = "gpt", [OBSERVATION] = "tool" };
     for (int k = 0; k < ROLES && strlen(role->text) == role->count; k++)
-        if (!strcmp(role->text, role_names[k]) || (others[k] && !strcmp(role->text, others[k]))) return k;
+        if (!strcasecmp(role->text, role_names[k]) || (others[k] && !strcasecmp(role->text, others[k]))) return k;
     fail("%s: role %s is not one of system, user, assistant, observation; " CALLS, where(r, role), quoted(r, role));
 }
 
@@ -9803,7 +9803,7 @@ static const Option options[] = {
     { FIELD(samples), INTEGER, CHECK, "1", "how many samples to print as a table of tokens, ids and targets", 0, 1e9 },
     { FIELD(sample), INTEGER, CHECK, "0", "print only this one, by its number in the file; 0: see samples", 0, 1e9 },
     { FIELD(ids), FLAG, CHECK, "false", "print all samples as ready input_ids and labels, and nothing else" },
-    { FIELD(eval_file), STRING, TRAIN | CHECK, NULL, "FILE to validate on", .rule = "dev.json[l] or val.json[l] in DATA" },
+    { FIELD(eval_file), STRING, TRAIN | CHECK, NULL, "FILE to validate on", .rule = "dev.json[l] or val.json[l]" },
     { FIELD(val_size), REAL_NUMBER, TRAIN, "0.05", "share of the samples that validates instead of training", 0,
       0.9, .rule = "by the number of samples: none of less than 12, 5 of a few dozen, a twentieth, 500 at most" },
     { FIELD(eval_steps), INTEGER, TRAIN, "0", "steps between validations; 0: once an epoch", 0, 1e9 },

@@ -76,7 +76,7 @@ static void ask_all(Probe *p, const char *path, const ChatFormat *f, const Optio
     char *source = read_file(path, &n);
     JsonReader r = json_open(path, source, n), tools = {0};
     Dataset notes = {0};
-    DataReader d = { .json = &r, .tools = &tools, .format = f, .o = o, .V = m->config.vocab_size, .set = &notes };
+    DataReader d = { .json = &r, .tools = &tools, .format = f, .o = o, .set = &notes };
     p->data = &d;
     for (const Json *j; (j = json_next(&r)); ) ask(p, j);
 }
