@@ -3523,7 +3523,7 @@ static void read_messages(const DataReader *d, const Json *root, const Json *mes
         fail("%s: \"%s\" is empty: there is nothing to learn", where(d->json, root), messages->key);
     for (const Json *m = messages->first; m && !carrier; m = m->next) {
         const Json *role = json_get(m, json_key(m, "role", "from"));
-        if (json_is(role, JSON_STRING) && !strcmp(role->text, role_names[SYSTEM])) carrier = m;
+        if (json_is(role, JSON_STRING) && !strcasecmp(role->text, role_names[SYSTEM])) carrier = m;
     }
     const Json *tools = read_beside(d, root, carrier, c);
     for (const Json *m = messages->first; m; m = m->next) {

@@ -67,6 +67,9 @@ works '' check forms_plain.jsonl "$tiny" --ids
 cp stdout plain.ids
 works '' check forms_empty.jsonl "$tiny" --ids
 check 'tools as a text, beside an empty list' cmp stdout plain.ids
+sed 's/"system"/"System"/; s/"user"/"User"/; s/"assistant"/"ASSISTANT"/' forms_plain.jsonl >forms_large.jsonl
+works '' check forms_large.jsonl "$tiny" --ids
+check 'roles in large letters' cmp stdout plain.ids
 rm plain.ids
 # What looks like a table.
 for text in 'question,answer' 'PAR1....'; do
