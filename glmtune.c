@@ -5048,7 +5048,8 @@ static void print_result(const Trainer *t) {
 static void print_advice(const Trainer *t, const char *result) {
     const RunState *s = &t->state;
     double rate = t->o->learning_rate;
-    bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1, worse = s->last_loss > s->first_loss;
+    bool learned = s->last_loss < 0.9 * s->first_loss || s->first_loss < 0.1;
+    bool worse = s->last_loss > 1.15 * s->first_loss;   // a little may come from other samples
     bool vain = s->base_loss > 0 && !(s->best_step > 0);
     if (vain) progress(true, "the result is NO BETTER than before training: validation never fell below %.4f",
                        s->base_loss);

@@ -47,6 +47,9 @@ check 'only the last checkpoint stays' test early/checkpoint-2 = \
 works 'stopped early' train split "$tiny" --output_dir early --num_train_epochs 50 --learning_rate 0.5 --eval_steps 1 \
     --early_stopping_patience 2 --load_best_model_at_end --save_total_limit 1 --resume_from_checkpoint yes $short
 rm -rf early
+works 'training made the loss higher: leave --learning_rate out' train split "$tiny" --output_dir early --max_steps 8 \
+    --learning_rate 3 $short
+rm -rf early
 works 'warning: no samples are held out|done' train split/train.jsonl "$tiny" --output_dir early --val_size 0 \
     --load_best_model_at_end --max_steps 1
 rm -rf early
