@@ -4448,7 +4448,7 @@ static void choose_defaults(Options *o, const Method *method, const Config *c, c
 
 static uint64_t hash_data(const Dataset *d) {
     uint64_t h = 0;
-    for (const Sample *s = d->samples, *end = s + d->n; s < end; s++)
+    for (const Sample *s = d->samples, *end = d->n ? s + d->n : s; s < end; s++)
         h = rng_key(rng_key(h, hash_bytes(s->ids, s->n * sizeof *s->ids)),
                     hash_bytes(s->labels, s->n * sizeof *s->labels));
     return h;
@@ -5280,19 +5280,20 @@ static void choose_files(Model *m, double max_shard, Coding coding) {
 // Writes the weights of a model, each in its file and file_dtype, and the index of more than one file.
 static void write_weights(const char *folder, const Model *m, TensorSource source, Coding coding) {
     StoredTensor parts[MAX_CODE_PARTS];
-    size_t total = 0;
+    size_t total = 0, n_files = 0;
     Text index = {0}, map = {0};
+    text_add(&map, "", 0);
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
         size_t k = 0;
         while (strcmp(m->tensors[k]->file, t->file)) k++;
-        if (k == i) write_shard(folder, m, t->file, source, coding);
+        if (k == i) write_shard(folder, m, t->file, source, coding), n_files++;
         total += bytes_to_write(m, t, coding);
         for (size_t n = stored_parts(parts, m, t, coding), p = 0; p < n; p++)
             text_print(&map, "%s\n\"%s\": \"%s\"", map.n ? "," : "", parts[p].name, t->file);
     }
     text_print(&index, "{\"metadata\": {\"total_size\": %zu}, \"weight_map\": {%s}}\n", total, map.s);
-    if (strcmp(m->tensors[0]->file, "model.safetensors"))
+    if (n_files > 1 || strcmp(m->tensors[0]->file, "model.safetensors"))
         write_file(strf("%s/model.safetensors.index.json", folder), index.s, index.n);
     free(index.s), free(map.s);
 }
@@ -5392,8 +5393,8 @@ static const char *fingerprint_of(const Model *m, const ChatFormat *f) {
 static TensorSet official_prefix(const char *folder) {
     TensorSet set = {0};
     const char *path = weights_of(folder);
-    if (path && (!ends_in(path, ".index.json") || file_contains(path, prefix_names[1][PREFIX_TABLE])))
-        set = read_model_tensors(folder);
+    if (!path || (ends_in(path, ".index.json") && !file_contains(path, prefix_names[1][PREFIX_TABLE]))) return set;
+    set = read_model_tensors(folder);
     size_t n = set.n;
     set.n = 0;
     for (const StoredTensor *s = set.tensors; s < set.tensors + n; s++)
@@ -5484,7 +5485,8 @@ static const char *lora_maps(const char *folder) {
     const char *file = adapter_file(folder);
     TensorSet set = {0};
     Text modules = {0};
-    if (exists(file)) read_tensor_file(&set, file);
+    if (!exists(file)) return NULL;
+    read_tensor_file(&set, file);
     for (const StoredTensor *s = set.tensors; s < set.tensors + set.n; s++) {
         const char *lora = strstr(s->name, ".lora_");
         if (!lora || !strncmp(lora, ".lora_A", 7)) continue;        // each map has a B too
@@ -5577,7 +5579,7 @@ static void read_adapter_tensors(const char *folder, Model *m, const Method *met
         const StoredTensor *s = find_trained(&set, t);
         if (!s) refuse_missing(folder, &set, t->name);
         if (!has_shape(s, t))
-            fail("%s: '%s' is %s; its adapter_config.json and the base want %s", s->file, s->name,
+            fail("%s: '%s' is %s; its config and the base want %s", s->file, s->name,
                  shape_text(s->shape, s->n_dims), shape_text(t->shape, t->n_dims));
         if (s->dtype > BF16) fail("%s: '%s' is %s, and must be F64, F32, F16 or BF16", s->file, s->name, s->dtype_name);
         widen_stored(t->value, s);
@@ -5609,20 +5611,15 @@ static void start_method(const Opened *m, uint64_t seed, bool trains) {
     if (m->adapter) read_adapter_tensors(m->adapter, m->model, m->method);
 }
 
-static const char *stored_fingerprint(const char *adapter) {    // NULL: it has none, as PEFT's and the official ones
-    const char *file = strf("%s/adapter_model.safetensors", adapter);
-    TensorSet set = {0};
-    if (exists(file)) read_tensor_file(&set, file);
-    free(set.tensors);
-    return line_value(set.metadata.s, "glmtune.fingerprint");
-}
-
-// An adapter that carries a fingerprint goes onto what it was trained on, unless --force says otherwise. f: the format
-// that text is to be encoded in; NULL: there will be no text, so the weights alone count.
+// An adapter that carries a fingerprint (PEFT's and the official ones do not) goes onto what it was trained on, unless
+// --force says otherwise. f: the format that text is to be encoded in; NULL: no text will be, the weights alone count.
 static void check_fingerprint(const Opened *m, const ChatFormat *f, const Options *o) {
     enum { DIGITS = 16 };
     static const char *const parts[] = { "base model", "tokenizer", "chat layout" }, unknown[] = "0000000000000000";
-    const char *was = m->adapter ? stored_fingerprint(m->adapter) : NULL, *is = was ? fingerprint_of(m->model, f) : "";
+    TensorSet set = {0};
+    if (m->adapter && exists(adapter_file(m->adapter))) read_tensor_file(&set, adapter_file(m->adapter));
+    const char *was = line_value(set.metadata.s, "glmtune.fingerprint"), *is = was ? fingerprint_of(m->model, f) : "";
+    free(set.tensors);
     if (!was || strlen(was) != strlen(is)) return;
     for (size_t k = 0; k < COUNT(parts); k++, was += DIGITS + 1, is += DIGITS + 1) {
         if (!strncmp(was, is, DIGITS) || !strncmp(was, unknown, DIGITS) || !strncmp(is, unknown, DIGITS)) continue;
@@ -5644,16 +5641,6 @@ static void merged_tensor(real *out, const Tensor *t, const void *context) {
             if (w->weight == t) o->method->merge(out, w);
 }
 
-// Rounding to the base's type changes each weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, and
-// another order of sums adds some 2^-24. Measured on eight layers of random weights: logits change by 0.7 to 2 u of the
-// largest (fp32: 15 u). A wrong merge is off by far more than 16 u; so can a right one be whose run diverged.
-static double merge_bound(const Model *m) {
-    static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
-    double largest = 0x1p-24 * 4;
-    for (size_t i = 0; i < m->n_tensors; i++) largest = fmax(largest, units[m->tensors[i]->file_dtype]);
-    return 16 * largest;
-}
-
 // How the logits of two models differ on random tokens: by the most, beside the largest; by their size, sqrt(sum of
 // squares); how many are not finite; the two losses.
 typedef struct { double most, largest, moved, loss[2]; size_t bad; } Difference;
@@ -5673,10 +5660,16 @@ static Difference compare_logits(const Opened *a, const Opened *b) {
     return d;
 }
 
-// Base with adapter and the merged folder, read back, must agree on a probe.
+// Base with adapter and the merged folder, read back, must agree on a probe. Rounding to the base's type changes each
+// weight by up to u = 2^-8 (bf16), 2^-11 (fp16), 2^-24 (fp32) of itself, and another order of sums adds some 2^-24.
+// Measured on eight layers of random weights: logits change by 0.7 to 2 u of the largest (fp32: 15 u). A wrong merge is
+// off by far more than 16 u; so can a right one be whose run diverged.
 static void verify_merge(const Opened *o, const Opened *merged, bool force) {
+    static const double units[] = { [F64] = 0, [F32] = 0x1p-24, [F16] = 0x1p-11, [BF16] = 0x1p-8 };
+    const Model *m = o->model;
     Difference d = compare_logits(o, merged);
-    double bound = merge_bound(o->model);
+    double bound = 16 * 0x1p-24 * 4;
+    for (size_t i = 0; i < m->n_tensors; i++) bound = fmax(bound, 16 * units[m->tensors[i]->file_dtype]);
     if (d.bad) fail("%s: gives %zu logits that are not finite; nothing is written", o->adapter, d.bad);
     if (!(d.most <= bound * d.largest) && !force)
         fail("%s: the merged model gives other logits: they change by up to %.3g, and rounding may by %.3g; nothing is "
@@ -5756,14 +5749,6 @@ static bool open_coded_base(Opened *coded, const Opened *m, const Options *o) {
     return true;
 }
 
-// How far the merged model is from what was trained.
-static void print_move(const Opened *coded, const Opened *merged) {
-    start_method(coded, 0, false);
-    Difference d = compare_logits(coded, merged);
-    printf("it was trained on the codes of %s: from there logits of random tokens move by %.2g of their size, the loss "
-           "from %.4f to %.4f\n", coded->folder, d.moved, d.loss[0], d.loss[1]);
-}
-
 // Writes base and adapter as one model folder, each tensor in the base's type, bf16 where that is codes; a folder that
 // exists is refused.
 static void merge(const char *adapter, const char *out, Options *o) {
@@ -5789,7 +5774,11 @@ static void merge(const char *adapter, const char *out, Options *o) {
     verify_merge(&m, &merged, o->force);
     finish_output(temporary);
     printf("%s: %zu tensors of %s with %s\n", out, m.model->n_tensors, m.folder, adapter);
-    if (onto_source) print_move(&coded, &merged);
+    if (!onto_source) return;
+    start_method(&coded, 0, false);
+    Difference d = compare_logits(&coded, &merged);
+    printf("it was trained on the codes of %s: from there logits of random tokens move by %.2g of their size, the loss "
+           "from %.4f to %.4f\n", coded.folder, d.moved, d.loss[0], d.loss[1]);
 }
 
 // ---- 11.5 Quantising ---------------------------------------------------------------------------------------------
@@ -6220,46 +6209,30 @@ static inline void widen_pairs(vec *even, vec *odd, bit_vec pairs, Dtype dtype) 
     *odd = widen_lanes(pairs >> 16, dtype);
 }
 
-// panel [n_k,TILE_N] of whole vectors of two-byte numbers, widened on the way. Where lines run along k, two neighbours
-// travel through the transposition as one lane, which halves its work. With this and the prefetch below, Y and dX of
-// 64 rows at 4096 x 4608 reach 71 and 72 % of the peak of one core, against 62 and 56 (clang: 74 and 76, 68 and 50).
-static void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t n_k) {
-    vec rows[LANES], even, odd;
-    if (b.k_stride != 1) {
-        for (size_t k = 0; k < n_k; k++, panel += TILE_N) {     // a tile is two vectors wide
-            widen_pairs(&even, &odd, *(const bit_vec *)view_at(b, line0, k0 + k), b.w.dtype);
-            *(vec *)panel = SHUFFLE(even, odd, LOW_LANES);
-            *(vec *)(panel + LANES) = SHUFFLE(even, odd, HIGH_LANES);
+// panel of whole vectors of two-byte numbers: [n_k,TILE_N], widened on the way, or `paired`, [n_k/2,TILE_N] pairs of
+// bf16 as they lie. Where lines run along k, two neighbours travel through the transposition as one lane, which halves
+// its work, and are a pair already; else two rows are interleaved. With this and the prefetch below, Y and dX of 64
+// rows at 4096 x 4608 reach 71 and 72 % of the peak of one core, against 62 and 56 (clang: 74 and 76, 68 and 50).
+static inline void pack_two_bytes(real *panel, View b, size_t line0, size_t k0, size_t n_k, bool paired) {
+    vec rows[LANES];
+    size_t step = paired ? 2 : 1;       // numbers of k in a row of the panel
+    for (size_t k = 0; b.k_stride != 1 && k < n_k; k += step, panel += TILE_N) {
+        const half_vec *low = view_at(b, line0, k0 + k), *high = view_at(b, line0, k0 + k + step - 1);
+        for (size_t j = 0; j < TILE_N / LANES; j++) {
+            bit_vec bits = __builtin_convertvector(low[j], bit_vec);
+            if (paired) bits |= __builtin_convertvector(high[j], bit_vec) << 16;
+            *(vec *)(panel + j*LANES) = paired ? (vec)bits : widen_lanes(bits, b.w.dtype);
         }
-        return;
     }
-    for (size_t k = 0; k < n_k; k += 2 * LANES, panel += 2 * LANES * TILE_N)
+    for (size_t k = 0; b.k_stride == 1 && k < n_k; k += 2 * LANES, panel += 2 * LANES / step * TILE_N)
         for (size_t j = 0; j < TILE_N; j += LANES) {
             for (size_t i = 0; i < LANES; i++) rows[i] = (vec)*(const bit_vec *)view_at(b, line0 + j + i, k0 + k);
             transpose(rows);
             for (size_t i = 0; i < LANES; i++) {
-                widen_pairs(&even, &odd, (bit_vec)rows[i], b.w.dtype);
-                *(vec *)(panel + 2*i * TILE_N + j) = even, *(vec *)(panel + (2*i + 1) * TILE_N + j) = odd;
+                real *out = panel + 2*i / step * TILE_N + j;
+                if (paired) *(vec *)out = rows[i];
+                else widen_pairs((vec *)out, (vec *)(out + TILE_N), (bit_vec)rows[i], b.w.dtype);
             }
-        }
-}
-
-// panel [n_k/2,TILE_N] of pairs of whole vectors of bf16, as they lie: where lines run along k, two neighbours are a
-// pair already; else two rows are interleaved.
-static void pack_pairs(real *panel, View b, size_t line0, size_t k0, size_t n_k) {
-    vec rows[LANES];
-    for (size_t k = 0; b.k_stride != 1 && k < n_k; k += 2, panel += TILE_N)
-        for (size_t j = 0; j < TILE_N; j += LANES) {
-            half_vec low = *(const half_vec *)view_at(b, line0 + j, k0 + k);
-            half_vec high = *(const half_vec *)view_at(b, line0 + j, k0 + k + 1);
-            *(bit_vec *)(panel + j) = __builtin_convertvector(low, bit_vec) |
-                                      __builtin_convertvector(high, bit_vec) << 16;
-        }
-    for (size_t k = 0; b.k_stride == 1 && k < n_k; k += 2 * LANES, panel += LANES * TILE_N)
-        for (size_t j = 0; j < TILE_N; j += LANES) {
-            for (size_t i = 0; i < LANES; i++) rows[i] = (vec)*(const bit_vec *)view_at(b, line0 + j + i, k0 + k);
-            transpose(rows);
-            for (size_t i = 0; i < LANES; i++) *(vec *)(panel + i*TILE_N + j) = rows[i];
         }
 }
 
@@ -6324,7 +6297,7 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
     // panel [n_k, TILE_N]; columns past n_lines become zero
     real lines[TILE_N * 2 * BLOCK_K];
     if (dtype_size(b.w.dtype) == 2 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
-        return pack_two_bytes(panel, b, line0, k0, n_k);
+        return pack_two_bytes(panel, b, line0, k0, n_k, false);
     if (n_lines < TILE_N) memset(panel, 0, n_k * TILE_N * sizeof *panel);
     if (b.k_stride != 1) {
         for (size_t k = 0; k < n_k; k++) load_run(panel + k*TILE_N, b.w, view_index(b, line0, k0 + k), n_lines);
@@ -6340,7 +6313,7 @@ static void pack_b(real *panel, View b, size_t line0, size_t n_lines, size_t k0,
 static void pack_b_rounded(real *panel, View b, size_t line0, size_t n_lines, size_t k0, size_t n_k) {
     real numbers[2 * BLOCK_K * TILE_N] __attribute__((aligned(64)));
     if (packing.pair == 2 && b.w.dtype == BF16 && n_lines == TILE_N && n_k % (2 * LANES) == 0)
-        return pack_pairs(panel, b, line0, k0, n_k);
+        return pack_two_bytes(panel, b, line0, k0, n_k, true);
     size_t lanes = lanes_of(n_k);
     pack_b(numbers, b, line0, n_lines, k0, n_k);
     memset(numbers + n_k*TILE_N, 0, (lanes * packing.pair - n_k) * TILE_N * sizeof *numbers);
@@ -6383,7 +6356,7 @@ static void tile(real *c, const real *from, size_t c_stride, const real *a, cons
     }
     if (m < TILE_M || n < TILE_N) return add_edge(c, from, c_stride, (const real *)sum, scale, m, n);
     #pragma GCC unroll 6
-    for (int i = 0; i < TILE_M; i++, c += c_stride, from += from ? c_stride : 0) {
+    for (int i = 0; i < TILE_M; i++, c += c_stride, from = from ? from + c_stride : NULL) {
         *(vec *)c = (from ? *(const vec *)from : (vec){0}) + scale * sum[i][0];
         *(vec *)(c + LANES) = (from ? *(const vec *)(from + LANES) : (vec){0}) + scale * sum[i][1];
     }
@@ -6697,9 +6670,9 @@ void attention_forward(real *out, real *lse, const real *q, const real *k, const
                 size_t at = h / (s.n_heads / s.n_kv_heads) * d, i = block * BLOCK_QUERIES;  // at: place in a row
                 if (i >= s.starts[b+1] - s.starts[b]) continue;
                 size_t row = s.kv_starts[b]*stride + at, th = (s.starts[b] + i)*s.n_heads + h;
-                size_t prefix_at = s.n_prefix ? at : 0;
-                KeyPart parts[] = { { prefix_k + prefix_at, prefix_v + prefix_at, NULL, NULL, s.n_prefix, false },
+                KeyPart parts[] = { { .n = s.n_prefix },
                                     { k + row, v + row, NULL, NULL, s.kv_starts[b + 1] - s.kv_starts[b], true } };
+                if (s.n_prefix) parts[0].k = prefix_k + at, parts[0].v = prefix_v + at;
                 attend(out + th*d, lse + th, s.n_heads, q + th*d, query_block(s, b, i), parts);
             }
 }
@@ -7994,9 +7967,10 @@ static bool divides_positions(const Config *c) {
     return file_contains(code, "/ self.rope_ratio") || file_contains(code, "/ rope_ratio");
 }
 
-// Ways to quantise that are not read. What bitsandbytes and ChatGLM write is (13.9).
-static void check_quantisation(const Config *c, const Json *root) {
+// Refuses what is not read or computed. Of ways to quantise those of bitsandbytes and ChatGLM are (13.9).
+static void check_supported(const Config *c, const Json *root) {
     const Json *config = json_get(root, "quantization_config"), *method = json_get(config, "quant_method");
+    const Json *act = json_get(root, "hidden_act");
     const char *by = json_is(method, JSON_STRING) ? method->text : "a method that is not named";
     if (json_is(config, JSON_OBJECT) && strcmp(by, "bitsandbytes"))
         fail("%s: these weights are quantised by %s, which is not read; take the release in fp16 or bf16 (and, to save "
@@ -8004,11 +7978,6 @@ static void check_quantisation(const Config *c, const Json *root) {
     if (c->quantization_bit && c->quantization_bit != 4 && c->quantization_bit != 8)
         fail("%s: \"quantization_bit\" is %zu, ChatGLM has 4 and 8; take it out if the weights are no codes", c->file,
              c->quantization_bit);
-}
-
-static void check_supported(const Config *c, const Json *root) {
-    const Json *act = json_get(root, "hidden_act");
-    check_quantisation(c, root);
     check_rotary(c, root, "rope_scaling"), check_rotary(c, root, "rope_parameters");
     if (c->remote && config_number(c->file, root, "rope_ratio", 1e-3, 1e8, 1) != 1 && divides_positions(c))
         fail("%s: divides positions by rope_ratio, as ChatGLM2-6B-32k does; take ChatGLM3-6B-32k", c->file);
@@ -10303,19 +10272,22 @@ const char *__asan_default_options(void) { return "detect_leaks=0"; }   // names
 
 // Threads of OpenMP that wait for each other spin, gcc's 300,000 times (3 to 15 ms), clang's 200 ms. On a machine that
 // is not idle they take that time from the thread that they wait for; 100 us lose nothing where it is (README, Speed).
-// OpenMP reads its environment before main, so this sets it and starts the program once more.
-static void spin_less(__attribute__((unused)) char **argv) {
+// Their stacks hold section 12's blocks, 0.7 MB, and musl gives a thread 128 KB. OpenMP reads its environment before
+// main, so this sets it and starts the program once more.
+static void set_up_openmp(__attribute__((unused)) char **argv) {
 #ifdef _OPENMP
     const char *path = program_path();
     double turns = 20000;
-    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;   // or below
+    bool waits = getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME");     // or below
+    if (waits && getenv("OMP_STACKSIZE")) return;
+    setenv("OMP_STACKSIZE", "4M", 0);
 #ifdef __x86_64__
     double began = seconds();
     for (int i = 0; i < 1000; i++) __builtin_ia32_pause();      // a turn: 10 to 50 ns
     turns = 100e-6 / fmax((seconds() - began) / 1000, 1e-9);
 #endif
-    setenv("GOMP_SPINCOUNT", strf("%.0f", turns), 1);
-    setenv("KMP_BLOCKTIME", "1", 1);
+    if (!waits) setenv("GOMP_SPINCOUNT", strf("%.0f", turns), 1);
+    if (!waits) setenv("KMP_BLOCKTIME", "1", 1);
     if (path) execv(path, argv);
 #endif
 }
@@ -10332,7 +10304,7 @@ int main(int argc, char **argv) {
     struct sigaction on_bus = { .sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO };
     for (int fd = 0; fd <= 2; fd++)     // what is closed would else be the number of the first file that is opened
         if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", O_RDWR);
-    spin_less(argv);
+    set_up_openmp(argv);
     program_name = argv[0];
     watch_signals();
     sigaction(SIGBUS, &on_bus, NULL);
