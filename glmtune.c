@@ -3225,13 +3225,15 @@ static Row encode_turns(const ChatFormat *f, const Turn *turns, size_t n, size_t
 typedef struct { int32_t *ids, *labels; size_t n, n_targets, number, prompt_n; bool stops; } Sample;
 
 // What is noted while data are read: how often, and the first place. What is `wrong` keeps the data from being used.
-enum { TOO_LONG, LEFT_NAME, LEFT_BRACES, TYPED_ROLE, EMPTY_TEXT, NO_THOUGHTS, FINDINGS };
+enum { TOO_LONG, LEFT_NAME, LEFT_BRACES, TYPED_ROLE, EMPTY_TEXT, LOST_TEXT, RETURNS, NO_THOUGHTS, FINDINGS };
 static const struct { bool wrong; const char *what; } finding_kinds[FINDINGS] = {
     [TOO_LONG] = { true, "over max_input_length + max_output_length + 1; raise one, or --overlong drop or truncate" },
     [LEFT_NAME] = { true, "a placeholder that nobody replaced; put the real text in its place" },
     [LEFT_BRACES] = { false, "looks like a placeholder that nobody replaced" },
     [TYPED_ROLE] = { false, "a role token typed as text; here it stays text and opens no turn" },
     [EMPTY_TEXT] = { false, "a message without text" },
+    [LOST_TEXT] = { false, "has characters that were lost when it was converted; write them again" },
+    [RETURNS] = { false, "has a carriage return, as Windows ends lines; it would be learned" },
     [NO_THOUGHTS] = { false, "an answer that does not open with <think>, as this layout's prompts make the model do" },
 };
 
@@ -3308,6 +3310,10 @@ static void note_text(const DataReader *d, int role, const Json *text) {
     note_placeholders(d, text);
     for (const char *const *t = role_tokens; t < role_tokens + ROLES; t++)
         if (memmem(text->text, text->count, *t, strlen(*t))) note(d, TYPED_ROLE, text, *t);
+    // U+FFFD, and what two of them become when read as GBK
+    if (strstr(text->text, "\xEF\xBF\xBD") || strstr(text->text, "\xE9\x94\x9F\xE6\x96\xA4\xE6\x8B\xB7"))
+        note(d, LOST_TEXT, text, quoted(d->json, text));
+    if (strchr(text->text, '\r')) note(d, RETURNS, text, quoted(d->json, text));
 }
 
 // A list of tools that stood in a text has no key, and its own reader.
@@ -4042,7 +4048,7 @@ static const struct { const char *name, *meaning; } metrics[METRICS] = {
     { "rouge-2", "the same of pairs of characters" },
     { "rouge-l", "F1 of their longest common subsequence of characters" },
     { "bleu-4", "runs of 1 to 4 characters that the reference has too, times a penalty for short answers" },
-    { "accuracy", "% of answers that are the reference to the letter" },
+    { "accuracy", "% of answers that are the reference to the letter, but for blanks around them" },
     { "stop_rate", "% of answers that ended in a stop token, not at max_new_tokens" },
     { "repetition_rate", "% of answers that end in a loop: up to 20 characters, 4 times or more, 20 or more in all" },
 };
@@ -4902,6 +4908,8 @@ static void train_loop(Trainer *t) {
         draw_progress(t);
         if (stops) break;
     }
+    RunState *s = &t->state;
+    if (s->line_steps > 0) s->last_loss = s->line_sum / s->line_steps;      // it ends between two lines of the log
     t->took += seconds() - t->began;
     free(chosen);
 }
@@ -5054,13 +5062,15 @@ static void print_advice(const Trainer *t, const char *result) {
     if (vain) progress(true, "the result is NO BETTER than before training: validation never fell below %.4f",
                        s->base_loss);
     if (worse) progress(true, "training made the loss higher: leave --learning_rate out, or take less than %.3g", rate);
-    else if (!learned) progress(true, "little was learned: take --learning_rate %.3g, or more epochs", 3 * rate);
+    else if (!learned) progress(true, "little was learned: %stake --learning_rate %.3g, or more epochs",
+                                GIVEN(t->o, learning_rate) ? "leave --learning_rate out, or " : "", 3 * rate);
     else if (vain) progress(true, "learned by heart: take --learning_rate %.3g, or more varied samples", rate / 3);
     if (t->n_new == t->train.n)
-        progress(true, "nothing old was replayed, so the model may have forgotten what it knew: the one in tests/tiny "
-                 "lost 8 answers in 100, and less than one with --replay FILE:1 (README, Replay)");
-    progress(true, "done in %s; the result is %s; try: %s chat %s", time_text(seconds() - t->began), result,
-             program_name, result);
+        progress(true, "nothing old was replayed, so the model may have forgotten what it knew; --replay FILE:1 keeps "
+                 "most of it (README, Replay)");
+    const char *quote = strpbrk(result, " '\"$&();*?") ? "'" : "";
+    progress(true, "done in %s; the result is %s; try: %s chat %s%s%s", time_text(seconds() - t->began), result,
+             program_name, quote, result, quote);
 }
 
 // The settings that differ from the defaults, without those that other lines of a run's start show (`told`).
@@ -5154,8 +5164,9 @@ static void end_run(const Trainer *t) {
         progress(true, "warning: the best step, %.0f, is not here: it lies where the run went on from, or the disk was "
                  "full", s->best_step);
     if (early && waited_enough(t))
-        progress(true, "stopped early: %.0f validations in a row were no better than %.4f; the best saved has %.4f, at "
-                 "step %.0f (--early_stopping_patience)", s->worse_since, s->lowest, s->best_metric, s->best_step);
+        progress(true, "stopped early: %.0f validations in a row were not lower by more than %g; the lowest has %.4f, "
+                 "the best saved %.4f, at step %.0f (--early_stopping_patience, --early_stopping_threshold)",
+                 s->worse_since, o->early_stopping_threshold, s->lowest, s->best_metric, s->best_step);
     else if (early)
         progress(true, "stopped early: learned, the losses of validation, %.4f, and training, %.4f, are below %g "
                  "(--early_stopping_loss)", s->best_metric, s->train_loss, o->early_stopping_loss);
@@ -7067,11 +7078,12 @@ __attribute__((format(printf, 2, 3))) static void progress(bool keep, const char
 // Configs, safetensors headers and data sets are JSON (RFC 8259). JSON lines and one big array are read alike: a value
 // is a tree of nodes that live until the next is asked for. A node knows where it began, so errors name the place.
 
+#define BYTE_ORDER_MARK "\xEF\xBB\xBF"         // as Windows editors leave it
 enum { JSON_DEPTH = 100 };      // levels of nesting; real files have five, and the parser's stack must have an end
 
 static JsonReader json_open(const char *file, const char *source, size_t n) {
     JsonReader r = { .file = file, .language = "JSON", .source = source, .n = n };
-    if (n >= 3 && !memcmp(source, "\xEF\xBB\xBF", 3)) r.at = 3;     // a byte order mark, as Windows editors leave it
+    if (n >= 3 && !memcmp(source, BYTE_ORDER_MARK, 3)) r.at = 3;
     r.strings = alloc(n + 1, 1);
     r.blocks = r.block = alloc(1, sizeof(JsonBlock));
     return r;
@@ -7101,8 +7113,20 @@ static const char *json_where(const JsonReader *r, size_t at) {
     return strf("%s, in \"%s\":%zu:%zu", where(r->outer, r->text), r->text->key, line, column);
 }
 
+// Of a text that is not UTF-8 here: all of it is in another encoding, or, where Chinese text has been read, a part.
+static const char *encoding_problem(const JsonReader *r) {
+    for (size_t i = 3; i < r->at; i++)      // 3: behind a byte order mark
+        if ((unsigned char)r->source[i] >= 0xE0)
+            return "the text is UTF-8 before this place and not here: this part alone is in another encoding";
+    return "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8; traditional characters: -f big5)";
+}
+
+// Ends the program. A character that no keyboard for English has is named, for it may look like the one expected.
 __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char *problem) {
-    size_t lines = 0, at = min_size(r->at, r->n), near = at;
+    size_t lines = 0, at = min_size(r->at, r->n), near = at, length;
+    uint32_t here = at < r->n ? utf8_get(r->source + at, r->n - at, &length) : 0;
+    if (here == INVALID) problem = encoding_problem(r);
+    else if (here >= 0x80) problem = strf("%s, not '%.*s' (U+%04X)", problem, (int)length, r->source + at, here);
     for (size_t i = r->began; i < at; i++) lines += r->source[i] == '\n';
     while (near > r->began && at - near < 20 && (unsigned char)r->source[near-1] >= ' ') near--;
     while (near < at && ((unsigned char)r->source[near] & 0xC0) == 0x80) near++;    // begin with a whole character
@@ -7174,7 +7198,7 @@ static const char *json_string(JsonReader *r, size_t *count) {
         if (c < 0x20) json_fail(r, "a line break or control character inside a string; write it as \\n or \\u00XX");
         size_t n;
         uint32_t character = utf8_get(r->source + r->at, r->n - r->at, &n);
-        if (character == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
+        if (character == INVALID) json_fail(r, "");
         if (c != '"' && c != '\\') memcpy(out, r->source + r->at, n), out += n;
         r->at += n;
         if (c == '"') break;
@@ -7275,6 +7299,8 @@ static Json *json_next(JsonReader *r) {
         if (r->at < r->n) json_fail(r, "something follows the end of the array");
         r->in_array = false;
     }
+    json_skip_space(r);
+    if (r->n - r->at >= 3 && !memcmp(r->source + r->at, BYTE_ORDER_MARK, 3)) r->at += 3;    // where files were joined
     json_skip_space(r);
     r->began = r->at;
     if (r->at < r->n) return json_value(r, 0);
@@ -7389,7 +7415,7 @@ static Json *yaml_only(JsonReader *r) {
     if (r->n > 1 << 16) json_fail(r, "longer than 64 KiB");     // so time and depth have an end
     for (size_t n = r->at = 0; r->at < r->n; r->began = r->at += n) {
         uint32_t c = utf8_get(r->source + r->at, r->n - r->at, &n);
-        if (c == INVALID) json_fail(r, "the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)");
+        if (c == INVALID) json_fail(r, "");
         if (c < ' ' && c != '\n' && !(c == '\r' && json_peek(r, 1) == '\n'))
             json_fail(r, "a tab or control character; write spaces");
     }
@@ -8759,7 +8785,8 @@ static RunKind plan_memory(Model *m, const Method *method, bool recompute, size_
         fail("not enough memory: %s are needed, %s for what trains alone, %s are free; train less: --method lora, a "
              "lower --r, fewer --target_modules", size_text(own), size_text(trainables), size_text(available));
     fail("not enough memory: %s are needed for batches of %zu tokens, %s are free; batches of %zu tokens fit: lower "
-         "the number or the length of the samples in one", size_text(own), T, size_text(available), fits);
+         "--per_device_train_batch_size, or --max_input_length with --overlong truncate", size_text(own), T,
+         size_text(available), fits);
 }
 
 // ---- 15.2 Time and disk ------------------------------------------------------------------------------------------
@@ -9579,7 +9606,10 @@ static int chat_command(const Call *c) {
     fprintf(stderr, "chat layout %s; an empty line or ctrl-D ends\n", f.layout->name);
     for (;;) {
         if (isatty(0)) fputs("> ", stderr);
+        int more = 0;       // bytes that wait behind an empty line: it stands in a text that was pasted, and is no end
         ssize_t n = getline(&line, &capacity, stdin);
+        bool empty = n > 0 && strspn(line, "\r\n") == (size_t)n;
+        if (empty && isatty(0) && !ioctl(0, FIONREAD, &more) && more) continue;
         while (n > 0 && (line[n-1] == '\n' || line[n-1] == '\r')) n--;
         if (n <= 0) break;
         chat_turn(&chat, line, (size_t)n);
@@ -9591,6 +9621,15 @@ static int chat_command(const Call *c) {
 
 // ---- 16.3 Check --------------------------------------------------------------------------------------------------
 
+// Whether a terminal gives a character two columns: Chinese, Japanese and Korean script, full-width forms, emoji.
+static bool is_wide(uint32_t c) {
+    static const uint32_t from_to[][2] = { { 0x1100, 0x115F }, { 0x2E80, 0xA4CF }, { 0xAC00, 0xD7A3 },
+        { 0xF900, 0xFAFF }, { 0xFE30, 0xFE6F }, { 0xFF00, 0xFF60 }, { 0xFFE0, 0xFFE6 }, { 0x1F300, 0x1FAFF },
+        { 0x20000, 0x3FFFD } };
+    for (size_t i = 0; i < COUNT(from_to); i++) if (c >= from_to[i][0] && c <= from_to[i][1]) return true;
+    return false;
+}
+
 // Prints a token on one line, filled up to `columns` columns; wide characters take two.
 static void print_token(const Tokenizer *t, int32_t id, int columns) {
     Text text = {0};
@@ -9600,7 +9639,7 @@ static void print_token(const Tokenizer *t, int32_t id, int columns) {
         uint32_t c = utf8_get(text.s + at, text.n - at, &length);
         bool plain = c != INVALID && c >= ' ' && c != 127;
         if (plain) printf("%.*s", (int)length, text.s + at);
-        if (plain) columns -= c >= 0x1100 ? 2 : 1;
+        if (plain) columns -= is_wide(c) ? 2 : 1;
         else columns -= c == '\n' ? printf("\\n") : printf("\\x%02x", (unsigned char)text.s[at]);
     }
     printf("%*s", columns > 0 ? columns : 0, "");

@@ -128,7 +128,7 @@ broken_data content.json "3:87: \"content\" must be a string, not '42'"
 broken_data cut_off.jsonl \
     "3:1: |a comma or ] was expected here|near '{\"messages\": [{\"role\": |the value began at|cut_off.jsonl:2:1"
 broken_data empty_conversation.jsonl '2:1: "messages" is empty: there is nothing to learn'
-broken_data gb18030.jsonl '2:44: |the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8)'
+broken_data gb18030.jsonl '2:44: |the text is UTF-8 before this place and not here'
 broken_data history.jsonl "1:84: \"history\" must hold pairs of a question and its answer, not '[\"Really?\"]"
 broken_data ids.jsonl "1:28: '99999' is no token id of this model, which has 0 to 2709"
 broken_data loss.jsonl "1:98: \"loss\" must be true or false, not 'false'"

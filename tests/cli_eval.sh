@@ -39,7 +39,7 @@ works 'each validation will answer 50 samples, in up to about|of 50 answers|on 6
 works 'of 60 answers' eval split/many.jsonl good/checkpoint-1 --max_new_tokens 2
 rm -rf good split/many.jsonl
 # a rate so high that validation never gets better than before the first step
-works 'stopped early: 2 validations in a row|at step 0 |NO BETTER|--learning_rate 0.167|the result is early/checkpoint-2;' train split "$tiny" \
+works 'stopped early: 2 validations in a row were not lower by more than|at step 0 |NO BETTER|less than 0.5|the result is early/checkpoint-2;' train split "$tiny" \
     --output_dir early --num_train_epochs 50 --learning_rate 0.5 --eval_steps 1 --early_stopping_patience 2 \
     --load_best_model_at_end --save_total_limit 1 $short
 check 'only the last checkpoint stays' test early/checkpoint-2 = \
@@ -47,6 +47,12 @@ check 'only the last checkpoint stays' test early/checkpoint-2 = \
 works 'stopped early' train split "$tiny" --output_dir early --num_train_epochs 50 --learning_rate 0.5 --eval_steps 1 \
     --early_stopping_patience 2 --load_best_model_at_end --save_total_limit 1 --resume_from_checkpoint yes $short
 rm -rf early
+echo '{"prompt": "你是谁？", "response": "我是小格。"}' >own.jsonl      # what the base answers
+works 'NO BETTER than before training|learned by heart: take --learning_rate 0.001, or' train "$tests/data/identity.jsonl" \
+    "$tiny" --eval_file own.jsonl --output_dir early --max_steps 60 --learning_rate 0.003
+works 'little was learned: leave --learning_rate out, or take --learning_rate 3e-09' train split "$tiny" --output_dir early \
+    --max_steps 8 --learning_rate 1e-9 $short --force
+rm -rf early own.jsonl
 works 'training made the loss higher: leave --learning_rate out' train split "$tiny" --output_dir early --max_steps 8 \
     --learning_rate 3 $short
 rm -rf early

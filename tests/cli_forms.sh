@@ -71,6 +71,18 @@ sed 's/"system"/"System"/; s/"user"/"User"/; s/"assistant"/"ASSISTANT"/' forms_p
 works '' check forms_large.jsonl "$tiny" --ids
 check 'roles in large letters' cmp stdout plain.ids
 rm plain.ids
+# Characters that look like those of JSON, files that were joined, text that a conversion has broken.
+form colon '{"prompt"："a"}'
+refuse "forms_colon.jsonl:1:10: |a colon was expected here, not '：' (U+FF1A)" train forms_colon.jsonl "$tiny" --output_dir out
+printf '\357\273\277{"prompt": "a", "response": "b"}\r\n%.0s' 1 2 3 >forms_joined.jsonl
+works '3 read, 3 kept' check forms_joined.jsonl "$tiny" --samples 0
+printf '{"prompt": "你", "response": "\304\343"}\n' >forms_mixed.jsonl
+refuse 'forms_mixed.jsonl:1:30: |UTF-8 before this place and not here' train forms_mixed.jsonl "$tiny" --output_dir out
+printf '{"prompt": "\304\343\272\303", "response": "\304\343"}\n' >forms_mixed.jsonl
+refuse 'forms_mixed.jsonl:1:13: |the text is not UTF-8; convert it (iconv -f gb18030 -t utf-8' train forms_mixed.jsonl "$tiny" --output_dir out
+form lost '{"prompt": "a", "response": "锟斤拷"} {"prompt": "\ud83d", "response": "c\r\nd"}'
+works "lost.jsonl:1:29: '锟斤拷': has characters that were lost|(2 in all)|lost.jsonl:1:69: 'c': has a carriage return" \
+    check forms_lost.jsonl "$tiny" --samples 0
 # What looks like a table.
 for text in 'question,answer' 'PAR1....'; do
     form table "$text"
