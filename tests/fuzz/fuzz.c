@@ -140,7 +140,7 @@ static void fuzz_data(const char *bytes, size_t n) {
     static Tokenizer loaded;
     (void)bytes, (void)n;
     if (!format.layout) {
-        Config c = { .vocab_size = 1 << 20, .model_type = "" };
+        static const Config c = { .vocab_size = 1 << 20, .model_type = "" };
         o = default_options();
         o.layout = "glm4-chat";
         format = choose_format(&o, &c, ".");
