@@ -7126,7 +7126,8 @@ __attribute__((noreturn)) static void json_fail(const JsonReader *r, const char 
     size_t lines = 0, at = min_size(r->at, r->n), near = at, length;
     uint32_t here = at < r->n ? utf8_get(r->source + at, r->n - at, &length) : 0;
     if (here == INVALID && (r->started || !*problem)) problem = encoding_problem(r);
-    if (here != INVALID && here >= 0x80) problem = strf("%s, not '%.*s' (U+%04X)", problem, (int)length, r->source + at, here);
+    else if (here >= 0x80 && here != INVALID)
+        problem = strf("%s, not '%.*s' (U+%04X)", problem, (int)length, r->source + at, here);
     for (size_t i = r->began; i < at; i++) lines += r->source[i] == '\n';
     while (near > r->began && at - near < 20 && (unsigned char)r->source[near-1] >= ' ') near--;
     while (near < at && ((unsigned char)r->source[near] & 0xC0) == 0x80) near++;    // begin with a whole character

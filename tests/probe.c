@@ -71,7 +71,7 @@ static void ask(Probe *p, const Json *sample) {
     score->asked++, score->right += right;
 }
 
-static void ask_all(Probe *p, const char *path, const ChatFormat *f, const Options *o, const Model *m) {
+static void ask_all(Probe *p, const char *path, const ChatFormat *f, const Options *o) {
     size_t n;
     char *source = read_file(path, &n);
     JsonReader r = json_open(path, source, n), tools = {0};
@@ -100,7 +100,7 @@ int main(int argc, char **argv) {
     Probe p = { .tally = &t, .chat = { .format = &f, .o = &o } };
     double mean = 0;
     p.chat.g = make_generator(m.model, m.method, min_size(LONGEST_CONVERSATION, positions_left(m.model)), 1);
-    for (int i = 2; i < argc; i++) ask_all(&p, argv[i], &f, &o, m.model);
+    for (int i = 2; i < argc; i++) ask_all(&p, argv[i], &f, &o);
     for (size_t i = 0; i < t.n; i++) {
         const Score *s = &t.rows[i];
         print_row(s);
