@@ -11,7 +11,11 @@ check 'settings that nobody chose are not told' test "$(grep -c '^settings' stde
 check 'at most two checkpoints stay' test "$(find alone -name 'checkpoint-*' | wc -l)" -le 2
 check 'a step line has no stale validation loss' test "$(grep -c 'loss.*eval loss' stderr)" = 0
 check 'the log calls the best one so' test "$(grep -c '"best": true' alone/log.jsonl)" -ge 2
+check 'the loss at its end is of the steps since the last line' awk '/"loss"/ { gsub(/[^0-9.]*"loss": |,.*/, ""); last = $0 }
+    FNR == 1 && FILENAME == "stdout" { text = 1 } text && /at its end/ { exit !($5 < last) }' alone/log.jsonl stdout
 rm -rf alone
+works "try: $program chat 'al one/checkpoint-1'" train data.jsonl f --output_dir 'al one' --max_steps 1
+rm -rf 'al one'
 
 # ---- What is given wins, and nothing contradicts an adapter ------------------------------------------------------
 

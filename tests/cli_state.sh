@@ -151,6 +151,14 @@ cp -R $marked plain
 edit_header plain/adapter_model.safetensors 's/,"glmtune.fingerprint":"[^"]*"//'
 works '' chat plain --prompt hi --max_new_tokens 1 --base other
 works 'parameters' init deep.json sharded --layout glm4-chat --dtype bf16 --max_shard_size 0.00004
+cp -R sharded oddly
+first=$(sed -n 's/.*"model.embed_tokens.weight": "\([^"]*\)".*/\1/p' oddly/model.safetensors.index.json)
+mv "oddly/$first" oddly/model.safetensors
+sed -i "s/\"$first\"/\"model.safetensors\"/g" oddly/model.safetensors.index.json
+works 'done' train data.jsonl oddly --output_dir odd --max_steps 1
+works 'read back' merge odd/checkpoint-1 odd/whole
+check 'an index that begins with model.safetensors is an index' test -s odd/whole/model.safetensors.index.json
+rm -rf oddly odd
 works 'done' train data.jsonl sharded --output_dir of_shards --max_steps 2
 works 'read back: logits change|bound' merge of_shards/checkpoint-2 as_base
 told='a merged model lies in the files of its base'

@@ -202,7 +202,16 @@ static void test_turns_back(void) {
     }
 }
 
+// Columns of a terminal: Chinese and full-width signs take two, quotation marks and dashes one.
+static void test_widths(void) {
+    static const uint32_t wide[] = { 0x4F60, 0x3002, 0xFF1A, 0xAC00, 0x1F600, 0x20000 };
+    static const uint32_t narrow[] = { 'a', 0xE9, 0x2014, 0x201C, 0x2026, 0x2460, 0xFF61 };
+    for (size_t i = 0; i < COUNT(wide); i++) check_true(label("U+%04X is wide", wide[i]), is_wide(wide[i]));
+    for (size_t i = 0; i < COUNT(narrow); i++) check_true(label("U+%04X is not", narrow[i]), !is_wide(narrow[i]));
+}
+
 static void test_chat(void) {
+    test_widths();
     small_sentencepiece();
     test_golden_labels();
     test_cutting();

@@ -722,6 +722,10 @@ run --help
 if [ "$status" != 0 ]; then
     skip 'limits of memory: this program does not run under one'
 else
+    works 'parameters' init <(sed 's/_embeddings": 512/_embeddings": 99999999/' glm.json) endless_m --layout glm4-chat
+    cp "$bin" endless_m
+    refuse 'not enough memory|lower --max_context' chat endless_m --prompt hi --max_context 90000000
+    rm -rf endless_m
     limit="-v $((${own:-200} * 768))"                       # three quarters
     refuse 'memory|tokens fit|lower' train long.jsonl m $long
     refuse 'memory|tokens fit|lower' train long.jsonl m $long --method full
@@ -1000,6 +1004,10 @@ echo "{\"model_type\": \"chatglm\", \"num_layers\": 28, \"padded_vocab_size\": 6
 echo "{\"model_type\": \"chatglm\", \"num_layers\": 40, \"padded_vocab_size\": 151552, \"seq_length\": 131072," \
      "\"rope_ratio\": 500, $big}" >glm-4-9b-chat/config.json
 released 'trains 1949696 of 6245533696' info chatglm3-6b --method lora --r 8 --target_modules query_key_value
+run info glm-4-9b-chat --per_device_train_batch_size 1000000 --max_input_length 10000000 --max_output_length 10000000
+[ "$status" = 1 ] || want 'exit status 1'
+want_words stderr 'pass what this machine can count'
+judge
 released 'trains 2785280 of 9402736640|glm4-chat|tokens/s' info glm-4-9b-chat --target_modules query_key_value
 released 'trains 6243584000 of 6243584000' info chatglm3-6b/config.json --method full
 

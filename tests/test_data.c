@@ -701,7 +701,9 @@ static ChatFormat format_of(const char *layout, const char *folder) {
 
 static Dataset read_text(const char *jsonl, const ChatFormat *f, const Options *o) {
     write_file(scratch("data.jsonl"), jsonl, strlen(jsonl));
-    return read_data_file(scratch("data.jsonl"), f, o, true);
+    Dataset set = scan_data_file(scratch("data.jsonl"), f, o, true);
+    refuse_findings(&set);      // as read_data_file does, which also tells of what it found
+    return set;
 }
 
 static void check_sample(const char *what, const Dataset *set, size_t i, const int32_t *ids, const int32_t *labels,
