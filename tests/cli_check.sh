@@ -37,6 +37,9 @@ works '' check ready_facts.jsonl "$tiny" --ids
 check 'ready samples are data, and give themselves' cmp -s stdout ready_facts.jsonl
 works 'samples ending in a stop token: 100 of 100|target tokens: 684 of 2690' \
     check ready_facts.jsonl "$tiny" --samples 0
+head -n 1 ready_facts.jsonl | sed 's/\], "labels"/, 0, 0&/; s/\]}/, -100, -100]}/' >padded.jsonl
+works 'samples ending in a stop token: 1 of 1' check padded.jsonl "$tiny" --samples 0
+rm padded.jsonl
 works 'samples   40 read|samples   100 read' \
     check "$tests/data/identity.jsonl" "$tiny" --eval_file "$tests/data/facts.jsonl"
 works 'the last answer alone, without the line break|target tokens: 584 of 2690' \

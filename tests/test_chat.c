@@ -212,6 +212,10 @@ static void test_widths(void) {
 
 static void test_chat(void) {
     test_widths();
+    Model few = { .config.max_positions = 1, .first_position = 128 };
+    check_equal("positions behind a prefix: two at least", positions_left(&few), 2);
+    few.config.max_positions = 1000;
+    check_equal("the others", positions_left(&few), 872);
     small_sentencepiece();
     test_golden_labels();
     test_cutting();
