@@ -78,7 +78,7 @@ typedef enum { F64, F32, F16, BF16, I64, I32, OTHER_DTYPE, Q8, Q4, NF4, FP4,
 #include <time.h>
 #include <unistd.h>
 #ifdef __APPLE__
-#define st_mtim st_mtimespec
+#define st_mtim st_mtimespec        // its name there
 #endif
 #ifdef _OPENMP
 #include <omp.h>
@@ -2588,7 +2588,7 @@ static const char *begin_folder(const char *path);          // the same, and mak
 static void finish_output(const char *temporary);           // gives what was written there its own name
 static void close_written(FILE *f, const char *path);       // ends the program where not all is on the disk
 __attribute__((noreturn)) static void fail_writing(const char *path);       // as when the disk is full
-static void want_new_folder(const char *path);              // ends the program where it is there and holds something
+static void want_new_folder(const char *path);              // removes an empty one; ends where it holds something
 static void lock_folder(const char *folder);                // makes it, and keeps other runs out until this one ends
 static void unlock_folder(void);
 
@@ -4564,14 +4564,14 @@ static bool judge_evaluation(Trainer *t, int64_t step, double loss, const char *
     bool first = !step || !(s->lowest > 0), lower = first || loss < s->lowest - t->o->early_stopping_threshold;
     bool candidate = first || loss < s->best_metric || (enough > 0 && loss <= near && loss < s->base_loss);
     s->worse_since = lower || loss <= enough ? 0 : s->worse_since + 1;
-    bool lowest = first || loss <= s->lowest;
+    bool is_lowest = first || loss <= s->lowest;
     bool soon = (double)step - s->saved_step < (double)t->saves_after * (lower ? 0.1 : 1);
     bool anyway = step % t->o->save_steps == 0 || step == t->steps || waited_enough(t);
     bool due = !(s->best_step > 0) || anyway || !soon;
     *words = !step ? ""
            : !candidate ? (s->base_loss > 0 && loss >= s->base_loss ? "; no better than before training" : "")
-           : !due ? strf("; %snot saved: the last save is too near", lowest ? "the lowest so far, " : "")
-           : lowest ? "; the best so far" : strf("; the best that is saved (the lowest was %.4f)", s->lowest);
+           : !due ? strf("; %snot saved: the last save is too near", is_lowest ? "the lowest so far, " : "")
+           : is_lowest ? "; the best so far" : strf("; the best that is saved (the lowest was %.4f)", s->lowest);
     if (candidate && due) s->best_step = (double)step, s->best_metric = loss;
     if (!step) s->base_loss = loss;
     s->lowest = first ? loss : fmin(s->lowest, loss);
@@ -5293,7 +5293,7 @@ static void write_weights(const char *folder, const Model *m, TensorSource sourc
     StoredTensor parts[MAX_CODE_PARTS];
     size_t total = 0, n_files = 0;
     Text index = {0}, map = {0};
-    text_add(&map, "", 0);
+    text_add(&map, "", 0);      // so that it is a text, whatever follows
     for (size_t i = 0; i < m->n_tensors; i++) {
         const Tensor *t = m->tensors[i];
         size_t k = 0;
@@ -6980,9 +6980,7 @@ static void refuse_disguise(const char *path, const char *bytes, size_t n) {
 // not. They end the program at once; while it trains, the first one asks it to end when its step is done.
 static void *wait_for_signals(void *signals) {
     for (int n; !sigwait(signals, &n); ) {
-        bool first = under_way && !stop_signal;
-        if (first) stop_signal = n;
-        if (first) continue;
+        if (under_way && !stop_signal) { stop_signal = n; continue; }
         end_alone();
         discard_unfinished();
         _exit(128 + n);
@@ -9138,7 +9136,8 @@ static int gradcheck(const char *folder, const Options *o) {
         fail("gradcheck takes slopes in double: glmtune64 gradcheck [--out FILE] (make glmtune64); in single precision "
              "it compares with what that wrote: --truth FILE");
     if (o->truth) read_tensor_file(&check.truth, o->truth);
-    for (const StoredTensor *s = check.truth.tensors; s < check.truth.tensors + check.truth.n; s++) {
+    for (size_t i = 0; i < check.truth.n; i++) {
+        const StoredTensor *s = &check.truth.tensors[i];
         if (s->dtype != F64) fail("%s: '%s' is %s, not F64: write it by glmtune64", s->file, s->name, s->dtype_name);
         check.largest = fmax(check.largest, distance(s, NULL));
     }
